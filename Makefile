@@ -1,0 +1,40 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint types check bench results nightly wheel clean
+
+setup: .venv/installed ## make .venv with everything that the other targets need
+
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch>=2.8,<=2.13.0"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+demo: setup ## adapt the embedded PLM to formal customer-support German and show the difference
+	$(BIN)/pema demo
+
+test: setup ## the tests, without the network
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+nightly: setup ## the slow tests too
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m ""
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+check: lint types test
+
+bench: setup ## the benchmarks; results go to benchmarks/results
+	$(BIN)/python -m benchmarks
+
+wheel: setup
+	rm -rf dist
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean:
+	rm -rf .venv dist build .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,145 @@
+"""The boundary between the PLM owner and the data owner: all that the rest of the package knows of a PLM.
+
+A PLM can describe itself, hand out its head, and represent contexts. Whatever stands to the right of this room sees
+this type only, so a model in the process and one across a network are used the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pema.errors import MismatchError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from pema.owner.head import Head
+
+Tap = Literal["head_input", "norm_input"]
+"""Where f(c) is read: what the LM head reads (default), or the input of the final norm."""
+
+Contexts = Literal["teacher", "predicted"]
+"""What follows the prompt in a context: the target's own prefix, or what the PLM generated greedily."""
+
+
+@dataclass(frozen=True)
+class PLMDescription:
+    """What a PLM says of itself; stored in every memory and adapter that is made with it.
+
+    Attributes:
+        name: the hub name or folder name that it was loaded from (never an absolute path).
+        architecture: class name of the transformers model.
+        fingerprint: SHA-256 over the weights and the configuration; two PLMs with equal outputs share it.
+        tokenizer_fingerprint: SHA-256 over the tokenizer's vocabulary, merges and special tokens.
+        head_fingerprint: SHA-256 over the head bundle.
+        d: width of the head's input.
+        d_tap: width of a representation at the tap (d, except where a projection lies between).
+        vocabulary_size: rows of W_hd.
+        tap: where representations are read.
+        max_length: tokens that a context may have.
+        eos_token_ids: tokens that end a sequence.
+        parameters: number of weights.
+    """
+
+    name: str
+    architecture: str
+    fingerprint: str
+    tokenizer_fingerprint: str
+    head_fingerprint: str
+    d: int
+    d_tap: int
+    vocabulary_size: int
+    tap: Tap
+    max_length: int
+    eos_token_ids: tuple[int, ...]
+    parameters: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return asdict(self) | {"eos_token_ids": list(self.eos_token_ids)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PLMDescription:
+        """The inverse of `to_dict`."""
+        return cls(**{**values, "eos_token_ids": tuple(values["eos_token_ids"])})
+
+    def require_same(self, other: PLMDescription, what: str) -> None:
+        """Refuse `other` unless it is this PLM with this tokenizer, head and tap.
+
+        Args:
+            other: the description found in `what`.
+            what: the memory or adapter that `other` was found in, for the message.
+
+        Raises:
+            MismatchError: names the first thing that differs.
+        """
+        for field, noun in (
+            ("fingerprint", "PLM"),
+            ("tokenizer_fingerprint", "tokenizer"),
+            ("head_fingerprint", "LM head"),
+            ("tap", "tap"),
+        ):
+            mine, theirs = getattr(self, field), getattr(other, field)
+            if mine != theirs:
+                raise MismatchError(
+                    f"{what} belongs to another {noun}: it was made with {other.name} ({noun} {theirs[:12]}), "
+                    f"this is {self.name} ({noun} {mine[:12]}). Use the {noun} it was made with, or build it again."
+                )
+
+
+@dataclass(frozen=True)
+class Represented:
+    """The contexts of one example, as the owner hands them out.
+
+    Attributes:
+        index: which of the sequences that were asked for.
+        representations: (n, d_tap), one per context, in the PLM's dtype, on the CPU.
+        generated: (n,) int64, the token that the PLM itself chose (greedily) after each context; only in `predicted`
+            mode. The last one is an end-of-sequence token if the PLM ended before the steps were used up.
+    """
+
+    index: int
+    representations: Tensor
+    generated: Tensor | None = None
+
+
+class PLM(Protocol):
+    """A frozen causal language model behind the boundary."""
+
+    @property
+    def description(self) -> PLMDescription:
+        """What the PLM says of itself."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The PLM's tokenizer."""
+
+    def head(self) -> Head:
+        """The head bundle: maps a representation at the tap to the PLM's logits."""
+
+    def represent(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 8192
+    ) -> Iterator[Represented]:
+        """`teacher` contexts: for each sequence the representations whose next token is at starts[i] .. len - 1.
+
+        n = len(sequences[i]) - starts[i]; row j is f(sequence[: starts[i] + j]). Yields each sequence once, in any
+        order (batches are bucketed by length).
+
+        Raises:
+            DataError: a sequence is longer than `max_length`, or has no token behind its start.
+        """
+
+    def predict(
+        self, prompts: Sequence[Sequence[int]], steps: Sequence[int], *, batch_tokens: int = 8192
+    ) -> Iterator[Represented]:
+        """`predicted` contexts: greedy decoding from each prompt for at most steps[i] tokens.
+
+        Row j is f(prompt + the first j generated tokens); it stops behind the first end-of-sequence token. Yields
+        each prompt once, in any order.
+
+        Raises:
+            DataError: a prompt plus its steps is longer than `max_length`, or a prompt is empty.
+        """
