@@ -1,0 +1,47 @@
+"""The `pema` application: gathers the verbs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pema import __version__
+from pema.cli import build, demo, evaluate, generate, memory, release, train
+from pema.console import stdout
+
+app = typer.Typer(
+    name="pema",
+    help="Adapt a frozen language model without its weights (Plug-in External Memory Adaptation).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        stdout.print(f"pema {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of a failure (may stand anywhere).")
+    ] = False,
+) -> None:
+    """Adapt a frozen language model without its weights (Plug-in External Memory Adaptation)."""
+
+
+app.command("demo")(demo.demo)
+app.command("build")(build.build)
+app.add_typer(memory.app, name="memory")
+app.command("train")(train.train)
+app.command("generate")(generate.generate)
+app.command("evaluate")(evaluate.evaluate)
+app.command("release")(release.release)

@@ -1,0 +1,73 @@
+"""`pema generate`: step 4, text from the PLM and the adapter together."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pema.cli.options import AsJSON, DeviceMap, PLMDtype, PLMName, TaskName, TemplateText, show
+
+
+class ScheduleName(StrEnum):
+    """How the mixture weight runs over a sequence."""
+
+    unrolling = "unrolling"
+    constant = "constant"
+    linear = "linear"
+    fitted = "fitted"
+
+
+def generate(
+    adapter: Annotated[Path, typer.Argument(help="Folder or hub name of the adapter.", metavar="ADAPTER")],
+    plm: PLMName,
+    task: TaskName,
+    inputs: Annotated[Path, typer.Option("--input", help="Source texts, one a line.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the texts go, one a line, in the same order.")],
+    schedule: Annotated[
+        ScheduleName | None,
+        typer.Option("--schedule", help="Mixture weight over the sequence; default: fitted where there is one."),
+    ] = None,
+    lambda_max: Annotated[float, typer.Option("--lambda-max", min=0, max=1, help="Weight at the first token.")] = 0.9,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences at a time.")] = 32,
+    num_beams: Annotated[int, typer.Option("--num-beams", min=1, help="1 is greedy.")] = 1,
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Longest output.")] = None,
+    no_adapter: Annotated[bool, typer.Option("--no-adapter", help="The PLM alone, for comparison.")] = False,
+    template: TemplateText = None,
+    plm_dtype: PLMDtype = None,
+    device_map: DeviceMap = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Generate with the PLM and the adapter: P = lambda_t P_PEMA + (1 - lambda_t) P_LM.
+
+    Example: pema generate adapter --plm embedded --task translation --input test.en -o test.de
+    """
+    from pema.adapter.module import Adapter
+    from pema.evaluation.outputs import write_hypotheses
+    from pema.generation.decoding import generate as generate_texts
+    from pema.generation.schedule import choose_schedule
+    from pema.owner.local import LocalPLM
+    from pema.tasks.readers import read_lines
+    from pema.tasks.registry import get_task
+
+    chosen = get_task(task, template)
+    sources = read_lines(inputs)
+    loaded = None if no_adapter else Adapter.from_pretrained(adapter)
+    mixture = choose_schedule(adapter, None if no_adapter else (schedule.value if schedule else None), lambda_max)
+    owner = LocalPLM.load(
+        plm, tap="head_input" if loaded is None else loaded.config.plm.tap, dtype=plm_dtype, device_map=device_map
+    )
+    texts = generate_texts(
+        owner,
+        loaded,
+        sources,
+        chosen,
+        mixture,
+        batch_size=batch_size,
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+    )
+    write_hypotheses(output, texts)
+    show({"output": str(output), "lines": len(texts)}, as_json)

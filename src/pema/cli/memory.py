@@ -1,0 +1,94 @@
+"""`pema memory info|verify|merge|sample`: look after external memories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pema.cli.options import AsJSON, MemoryFolder, Seed, show
+
+app = typer.Typer(help="Look after external memories.", no_args_is_help=True)
+Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for the new memory.", metavar="MEMORY")]
+
+
+@app.command()
+def info(memory: MemoryFolder, as_json: AsJSON = False) -> None:
+    """Say what a memory holds and which PLM it belongs to.
+
+    Example: pema memory info memory --json
+    """
+    from pema.memory.reader import Memory
+
+    opened = Memory.open(memory)
+    manifest = opened.manifest
+    show(
+        {
+            "memory": str(memory),
+            "plm": manifest.plm.name,
+            "plm_fingerprint": manifest.plm.fingerprint,
+            "tokenizer_fingerprint": manifest.plm.tokenizer_fingerprint,
+            "task": manifest.task,
+            "contexts": manifest.contexts,
+            "targets": manifest.targets,
+            "tap": manifest.plm.tap,
+            "dtype": manifest.dtype,
+            "width": manifest.plm.d_tap,
+            "examples": opened.examples,
+            "pairs": opened.pairs,
+            "shards": len(manifest.shards),
+            "bytes": opened.bytes,
+        },
+        as_json,
+    )
+
+
+@app.command()
+def verify(
+    memories: Annotated[list[Path], typer.Argument(help="Folders of external memories.", metavar="MEMORY...")],
+    as_json: AsJSON = False,
+) -> None:
+    """Check every byte of memories against their manifests.
+
+    Example: pema memory verify memory
+    """
+    from pema.memory.verify import verify as verify_memory
+
+    for folder in memories:
+        report = verify_memory(folder)
+        show({"memory": str(folder), "verified_files": report.files, "verified_bytes": report.bytes}, as_json)
+
+
+@app.command()
+def merge(
+    memories: Annotated[list[Path], typer.Argument(help="Memories of one PLM.", metavar="MEMORY...")],
+    output: Output,
+    as_json: AsJSON = False,
+) -> None:
+    """Join memories of one PLM into a new one.
+
+    Example: pema memory merge monday tuesday -o both
+    """
+    from pema.memory.merge import merge as merge_memories
+
+    merged = merge_memories(memories, output)
+    show({"memory": str(output), "examples": merged.examples, "pairs": merged.pairs}, as_json)
+
+
+@app.command()
+def sample(
+    memory: MemoryFolder,
+    output: Output,
+    pairs: Annotated[int, typer.Option("--pairs", min=1, help="Most pairs in the sample; examples stay whole.")],
+    seed: Seed = 0,
+    as_json: AsJSON = False,
+) -> None:
+    """Draw whole examples at random into a new memory, up to a number of pairs.
+
+    Example: pema memory sample memory --pairs 10000 -o small
+    """
+    from pema.memory.sample import sample as sample_memory
+
+    drawn = sample_memory(memory, output, pairs=pairs, seed=seed)
+    show({"memory": str(output), "examples": drawn.examples, "pairs": drawn.pairs}, as_json)

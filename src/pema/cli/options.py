@@ -1,0 +1,40 @@
+"""Options that several verbs share: one place for meaning and help text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pema.console import stdout
+
+PLMName = Annotated[
+    str, typer.Option("--plm", help="Hub name or local folder of the PLM; 'embedded' is the one that pema ships.")
+]
+TaskName = Annotated[str, typer.Option("--task", help="translation, style, summarisation, qa or classification.")]
+TemplateText = Annotated[
+    str | None, typer.Option("--template", help="Prompt with {source} in it, instead of the task's own.")
+]
+PLMDtype = Annotated[
+    str | None, typer.Option("--plm-dtype", help="Precision to load the PLM in: auto, float32, float16 or bfloat16.")
+]
+DeviceMap = Annotated[
+    str | None, typer.Option("--device-map", help="Where the PLM goes, as in transformers: cpu, cuda, auto, ...")
+]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+MemoryFolder = Annotated[Path, typer.Argument(help="Folder of the external memory.", metavar="MEMORY")]
+
+
+def show(result: Mapping[str, Any], as_json: bool) -> None:
+    """Print a flat result: aligned lines for a person, one JSON object for a program."""
+    if as_json:
+        stdout.print(json.dumps(result, ensure_ascii=False, indent=2), markup=False)
+        return
+    width = max(map(len, result), default=0)
+    for name, value in result.items():
+        text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        stdout.print(f"{name.replace('_', ' '):<{width}}  {text}", markup=False)

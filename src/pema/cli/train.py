@@ -1,0 +1,65 @@
+"""`pema train`: steps 2 and 3, an adapter from a memory. Needs no PLM."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pema.cli.options import AsJSON, MemoryFolder, show
+
+
+class Preset(StrEnum):
+    """Named hyper-parameters."""
+
+    paper = "paper"
+    best = "best"
+
+
+def train(
+    memory: MemoryFolder,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the adapter.", metavar="ADAPTER")],
+    preset: Annotated[
+        Preset, typer.Option("--preset", help="paper: the paper's hyper-parameters; best: ours (docs/presets.md).")
+    ] = Preset.best,
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="Rows of A.")] = None,
+    kappa: Annotated[float | None, typer.Option("--kappa", min=0, max=1, help="Weight of reconstruction.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak learning rate.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Most passes over the memory.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Pairs in a step.")] = None,
+    vocabulary: Annotated[
+        str | None, typer.Option("--vocabulary", help="full, or seen: only tokens that occur in the memory.")
+    ] = None,
+    init: Annotated[str | None, typer.Option("--init", help="Start of A: random or pca.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of a killed run.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
+    as_json: AsJSON = False,
+) -> None:
+    """Train an adapter on an external memory; a laptop is enough.
+
+    Example: pema train memory -o adapter --preset best
+    """
+    from pema.adapter.config import preset as preset_of
+    from pema.adapter.training import train as train_adapter
+    from pema.generation.fitted import fit_schedule
+    from pema.generation.schedule import save_schedule
+    from pema.memory.reader import Memory
+
+    changes = {
+        "rank": rank,
+        "kappa": kappa,
+        "learning_rate": learning_rate,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "vocabulary": vocabulary,
+        "init": init,
+    }
+    config = preset_of(preset.value, seed=seed, **{k: v for k, v in changes.items() if v is not None})
+    opened = Memory.open(memory)
+    adapter, summary = train_adapter(opened, config, output, resume=resume, tensorboard=tensorboard)
+    _, held_out = opened.split(config.dev_fraction, config.seed)
+    save_schedule(fit_schedule(adapter, opened.head(), held_out), output)
+    show({"adapter": str(output), **summary}, as_json)

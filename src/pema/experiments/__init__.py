@@ -1,0 +1,1 @@
+"""Experiments: one setting in, one result with its signature out."""

@@ -1,0 +1,97 @@
+"""The demo: the embedded PLM learns a company's formal customer-support German, in both context modes."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pema.console import note
+from pema.evaluation.formality import strip_marks
+from pema.experiments.adaptation import adapt
+from pema.experiments.setting import Data, Setting
+from pema.owner.local import LocalPLM
+from pema.signature import signature
+from pema.tasks.example import Example
+from pema.tasks.readers import read_lines
+
+SETTINGS = {
+    "PLM alone": Setting(),
+    "PEMA paper, predicted": Setting("paper", contexts="predicted", schedule="unrolling"),
+    "PEMA paper, teacher": Setting("paper", contexts="teacher", schedule="unrolling"),
+    "PEMA best, predicted": Setting("best", contexts="predicted", targets="aligned"),
+    "PEMA best, teacher": Setting("best", contexts="teacher"),
+}
+COLUMNS = ("bleu", "chrf", "formality_accuracy", "memory_bytes", "train_seconds")
+
+
+def support_data() -> Data:
+    """The customer-support sentences that the package ships (see `demo_data/README.md`)."""
+    folder = Path(str(resources.files("pema") / "demo_data"))
+
+    def fields(name: str) -> list[list[str]]:
+        return [line.split("\t") for line in read_lines(folder / name)]
+
+    test = fields("support_test.tsv")
+    return Data(
+        name="support",
+        task="translation",
+        train=tuple(Example(source, target) for source, target in fields("support_train.tsv")),
+        dev=tuple(Example(source, target) for source, target in fields("support_dev.tsv")),
+        test=tuple(Example(source, strip_marks(formal)) for source, formal, _ in test),
+        annotated={"test": ([formal for _, formal, _ in test], [informal for _, _, informal in test])},
+    )
+
+
+def run_demo(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Run every setting of the demo below `folder`.
+
+    Returns:
+        The result, `{"rows": [{"name", "bleu", "chrf", "formality_accuracy", "memory_bytes", "train_seconds"}, ...],
+        "signature": ...}`, and three test sentences with what each setting made of them.
+    """
+    plm = LocalPLM.load("embedded")
+    data = support_data()
+    rows, outputs = [], {}
+    for name, setting in SETTINGS.items():
+        note(f"{name} ...")
+        seeded = Setting(**{**setting.to_dict(), "seed": seed})
+        result = adapt(plm, data, seeded, folder)
+        rows.append({"name": name} | {column: result[column] for column in COLUMNS})
+        outputs[name] = read_lines(folder / "results" / f"{seeded.key}.test.txt", blank_allowed=True)
+    config = {name: setting.to_dict() for name, setting in SETTINGS.items()}
+    result = {"rows": rows, "signature": signature(config | {"plm": plm.description.to_dict()}, seed)}
+    return result, pick_examples(data, outputs)
+
+
+def pick_examples(data: Data, outputs: dict[str, list[str]], count: int = 3) -> list[dict[str, str]]:
+    """The first `count` test sentences on which the adapted output is not the PLM's own."""
+    before, after = outputs["PLM alone"], outputs["PEMA best, teacher"]
+    changed = [i for i in range(len(before)) if before[i] != after[i]]
+    return [
+        {"source": data.test[i].source, "reference": data.test[i].target}
+        | {name: outputs[name][i] for name in ("PLM alone", "PEMA paper, teacher", "PEMA best, teacher")}
+        for i in changed[:count]
+    ]
+
+
+def show_demo(result: dict[str, Any], examples: list[dict[str, str]]) -> list[Table]:
+    """The table and the examples, ready to print."""
+    table = Table(title="Customer-support German, test sentences")
+    for title in ("", "BLEU", "chrF", "formal (M-ACC)", "memory", "training"):
+        table.add_column(title, justify="left" if not title else "right")
+    for row in result["rows"]:
+        table.add_row(
+            row["name"],
+            f"{row['bleu']:.1f}",
+            f"{row['chrf']:.1f}",
+            f"{row['formality_accuracy']:.2f}",
+            f"{row['memory_bytes'] / 1e6:.1f} MB" if row["memory_bytes"] else "-",
+            f"{row['train_seconds']:.0f} s" if row["train_seconds"] else "-",
+        )
+    sides = Table(title="Side by side", show_header=False, show_lines=True)
+    for example in examples:
+        sides.add_row("\n".join(example), "\n".join(example.values()))
+    return [table, sides]

@@ -1,0 +1,98 @@
+"""A setting: everything that decides one experiment's outcome, as one frozen value."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from pema.errors import ConfigError
+from pema.tasks.example import Example
+
+Schedule = Literal["unrolling", "constant", "linear", "fitted"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A task's data.
+
+    Attributes:
+        name: what the data are called in results.
+        task: name of the task.
+        train: examples that the memory is built from; `pema train` takes its held-out part from these.
+        dev: examples that settings are chosen on.
+        test: examples that are reported.
+        annotated: formal and informal references with [F]...[/F] marks for (dev, test), each None where there are none.
+    """
+
+    name: str
+    task: str
+    train: tuple[Example, ...]
+    dev: tuple[Example, ...]
+    test: tuple[Example, ...]
+    annotated: Mapping[str, tuple[list[str], list[str]]] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """SHA-256 over all examples, so that a result says which data it was measured on."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.dev, self.test):
+            for example in part:
+                digest.update(json.dumps([example.source, example.target], ensure_ascii=False).encode())
+            digest.update(b"|")
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way of generating.
+
+    Attributes:
+        preset: preset of the adapter's training; None is the PLM alone.
+        contexts: `teacher` or `predicted`.
+        targets: pairing in `predicted` mode.
+        changes: fields of the preset that differ.
+        schedule: the mixture weight's course.
+        lambda_max: weight at the first token, for every schedule but `fitted`.
+        dtype: storage of the memory.
+        seed: seed of the adapter's training.
+    """
+
+    preset: str | None = None
+    contexts: Literal["teacher", "predicted"] = "teacher"
+    targets: Literal["position", "aligned"] = "position"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Schedule = "fitted"
+    lambda_max: float = 0.9
+    dtype: str = "float16"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.contexts == "teacher" and self.targets == "aligned":
+            raise ConfigError(
+                "targets='aligned' is for contexts='predicted': teacher contexts agree with their targets."
+            )
+
+    @property
+    def memory_key(self) -> str:
+        """Names the memory that this setting needs."""
+        return "-".join((self.contexts, self.targets, self.dtype))
+
+    @property
+    def adapter_key(self) -> str:
+        """Names the adapter that this setting needs."""
+        changes = "-".join(f"{name}={value}" for name, value in sorted(self.changes.items()))
+        return "-".join(filter(None, (self.memory_key, self.preset, changes, f"seed{self.seed}")))
+
+    @property
+    def key(self) -> str:
+        """Names the result."""
+        if self.preset is None:
+            return "plm"
+        weight = "" if self.schedule == "fitted" else f"{self.lambda_max:g}"
+        return f"{self.adapter_key}-{self.schedule}{weight}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return asdict(self) | {"changes": dict(self.changes)}
