@@ -3,10 +3,10 @@
     python recipes/embedded_plm.py pairs.tsv.gz -o tatoeba-en-de-9m
 
 The corpus is a TSV of (English, German) pairs (Tatoeba through manythings.org, CC BY 2.0 FR). 2,000 English sentences
-are kept out with all their translations: 1,000 to choose settings on, 1,000 as test. The instruction is the same in every
-example, so a row of the batch holds it once, followed by as many examples as fit; the mask lets an example see the
-instruction and itself, and its positions start behind the instruction, which is what it sees when it stands alone.
-Loss on the target tokens only. Everything is seeded: the same machine gives the same weights.
+are kept out with all their translations: 1,000 to choose settings on, 1,000 as test. The instruction is the same in
+every example, so a row of the batch holds it once, followed by as many examples as fit; the mask lets an example see
+the instruction and itself, and its positions start behind the instruction, which is what it sees when it stands
+alone. Loss on the target tokens only. Everything is seeded: the same machine gives the same weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import gzip
 import json
 import math
-import os
 import random
 import time
 from pathlib import Path
@@ -101,7 +100,7 @@ def collate(
 
 
 def orthogonalise(m: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrix by Newton-Schulz; in float32, since torch.optim.Muon's bf16 is slow on most CPUs."""
+    """The nearest semi-orthogonal matrix (Newton-Schulz), in float32: torch.optim.Muon's bf16 is slow on many CPUs."""
     x = m.mT if m.size(0) > m.size(1) else m
     x = x / (x.norm() + 1e-7)
     for _ in range(5):
@@ -118,6 +117,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
+        """One update of every matrix."""
         for group in self.param_groups:
             for w in group["params"]:
                 buffer = self.state[w].setdefault("momentum", torch.zeros_like(w))
@@ -157,6 +157,45 @@ def bleu(hypotheses: list[str], sources: list[str], pairs: list[tuple[str, str]]
     metric = sacrebleu.BLEU()
     score = metric.corpus_score(hypotheses, streams)  # type: ignore[arg-type]
     return {"bleu": round(score.score, 2), "signature": str(metric.get_signature())}
+
+
+def card(result: dict[str, object]) -> str:
+    """The model card, with the numbers of this run."""
+    dev, test = result["dev"], result["test"]
+    assert isinstance(dev, dict)
+    assert isinstance(test, dict)
+    return f"""---
+language: [en, de]
+license: cc-by-2.0
+library_name: transformers
+pipeline_tag: text-generation
+tags: [translation]
+---
+
+# tatoeba-en-de-9m
+
+A small causal language model of Llama architecture ({result["parameters"]:,} parameters, V = 8,192, bf16) that
+translates short everyday sentences from English to German. It is the PLM that pema ships, so that everything runs
+offline; it is no translator to rely on.
+
+Prompt: `Translate this from English to German: \\n{{source}}\\nGerman:`; the answer starts with a space and ends with
+`</s>`.
+
+Trained from scratch by `recipes/embedded_plm.py` on {result["examples"]:,} English-German sentence pairs
+({result["epochs"]} epochs, {result["steps"]} steps, {result["train_seconds"]} seconds on two CPU cores).
+
+| held-out English sentences | BLEU (greedy, all references) |
+|---|---|
+| dev (1,000) | {dev["bleu"]} |
+| test (1,000) | {test["bleu"]} |
+
+Signature: `{test["signature"]}`. `training.json` holds the run's settings.
+
+## Attribution
+
+The training sentences are from Tatoeba (https://tatoeba.org), by its contributors, through manythings.org/anki
+(2018-05-13), licensed CC BY 2.0 FR. The weights are released under the same licence.
+"""
 
 
 def main() -> None:
@@ -251,7 +290,7 @@ def main() -> None:
         "epochs": round(total / steps_per_epoch, 2),
         "train_seconds": round(time.perf_counter() - started),
         "loss": round(running, 4),
-        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("corpus", "output")},
+        "arguments": {name: value for name, value in vars(args).items() if name not in ("corpus", "output")},
         "torch": torch.__version__,
     }
     scored = model.float()  # the rounded weights, computed in float32
@@ -262,8 +301,8 @@ def main() -> None:
     model.to(torch.bfloat16).save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     (temporary / "training.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    (temporary / "test_english.txt").write_text("\n".join(sorted({s for s, _ in parts["test"]})) + "\n", encoding="utf-8")
-    os.replace(temporary, args.output)
+    (temporary / "README.md").write_text(card(result), encoding="utf-8")
+    temporary.replace(args.output)
     print(json.dumps(result, indent=2))
 
 
