@@ -1,0 +1,1 @@
+"""Recipes: the runs whose results are committed."""

@@ -1,0 +1,140 @@
+"""Real input: the PLM alone, the presets, both context modes and the schedules on CoCoA-MT, Multi30k and WMT22.
+
+    python -m recipes.real_input DATA --plm PLM -o runs/real_input
+
+DATA holds the folders `cocoa-mt-en-de`, `multi30k-en-de` and `wmt22-en-de`. Results go to
+`results/real_input/PLM/DATASET/SETTING.test.json` with the hypotheses beside them; finished ones are skipped.
+Settings are chosen on dev (`--part dev`), reported on test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from pema.evaluation.significance import paired_bootstrap
+from pema.experiments.adaptation import adapt
+from pema.experiments.setting import Data, Setting
+from pema.files import write_json
+from pema.owner.local import LocalPLM
+from pema.signature import signature
+from pema.tasks.example import Example
+from pema.tasks.readers import read_examples, read_lines
+
+RESULTS = Path(__file__).parent.parent / "results" / "real_input"
+LONGEST = 80  # tokens of a source or a target: the PLMs have windows of 256 and 512 and learned on short sentences
+
+
+def cocoa(folder: Path) -> Data:
+    """Formal German for chat and telephony: 340 examples to train, 60 as dev, the topical chat test set."""
+    folder = folder / "cocoa-mt-en-de"
+
+    def examples(part: str) -> list[Example]:
+        return read_examples(source=folder / f"{part}.en", target=folder / f"{part}.formal.de")
+
+    def annotated(part: str) -> list[tuple[str, str]]:
+        formal, informal = (
+            read_lines(folder / f"{part}.{register}.annotated.de") for register in ("formal", "informal")
+        )
+        return list(zip(formal, informal, strict=True))
+
+    parts = ("train.telephony", "train.topical_chat")
+    both = [pair for part in parts for pair in zip(examples(part), annotated(part), strict=True)]
+    dev = both[30:200:6] + both[230:400:6]
+    train = [pair for pair in both if pair not in dev]
+    marks = {"dev": [m for _, m in dev], "test": annotated("test.topical_chat")}
+    return Data(
+        name="cocoa-mt-formal",
+        task="translation",
+        train=tuple(e for e, _ in train),
+        dev=tuple(e for e, _ in dev),
+        test=tuple(examples("test.topical_chat")),
+        annotated={part: ([f for f, _ in some], [i for _, i in some]) for part, some in marks.items()},
+    )
+
+
+def multi30k(folder: Path) -> Data:
+    """Image captions: the first 3,000 examples, 200 of val as dev, the 2016 test set."""
+    folder = folder / "multi30k-en-de"
+
+    def part(name: str, limit: int | None = None) -> tuple[Example, ...]:
+        return tuple(read_examples(source=folder / f"{name}.en.gz", target=folder / f"{name}.de.gz", limit=limit))
+
+    return Data("multi30k", "translation", part("train", 3000), part("val", 200), part("test_2016_flickr"))
+
+
+def wmt22(folder: Path, plm: LocalPLM) -> Data:
+    """News: the first 1,500 examples, 150 as dev and 500 as test, of those with short sources and targets."""
+    folder = folder / "wmt22-en-de"
+
+    def part(name: str, limit: int) -> tuple[Example, ...]:
+        found = read_examples(data=str(folder / f"{name}.jsonl.gz"), source_field="en", target_field="du")
+        lengths = zip(*(plm.tokenizer([getattr(e, side) for e in found])["input_ids"] for side in ("source", "target")))
+        short = [e for e, (s, t) in zip(found, lengths, strict=True) if max(len(s), len(t)) <= LONGEST]
+        return tuple(short[:limit])
+
+    return Data("wmt22", "translation", part("train", 1500), part("dev", 150), part("test", 500))
+
+
+def settings(seeds: int) -> Iterator[Setting]:
+    """The PLM alone, both presets in both context modes, and the schedules compared in teacher mode."""
+    yield Setting()
+    for seed in range(seeds):
+        for preset, schedule in product(("paper", "best"), ("unrolling", "constant", "linear", "fitted")):
+            yield Setting(preset, schedule=schedule, seed=seed)  # type: ignore[arg-type]
+        yield Setting("paper", "predicted", schedule="unrolling", seed=seed)
+        yield Setting("best", "predicted", "position", seed=seed)
+        yield Setting("best", "predicted", "aligned", seed=seed)
+
+
+def significance(data: Data, folder: Path, plm: LocalPLM) -> None:
+    """Paired bootstrap on test, seed 0: every setting against the PLM alone, and best against paper."""
+    references = [e.target for e in data.test]
+    outputs = {
+        path.name.removesuffix(".test.txt"): read_lines(path, blank_allowed=True) for path in folder.glob("*.txt")
+    }
+    comparisons = []
+    paper, best = Setting("paper", schedule="unrolling").key, Setting("best").key
+    pairs = [("plm", key) for key in sorted(outputs) if key != "plm" and "seed0" in key] + [(paper, best)]
+    for baseline, system in pairs:
+        found = paired_bootstrap(outputs[baseline], outputs[system], references, seed=0)
+        comparisons.append({"baseline": baseline, "system": system, "metric": "bleu", **found.to_dict()})
+    config = {"data": data.name, "data_sha256": data.digest(), "plm": plm.description.to_dict()}
+    write_json(folder / "significance.json", {"comparisons": comparisons, "signature": signature(config, 0)})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--plm", default="embedded")
+    parser.add_argument("--only", nargs="*", default=["cocoa", "multi30k", "wmt22"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/real_input"), help="memories and adapters")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    plm = LocalPLM.load(args.plm, dtype="float32")
+    name = plm.description.name
+    makers = {"cocoa": cocoa, "multi30k": multi30k, "wmt22": lambda folder: wmt22(folder, plm)}
+    for which in args.only:
+        data = makers[which](args.data)
+        work, kept = args.output / name / data.name, RESULTS / name / data.name
+        kept.mkdir(parents=True, exist_ok=True)
+        for setting in settings(args.seeds):
+            result = adapt(plm, data, setting, work)
+            for ending in (".json", ".txt"):
+                found = work / "results" / f"{setting.key}.test{ending}"
+                shutil.copyfile(found, kept / found.name)
+            scores = {k: result[k] for k in ("bleu", "chrf", "formality_accuracy", "train_seconds") if k in result}
+            print(name, data.name, setting.key, scores, flush=True)
+        significance(data, kept, plm)
+
+
+if __name__ == "__main__":
+    main()
