@@ -74,9 +74,10 @@ def wmt22(folder: Path, plm: LocalPLM) -> Data:
 
     def part(name: str, limit: int) -> tuple[Example, ...]:
         found = read_examples(data=str(folder / f"{name}.jsonl.gz"), source_field="en", target_field="du")
-        lengths = zip(*(plm.tokenizer([getattr(e, side) for e in found])["input_ids"] for side in ("source", "target")))
-        short = [e for e, (s, t) in zip(found, lengths, strict=True) if max(len(s), len(t)) <= LONGEST]
-        return tuple(short[:limit])
+        sources = plm.tokenizer([e.source for e in found])["input_ids"]
+        targets = plm.tokenizer([e.target for e in found])["input_ids"]
+        sides = zip(found, sources, targets, strict=True)
+        return tuple(e for e, s, t in sides if max(len(s), len(t)) <= LONGEST)[:limit]
 
     return Data("wmt22", "translation", part("train", 1500), part("dev", 150), part("test", 500))
 
