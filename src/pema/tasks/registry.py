@@ -1,0 +1,76 @@
+"""The tasks that pema knows by name: a template and metrics each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pema.errors import ConfigError
+from pema.tasks.template import Template
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is taught, how it is asked for, and how it is scored.
+
+    Attributes:
+        name: the name that the command line takes.
+        template: the prompt.
+        metrics: names of the metrics that `pema.evaluation.evaluate` computes by default.
+        description: one line for help texts.
+    """
+
+    name: str
+    template: Template
+    metrics: tuple[str, ...]
+    description: str
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            "translation",
+            Template("Translate this from English to German: \n{source}\nGerman:"),
+            ("bleu", "chrf"),
+            "a sentence into another language (the template names the languages: change it for other pairs)",
+        ),
+        Task(
+            "style",
+            Template("Convert this informal sentence into a formal sentence: \n{source}\nFormal:"),
+            ("bleu", "chrf"),
+            "a text into another style, with the same meaning",
+        ),
+        Task(
+            "summarisation",
+            Template("Summarise this text: \n{source}\nSummary:"),
+            ("rouge1", "rouge2", "rougeL"),
+            "a text into a shorter one",
+        ),
+        Task(
+            "qa",
+            Template("Answer the question: \n{source}\nAnswer:"),
+            ("exact_match", "f1"),
+            "a question, or a context, a line break and a question, into its answer",
+        ),
+        Task(
+            "classification",
+            Template("Classify this text: \n{source}\nLabel:"),
+            ("accuracy",),
+            "a text into the name of its class",
+        ),
+    )
+}
+"""Every task has a source and a target. In `qa` the source is the question alone, or `context\\nquestion` in one text;
+a template such as `"Context and question: \\n{source}\\nAnswer:"` changes the wording, not the number of slots."""
+
+
+def get_task(name: str, template: str | None = None) -> Task:
+    """Return the task called `name`, with `template` in place of its own where one is given.
+
+    Raises:
+        ConfigError: no task has that name (the message lists them), or the template is not one.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"no task is called {name!r}: choose one of {', '.join(TASKS)}.")
+    task = TASKS[name]
+    return task if template is None else replace(task, template=Template(template))
