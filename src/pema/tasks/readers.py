@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, zip_longest
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 BOM = b"\xef\xbb\xbf"
 HUB = "hf:"
+HUB_NAME = re.compile(r"(?P<name>[^:\[]+)(:(?P<config>[^:\[]+))?:(?P<split>[^:\[]+(\[[^\]]*\][^:\[]*)*)")
+"""NAME:SPLIT or NAME:CONFIG:SPLIT; a split may hold slices, as in `train[:10%]`."""
+
 JSONL = (".jsonl", ".ndjson", ".json")
 TSV = (".tsv", ".tab")
 
@@ -180,12 +184,12 @@ def _from_rows(
 
 
 def _load_hub(data: str) -> Any:  # noqa: ANN401 - a Dataset, of an optional package
-    parts = data.removeprefix(HUB).split(":")
-    if len(parts) not in (2, 3) or not all(parts):
+    found = HUB_NAME.fullmatch(data.removeprefix(HUB))
+    if found is None:
         raise ConfigError(f"{data!r} is not hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT, e.g. hf:wmt/wmt14:de-en:test.")
     datasets = _datasets()
     try:
-        return datasets.load_dataset(*parts[:-1], split=parts[-1])
+        return datasets.load_dataset(found["name"], found["config"], split=found["split"])
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{data} cannot be loaded: {error}.") from error
 
