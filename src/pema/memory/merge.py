@@ -1,0 +1,90 @@
+"""Joining memories of one PLM."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pema import console
+from pema.errors import ConfigError, ExternalMemoryError
+from pema.files import writing
+from pema.memory.manifest import HEAD, RESTORE, ShardEntry
+from pema.memory.reader import Memory
+from pema.memory.shard import file_name
+
+CHUNK = 1 << 22
+
+
+def merge(paths: Sequence[Path | str], output: Path) -> Memory:
+    """Copy the shards of several memories, in order, into a new one.
+
+    Every shard's checksum is compared on the way, so a damaged memory is not merged.
+
+    Args:
+        paths: complete memories of one PLM, tokenizer, tap, task, template, context mode and dtype.
+        output: folder of the new memory; must not exist.
+
+    Raises:
+        ConfigError: fewer than two memories, the same one twice, or `output` exists.
+        MismatchError: they do not belong together; names the memory and what differs.
+        ExternalMemoryError: one is damaged or incomplete.
+        StorageError: the disk refused it; nothing is left at `output`.
+    """
+    folders = [Path(path) for path in paths]
+    if len(folders) < 2:
+        raise ConfigError(f"merge needs at least two memories, this is {len(folders)}.")
+    twice = [folder for k, folder in enumerate(folders) if folder.resolve() in {f.resolve() for f in folders[:k]}]
+    if twice:
+        raise ConfigError(f"{twice[0]} is given twice: its pairs would count double.")
+    refuse_existing(output)
+    memories = [Memory.open(folder) for folder in folders]
+    manifest = memories[0].manifest
+    for memory in memories[1:]:
+        manifest.require_same(memory.manifest, str(memory.path))
+    merged = replace(
+        manifest,
+        inputs=tuple(entry for memory in memories for entry in memory.manifest.inputs),
+        shards=(),
+        complete=False,
+    )
+    total = sum(memory.bytes for memory in memories)
+    with writing(output) as folder, console.progress("merging", total, "bytes") as advance:
+        copy_head(memories[0], folder)
+        for memory in memories:
+            for entry in memory.manifest.shards:
+                merged = merged.add(_copy(memory.path, entry, folder, len(merged.shards)))
+                advance(entry.bytes)
+        merged.write(folder)
+    return Memory.open(output)
+
+
+def refuse_existing(output: Path) -> None:
+    """Refuse to write a memory where something lies.
+
+    Raises:
+        ConfigError: `output` exists.
+    """
+    if output.exists():
+        raise ConfigError(f"{output} exists already: choose another folder for the new memory.")
+
+
+def copy_head(memory: Memory, folder: Path) -> None:
+    """Copy the head bundle of `memory` into `folder`, once it is known to be whole."""
+    memory.head()
+    shutil.copytree(memory.path / HEAD, folder / HEAD)
+
+
+def _copy(source: Path, entry: ShardEntry, folder: Path, index: int) -> ShardEntry:
+    digest = hashlib.sha256()
+    with (source / entry.file).open("rb") as old, (folder / file_name(index)).open("wb") as new:
+        while chunk := old.read(CHUNK):
+            digest.update(chunk)
+            new.write(chunk)
+    if digest.hexdigest() != entry.sha256:
+        raise ExternalMemoryError(
+            f"{source / entry.file} is damaged (changed since it was written: its SHA-256 differs): {RESTORE}"
+        )
+    return replace(entry, file=file_name(index))

@@ -1,0 +1,373 @@
+"""Reading an external memory: memory-mapped, in blocks, shuffled, in bounded RAM."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pema.errors import ConfigError, ExternalMemoryError
+from pema.memory.manifest import HEAD, RESTORE, Manifest, require_complete
+from pema.memory.shard import DTYPES, Integers, ShardFile, restore
+from pema.owner.head import Head
+
+BUFFER_BYTES = 1 << 26
+"""Stored representations that are in RAM at a time."""
+
+BLOCKS_PER_BUFFER = 32
+"""How many places of the memory a shuffled buffer mixes."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """b pairs.
+
+    Attributes:
+        representations: (b, d) float32, as W_hd reads them (behind the final norm and the projection).
+        targets: (b,) int64, y.
+        steps: (b,) int64, t = 0, 1, ...: the position of each target in its example.
+        source_lengths: (b,) int64, SL: tokens of each example's source.
+    """
+
+    representations: Tensor
+    targets: Tensor
+    steps: Tensor
+    source_lengths: Tensor
+
+
+class Memory:
+    """A complete memory on the disk.
+
+    Opening reads the manifest and the sizes of the files; `pema.memory.verify.verify` reads every byte.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.shards = [ShardFile(path, entry, manifest) for entry in manifest.shards]
+
+    @classmethod
+    def open(cls, path: Path | str) -> Memory:
+        """Open the memory at `path`.
+
+        Raises:
+            ExternalMemoryError: there is none, it is incomplete or of another version; a file is missing or cut.
+        """
+        path = Path(path)
+        manifest = Manifest.read(path)
+        require_complete(manifest, path)
+        for entry in (*manifest.head, *manifest.shards):
+            file = path / entry.file
+            if not file.is_file():
+                raise ExternalMemoryError(f"{file} is missing: {RESTORE}")
+            if file.stat().st_size != entry.bytes:
+                raise ExternalMemoryError(
+                    f"{file} is damaged ({file.stat().st_size:,} bytes, written were {entry.bytes:,}): {RESTORE}"
+                )
+        return cls(path, manifest)
+
+    @property
+    def pairs(self) -> int:
+        """How many (f(c_i), y_i) it holds."""
+        return self.manifest.pairs
+
+    @property
+    def examples(self) -> int:
+        """How many examples they come from."""
+        return self.manifest.examples
+
+    @property
+    def bytes(self) -> int:
+        """Size of its shards on the disk."""
+        return self.manifest.bytes
+
+    @property
+    def d(self) -> int:
+        """Width of the head's input, and of the representations in a `Batch`."""
+        return self.manifest.plm.d
+
+    def head(self) -> Head:
+        """The head bundle that lies beside the shards.
+
+        Raises:
+            OwnerError, MismatchError: it is damaged.
+            ExternalMemoryError: it is not the head of the memory's PLM.
+        """
+        head = Head.load(self.path / HEAD)
+        if head.fingerprint != self.manifest.plm.head_fingerprint:
+            raise ExternalMemoryError(
+                f"{self.path / HEAD} is not the head of {self.manifest.plm.name} (its fingerprint differs): {RESTORE}"
+            )
+        return head
+
+    @functools.cached_property
+    def _first_examples(self) -> Integers:
+        """(shards + 1,): number of the first example of each shard."""
+        return np.concatenate([[0], np.cumsum([entry.examples for entry in self.manifest.shards])]).astype(np.int64)
+
+    def view(self) -> View:
+        """All pairs."""
+        return View(self, None)
+
+    def split(self, dev_fraction: float, seed: int) -> tuple[View, View]:
+        """Draw whole examples at random for held-out use.
+
+        Args:
+            dev_fraction: the share of the examples that is held out; at least one is, and at least one is not.
+            seed: the same seed draws the same examples.
+
+        Returns:
+            The view to train on and the view that is held out.
+
+        Raises:
+            ConfigError: the fraction is not between 0 and 1, or there is only one example.
+        """
+        if not 0 < dev_fraction < 1:
+            raise ConfigError(f"dev_fraction={dev_fraction} must lie between 0 and 1.")
+        if self.examples < 2:
+            raise ConfigError(f"{self.path} holds {self.examples} example: a split needs at least two.")
+        held_out = min(max(round(self.examples * dev_fraction), 1), self.examples - 1)
+        order = np.random.default_rng(seed).permutation(self.examples)
+        return View(self, np.sort(order[held_out:])), View(self, np.sort(order[:held_out]))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A run of selected examples of one shard.
+
+    Attributes:
+        shard: number of the shard.
+        examples: (k,) numbers of the examples inside the shard, rising.
+        pairs: rows they take.
+    """
+
+    shard: int
+    examples: Integers
+    pairs: int
+
+
+class View:
+    """Some examples of a memory, whole.
+
+    Attributes:
+        memory: the memory.
+        selected: (e,) numbers of the examples, rising; None stands for all.
+    """
+
+    def __init__(self, memory: Memory, selected: Integers | None) -> None:
+        self.memory = memory
+        self.selected = selected
+
+    def _examples(self, shard: int) -> Integers:
+        """Numbers, inside the shard, of the examples of this view."""
+        first, stop = self.memory._first_examples[shard : shard + 2]
+        if self.selected is None:
+            return np.arange(stop - first)
+        low, high = np.searchsorted(self.selected, [first, stop])
+        examples: Integers = self.selected[low:high] - first
+        return examples
+
+    @property
+    def examples(self) -> int:
+        """How many examples it shows."""
+        return self.memory.examples if self.selected is None else len(self.selected)
+
+    @functools.cached_property
+    def pairs(self) -> int:
+        """How many pairs it shows."""
+        if self.selected is None:
+            return self.memory.pairs
+        lengths = [np.diff(file.example_offsets)[self._examples(k)].sum() for k, file in enumerate(self.memory.shards)]
+        return int(sum(lengths))
+
+    def targets_seen(self) -> Tensor:
+        """The target tokens that occur, (k,) int64, sorted."""
+        seen = np.zeros(self.memory.manifest.plm.vocabulary_size, bool)
+        for block in self._blocks(1 << 20):
+            seen[self.memory.shards[block.shard].targets(*self._span(block))[self._rows(block)]] = True
+        return torch.from_numpy(np.flatnonzero(seen))
+
+    def batches(
+        self, batch_size: int, *, shuffle_seed: int | None = None, buffer_bytes: int = BUFFER_BYTES
+    ) -> Iterator[Batch]:
+        """Every pair once, in batches of `batch_size`; the last one may be smaller.
+
+        Shuffling is block-wise: the blocks of all shards are put into a random order, some of them at a time fill a
+        buffer, and the pairs of the buffer are shuffled. RAM is bounded by the buffer, not by the memory.
+
+        Args:
+            batch_size: pairs in a batch.
+            shuffle_seed: the same seed gives the same order; None gives the order of the memory.
+            buffer_bytes: size of the buffer in stored bytes.
+
+        Raises:
+            ConfigError: `batch_size` is below 1.
+            ExternalMemoryError: a shard is damaged.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size} must be at least 1.")
+        return self._batches(batch_size, shuffle_seed, buffer_bytes)
+
+    def _batches(self, batch_size: int, shuffle_seed: int | None, buffer_bytes: int) -> Iterator[Batch]:
+        description = self.memory.manifest.plm
+        head = None if description.tap == "head_input" else self.memory.head()
+        row_bytes = description.d_tap * DTYPES[self.memory.manifest.dtype].itemsize
+        buffer_pairs = max(buffer_bytes // row_bytes, batch_size)
+        shuffle = None if shuffle_seed is None else np.random.default_rng(shuffle_seed)
+        blocks = list(self._blocks(max(buffer_pairs // BLOCKS_PER_BUFFER, 1)))
+        if shuffle is not None:
+            blocks = [blocks[i] for i in shuffle.permutation(len(blocks))]
+        fills: list[list[_Block]] = []
+        room = 0
+        for block in blocks:
+            if block.pairs > room:
+                fills.append([])
+                room = buffer_pairs
+            fills[-1].append(block)
+            room -= block.pairs
+        left: _Buffer | None = None
+        for k, fill in enumerate(fills):
+            if k + 1 < len(fills):
+                self._read_ahead(fills[k + 1])
+            buffer = self._fill(fill, left)
+            n = len(buffer.targets)
+            order = None if shuffle is None else torch.from_numpy(shuffle.permutation(n))
+            stop = n if k + 1 == len(fills) else n - n % batch_size
+            for start in range(0, stop, batch_size):
+                end = min(start + batch_size, stop)
+                yield buffer.batch(slice(start, end) if order is None else order[start:end], head)
+            left = buffer.take(torch.arange(stop, n) if order is None else order[stop:])
+            del buffer  # before the next one is made, so that only one is alive
+
+    def _blocks(self, pairs: int) -> Iterator[_Block]:
+        """Cut the view into runs of about `pairs` pairs, none across shards."""
+        for shard, file in enumerate(self.memory.shards):
+            examples = self._examples(shard)
+            if not len(examples):
+                continue
+            filled = np.concatenate([[0], np.cumsum(np.diff(file.example_offsets)[examples])])
+            number = filled[:-1] // pairs
+            cuts = np.concatenate([[0], np.flatnonzero(np.diff(number)) + 1, [len(examples)]])
+            for low, high in itertools.pairwise(cuts):
+                yield _Block(shard, examples[low:high], int(filled[high] - filled[low]))
+
+    def _span(self, block: _Block) -> tuple[int, int]:
+        """First and last row of the shard that lie between a block's first and last example."""
+        offsets = self.memory.shards[block.shard].example_offsets
+        return int(offsets[block.examples[0]]), int(offsets[block.examples[-1] + 1])
+
+    def _rows(self, block: _Block) -> Integers | slice:
+        """The block's rows inside its span."""
+        first, last = self._span(block)
+        if last - first == block.pairs:
+            return slice(None)
+        offsets = self.memory.shards[block.shard].example_offsets
+        starts, stops = offsets[block.examples], offsets[block.examples + 1]
+        return np.repeat(starts - first, stops - starts) + self._steps(block)
+
+    def _steps(self, block: _Block) -> Integers:
+        """The positions t of the block's rows."""
+        offsets = self.memory.shards[block.shard].example_offsets
+        lengths = offsets[block.examples + 1] - offsets[block.examples]
+        steps: Integers = np.arange(block.pairs) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return steps
+
+    def _fill(self, blocks: list[_Block], left: _Buffer | None) -> _Buffer:
+        """Copy blocks, behind what the last buffer left over, into a new buffer."""
+        manifest = self.memory.manifest
+        kept = 0 if left is None else len(left.targets)
+        n = kept + sum(block.pairs for block in blocks)
+        buffer = _Buffer.empty(n, manifest.plm.d_tap, DTYPES[manifest.dtype])
+        if left is not None:
+            buffer.representations[:kept] = left.representations
+            for mine, theirs in zip(buffer.columns, left.columns, strict=True):
+                mine[:kept] = theirs
+        rows = buffer.representations.view(torch.uint8).numpy()
+        targets, steps, source_lengths = (column.numpy() for column in (buffer.targets, buffer.steps, buffer.lengths))
+        at = kept
+        for block in blocks:
+            file = self.memory.shards[block.shard]
+            first, last = self._span(block)
+            chosen = self._rows(block)
+            here = slice(at, at + block.pairs)
+            _copy(file.window("representations", first, last), chosen, rows[here])
+            if buffer.scales is not None:
+                _copy(file.window("scales", first, last), chosen, buffer.scales.view(torch.uint8).numpy()[here])
+            targets[here] = file.targets(first, last)[chosen]
+            steps[here] = self._steps(block)
+            lengths = file.example_offsets[block.examples + 1] - file.example_offsets[block.examples]
+            source_lengths[here] = np.repeat(file.source_lengths[block.examples], lengths)
+            at += block.pairs
+        return buffer
+
+    def _read_ahead(self, blocks: list[_Block]) -> None:
+        """Tell the kernel which bytes come next, so that the disk works while the processor does."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for block in blocks:
+            file = self.memory.shards[block.shard]
+            first, last = self._span(block)
+            width = (file.starts["representations"], self.memory.manifest.plm.d_tap)
+            size = width[1] * DTYPES[self.memory.manifest.dtype].itemsize
+            with file.path.open("rb") as opened:
+                os.posix_fadvise(
+                    opened.fileno(), width[0] + first * size, (last - first) * size, os.POSIX_FADV_WILLNEED
+                )
+
+
+def _copy(source: np.ndarray, rows: Integers | slice, out: np.ndarray) -> None:
+    if isinstance(rows, slice):
+        np.copyto(out, source)
+    else:
+        # "clip" writes straight into `out`; the rows are known to lie inside.
+        np.take(source, rows, axis=0, out=out, mode="clip")
+
+
+@dataclass(frozen=True)
+class _Buffer:
+    """n pairs in RAM, as they are stored.
+
+    Attributes:
+        representations: (n, d_tap) in the memory's dtype.
+        scales: (n, 1) float32 with int8.
+        targets: (n,) int64.
+        steps: (n,) int64.
+        lengths: (n,) int64, the source lengths.
+    """
+
+    representations: Tensor
+    scales: Tensor | None
+    targets: Tensor
+    steps: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def empty(cls, n: int, d_tap: int, dtype: torch.dtype) -> _Buffer:
+        """Room for n pairs."""
+        scales = torch.empty((n, 1)) if dtype == torch.int8 else None
+        columns = [torch.empty(n, dtype=torch.int64) for _ in range(3)]
+        return cls(torch.empty((n, d_tap), dtype=dtype), scales, *columns)
+
+    @property
+    def columns(self) -> list[Tensor]:
+        """Everything but the representations."""
+        columns = [self.targets, self.steps, self.lengths]
+        return columns if self.scales is None else [*columns, self.scales]
+
+    def take(self, which: slice | Tensor) -> _Buffer:
+        """Some of the pairs."""
+        scales = None if self.scales is None else self.scales[which]
+        return _Buffer(self.representations[which], scales, self.targets[which], self.steps[which], self.lengths[which])
+
+    def batch(self, which: slice | Tensor, head: Head | None) -> Batch:
+        """Some of the pairs, as the adapter reads them."""
+        taken = self.take(which)
+        f = restore(taken.representations, None if taken.scales is None else taken.scales[:, 0])
+        return Batch(f if head is None else head.normalise(f).float(), taken.targets, taken.steps, taken.lengths)

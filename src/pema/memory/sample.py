@@ -1,0 +1,92 @@
+"""Drawing a smaller memory from a memory."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pema import console
+from pema.errors import ConfigError
+from pema.files import writing
+from pema.memory.manifest import Input
+from pema.memory.merge import copy_head, refuse_existing
+from pema.memory.reader import Memory
+from pema.memory.shard import Contents, Integers, ShardFile, write_shard
+
+
+def sample(path: Path | str, output: Path, pairs: int, seed: int = 0) -> Memory:
+    """Draw whole examples at random, without putting any back, into a new memory of at most `pairs` pairs.
+
+    Examples are taken in a random order; one that does not fit any more is passed over. They keep the order, the bytes
+    and the shards' boundaries of the memory they come from.
+
+    Args:
+        path: a complete memory.
+        output: folder of the new memory; must not exist.
+        pairs: the most pairs to draw.
+        seed: the same seed draws the same examples.
+
+    Raises:
+        ConfigError: `pairs` is less than any example has, or `output` exists.
+        ExternalMemoryError: the memory is damaged or incomplete.
+        StorageError: the disk refused it; nothing is left at `output`.
+    """
+    refuse_existing(output)
+    memory = Memory.open(path)
+    lengths = np.concatenate([np.diff(shard.example_offsets) for shard in memory.shards])
+    chosen = draw(lengths, pairs, seed)
+    if not len(chosen):
+        raise ConfigError(f"pairs={pairs} is less than the {lengths.min()} pairs of the shortest example in {path}.")
+    manifest = memory.manifest
+    origin = f"{manifest.to_dict()['digest']} {pairs} {seed}"
+    entry = Input(
+        hashlib.sha256(origin.encode()).hexdigest(),
+        len(chosen),
+        max(given.examples_per_shard for given in manifest.inputs),
+    )
+    drawn = replace(manifest, inputs=(entry,), shards=(), complete=False)
+    with writing(output) as folder, console.progress("sampling", float(lengths[chosen].sum()), "pairs") as advance:
+        copy_head(memory, folder)
+        first = 0
+        for shard in memory.shards:
+            mine = chosen[(chosen >= first) & (chosen < first + shard.entry.examples)] - first
+            first += shard.entry.examples
+            if len(mine):
+                drawn = drawn.add(write_shard(folder, len(drawn.shards), select(shard, mine)))
+                advance(drawn.shards[-1].pairs)
+        drawn.write(folder)
+    return Memory.open(output)
+
+
+def draw(lengths: Integers, pairs: int, seed: int) -> Integers:
+    """Numbers of random examples, rising, whose `lengths` (e,) add up to at most `pairs`."""
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    chosen = []
+    room, shortest = pairs, int(lengths.min())
+    for example in order:
+        if room < shortest:
+            break
+        if lengths[example] <= room:
+            chosen.append(example)
+            room -= int(lengths[example])
+    return np.sort(np.array(chosen, np.int64))
+
+
+def select(shard: ShardFile, examples: Integers) -> Contents:
+    """Some examples (k,) of a shard, as they are stored."""
+    whole = shard.contents()
+    offsets = shard.example_offsets
+    lengths = offsets[examples + 1] - offsets[examples]
+    ends = np.cumsum(lengths)
+    rows = torch.from_numpy(np.repeat(offsets[examples] - (ends - lengths), lengths) + np.arange(ends[-1]))
+    return Contents(
+        representations=whole.representations[rows],
+        scales=None if whole.scales is None else whole.scales[rows],
+        targets=whole.targets[rows],
+        example_offsets=torch.from_numpy(np.concatenate([[0], ends])),
+        source_lengths=whole.source_lengths[torch.from_numpy(examples)],
+    )

@@ -1,0 +1,67 @@
+"""Checking every byte of a memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pema import console
+from pema.errors import ExternalMemoryError, PemaError
+from pema.files import sha256
+from pema.memory.manifest import FILE, RESTORE, Manifest, require_complete
+from pema.memory.reader import Memory
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was checked and found whole: files, their bytes, and the pairs and examples in them."""
+
+    files: int
+    bytes: int
+    pairs: int
+    examples: int
+
+
+def verify(path: Path | str) -> Report:
+    """Check the manifest's digest, every file's size and SHA-256, the shards' tensors and the head's fingerprint.
+
+    Raises:
+        ExternalMemoryError: the memory is incomplete, or files of it are damaged; the message names each of them.
+    """
+    path = Path(path)
+    manifest = Manifest.read(path)
+    require_complete(manifest, path)
+    entries = (*manifest.head, *manifest.shards)
+    faults: list[str] = []
+    with console.progress("verifying", sum(entry.bytes for entry in entries), "bytes") as advance:
+        for entry in entries:
+            file = path / entry.file
+            if not file.is_file():
+                faults.append(f"{entry.file} is missing")
+            elif file.stat().st_size != entry.bytes:
+                faults.append(f"{entry.file} has {file.stat().st_size:,} bytes, written were {entry.bytes:,}")
+            elif sha256(file) != entry.sha256:
+                faults.append(f"{entry.file} has changed since it was written (its SHA-256 differs)")
+            advance(entry.bytes)
+    if not faults:
+        faults = _implausible(Memory(path, manifest))
+    if faults:
+        raise ExternalMemoryError(f"{path} is damaged: {'; '.join(faults)}. Mend: {RESTORE}")
+    size = (path / FILE).stat().st_size
+    return Report(len(entries) + 1, sum(entry.bytes for entry in entries) + size, manifest.pairs, manifest.examples)
+
+
+def _implausible(memory: Memory) -> list[str]:
+    """What files that are as they were written hold that no build writes."""
+    faults = []
+    for shard in memory.shards:
+        try:
+            _ = shard.example_offsets
+            shard.targets(0, shard.entry.pairs)
+        except ExternalMemoryError as error:
+            faults.append(str(error))
+    try:
+        memory.head()
+    except PemaError as error:
+        faults.append(str(error))
+    return faults

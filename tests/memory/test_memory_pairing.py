@@ -1,0 +1,105 @@
+import pytest
+from fake_plm import EOS, FakePLM, FakeTask, build, f, g, some_examples
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pema.errors import ConfigError
+from pema.memory.build import ROUND, steps_for
+from pema.memory.pairing import align, pair
+
+tokens = st.lists(st.integers(0, 3), max_size=9)
+
+
+def distance(a, b):
+    """Edit distance by its definition."""
+    if not a or not b:
+        return len(a) + len(b)
+    return min(distance(a[1:], b) + 1, distance(a, b[1:]) + 1, distance(a[1:], b[1:]) + (a[0] != b[0]))
+
+
+def table_distance(a, b):
+    table = {(i, 0): i for i in range(len(a) + 1)} | {(0, j): j for j in range(len(b) + 1)}
+    for i in range(1, len(a) + 1):
+        for j in range(1, len(b) + 1):
+            table[i, j] = min(table[i - 1, j] + 1, table[i, j - 1] + 1, table[i - 1, j - 1] + (a[i - 1] != b[j - 1]))
+    return table[len(a), len(b)]
+
+
+@given(st.lists(st.integers(0, 2), max_size=4), st.lists(st.integers(0, 2), max_size=4))
+def test_the_slow_distance_is_the_edit_distance(a, b):
+    assert table_distance(a, b) == distance(a, b)
+
+
+@given(tokens.filter(bool), tokens.filter(bool))
+def test_align_finds_the_nearest_gold_prefix_and_the_longest_of_them(generated, gold):
+    import numpy as np
+
+    found = align(np.array(generated), np.array(gold))
+    for i, j in enumerate(found):
+        distances = [table_distance(generated[:i], gold[:k]) for k in range(len(gold))]
+        assert j == max(k for k in range(len(gold)) if distances[k] == min(distances))
+
+
+def test_aligned_targets_of_worked_examples():
+    gold = [5, 6, 7, 8, EOS]
+    assert list(pair(gold, gold, "aligned")) == gold
+    # 6 was left out: behind 5 7 the gold text goes on with 8.
+    assert list(pair(gold, [5, 7, 8, EOS], "aligned")) == [5, 6, 8, EOS]
+    # 9 was put in: nothing of the gold text is skipped for it.
+    assert list(pair(gold, [5, 9, 6, 7], "aligned")) == [5, 6, 7, 7]
+    # A text that runs on is to end.
+    assert list(pair(gold, [5, 6, 7, 8, 8, 8], "aligned"))[4:] == [EOS, EOS]
+
+
+@given(tokens.filter(bool), tokens.filter(bool))
+def test_position_stops_at_the_shorter_end(generated, gold):
+    assert list(pair(gold, generated, "position")) == gold[: len(generated)]
+    assert list(pair(gold, None, "position")) == gold
+
+
+@pytest.mark.parametrize(
+    ("contexts", "targets"), [("teacher", "position"), ("predicted", "position"), ("predicted", "aligned")]
+)
+def test_a_memory_holds_the_pairs_of_an_obvious_loop(tmp_path, contexts, targets):
+    examples = some_examples(20)
+    memory = build(tmp_path / "m", examples, contexts=contexts, targets=targets, dtype="float32")
+    expected = []
+    for encoded in FakeTask().template.encode(None, examples):
+        context, t, generated = list(encoded.prompt), 0, []
+        longest = steps_for(len(encoded.target), targets)
+        while True:
+            if targets == "aligned":
+                gold = range(len(encoded.target))
+                nearest = min(gold, key=lambda j: (table_distance(generated, encoded.target[:j]), -j))
+                y = encoded.target[nearest]
+            else:
+                y = encoded.target[t]
+            expected.append((f(context), y, t, encoded.source_length))
+            chosen = encoded.target[t] if contexts == "teacher" else g(context)
+            context.append(chosen)
+            generated.append(chosen)
+            t += 1
+            if (targets == "position" and t == len(encoded.target)) or t == longest or chosen == EOS:
+                break
+    (batch,) = memory.view().batches(10_000)
+    assert memory.pairs == len(expected) == len(batch.targets)
+    for k, (representation, y, t, source_length) in enumerate(expected):
+        assert batch.representations[k].equal(representation)
+        assert (batch.targets[k], batch.steps[k], batch.source_lengths[k]) == (y, t, source_length)
+
+
+def test_only_prompts_cross_the_boundary_in_predicted_mode(tmp_path):
+    plm = FakePLM()
+    examples = some_examples(8)
+    build(tmp_path / "m", examples, plm=plm, contexts="predicted")
+    ((kind, prompts, steps),) = plm.calls
+    encoded = FakeTask().template.encode(None, examples)
+    assert kind == "predict"
+    assert prompts == [one.prompt for one in encoded]
+    assert all(asked % ROUND == 0 and asked >= len(one.target) for asked, one in zip(steps, encoded, strict=True))
+
+
+def test_aligned_targets_need_predicted_contexts(tmp_path):
+    with pytest.raises(ConfigError, match="targets='aligned' needs contexts='predicted'"):
+        build(tmp_path / "m", targets="aligned")
+    assert not (tmp_path / "m").exists()
