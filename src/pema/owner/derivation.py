@@ -1,0 +1,376 @@
+"""The head bundle, derived from the model itself by numerical experiment; no table of architectures.
+
+The input of the output embedding is taken from a forward pass, and replaced by enlarged copies of itself so that
+whatever follows the product (a scale, a soft cap) works over a wide range. What the experiment finds is checked on a
+fresh one, and a model that it does not explain is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from pema.errors import ConfigError, OwnerError
+from pema.owner.contract import Tap
+from pema.owner.head import Head, Norm, NormSettings
+from pema.owner.weights import tensor_of
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+"""Greatest difference from the model's own logits, per unit of their greatest magnitude (and at least one unit)."""
+
+_RANGES = (0.5, 5.0, 50.0, 500.0, 5e3, 5e4)
+_SMALL = (1.0, 1e-2, 1e-3, 1e2)
+_KINDS: tuple[Literal["rms", "layer"], ...] = ("rms", "layer")
+
+
+def derive_head(model: PreTrainedModel, tap: Tap) -> Head:
+    """The head bundle of a transformers causal LM, found by experiment and checked on fresh input.
+
+    Args:
+        model: an unmodified transformers causal LM.
+        tap: where representations are read.
+
+    Raises:
+        OwnerError: the model's output is not understood; the message names the architecture and what does not fit.
+        ConfigError: an unknown tap.
+    """
+    if tap not in ("head_input", "norm_input"):
+        raise ConfigError(f"tap {tap!r} is not known: use 'head_input' or 'norm_input'.")
+    name = type(model).__name__
+    embedding = output_embedding(model)
+    weight, bias = tensor_of(embedding, "weight"), tensor_of(embedding, "bias")
+    if weight is None or weight.dim() != 2 or not weight.is_floating_point():
+        raise OwnerError(
+            f"{name} is not understood: its output embedding is {type(embedding).__name__}, not a linear projection "
+            "with a floating-point weight. Load it unquantised, or with another model class."
+        )
+    with evaluating(model):
+        _require_causal(model, embedding)
+        head = _post_processing(model, embedding, Head(weight, bias))
+        if tap == "norm_input":
+            final = find_final_norm(model)
+            head = Head(
+                weight,
+                bias,
+                scale=head.scale,
+                soft_cap=head.soft_cap,
+                norm=recognise_norm(final.module, final.sample, f"the final norm {final.name} of {name}"),
+                projection=final.projection,
+            )
+        _verify(model, head, tap)
+    return head
+
+
+def output_embedding(model: PreTrainedModel) -> nn.Module:
+    """The module whose input is the head input.
+
+    Raises:
+        OwnerError: the model has none.
+    """
+    try:
+        embedding = model.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        embedding = None
+    if not isinstance(embedding, nn.Module):
+        raise OwnerError(
+            f"{type(model).__name__} is not understood: it has no output embedding, so it is no causal language model."
+        )
+    return embedding
+
+
+@contextlib.contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Dropout off and no gradients inside the block; the model's mode is put back after it."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+@contextlib.contextmanager
+def hooked(*handles: RemovableHandle) -> Iterator[None]:
+    """Remove forward hooks when the block ends, however it ends."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class FinalNorm:
+    """The norm in front of the head.
+
+    Attributes:
+        name: its name in the model.
+        module: the module itself.
+        projection: (d, d_tap) between it and the head's input, or None.
+        sample: (n, d_tap), inputs that it was seen with.
+    """
+
+    name: str
+    module: nn.Module
+    projection: Tensor | None
+    sample: Tensor
+
+
+def _rows(model: PreTrainedModel, seed: int, rows: int = 2, length: int = 6) -> Tensor:
+    """(rows, length) random tokens, the same for every call with a seed."""
+    size = model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, size, (rows, length), generator=generator)
+    padding = getattr(model.config, "pad_token_id", None)
+    if padding is not None and size > 1:
+        tokens[tokens == padding] = (padding + 1) % size
+    return tokens.to(model.device)
+
+
+def _run(
+    model: PreTrainedModel, embedding: nn.Module, seed: int, change: Callable[[Tensor], Tensor] = lambda f: f
+) -> tuple[Tensor, Tensor]:
+    """One forward pass with the head's input changed: that input (n, d) and the model's logits (n, V), on the CPU."""
+    seen: list[Tensor] = []
+
+    def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        f = change(arguments[0])
+        seen.append(f)
+        return (f, *arguments[1:])
+
+    with hooked(embedding.register_forward_pre_hook(hook)):
+        logits = model(input_ids=_rows(model, seed), use_cache=False).logits
+    if len(seen) != 1 or seen[0].shape[:-1] != logits.shape[:-1]:
+        raise OwnerError(
+            f"{type(model).__name__} is not understood: its output embedding ran {len(seen)} times in one forward pass."
+            if len(seen) != 1
+            else f"{type(model).__name__} is not understood: {tuple(seen[0].shape)} goes into its output embedding and "
+            f"logits of shape {tuple(logits.shape)} come out of the model."
+        )
+    return seen[0].flatten(0, -2).cpu(), logits.flatten(0, -2).float().cpu()
+
+
+def _require_causal(model: PreTrainedModel, embedding: nn.Module) -> None:
+    """Change the last token: what the head reads before it must not move.
+
+    Raises:
+        OwnerError: it does.
+    """
+    tokens = _rows(model, seed=5)
+    changed = tokens.clone()
+    changed[:, -1] = tokens[:, -2]
+    changed[:, -1] += torch.where(changed[:, -1] == tokens[:, -1], 1 - 2 * (changed[:, -1] > 0).long(), 0)
+    seen: list[Tensor] = []
+    with hooked(embedding.register_forward_pre_hook(lambda _m, arguments: seen.append(arguments[0].float()))):
+        for rows in (tokens, changed):
+            model(input_ids=rows, use_cache=False)
+    if len(seen) == 2 and _relative(seen[1][:, :-1], seen[0][:, :-1]) > 0.05:
+        raise OwnerError(
+            f"{type(model).__name__} as configured is not a causal language model: a token changes the representations "
+            "in front of it."
+        )
+
+
+def _post_processing(model: PreTrainedModel, embedding: nn.Module, plain: Head) -> Head:
+    """What the model does with raw = W_hd f + bias, from inputs enlarged until raw spans several magnitudes."""
+    plain_cpu = Head(plain.weight, plain.bias).to("cpu", torch.float32)
+    f, y = _run(model, embedding, seed=1)
+    if y.shape[-1] != plain.vocabulary_size:
+        raise OwnerError(
+            f"{type(model).__name__} is not understood: W_hd has {plain.vocabulary_size} rows, the model's logits have "
+            f"{y.shape[-1]} columns."
+        )
+    # The enlargement is reckoned without the bias, which does not grow with the input.
+    natural = (f.float() @ plain_cpu.weight.T).abs().max().item()
+    raws, ys = [plain_cpu(f.float())], [y]
+    for target in _RANGES:
+        factor = target / max(natural, 1e-12)
+        f, y = _run(model, embedding, seed=1, change=lambda f, factor=factor: f * factor)  # type: ignore[misc]
+        raw = plain_cpu(f.float())
+        if torch.isfinite(raw).all() and torch.isfinite(y).all():
+            raws.append(raw)
+            ys.append(y)
+    found = _fit(raws, ys, TOLERANCE.get(plain.weight.dtype, 4e-2), _hints(model.config))
+    if found is None:
+        difference = max(_relative(raw, y) for raw, y in zip(raws, ys, strict=True))
+        raise OwnerError(
+            f"{type(model).__name__} is not understood: its logits are not the output embedding's product, scaled or "
+            f"soft-capped (they differ from the bare product by up to {difference:.2e} of their magnitude). "
+            "PEMA can only be plugged into a linear head."
+        )
+    return Head(plain.weight, plain.bias, scale=found[0], soft_cap=found[1])
+
+
+def _hints(config: PreTrainedConfig) -> list[float]:
+    """Numbers of the configuration and their inverses: exact values for what is fitted, used only if they fit."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    numbers = [v for v in vars(config).values() if isinstance(v, int | float) and not isinstance(v, bool) and v > 0]
+    return [float(n) for n in numbers] + [1.0 / n for n in numbers]
+
+
+def _snap(value: float, hints: list[float], tolerance: float) -> float:
+    """The hint that `value` is, within rounding; `value` itself if it is none."""
+    close = [h for h in [1.0, *hints] if abs(h - value) <= tolerance * value]
+    return min(close, key=lambda h: abs(h - value)) if close else value
+
+
+def _fit(
+    raws: list[Tensor], ys: list[Tensor], tolerance: float, hints: list[float]
+) -> tuple[float, float | None] | None:
+    """(scale, soft cap) with y = scale raw, or y = cap tanh(scale raw / cap); None if neither explains the data."""
+
+    def explains(scale: float, cap: float | None) -> bool:
+        for raw, y in zip(raws, ys, strict=True):
+            z = raw * scale
+            if cap is not None:
+                z = torch.tanh(z / cap) * cap
+            if _relative(z, y) > tolerance:
+                return False
+        return True
+
+    x, y = torch.cat(raws).double(), torch.cat(ys).double()
+    linear = ((x * y).sum() / x.square().sum().clamp_min(1e-30)).item()
+    for scale in (_snap(linear, hints, 10 * tolerance), linear):
+        if scale > 0 and explains(scale, None):
+            return scale, None
+    bound = y.abs().max().item()
+    for cap in (_snap(bound, hints, 10 * tolerance), bound):
+        middle = (y.abs() > 0.02 * cap) & (y.abs() < 0.7 * cap)
+        if cap <= 0 or not middle.any():
+            continue
+        z = torch.atanh(y[middle] / cap) * cap
+        slope = ((x[middle] * z).sum() / x[middle].square().sum()).item()
+        for scale in (_snap(slope, hints, 10 * tolerance), slope):
+            if scale > 0 and explains(scale, cap):
+                return scale, cap
+    return None
+
+
+def _relative(mine: Tensor, theirs: Tensor) -> float:
+    """Greatest difference, in units of the greatest magnitude of `theirs` or of 1."""
+    return ((mine - theirs).abs().max() / theirs.abs().max().clamp_min(1.0)).item()
+
+
+def _verify(model: PreTrainedModel, head: Head, tap: Tap) -> None:
+    """Compare head(f(c)) with the model's own logits on fresh tokens.
+
+    Raises:
+        OwnerError: they differ.
+    """
+    name = type(model).__name__
+    embedding = output_embedding(model)
+    module = embedding if tap == "head_input" else find_final_norm(model).module
+    seen: list[Tensor] = []
+    with hooked(module.register_forward_pre_hook(lambda _m, arguments: seen.append(arguments[0].flatten(0, -2)))):
+        logits = model(input_ids=_rows(model, seed=2, rows=3, length=9), use_cache=False).logits
+    theirs = logits.flatten(0, -2).float().cpu()
+    bundle = Head(
+        head.weight, head.bias, scale=head.scale, soft_cap=head.soft_cap, norm=head.norm, projection=head.projection
+    ).to("cpu", torch.float32)
+    difference = _relative(bundle(seen[0].cpu().float()), theirs)
+    tolerance = TOLERANCE.get(head.weight.dtype, 4e-2)
+    if not difference <= tolerance:
+        raise OwnerError(
+            f"{name} is not understood: with tap {tap!r} the derived head differs from the model's own logits by "
+            f"{difference:.2e} of their magnitude (at most {tolerance:.0e} is rounding)."
+        )
+
+
+def find_final_norm(model: PreTrainedModel) -> FinalNorm:
+    """The module whose output is the head's input, directly or through one bias-free linear projection.
+
+    Raises:
+        OwnerError: there is none outside the repeated layers.
+    """
+    embedding = output_embedding(model)
+    calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+    seen: list[Tensor] = []
+
+    def recorder(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
+            if arguments and isinstance(arguments[0], Tensor) and isinstance(output, Tensor):
+                calls.append((name, module, arguments[0].detach().clone(), output.detach().clone()))
+
+        return hook
+
+    leaves = [(n, m) for n, m in model.named_modules() if not any(True for _ in m.children()) and m is not embedding]
+    handles = [module.register_forward_hook(recorder(name)) for name, module in leaves]
+    handles.append(
+        embedding.register_forward_pre_hook(lambda _m, arguments: seen.append(arguments[0].detach().clone()))
+    )
+    with evaluating(model), hooked(*handles):
+        model(input_ids=_rows(model, seed=3), use_cache=False)
+
+    def writer(value: Tensor) -> tuple[str, nn.Module, Tensor, Tensor] | None:
+        for call in reversed(calls):
+            if _same(call[3], value) and not _same(call[2], value):
+                return call
+        return None
+
+    projection = None
+    last = writer(seen[0])
+    if last is not None and isinstance(last[1], nn.Linear) and tensor_of(last[1], "bias") is None:
+        projection = tensor_of(last[1], "weight")
+        last = writer(last[2])
+    repeated = {id(m) for layers in model.modules() if isinstance(layers, nn.ModuleList) for m in layers.modules()}
+    if last is None or id(last[1]) in repeated or isinstance(last[1], (nn.Linear, nn.Embedding)):
+        raise OwnerError(
+            f"{type(model).__name__} as configured has no final norm in front of its head, so there is no tap "
+            "'norm_input': use tap 'head_input'."
+        )
+    return FinalNorm(last[0], last[1], projection, last[2].flatten(0, -2))
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.device == b.device and torch.equal(a.to(b.dtype), b)
+
+
+def recognise_norm(module: nn.Module, sample: Tensor, what: str) -> Norm:
+    """A layer norm or RMS norm that computes what `module` does, found by trial on inputs of many magnitudes.
+
+    Args:
+        module: the norm.
+        sample: (n, d), inputs that it was seen with.
+        what: how to call it in a message.
+
+    Raises:
+        OwnerError: no candidate computes what `module` does.
+    """
+    dtype = sample.dtype
+    weight, bias = tensor_of(module, "weight"), tensor_of(module, "bias")
+    names = {n for n, _ in module.named_parameters()}
+    if not names <= {"weight", "bias"}:
+        raise OwnerError(f"{what} is not understood: it has parameters {sorted(names)}. Use tap 'head_input'.")
+    factors = [f for f in _SMALL if dtype != torch.float16 or f <= 1]
+    # Random inputs beside the seen ones, so that a mean of zero in the seen ones does not hide its subtraction.
+    noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(4)) + 0.5
+    rows = torch.cat([sample.cpu().float(), noise]).to(sample.device, dtype)
+    inputs = [rows * factor for factor in factors]
+    outputs = [module(x).float().cpu() for x in inputs]
+    tolerance = TOLERANCE.get(dtype, 4e-2) / (10 if dtype == torch.float32 else 2)
+    hints = [v for k, v in vars(module).items() if "eps" in k and isinstance(v, float)]
+    usual = [eps for eps in (1e-5, 1e-6, 1e-8, 1e-12, 0.0) if eps not in hints]
+    best = float("inf")
+    for candidates in (hints, usual):
+        errors: dict[NormSettings, float] = {}
+        for kind, offset, eps in itertools.product(_KINDS, (0.0, 1.0) if weight is not None else (0.0,), candidates):
+            settings = NormSettings(kind, eps, offset)
+            norm = Norm(settings, weight, bias).to("cpu")
+            errors[settings] = max(_relative(norm(x.cpu().float()), y) for x, y in zip(inputs, outputs, strict=True))
+        nearest = min(errors, key=errors.__getitem__, default=None)
+        if nearest is not None and errors[nearest] <= tolerance:
+            return Norm(nearest, weight, bias)
+        best = min(best, *errors.values(), float("inf"))
+    raise OwnerError(
+        f"{what} ({type(module).__name__}) is not understood: the nearest layer norm or RMS norm differs from it by "
+        f"{best:.2e} of its magnitude. Use tap 'head_input'."
+    )

@@ -1,0 +1,154 @@
+"""Loading a transformers causal LM with its tokenizer, and saying in one line why it cannot be done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from pema.errors import ConfigError, OwnerError
+
+EMBEDDED = "embedded"
+EMBEDDED_FOLDER = "tatoeba-en-de-9m"
+NO_LIMIT = 1_000_000
+
+DeviceMap = str | torch.device | Mapping[str, int | str | torch.device] | None
+"""Device placement as transformers takes it."""
+
+
+def resolve(name: str | Path) -> tuple[str, str]:
+    """Where to load a PLM from, and what to call it (never an absolute path).
+
+    Raises:
+        OwnerError: a folder that does not exist or holds no model.
+    """
+    text = str(name)
+    if text == EMBEDDED:
+        folder = Path(str(resources.files("pema"))) / "plm" / EMBEDDED_FOLDER
+        if not (folder / "config.json").is_file():
+            raise OwnerError(
+                "the embedded PLM is not part of this installation: install the wheel, or give a hub name or a folder."
+            )
+        return str(folder), EMBEDDED_FOLDER
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise OwnerError(f"{text} holds no config.json: it is not the folder of a transformers model.")
+        return str(path), path.resolve().name
+    if path.exists():
+        raise OwnerError(f"{text} is a file: give the folder of a transformers model, or a hub name.")
+    if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or (os.sep != "/" and os.sep in text):
+        raise OwnerError(f"the folder {text} does not exist: check the path, or give a hub name.")
+    return text, text
+
+
+def load(
+    name: str | Path, *, dtype: str | torch.dtype | None, device_map: DeviceMap, revision: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """A model in evaluation mode, its tokenizer, and the name to call it by.
+
+    Raises:
+        OwnerError: either cannot be loaded, or the checkpoint lacks weights.
+    """
+    place, called = resolve(name)
+    common = {} if revision is None else {"revision": revision}
+    placement = {} if device_map is None else {"device_map": device_map}
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            place, dtype=_dtype(dtype, device_map), output_loading_info=True, **placement, **common
+        )
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError and safetensors' own.
+        raise OwnerError(f"{called} cannot be loaded as a causal language model: {_first_line(error)}") from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise OwnerError(
+            f"{called} lacks {len(missing)} of the weights of {type(model).__name__} ({missing[0]}, ...): they "
+            "would be random. Give the checkpoint of a causal language model."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, **common)
+    except Exception as error:
+        raise OwnerError(f"the tokenizer of {called} cannot be loaded: {_first_line(error)}") from error
+    return model.eval(), tokenizer, called
+
+
+def name_of(model: PreTrainedModel) -> str:
+    """What to call a model that was not loaded here: its hub name, its folder's last component, or its class."""
+    name = str(getattr(model.config, "_name_or_path", "") or "").rstrip("/")
+    if not name:
+        return type(model).__name__
+    return Path(name).name if Path(name).is_absolute() or Path(name).is_dir() else name
+
+
+def max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that a context may have; `NO_LIMIT` where neither configuration nor tokenizer knows one."""
+    config = model.config.get_text_config()
+    for field in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"):
+        value = getattr(config, field, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return min(int(getattr(tokenizer, "model_max_length", NO_LIMIT)), NO_LIMIT)
+
+
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token that ends a sequence: what the model's own `generate` stops at, and the tokenizer's."""
+    found: set[int] = set()
+    generation = getattr(model, "generation_config", None)
+    for value in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id):
+        if value is not None:
+            found.update([value] if isinstance(value, int) else value)
+    if not found:
+        value = model.config.get_text_config().eos_token_id
+        found.update([] if value is None else [value] if isinstance(value, int) else value)
+    return tuple(sorted(token for token in found if token >= 0))
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over what the tokenizer computes: vocabulary, merges, normaliser, post-processor, special tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        # How the last call padded and cut is state, not what the tokenizer is.
+        content.pop("padding", None)
+        content.pop("truncation", None)
+    else:
+        content = {"vocabulary": tokenizer.get_vocab(), "class": type(tokenizer).__name__}
+    content["special"] = {
+        name: str(getattr(tokenizer, name, None)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _dtype(dtype: str | torch.dtype | None, device_map: DeviceMap) -> str | torch.dtype:
+    """The type to load in: the checkpoint's own, but float32 on a processor that is slow in half precision."""
+    if isinstance(dtype, str) and dtype != "auto":
+        found = getattr(torch, dtype, None)
+        if not isinstance(found, torch.dtype) or not found.is_floating_point:
+            raise ConfigError(
+                f"dtype {dtype!r} is not a floating-point type: use 'auto', 'float32', 'bfloat16', 'float16'."
+            )
+        return found
+    if dtype is not None:
+        return dtype
+    on_cpu = device_map in (None, "cpu") or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    return torch.float32 if on_cpu and not _fast_bfloat16() else "auto"
+
+
+def _fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices in hardware."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(check() for check in checks if check is not None)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
