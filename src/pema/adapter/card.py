@@ -1,0 +1,70 @@
+"""The model card of an adapter: a pure function of its config."""
+
+from __future__ import annotations
+
+import json
+
+from pema.adapter.config import AdapterConfig
+
+FIGURES = {
+    "held_out_cross_entropy": "cross-entropy of P_PEMA on held-out pairs (nats per token)",
+    "start_cross_entropy": "the same before training",
+    "held_out_reconstruction": "reconstruction error on held-out pairs (mean square per entry)",
+    "pairs": "training pairs",
+    "held_out_pairs": "held-out pairs",
+    "best_epoch": "epoch of the lowest held-out loss",
+    "epochs": "epochs trained",
+    "train_seconds": "training time (seconds)",
+    "parameters": "trained parameters",
+}
+
+
+def card(config: AdapterConfig) -> str:
+    """README.md: what the adapter is, how to use it, its figures and their signature."""
+    name = config.plm.name if config.plm else None
+    hub = f"base_model: {json.dumps(name)}\n" if name and name.count("/") == 1 else ""
+    front = f"---\nlibrary_name: pema\n{hub}tags:\n- pema\n- adapter\n---\n"
+    residual = "f + " if config.residual else ""
+    equation = f"h_pd = {residual}B_pd " + ("gelu(A norm(f))" if config.activation == "gelu" else "A f")
+    lines = [
+        front,
+        f"# PEMA adapter{f' for {name}' if name else ''}",
+        "",
+        "A Plug-in External Memory Adaptation adapter (Kim, Kim and Bak, NAACL 2024, arXiv 2311.08590): its next-token",
+        "distribution is interpolated with that of the frozen language model that it was trained for.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| language model | {name or 'not recorded'} |",
+        f"| task | {config.task or 'not recorded'} |",
+        f"| template | {json.dumps(config.template, ensure_ascii=False) if config.template else 'not recorded'} |",
+        f"| contexts | {config.contexts or 'not recorded'} |",
+        f"| adapter | {equation}, r = {config.rank}, d = {config.d}, {config.vocabulary} vocabulary |",
+    ]
+    if config.plm:
+        lines += [
+            f"| PLM fingerprint | `{config.plm.fingerprint}` |",
+            f"| tokenizer fingerprint | `{config.plm.tokenizer_fingerprint}` |",
+            f"| head fingerprint | `{config.plm.head_fingerprint}` |",
+        ]
+    figures = config.training.get("figures", {})
+    if figures:
+        lines += ["", "## Figures", "", "| | |", "|---|---|"]
+        for key, meaning in FIGURES.items():
+            value = figures.get(key)
+            if value is not None:
+                lines.append(
+                    f"| {meaning} | {value:,.4f} |" if isinstance(value, float) else f"| {meaning} | {value:,} |"
+                )
+    if "signature" in config.training:
+        signature = json.dumps(config.training["signature"], indent=2, ensure_ascii=False)
+        lines += ["", "Signature of these figures:", "", "```json", signature, "```"]
+    lines += [
+        "",
+        "## Use",
+        "",
+        "```",
+        f"pema generate ADAPTER --plm {name or 'PLM'} --task {config.task or 'TASK'} --input FILE -o FILE",
+        "```",
+    ]
+    return "\n".join(lines) + "\n"

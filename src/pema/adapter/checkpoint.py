@@ -1,0 +1,171 @@
+"""Checkpoints from which training goes on bit for bit as if it had never stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pema.adapter.config import TrainConfig
+from pema.errors import AdapterError, MismatchError
+from pema.files import remove, writing
+
+FORMAT = 1
+FREE = ("device", "checkpoint_every", "log_every", "fit_rank")
+"""Settings that a resumed run may change: none of them is part of the result."""
+
+
+@dataclass
+class State:
+    """Where training stands; everything that is not a tensor. Masks and orders follow from the seed and these counts.
+
+    Attributes:
+        epoch: epochs finished.
+        batch: batches of the current epoch that are done.
+        step: optimizer steps done.
+        lowest: lowest held-out loss so far; None where nothing is held out.
+        best_epoch: the epoch that it was reached in; 0 is the start.
+        since: epochs since then.
+        sums: [pairs, total, reconstruction, prediction], each loss times pairs, over the current epoch.
+        seconds: spent in training, without reconstruction.
+        log_bytes: length of the log.
+        figures: what was measured on the way.
+        stopped: whether training is over.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    lowest: float | None = None
+    best_epoch: int = 0
+    since: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0] * 4)
+    seconds: float = 0.0
+    log_bytes: int = 0
+    figures: dict[str, Any] = field(default_factory=dict)
+    stopped: bool = False
+
+
+class Checkpoint:
+    """One safetensors file, replaced as a whole: tensors, and the rest as JSON in its header.
+
+    One file, so that a kill at any moment leaves either the old state or the new one, never parts of both.
+    """
+
+    def __init__(self, output: Path, config: TrainConfig, memory: str) -> None:
+        """Tie the checkpoint to the run that it belongs to.
+
+        Args:
+            output: the adapter's folder.
+            config: settings of the run.
+            memory: digest of the memory.
+        """
+        self.folder = output / "checkpoint"
+        self.file = self.folder / "state.safetensors"
+        self.config, self.memory = config, memory
+
+    def exists(self) -> bool:
+        """Whether there is one."""
+        return self.file.exists()
+
+    def save(self, state: State, tensors: Mapping[str, Tensor]) -> None:
+        """Replace the checkpoint.
+
+        Raises:
+            StorageError: the disk refused; the checkpoint that stood there is untouched.
+        """
+        values = {"format": FORMAT, "config": self.config.to_dict(), "memory": self.memory, "state": asdict(state)}
+        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        header = {"checkpoint": json.dumps(values)}
+        with writing(self.file) as temporary:
+            save_file(stored, temporary, metadata=header | {"digest": _digest(stored, header["checkpoint"])})
+
+    def load(self) -> tuple[State, dict[str, Tensor]]:
+        """Read the checkpoint.
+
+        Raises:
+            AdapterError: it is damaged or of another format.
+            MismatchError: it belongs to other settings or another memory; the message names the first that differs.
+        """
+        remedy = f"remove {self.folder} and train without --resume."
+        try:
+            with safe_open(self.file, framework="pt") as opened:
+                header = opened.metadata() or {}
+                # Copies, so that every tensor is aligned as in an unbroken run: products may depend on it.
+                tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+            values = json.loads(header["checkpoint"])
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise AdapterError(f"the checkpoint {self.file} is damaged ({error}): {remedy}") from error
+        if header.get("digest") != _digest(tensors, header["checkpoint"]):
+            raise AdapterError(f"the checkpoint {self.file} is damaged (its digest does not match): {remedy}")
+        if values["format"] != FORMAT:
+            raise AdapterError(f"the checkpoint {self.file} has format {values['format']}, not {FORMAT}: {remedy}")
+        require_same_run(values["config"], values["memory"], self.config, self.memory, f"the checkpoint {self.folder}")
+        return State(**values["state"]), tensors
+
+    def remove(self) -> None:
+        """Remove the checkpoint; training is over."""
+        remove(self.folder)
+
+
+def require_same_run(
+    settings: Mapping[str, Any], memory: str | None, config: TrainConfig, here: str, what: str
+) -> None:
+    """Refuse what another run left behind.
+
+    Args:
+        settings: the settings stored in `what`.
+        memory: the memory's digest stored in `what`.
+        config: the settings of this run.
+        here: the digest of this run's memory.
+        what: for the message.
+
+    Raises:
+        MismatchError: names the first setting that differs, or the memory.
+    """
+    remedy = "resume with what it was made with, or train into another folder."
+    mine = config.to_dict()
+    for name in [n for n in {**mine, **settings} if n not in FREE]:
+        if settings.get(name) != mine.get(name):
+            raise MismatchError(
+                f"{what} was made with {name}={settings.get(name)!r}, this run has {name}={mine.get(name)!r}: {remedy}"
+            )
+    if memory != here:
+        raise MismatchError(f"{what} was made with another memory ({str(memory)[:12]}, not {here[:12]}): {remedy}")
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The optimizer's moments and step counts by name, "optimizer.A.exp_avg" and so on."""
+    return {
+        f"optimizer.{name}.{key}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> None:
+    """The inverse of `optimizer_tensors`."""
+    for name, parameter in parameters.items():
+        prefix = f"optimizer.{name}."
+        found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if found:
+            # Adam keeps its step count where it was made: on the CPU, or beside the parameter when fused.
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in found.items()}
+
+
+def _digest(tensors: Mapping[str, Tensor], header: str) -> str:
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

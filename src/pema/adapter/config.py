@@ -1,0 +1,250 @@
+# ruff: noqa: RUF009  (`_option` is `dataclasses.field` with the meaning and limits beside the default)
+"""What an adapter is (`AdapterConfig`) and how one is trained (`TrainConfig`, with the presets)."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_type_hints
+
+from pema.console import note
+from pema.errors import ConfigError
+from pema.owner.contract import PLMDescription
+
+Activation = Literal["none", "gelu"]
+Vocabulary = Literal["full", "seen"]
+Init = Literal["random", "pca"]
+Reconstruction = Literal["closed_form", "sgd"]
+Optimizer = Literal["adam", "adamw"]
+Decay = Literal["none", "linear", "cosine"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+WIDEST_GELU = 6
+"""`fit_rank` lets an adapter with an activation be this many times wider than d, at most."""
+
+
+def _option(default: Any, help: str, **limits: float) -> Any:  # noqa: ANN401
+    """A field with its meaning and limits beside it: `least`, `most`, `below` (most, itself excluded)."""
+    return field(default=default, metadata={"help": help} | limits)
+
+
+def _check(config: TrainConfig | AdapterConfig) -> None:
+    """Refuse a value of the wrong type, outside its limits or not among its choices."""
+    hints = get_type_hints(type(config))
+    for f in dataclasses.fields(config):
+        value, hint, limits = getattr(config, f.name), hints[f.name], f.metadata
+        choices = get_args(hint) if all(isinstance(a, str) for a in get_args(hint)) else ()
+        if choices and value not in choices:
+            raise ConfigError(f"{f.name}={value!r} is not known: choose {' or '.join(choices)}.")
+        if hint is float and isinstance(value, int) and not isinstance(value, bool):
+            object.__setattr__(config, f.name, float(value))
+        elif hint in (int, float, bool, str) and type(value) is not hint:
+            raise ConfigError(f"{f.name}={value!r} must be a {hint.__name__}.")
+        if "least" in limits and not value >= limits["least"]:
+            raise ConfigError(f"{f.name}={value} is too small: it must be at least {limits['least']}.")
+        if "most" in limits and not value <= limits["most"]:
+            raise ConfigError(f"{f.name}={value} is too large: it must be at most {limits['most']}.")
+        if "below" in limits and not value < limits["below"]:
+            raise ConfigError(f"{f.name}={value} is too large: it must be less than {limits['below']}.")
+
+
+def _check_shape(config: TrainConfig | AdapterConfig) -> None:
+    if config.activation == "gelu" and not config.residual:
+        raise ConfigError("activation='gelu' with residual=False: h_pd would lose f. Set residual=True.")
+
+
+def _known(cls: type, values: Mapping[str, Any]) -> None:
+    """Refuse a key that is not a field of `cls`."""
+    names = [f.name for f in dataclasses.fields(cls)]
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1)
+            raise ConfigError(
+                f"{key!r} is not a setting of {cls.__name__}"
+                + (f": did you mean {near[0]!r}?" if near else f"; it knows {', '.join(names)}.")
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How an adapter is trained: steps 2 and 3 of the method.
+
+    Raises:
+        ConfigError: a value outside its limits, or values that contradict each other.
+    """
+
+    rank: int = _option(512, "r, the rows of A.", least=1)
+    kappa: float = _option(
+        0.2, "Weight of reconstruction in the joint loss; 1 - kappa goes to prediction.", least=0.0, most=1.0
+    )
+    dropout: float = _option(0.2, "Share of the adapter's input that is dropped in training.", least=0.0, below=1.0)
+    init: Init = _option("random", "Start of A: random (the paper), or pca, the principal subspace of the memory.")
+    residual: bool = _option(False, "h_pd = f + B_pd A f, with B_pd zero at the start.")
+    activation: Activation = _option("none", "gelu: h_pd = f + B_pd gelu(A norm(f)); needs residual.")
+    vocabulary: Vocabulary = _option("full", "seen: P_PEMA covers only target tokens that occur in the memory.")
+    reconstruction: Reconstruction = _option(
+        "closed_form", "How B_rct is found: in closed form, or by sgd (the paper)."
+    )
+    reconstruction_learning_rate: float = _option(1e-3, "Adam's learning rate where reconstruction is sgd.", least=0.0)
+    reconstruction_epochs: int = _option(200, "Most passes over the memory where reconstruction is sgd.", least=1)
+    optimizer: Optimizer = _option("adam", "adam or adamw.")
+    learning_rate: float = _option(1e-3, "Peak learning rate.", least=0.0)
+    weight_decay: float = _option(0.0, "Decoupled weight decay of adamw.", least=0.0)
+    warmup: float = _option(
+        0.0, "Share of all steps over which the learning rate rises from zero.", least=0.0, below=1.0
+    )
+    decay: Decay = _option("none", "How the learning rate falls to zero after the warm-up: none, linear or cosine.")
+    clip: float = _option(1.0, "Largest norm of the gradient; 0 clips nothing.", least=0.0)
+    epochs: int = _option(30, "Most passes over the memory.", least=1)
+    batch_size: int = _option(256, "Pairs in a step.", least=1)
+    dev_fraction: float = _option(
+        0.1, "Share of the examples held out for early stopping; 0 holds out none.", least=0.0, below=1.0
+    )
+    patience: int = _option(3, "Epochs without a lower held-out loss before training stops.", least=1)
+    seed: int = _option(0, "Seed of everything random.", least=0)
+    fit_rank: bool = _option(
+        False, "Reduce the rank to what the PLM's width allows, with a note, instead of refusing it."
+    )
+    precision: Precision = _option(
+        "auto", "Arithmetic of the matrix products; auto: bfloat16 where the processor has it."
+    )
+    device: str = _option("auto", "Where to train; auto: an accelerator where there is one.")
+    checkpoint_every: int = _option(0, "Steps between checkpoints; 0: one per epoch.", least=0)
+    log_every: int = _option(50, "Steps between lines of the log; 0: one per epoch.", least=0)
+
+    def __post_init__(self) -> None:
+        _check(self)
+        _check_shape(self)
+        if self.activation == "gelu" and self.kappa > 0:
+            raise ConfigError(
+                f"kappa={self.kappa} with activation='gelu': reconstruction is linear. "
+                "Use kappa=0 or activation='none'."
+            )
+        if self.weight_decay > 0 and self.optimizer == "adam":
+            raise ConfigError(f"weight_decay={self.weight_decay} with optimizer='adam': use optimizer='adamw'.")
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether B_rct is needed: by the joint loss, or as the start of A."""
+        return self.kappa > 0 or self.init == "pca"
+
+    def fitted(self, d: int) -> TrainConfig:
+        """This config for a PLM of width `d`.
+
+        Raises:
+            ConfigError: the rank is larger than d where that means nothing, and `fit_rank` is off.
+        """
+        linear = self.activation == "none" or self.reconstructs
+        most = d if linear else WIDEST_GELU * d
+        if self.rank <= most or (not linear and not self.fit_rank):
+            return self
+        if self.fit_rank:
+            note(f"rank {self.rank} becomes {most}: the PLM's representations have d = {d}.")
+            return dataclasses.replace(self, rank=most)
+        why = (
+            "init='pca' and reconstruction have d directions"
+            if self.activation == "gelu"
+            else "it adds nothing to rank d"
+        )
+        raise ConfigError(
+            f"rank={self.rank} is larger than d = {d}, and {why}: use a rank of at most {d}"
+            + (", or init='random'." if self.activation == "gelu" else ", or residual=True with activation='gelu'.")
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: a key that is not a setting.
+        """
+        _known(cls, values)
+        return cls(**values)
+
+
+PRESETS: dict[str, TrainConfig] = {
+    "paper": TrainConfig(fit_rank=True, clip=0.0),
+    "best": TrainConfig(
+        rank=2048,
+        kappa=0.0,
+        dropout=0.25,
+        residual=True,
+        activation="gelu",
+        optimizer="adamw",
+        weight_decay=0.01,
+        warmup=0.05,
+        decay="cosine",
+        epochs=12,
+        fit_rank=True,
+    ),
+}
+
+
+def preset(name: str, **changes: Any) -> TrainConfig:  # noqa: ANN401
+    """The preset `name` with `changes`; a rank among them is meant as it stands.
+
+    Raises:
+        ConfigError: an unknown preset or setting, or a contradiction.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"preset {name!r} is not known: choose {' or '.join(PRESETS)}.")
+    _known(TrainConfig, changes)
+    if "rank" in changes:
+        changes = {"fit_rank": False} | changes
+    return dataclasses.replace(PRESETS[name], **changes)
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What an adapter is, and which PLM, task and training it comes from; `adapter_config.json`.
+
+    Raises:
+        ConfigError: a value outside its limits, or values that contradict each other.
+    """
+
+    d: int = _option(dataclasses.MISSING, "Width of the head's input.", least=1)
+    vocabulary_size: int = _option(dataclasses.MISSING, "V, the rows of W_hd.", least=1)
+    rank: int = _option(dataclasses.MISSING, "r, the rows of A.", least=1)
+    residual: bool = _option(False, "h_pd = f + B_pd A f.")
+    activation: Activation = _option("none", "gelu: h_pd = f + B_pd gelu(A norm(f)).")
+    vocabulary: Vocabulary = _option("full", "seen: P_PEMA covers only target tokens that occur in the memory.")
+    plm: PLMDescription | None = _option(None, "The PLM that the memory was built with.")
+    task: str | None = _option(None, "Name of the task.")
+    template: str | None = _option(None, "The prompt template.")
+    contexts: str | None = _option(None, "What follows the prompt in the memory's contexts: teacher or predicted.")
+    training: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"help": "Settings, figures and signature of the training."}
+    )
+
+    def __post_init__(self) -> None:
+        _check(self)
+        _check_shape(self)
+        if self.activation == "none" and self.rank > self.d:
+            raise ConfigError(f"rank={self.rank} is larger than d = {self.d}: use a rank of at most {self.d}.")
+        if self.plm is not None and (self.plm.d, self.plm.vocabulary_size) != (self.d, self.vocabulary_size):
+            raise ConfigError(
+                f"d={self.d}, vocabulary_size={self.vocabulary_size} are not those of {self.plm.name}: "
+                f"{self.plm.d}, {self.plm.vocabulary_size}."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return values | {"plm": self.plm and self.plm.to_dict(), "training": dict(self.training)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> AdapterConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: a key that is not a setting.
+        """
+        _known(cls, values)
+        plm = values.get("plm")
+        return cls(**{**values, "plm": plm and PLMDescription.from_dict(plm)})

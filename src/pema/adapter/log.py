@@ -1,0 +1,67 @@
+"""The training log: one JSON object a line, and TensorBoard where it is wanted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pema.errors import ConfigError, StorageError
+
+
+class Log:
+    """Appends to `training.jsonl`; a resumed run first cuts off what its checkpoint does not know of."""
+
+    def __init__(self, folder: Path, keep_bytes: int, tensorboard: bool, step: int) -> None:
+        """Open the log.
+
+        Args:
+            folder: the adapter's folder.
+            keep_bytes: how much of an existing log belongs to this run.
+            tensorboard: whether to write for TensorBoard as well, into `folder / "tensorboard"`.
+            step: the step that the run stands at.
+
+        Raises:
+            ConfigError: TensorBoard is not installed.
+            StorageError: the log cannot be written.
+        """
+        self.path = folder / "training.jsonl"
+        self.board: Any = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+            with self.path.open("r+b") as file:
+                file.truncate(keep_bytes)
+        except OSError as error:
+            raise StorageError(f"cannot write {self.path}: {error.strerror or error}.") from error
+        self.bytes = keep_bytes
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ConfigError("tensorboard is not installed: pip install 'pema[tensorboard]'.") from None
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+
+    def write(self, event: str, step: int, values: dict[str, Any]) -> None:
+        """Append one event with its values, rounded to seven digits.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        rounded = {k: float(f"{v:.7g}") if isinstance(v, float) else v for k, v in values.items()}
+        line = (json.dumps({"event": event, "step": step} | rounded) + "\n").encode()
+        try:
+            with self.path.open("ab") as file:
+                file.write(line)
+        except OSError as error:
+            raise StorageError(f"cannot write {self.path}: {error.strerror or error}.") from error
+        self.bytes += len(line)
+        if self.board is not None:
+            for name, value in rounded.items():
+                if isinstance(value, int | float):
+                    self.board.add_scalar(f"{event}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush what TensorBoard still holds."""
+        if self.board is not None:
+            self.board.close()

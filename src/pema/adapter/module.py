@@ -1,0 +1,141 @@
+"""The adapter: A, B_rct and B_pd (the paper's section 3.3), with the options that go past the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, linear, rms_norm
+
+from pema.adapter.config import AdapterConfig
+from pema.errors import AdapterError, MismatchError
+from pema.owner.contract import PLMDescription
+from pema.owner.head import Head
+
+
+class Adapter(nn.Module):
+    """h_pd = B_pd A f and h_rct = B_rct A f; P_PEMA = softmax(W_hd h_pd).
+
+    With `residual`, h_pd = f + B_pd A f, and with `activation="gelu"` also, h_pd = f + B_pd gelu(A norm(f)), where
+    norm(f) = f / sqrt(mean(f^2)). B_pd is then zero at the start: the adapter starts as the PLM. With
+    `vocabulary="seen"` P_PEMA is zero outside `tokens`.
+
+    Shapes: f, h_pd and h_rct (..., d); A (r, d); B_pd and B_rct (d, r). f is what W_hd reads (`head.normalise`d).
+
+    Attributes:
+        config: what the adapter is and where it comes from.
+        A: (r, d), trained.
+        B_pd: (d, r), trained.
+        B_rct: (d, r), frozen; None where the training needed no reconstruction.
+        tokens: (V',) int64, the sorted token ids of the "seen" vocabulary; None with the full one.
+        folder: where it was saved to or loaded from, if it was.
+    """
+
+    B_rct: Tensor | None
+    tokens: Tensor | None
+
+    def __init__(self, config: AdapterConfig, tokens: Tensor | None = None, *, seed: int = 0) -> None:
+        super().__init__()
+        if (config.vocabulary == "seen") != (tokens is not None):
+            raise AdapterError(f"vocabulary={config.vocabulary!r} {'needs' if tokens is None else 'takes no'} tokens.")
+        if tokens is not None and not _is_vocabulary(tokens, config.vocabulary_size):
+            raise AdapterError(f"the seen tokens must be sorted, unique and within 0..{config.vocabulary_size - 1}.")
+        self.config = config
+        self.folder: Path | None = None
+        random = torch.Generator().manual_seed(seed)
+        self.A = nn.Parameter(_uniform(config.rank, config.d, random))
+        self.B_pd = nn.Parameter(_uniform(config.d, config.rank, random))
+        if config.activation == "gelu":
+            nn.init.normal_(self.A, std=config.d**-0.5, generator=random)
+        if config.residual:
+            nn.init.zeros_(self.B_pd)
+        self.register_buffer("B_rct", None)
+        self.register_buffer("tokens", tokens)
+
+    def forward(self, f: Tensor) -> Tensor:
+        """h_pd of f: (..., d) -> (..., d), in the adapter's dtype."""
+        f = f.to(self.A.dtype)
+        return self.predict(f, self.compress(f))
+
+    def compress(self, f: Tensor, drop: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """A f, or gelu(A norm(f)): (..., d) -> (..., r). `drop` is applied to what A reads."""
+        curved = self.config.activation == "gelu"
+        x = rms_norm(f, (self.config.d,)) if curved else f
+        z = linear(x if drop is None else drop(x), self.A)
+        return gelu(z) if curved else z
+
+    def predict(self, f: Tensor, z: Tensor) -> Tensor:
+        """B_pd z, or f + B_pd z: (..., d), (..., r) -> (..., d)."""
+        h_pd = linear(z, self.B_pd)
+        return f + h_pd if self.config.residual else h_pd
+
+    def reconstruct(self, f: Tensor) -> Tensor:
+        """h_rct = B_rct A f: (..., d) -> (..., d).
+
+        Raises:
+            AdapterError: the adapter was trained without reconstruction.
+        """
+        if self.B_rct is None:
+            raise AdapterError(
+                "this adapter has no B_rct: it was trained with kappa=0 and init='random'. Train with kappa > 0 for it."
+            )
+        return linear(self.compress(f.to(self.A.dtype)), self.B_rct)
+
+    def log_probs(self, f: Tensor, head: Head) -> Tensor:
+        """Log P_PEMA(. | c) of every token: (n, d) -> (n, V) float32; -inf outside a seen vocabulary."""
+        log_p = torch.log_softmax(head.logits(self(f), self.tokens).float(), dim=-1)
+        if self.tokens is None:
+            return log_p
+        whole = log_p.new_full((*log_p.shape[:-1], self.config.vocabulary_size), -torch.inf)
+        whole[..., self.tokens] = log_p
+        return whole
+
+    def require(self, description: PLMDescription) -> None:
+        """Refuse a PLM that the adapter was not trained for.
+
+        Raises:
+            MismatchError: names what differs: the PLM, its tokenizer, its head, the tap or a size.
+        """
+        what = f"the adapter {self.folder.name}" if self.folder else "this adapter"
+        if self.config.plm is not None:
+            description.require_same(self.config.plm, what)
+        mine, theirs = (self.config.d, self.config.vocabulary_size), (description.d, description.vocabulary_size)
+        if mine != theirs:
+            raise MismatchError(f"{what} has (d, V) = {mine}, {description.name} has {theirs}: they do not fit.")
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the adapter to `folder` in the layout of a PEFT adapter; see `pema.adapter.store.save`."""
+        from pema.adapter.store import save
+
+        save(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_folder: str | Path, *, revision: str | None = None, token: str | None = None
+    ) -> Adapter:
+        """Read an adapter from a folder or the Hugging Face hub; see `pema.adapter.store.load`."""
+        from pema.adapter.store import load
+
+        return load(name_or_folder, revision=revision, token=token)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
+    ) -> str:
+        """Upload the adapter to the Hugging Face hub; see `pema.adapter.store.push`. Returns the address."""
+        from pema.adapter.store import push
+
+        return push(self, repo_id, private=private, revision=revision, token=token)
+
+
+def _uniform(rows: int, columns: int, random: torch.Generator) -> Tensor:
+    """The start of a linear layer in the paper's code: uniform within 1 / sqrt(columns)."""
+    return torch.empty(rows, columns).uniform_(-(columns**-0.5), columns**-0.5, generator=random)
+
+
+def _is_vocabulary(tokens: Tensor, vocabulary_size: int) -> bool:
+    """Whether these are sorted unique int64 ids below `vocabulary_size`, at least one."""
+    if tokens.dtype != torch.int64 or tokens.dim() != 1 or not len(tokens):
+        return False
+    return bool(tokens[0] >= 0 and tokens[-1] < vocabulary_size and (tokens[1:] > tokens[:-1]).all())

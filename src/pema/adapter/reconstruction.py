@@ -1,0 +1,141 @@
+"""Reconstruction (the paper's section 3.3.1): A and B_rct that minimise ||f - B_rct A f||^2 over a memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, mse_loss
+
+from pema.console import progress
+from pema.errors import AdapterError, ConfigError
+from pema.memory.reader import View
+
+ROWS = 8192
+"""Representations read at a time."""
+
+
+def closed_form(view: View, rank: int, d: int) -> tuple[Tensor, Tensor, float]:
+    """The best A and B_rct of rank r: A = U^T and B_rct = U, with U the top r eigenvectors of mean(f f^T).
+
+    No pair of matrices of that rank reconstructs the memory better (Eckart-Young). One pass over the memory and one
+    eigendecomposition of d x d; products are summed in float64.
+
+    Args:
+        view: the memory, or a part of it.
+        rank: r, at most d.
+        d: width of a representation.
+
+    Returns:
+        A (r, d), B_rct (d, r), and the error on `view`: the mean over pairs and entries of (f - B_rct A f)^2.
+
+    Raises:
+        ConfigError: r is larger than d.
+        AdapterError: the view is empty, or a representation in it is not finite.
+    """
+    _check(view, rank, d)
+    moment = torch.zeros(d, d, dtype=torch.float64)
+    with progress("reconstruction", view.pairs, "pairs") as advance:
+        for batch in view.batches(ROWS):
+            f = batch.representations
+            moment += f.T @ f
+            advance(len(f))
+    moment /= view.pairs
+    if not bool(moment.isfinite().all()):
+        raise AdapterError(where_not_finite(view))
+    values, vectors = torch.linalg.eigh(moment)
+    U = vectors[:, -rank:].flip(1).float().contiguous()
+    error = float(values[: d - rank].clamp_min(0).sum()) / d
+    return U.T.contiguous(), U, error
+
+
+def fit_reconstruction_sgd(
+    view: View,
+    rank: int,
+    d: int,
+    *,
+    held_out: View | None = None,
+    learning_rate: float = 1e-3,
+    epochs: int = 200,
+    batch_size: int = 256,
+    patience: int = 3,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, float]:
+    """The paper's procedure: Adam on A and B_rct, stopped early on the held-out error.
+
+    Args:
+        view: the memory, or a part of it.
+        rank: r.
+        d: width of a representation.
+        held_out: pairs to stop on; `view` itself where None.
+        learning_rate: of Adam.
+        epochs: most passes over `view`.
+        batch_size: pairs in a step.
+        patience: epochs without a lower held-out error before it stops.
+        seed: of the start and of the shuffling.
+
+    Returns:
+        A (r, d), B_rct (d, r) as they were when the held-out error was lowest, and the error on `view`.
+
+    Raises:
+        ConfigError: r is larger than d.
+        AdapterError: the view is empty, a representation is not finite, or the loss diverged.
+    """
+    _check(view, rank, d)
+    held_out = held_out or view
+    random = torch.Generator().manual_seed(seed)
+    A = nn.Parameter((torch.rand(rank, d, generator=random) * 2 - 1) * d**-0.5)
+    B_rct = nn.Parameter((torch.rand(d, rank, generator=random) * 2 - 1) * rank**-0.5)
+    adam = torch.optim.Adam([A, B_rct], lr=learning_rate)
+    lowest, since, best = float("inf"), 0, (A.detach().clone(), B_rct.detach().clone())
+    with progress("reconstruction", epochs * view.pairs, "pairs") as advance:
+        for epoch in range(epochs):
+            for batch in view.batches(batch_size, shuffle_seed=seed + epoch):
+                f = batch.representations
+                loss = mse_loss(linear(linear(f, A), B_rct), f)
+                adam.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                adam.step()
+                advance(len(f))
+            error = reconstruction_error(held_out, A.detach(), B_rct.detach())
+            if not error < float("inf"):
+                raise AdapterError(
+                    where_not_finite(view, f"reconstruction diverged in epoch {epoch + 1}: lower its learning rate.")
+                )
+            if error < lowest:
+                lowest, since, best = error, 0, (A.detach().clone(), B_rct.detach().clone())
+            else:
+                since += 1
+                if since == patience:
+                    break
+    return *best, reconstruction_error(view, *best)
+
+
+def reconstruction_error(view: View, A: Tensor, B_rct: Tensor) -> float:
+    """Mean over pairs and entries of (f - B_rct A f)^2: A (r, d), B_rct (d, r)."""
+    total = 0.0
+    for batch in view.batches(ROWS):
+        f = batch.representations
+        total += float((f - (f @ A.T) @ B_rct.T).square().sum(dtype=torch.float64))
+    return total / (view.pairs * A.shape[1])
+
+
+def where_not_finite(view: View, otherwise: str = "the loss is not finite.") -> str:
+    """Name the first pair of `view`, in stored order, whose representation is not finite; or say `otherwise`."""
+    first = 0
+    for batch in view.batches(ROWS):
+        bad = ~batch.representations.isfinite().all(dim=1)
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0, 0])
+            return (
+                f"the representation of pair {first + row} (of {view.pairs}; step {int(batch.steps[row])} of its "
+                "example) is not finite: the PLM overflowed there. Build the memory again in float32 or bfloat16."
+            )
+        first += len(bad)
+    return otherwise
+
+
+def _check(view: View, rank: int, d: int) -> None:
+    if rank > d:
+        raise ConfigError(f"rank={rank} is larger than d = {d}: reconstruction has d directions.")
+    if not view.pairs:
+        raise AdapterError("the memory holds no pairs to train on: build it with more examples.")

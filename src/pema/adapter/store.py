@@ -1,0 +1,169 @@
+"""An adapter on the disk and on the hub, in the layout of a PEFT adapter."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pema.adapter.card import card
+from pema.adapter.config import AdapterConfig
+from pema.adapter.module import Adapter
+from pema.errors import AdapterError, ConfigError, DataError, StorageError
+from pema.files import read_json, sha256, write_json, writing
+
+FORMAT = 1
+CONFIG_FILE = "adapter_config.json"
+MODEL_FILE = "adapter_model.safetensors"
+CARD_FILE = "README.md"
+SCHEDULE_FILE = "schedule.json"
+AGAIN = "copy or download it again, or train it again."
+
+
+def save(adapter: Adapter, folder: Path) -> None:
+    """Write weights, config and model card to `folder`, each whole or not at all, the config last.
+
+    A fitted schedule that lies beside the adapter goes with it.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    with writing(folder / MODEL_FILE) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in adapter.state_dict().items()}, temporary)
+        digest = sha256(temporary)
+    if adapter.folder and adapter.folder.resolve() != folder.resolve() and (adapter.folder / SCHEDULE_FILE).is_file():
+        with writing(folder / SCHEDULE_FILE) as temporary:
+            shutil.copyfile(adapter.folder / SCHEDULE_FILE, temporary)
+    with writing(folder / CARD_FILE) as temporary:
+        temporary.write_text(card(adapter.config), encoding="utf-8")
+    config = adapter.config
+    peft = {
+        "peft_type": "PEMA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": config.plm.name if config.plm else None,
+        "inference_mode": True,
+        "r": config.rank,
+    }
+    write_json(folder / CONFIG_FILE, peft | {"format": FORMAT, "model_sha256": digest, "pema": config.to_dict()})
+    adapter.folder = folder
+
+
+def load(name_or_folder: str | Path, *, revision: str | None = None, token: str | None = None) -> Adapter:
+    """Read an adapter.
+
+    Args:
+        name_or_folder: a folder, or owner/name on the Hugging Face hub.
+        revision: branch, tag or commit on the hub.
+        token: for a private repository.
+
+    Raises:
+        AdapterError: there is none, it is of another format, or its files do not belong together.
+    """
+    folder = Path(name_or_folder)
+    if not folder.is_dir():
+        folder = _download(str(name_or_folder), revision, token)
+    values = _read_config(folder)
+    path = folder / MODEL_FILE
+    if not path.is_file():
+        raise AdapterError(f"{path} is missing: {AGAIN}")
+    if sha256(path) != values.get("model_sha256"):
+        raise AdapterError(f"{path} is damaged: its SHA-256 is not the one in {CONFIG_FILE}; {AGAIN}")
+    try:
+        tensors = load_file(path)
+        config = AdapterConfig.from_dict(values["pema"])
+    except (SafetensorError, ConfigError, KeyError, TypeError, AttributeError) as error:
+        raise AdapterError(f"{folder} does not hold a readable adapter: {error}; {AGAIN}") from error
+    adapter = Adapter(config, tensors.get("tokens"))
+    _fill(adapter, tensors, path)
+    adapter.folder = folder
+    return adapter.eval()
+
+
+def push(
+    adapter: Adapter,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Upload the adapter to the hub, into a repository that is made if there is none.
+
+    Args:
+        adapter: what to upload.
+        repo_id: owner/name.
+        private: whether a new repository is private.
+        revision: branch to upload to.
+        token: of the account; the one that `hf auth login` stored where None.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        AdapterError: the hub refused.
+    """
+    api = HfApi(token=token)
+    saved_in = adapter.folder
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            save(adapter, Path(temporary))
+            address = str(api.create_repo(repo_id, private=private, exist_ok=True))
+            api.upload_folder(
+                repo_id=repo_id, folder_path=temporary, revision=revision, commit_message="Upload the adapter with pema"
+            )
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            if isinstance(error, StorageError):
+                raise
+            raise AdapterError(f"cannot push to {repo_id}: {error}. Log in with `hf auth login`.") from error
+        finally:
+            adapter.folder = saved_in
+    return address
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        values = read_json(folder / CONFIG_FILE)
+    except DataError as error:
+        raise AdapterError(f"{folder} holds no adapter: {error}") from error
+    if values.get("peft_type") != "PEMA":
+        raise AdapterError(
+            f"{folder} holds an adapter of type {values.get('peft_type')!r}, not PEMA: load it with peft."
+        )
+    if values.get("format") != FORMAT:
+        raise AdapterError(
+            f"the adapter {folder} has format {values.get('format')!r}, this version reads {FORMAT}: "
+            "use the version of pema that wrote it."
+        )
+    return values
+
+
+def _fill(adapter: Adapter, tensors: dict[str, Tensor], path: Path) -> None:
+    """Put `tensors` into `adapter`; refuse missing, surplus or misshapen ones."""
+    config = adapter.config
+    shapes = {"A": (config.rank, config.d), "B_pd": (config.d, config.rank), "B_rct": (config.d, config.rank)}
+    surplus = set(tensors) - {*shapes, "tokens"}
+    for name, shape in shapes.items():
+        if name in tensors and tuple(tensors[name].shape) != shape:
+            raise AdapterError(f"{path}: {name} is {tuple(tensors[name].shape)}, the config says {shape}; {AGAIN}")
+    if surplus or not {"A", "B_pd"} <= set(tensors):
+        raise AdapterError(f"{path} holds {', '.join(sorted(tensors))} where A, B_pd (B_rct, tokens) belong; {AGAIN}")
+    adapter.A.data.copy_(tensors["A"])
+    adapter.B_pd.data.copy_(tensors["B_pd"])
+    adapter.B_rct = tensors.get("B_rct")
+
+
+def _download(name: str, revision: str | None, token: str | None) -> Path:
+    if name.count("/") != 1 or name[0] in "./~":
+        raise AdapterError(f"{name} is not a folder with an adapter: check the path.")
+    wanted = [CONFIG_FILE, MODEL_FILE, CARD_FILE, SCHEDULE_FILE]
+    try:
+        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise AdapterError(f"{name} is neither a folder nor an adapter on the hub that can be read: {error}") from error
