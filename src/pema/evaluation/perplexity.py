@@ -1,0 +1,77 @@
+"""Perplexity of the stored targets under the PLM, the adapter, or their mixture; needs no PLM."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pema.adapter.module import Adapter
+from pema.errors import ConfigError
+from pema.generation.mixture import mix
+from pema.generation.schedule import Schedule
+from pema.memory.reader import Batch, View
+from pema.owner.head import Head
+
+LOGITS_BYTES = 64 << 20
+"""float32 logits of one distribution that are alive at a time."""
+
+
+def perplexity(view: View, head: Head, adapter: Adapter | None = None, schedule: Schedule | None = None) -> float:
+    """Compute exp(-mean log P(y)) over the pairs of a memory.
+
+    P is P_LM without an adapter, P_PEMA with an adapter alone, and lambda_t P_PEMA + (1 - lambda_t) P_LM with a
+    schedule too. The contexts are those that the memory was built with: with `teacher` contexts this is the usual
+    perplexity per token of the targets, end-of-sequence included.
+
+    Returns:
+        A number from 1 to infinity.
+
+    Raises:
+        ConfigError: a schedule without an adapter, or a view without pairs.
+    """
+    total, count = 0.0, 0
+    for log_p in target_log_probs(view, head, adapter, schedule):
+        total += float(log_p.double().sum())
+        count += len(log_p)
+    if not count:
+        raise ConfigError("perplexity needs pairs, and this view has none.")
+    return math.exp(min(-total / count, 709.0)) if math.isfinite(total) else math.inf
+
+
+def target_log_probs(
+    view: View, head: Head, adapter: Adapter | None = None, schedule: Schedule | None = None
+) -> Iterator[Tensor]:
+    """Yield log P(y) of the pairs of a memory, in its order, in pieces of (b,) float32; see `perplexity`."""
+    if schedule is not None and adapter is None:
+        raise ConfigError("a schedule weighs the adapter against the PLM: give the adapter too.")
+    training = adapter is not None and adapter.training
+    if adapter is not None:
+        adapter.eval()
+    try:
+        for batch in view.batches(max(16, LOGITS_BYTES // (4 * head.vocabulary_size))):
+            yield _log_probs(batch, head, adapter, schedule).cpu()
+    finally:
+        if adapter is not None:
+            adapter.train(training)
+
+
+@torch.no_grad()
+def _log_probs(batch: Batch, head: Head, adapter: Adapter | None, schedule: Schedule | None) -> Tensor:
+    device = head.weight.device
+    f, y = batch.representations.to(device), batch.targets.to(device)[:, None]
+    if adapter is None:
+        return _plm(f, y, head)[:, 0]
+    log_p_pema = adapter.log_probs(f, head).gather(1, y)
+    if schedule is None:
+        return log_p_pema[:, 0]
+    # One token's probability mixes as the whole distribution does: (b, 1) in place of (b, V).
+    return mix(_plm(f, y, head), log_p_pema, schedule.weights(batch.steps, batch.source_lengths).to(device))[:, 0]
+
+
+def _plm(f: Tensor, y: Tensor, head: Head) -> Tensor:
+    """Log P_LM of the tokens y: (b, d), (b, 1) -> (b, 1)."""
+    logits = head.logits(f)
+    return logits.gather(1, y) - logits.logsumexp(-1, keepdim=True)
