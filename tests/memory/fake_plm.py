@@ -58,9 +58,11 @@ class FakePLM:
     def __init__(self, *, d=D, tap="head_input", name="fake", seconds=0.0, change=lambda answer, sequence: answer):
         self.seconds, self.change, self.tokenizer, self.calls = seconds, change, None, []
         generator = torch.Generator().manual_seed(1)
-        norm = Norm(NormSettings("rms", 1e-6), torch.rand(d, generator=generator)) if tap == "norm_input" else None
-        norm_bias = {} if norm is None else {"norm": norm}
-        self._head = Head(torch.randn(V, d, generator=generator), **norm_bias)
+        norm = (
+            Norm(NormSettings("rms", 1e-6), torch.rand(d, generator=generator), None) if tap == "norm_input" else None
+        )
+
+        self._head = Head(torch.randn(V, d, generator=generator), norm=norm)
         self.description = PLMDescription(
             name=name,
             architecture="FakeLM",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,7 +234,8 @@ class View:
         left: _Buffer | None = None
         for k, fill in enumerate(fills):
             if k + 1 < len(fills):
-                self._read_ahead(fills[k + 1])
+                for block in fills[k + 1]:
+                    self.memory.shards[block.shard].read_ahead(*self._span(block))
             buffer = self._fill(fill, left)
             n = len(buffer.targets)
             order = None if shuffle is None else torch.from_numpy(shuffle.permutation(n))
@@ -306,20 +306,6 @@ class View:
             source_lengths[here] = np.repeat(file.source_lengths[block.examples], lengths)
             at += block.pairs
         return buffer
-
-    def _read_ahead(self, blocks: list[_Block]) -> None:
-        """Tell the kernel which bytes come next, so that the disk works while the processor does."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        for block in blocks:
-            file = self.memory.shards[block.shard]
-            first, last = self._span(block)
-            width = (file.starts["representations"], self.memory.manifest.plm.d_tap)
-            size = width[1] * DTYPES[self.memory.manifest.dtype].itemsize
-            with file.path.open("rb") as opened:
-                os.posix_fadvise(
-                    opened.fileno(), width[0] + first * size, (last - first) * size, os.POSIX_FADV_WILLNEED
-                )
 
 
 def _copy(source: np.ndarray, rows: Integers | slice, out: np.ndarray) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from pema import console
 from pema.errors import ExternalMemoryError, PemaError
 from pema.files import sha256
@@ -56,8 +58,10 @@ def _implausible(memory: Memory) -> list[str]:
     faults = []
     for shard in memory.shards:
         try:
-            _ = shard.example_offsets
-            shard.targets(0, shard.entry.pairs)
+            contents = shard.contents()
+            values = contents.representations if contents.scales is None else contents.scales
+            if not bool(torch.isfinite(values).all()):
+                raise shard.damaged("it holds NaN or infinity")
         except ExternalMemoryError as error:
             faults.append(str(error))
     try:
