@@ -1,0 +1,239 @@
+"""Schedules: the weight lambda_t of the adapter as a pure function of the step t and the input's length SL."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from pema.errors import ConfigError
+from pema.files import read_json, write_json
+
+LAMBDA_MAX = 0.9
+SCHEDULE_FILE = "schedule.json"
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """What the plug-in asks of a schedule; a class of your own needs only `weights`."""
+
+    def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
+        """The adapter's weight lambda_t in [0, 1].
+
+        Args:
+            step: integers, t = 0 for the first generated token.
+            input_length: integers of a shape that broadcasts with `step`; SL, tokens of the input (never the
+                reference), at least 1.
+
+        Returns:
+            float32, of the broadcast shape.
+        """
+
+
+@dataclass(frozen=True)
+class _Named:
+    """The part that the schedules below share: their JSON form."""
+
+    name: ClassVar[str]
+    needs_length: ClassVar[bool] = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values; the inverse of `schedule_from_dict`."""
+        return {"schedule": self.name} | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class GradualUnrolling(_Named):
+    """Gradual Unrolling (section 3.3): lambda_t = max(0, lambda_max - t * step)^2 with step = lambda_max / SL."""
+
+    name: ClassVar[str] = "unrolling"
+    lambda_max: float = LAMBDA_MAX
+
+    def __post_init__(self) -> None:
+        _require_weight("lambda_max", self.lambda_max)
+
+    def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
+        """See `Schedule.weights`; 0 from t = SL on."""
+        return (self.lambda_max * _left(step, input_length)).square().float()
+
+
+@dataclass(frozen=True)
+class Linear(_Named):
+    """Gradual Unrolling without the square: lambda_t = max(0, lambda_max - t * step) with step = lambda_max / SL."""
+
+    name: ClassVar[str] = "linear"
+    lambda_max: float = LAMBDA_MAX
+
+    def __post_init__(self) -> None:
+        _require_weight("lambda_max", self.lambda_max)
+
+    def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
+        """See `Schedule.weights`; 0 from t = SL on."""
+        return (self.lambda_max * _left(step, input_length)).float()
+
+
+@dataclass(frozen=True)
+class Constant(_Named):
+    """lambda_t = value at every step."""
+
+    name: ClassVar[str] = "constant"
+    needs_length: ClassVar[bool] = False
+    value: float = LAMBDA_MAX
+
+    def __post_init__(self) -> None:
+        _require_weight("lambda_max", self.value)
+
+    def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
+        """See `Schedule.weights`."""
+        return _constant(self.value, step, input_length)
+
+
+@dataclass(frozen=True)
+class NoAdapter(_Named):
+    """lambda_t = 0: the PLM alone."""
+
+    name: ClassVar[str] = "none"
+    needs_length: ClassVar[bool] = False
+
+    def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
+        """See `Schedule.weights`."""
+        return _constant(0.0, step, input_length)
+
+
+@dataclass(frozen=True)
+class Fitted(_Named):
+    """lambda_t = values[bin of t / SL], learnt from held-out pairs by `fit_schedule`.
+
+    Attributes:
+        values: one weight per bin.
+        span: the bins divide [0, span) of t / SL equally; the last one is open to the right.
+    """
+
+    name: ClassVar[str] = "fitted"
+    values: tuple[float, ...]
+    span: float = 2.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(float(value) for value in self.values))
+        if not self.values:
+            raise ConfigError("A fitted schedule needs at least one weight: values is empty.")
+        for value in self.values:
+            _require_weight("values", value)
+        if not (math.isfinite(self.span) and self.span > 0):
+            raise ConfigError(f"span must be a positive number, not {self.span}.")
+
+    def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
+        """See `Schedule.weights`."""
+        values = torch.tensor(self.values, dtype=torch.float32, device=step.device)
+        return values[relative_bin(step, input_length, len(self.values), self.span)]
+
+
+def relative_bin(step: Tensor, input_length: Tensor, bins: int, span: float) -> Tensor:
+    """The bin of t / SL among `bins` equal ones of [0, span), the last one open; int64, of the broadcast shape."""
+    position = step.double() * bins / (span * input_length.double())
+    return position.floor().long().clamp_(0, bins - 1)
+
+
+SCHEDULES: dict[str, type[_Named]] = {
+    kind.name: kind for kind in (GradualUnrolling, Constant, Linear, Fitted, NoAdapter)
+}
+
+
+def get_schedule(
+    name: str, *, lambda_max: float | None = None, fitted: Fitted | None = None, adapter: Path | None = None
+) -> Schedule:
+    """The schedule that a user names.
+
+    Args:
+        name: unrolling, constant, linear, fitted or none.
+        lambda_max: the weight at t = 0 before the square (unrolling), at t = 0 (linear) or at all t (constant); 0.9
+            where it is not given.
+        fitted: the fitted schedule itself.
+        adapter: the adapter's folder, which holds the fitted schedule as `schedule.json`.
+
+    Raises:
+        ConfigError: an unknown name, a lambda_max outside [0, 1] or with a schedule that has none, or no fitted
+            schedule where one is asked for.
+    """
+    if name not in SCHEDULES:
+        raise ConfigError(f"There is no schedule {name!r}: choose one of {', '.join(SCHEDULES)}.")
+    if name in ("fitted", "none") and lambda_max is not None:
+        raise ConfigError(f"The schedule {name!r} has no lambda_max: leave it out, or choose unrolling.")
+    largest = LAMBDA_MAX if lambda_max is None else lambda_max
+    match name:
+        case "unrolling":
+            return GradualUnrolling(largest)
+        case "linear":
+            return Linear(largest)
+        case "constant":
+            return Constant(largest)
+        case "none":
+            return NoAdapter()
+    if fitted is not None:
+        return fitted
+    if adapter is None or not (adapter / SCHEDULE_FILE).is_file():
+        where = "was given" if adapter is None else f"is stored in {adapter}"
+        raise ConfigError(f"No fitted schedule {where}: train the adapter again, or choose unrolling or constant.")
+    return load_schedule(adapter)
+
+
+def choose_schedule(folder: Path, name: str | None = None, lambda_max: float = LAMBDA_MAX) -> Schedule:
+    """The schedule for the adapter in `folder`: the one that is named, else the fitted one, else Gradual Unrolling.
+
+    Raises:
+        ConfigError: as `get_schedule`.
+    """
+    if name is None:
+        name = "fitted" if (folder / SCHEDULE_FILE).is_file() else "unrolling"
+    return get_schedule(name, lambda_max=None if name in ("fitted", "none") else lambda_max, adapter=folder)
+
+
+def save_schedule(schedule: GradualUnrolling | Constant | Linear | Fitted | NoAdapter, folder: Path) -> None:
+    """Write `schedule.json` into an adapter's folder."""
+    write_json(folder / SCHEDULE_FILE, schedule.to_dict())
+
+
+def load_schedule(folder: Path) -> Schedule:
+    """Read `schedule.json` from an adapter's folder.
+
+    Raises:
+        DataError: the file is missing or is not JSON.
+        ConfigError: it holds no schedule.
+    """
+    return schedule_from_dict(read_json(folder / SCHEDULE_FILE))
+
+
+def schedule_from_dict(values: Mapping[str, Any]) -> Schedule:
+    """The inverse of a schedule's `to_dict`.
+
+    Raises:
+        ConfigError: an unknown schedule, a key that it does not have, or a value out of range.
+    """
+    settings = dict(values)
+    name = settings.pop("schedule", None)
+    if name not in SCHEDULES:
+        raise ConfigError(f"There is no schedule {name!r}: choose one of {', '.join(SCHEDULES)}.")
+    try:
+        schedule: Any = SCHEDULES[name](**settings)
+    except TypeError as error:
+        raise ConfigError(f"The schedule {name!r} cannot be made from {settings}: {error}.") from None
+    return schedule  # type: ignore[no-any-return]
+
+
+def _left(step: Tensor, input_length: Tensor) -> Tensor:
+    """The share of the input that is left at t: max(0, 1 - t / SL), in float64 so that it is 0 at t = SL exactly."""
+    return (1 - step.double() / input_length.double()).clamp_(min=0)
+
+
+def _constant(value: float, step: Tensor, input_length: Tensor) -> Tensor:
+    return torch.full_like(step * input_length, value, dtype=torch.float32)
+
+
+def _require_weight(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name} is a share of the mixture, so it must lie in [0, 1]: {value} does not.")

@@ -1,0 +1,131 @@
+import pytest
+import torch
+
+from pema.adapter.config import AdapterConfig
+from pema.adapter.module import Adapter
+from pema.errors import ConfigError, DataError, MismatchError
+from pema.generation.decoding import generate, one_line
+from pema.generation.plugin import attach
+from pema.generation.schedule import Constant, GradualUnrolling, NoAdapter
+from pema.tasks.registry import Task
+from pema.tasks.template import Template
+
+TASK = Task("test", Template("say {source}\nGerman:"), (), "")
+SOURCES = ["the house", "a dog is here and the house is small", "the", "a dog", "the dog is small", "the house"]
+
+
+@pytest.fixture(scope="module")
+def plm(tiny_plm):
+    return tiny_plm("llama")
+
+
+def make_adapter(plm, *, tokens=None, strength=1.0, owner=True):
+    config = AdapterConfig(
+        d=plm.head().d,
+        vocabulary_size=plm.head().vocabulary_size,
+        rank=8,
+        vocabulary="full" if tokens is None else "seen",
+        plm=plm.description if owner else None,
+    )
+    adapter = Adapter(config, tokens, seed=1)
+    with torch.no_grad():
+        adapter.B_pd.copy_(strength * torch.randn(config.d, 8, generator=torch.Generator().manual_seed(1)))
+    return adapter
+
+
+@torch.no_grad()
+def one_by_one(plm, adapter, schedule, source, limit=None):
+    """The obvious way: one source at a time, greedily, until the end-of-sequence token or the limit."""
+    (prompt,) = TASK.template.encode_prompts(plm.tokenizer, [source])
+    limit = limit or 2 * prompt.source_length + 16
+    lengths = [prompt.source_length]
+    with attach(plm.model, adapter, plm.head(), schedule) as attached, attached.inputs(source_lengths=lengths):
+        out = plm.model(torch.tensor([prompt.prompt]))
+        ids = [int(out.logits[0, -1].argmax())]
+        while ids[-1] not in plm.description.eos_token_ids and len(ids) < limit:
+            out = plm.model(torch.tensor([ids[-1:]]), past_key_values=out.past_key_values)
+            ids.append(int(out.logits[0, -1].argmax()))
+    return one_line(plm.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("schedule", [GradualUnrolling(0.9), Constant(1.0), NoAdapter()], ids=lambda s: s.name)
+def test_in_input_order_and_as_if_alone(plm, schedule):
+    adapter = make_adapter(plm)
+    expected = [one_by_one(plm, adapter, schedule, source) for source in SOURCES]
+    for batch_size in (1, 2, 6):
+        assert generate(plm, adapter, SOURCES, TASK, schedule, batch_size=batch_size) == expected
+
+
+def test_beams_as_if_alone(plm):
+    adapter, schedule = make_adapter(plm, strength=0.5), GradualUnrolling(0.9)
+    together = generate(plm, adapter, SOURCES, TASK, schedule, num_beams=3)
+    assert together == generate(plm, adapter, SOURCES, TASK, schedule, num_beams=3, batch_size=1)
+    assert together[0] == together[5]
+    assert together != generate(plm, adapter, SOURCES, TASK, schedule)
+
+
+def test_the_plm_alone(plm):
+    alone = generate(plm, None, SOURCES, TASK, GradualUnrolling(0.9))
+    assert alone == generate(plm, make_adapter(plm), SOURCES, TASK, NoAdapter())
+    assert alone != generate(plm, make_adapter(plm), SOURCES, TASK, Constant(0.9))
+
+
+def test_sampling_is_fixed_by_its_seed(plm):
+    adapter, state = make_adapter(plm), torch.get_rng_state()
+    runs = [
+        generate(plm, adapter, SOURCES, TASK, Constant(0.5), do_sample=True, seed=seed, top_k=0) for seed in (0, 0, 1)
+    ]
+    assert runs[0] == runs[1] != runs[2]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_seen_vocabulary(plm):
+    tokens = torch.tensor(sorted(plm.tokenizer("dog house", add_special_tokens=False)["input_ids"] + [2]))
+    texts = generate(plm, make_adapter(plm, tokens=tokens.unique()), SOURCES, TASK, Constant(1.0), max_new_tokens=5)
+    assert set("".join(texts)) <= set("doghouse ")
+
+
+def test_limits(plm):
+    adapter = make_adapter(plm)
+    long, short = (generate(plm, adapter, SOURCES, TASK, Constant(0.9), max_new_tokens=n) for n in (10, 1))
+    for source, a, b in zip(SOURCES, long, short, strict=True):
+        assert a == one_by_one(plm, adapter, Constant(0.9), source, limit=10)
+        assert a.startswith(b)
+    (prompt,) = TASK.template.encode_prompts(plm.tokenizer, ["the house"])
+    count = plm.max_length - len(prompt.prompt) + 4
+    # The context window bounds the output, however much is asked for.
+    assert generate(plm, adapter, ["the house"], TASK, Constant(0.9), max_new_tokens=10**6) == generate(
+        plm, adapter, ["the house"], TASK, Constant(0.9), max_new_tokens=count
+    )
+
+
+def test_no_sources(plm):
+    assert generate(plm, make_adapter(plm), [], TASK, Constant(0.5)) == []
+
+
+def test_one_line():
+    assert one_line(" Das Haus\nist\r\n\n klein. \u2028") == "Das Haus ist klein."
+    assert one_line("\n") == ""
+
+
+def test_the_model_is_left_as_it_was(plm):
+    adapter = make_adapter(plm)
+    generate(plm, adapter, SOURCES[:1], TASK, Constant(0.5), max_new_tokens=2)
+    with pytest.raises(ValueError, match="temperature"):
+        generate(plm, adapter, SOURCES[:1], TASK, Constant(0.5), do_sample=True, temperature=-1.0)
+    assert "generate" not in plm.model.__dict__
+    assert not plm.model._forward_hooks
+    assert not plm.model._forward_pre_hooks
+
+
+def test_bad_input_is_refused(plm, tiny_plm):
+    adapter = make_adapter(plm)
+    with pytest.raises(DataError, match="source 2: the source is blank"):
+        generate(plm, adapter, ["a", " "], TASK, Constant(0.5))
+    with pytest.raises(DataError, match=r"source 3: its prompt has \d+ tokens, and the PLM takes 128"):
+        generate(plm, adapter, ["a", "b", "a dog " * 200], TASK, Constant(0.5))
+    for name in ("batch_size", "num_beams", "max_new_tokens"):
+        with pytest.raises(ConfigError, match=f"{name} must be at least 1, not 0"):
+            generate(plm, adapter, ["a"], TASK, Constant(0.5), **{name: 0})
+    with pytest.raises(MismatchError, match="belongs to another PLM"):
+        generate(plm, make_adapter(tiny_plm("llama", seed=1)), ["a"], TASK, Constant(0.5))
