@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
 import torch
 
+from pema.evaluation.evaluate import get_metric
 from pema.evaluation.significance import paired_bootstrap
 from pema.experiments.adaptation import adapt
 from pema.experiments.setting import Data, Setting
@@ -96,15 +98,17 @@ def settings(seeds: int) -> Iterator[Setting]:
 def significance(data: Data, folder: Path, plm: LocalPLM) -> None:
     """Paired bootstrap on test, seed 0: every setting against the PLM alone, and best against paper."""
     references = [e.target for e in data.test]
-    outputs = {
-        path.name.removesuffix(".test.txt"): read_lines(path, blank_allowed=True) for path in folder.glob("*.txt")
-    }
+    outputs = {path.name.removesuffix(".test.txt"): read_lines(path) for path in folder.glob("*.txt")}
+    metrics = {"bleu": get_metric("bleu")}
+    if "test" in data.annotated:
+        metrics["formality_accuracy"] = get_metric("formality_accuracy", data.annotated["test"])
     comparisons = []
     paper, best = Setting("paper", schedule="unrolling").key, Setting("best").key
     pairs = [("plm", key) for key in sorted(outputs) if key != "plm" and "seed0" in key] + [(paper, best)]
     for baseline, system in pairs:
-        found = paired_bootstrap(outputs[baseline], outputs[system], references, seed=0)
-        comparisons.append({"baseline": baseline, "system": system, "metric": "bleu", **found.to_dict()})
+        for name, metric in metrics.items():
+            found = paired_bootstrap(metric, outputs[baseline], outputs[system], references)
+            comparisons.append({"baseline": baseline, "system": system, "metric": name, **asdict(found)})
     config = {"data": data.name, "data_sha256": data.digest(), "plm": plm.description.to_dict()}
     write_json(folder / "significance.json", {"comparisons": comparisons, "signature": signature(config, 0)})
 

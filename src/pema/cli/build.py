@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pema.cli.options import AsJSON, DeviceMap, PLMDtype, PLMName, TaskName, TemplateText, show
+from pema.cli.options import AsJSON, DeviceMap, PLMDtype, PLMName, TapName, TaskName, TemplateText, show
 
 
 class Contexts(StrEnum):
@@ -32,13 +32,6 @@ class StorageDtype(StrEnum):
     float16 = "float16"
     bfloat16 = "bfloat16"
     int8 = "int8"
-
-
-class TapName(StrEnum):
-    """Where f(c) is read."""
-
-    head_input = "head_input"
-    norm_input = "norm_input"
 
 
 def build(
@@ -88,7 +81,6 @@ def build(
         contexts=contexts.value,
         targets=targets.value,
         dtype=dtype.value,
-        batch_size=batch_size,
         append=append,
     )
     show({"memory": str(output), "examples": memory.examples, "pairs": memory.pairs, "bytes": memory.bytes}, as_json)

@@ -47,7 +47,7 @@ def generate(
     from pema.adapter.module import Adapter
     from pema.evaluation.outputs import write_hypotheses
     from pema.generation.decoding import generate as generate_texts
-    from pema.generation.schedule import choose_schedule
+    from pema.generation.schedule import NoAdapter, choose_schedule
     from pema.owner.local import LocalPLM
     from pema.tasks.readers import read_lines
     from pema.tasks.registry import get_task
@@ -55,10 +55,9 @@ def generate(
     chosen = get_task(task, template)
     sources = read_lines(inputs)
     loaded = None if no_adapter else Adapter.from_pretrained(adapter)
-    mixture = choose_schedule(adapter, None if no_adapter else (schedule.value if schedule else None), lambda_max)
-    owner = LocalPLM.load(
-        plm, tap="head_input" if loaded is None else loaded.config.plm.tap, dtype=plm_dtype, device_map=device_map
-    )
+    mixture = NoAdapter() if no_adapter else choose_schedule(adapter, schedule and schedule.value, lambda_max)
+    tap = loaded.config.plm.tap if loaded is not None and loaded.config.plm is not None else "head_input"
+    owner = LocalPLM.load(plm, tap=tap, dtype=plm_dtype, device_map=device_map)
     texts = generate_texts(
         owner,
         loaded,

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pema.console import stdout
+
+
+class TapName(StrEnum):
+    """Where f(c) is read: what the LM head reads, or the final norm's input (what inference servers hand out)."""
+
+    head_input = "head_input"
+    norm_input = "norm_input"
+
 
 PLMName = Annotated[
     str, typer.Option("--plm", help="Hub name or local folder of the PLM; 'embedded' is the one that pema ships.")

@@ -7,15 +7,13 @@ from typing import Annotated
 
 import typer
 
-from pema.cli.options import AsJSON, DeviceMap, PLMDtype, show
+from pema.cli.options import AsJSON, DeviceMap, PLMDtype, TapName, show
 
 
 def release(
     plm: Annotated[str, typer.Argument(help="Hub name or local folder of the PLM.", metavar="PLM")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the head bundle.", metavar="HEAD")],
-    tap: Annotated[str, typer.Option("--tap", help="head_input, or norm_input (what inference servers hand out).")] = (
-        "head_input"
-    ),
+    tap: Annotated[TapName, typer.Option("--tap", help="Where representations are read.")] = TapName.head_input,
     plm_dtype: PLMDtype = None,
     device_map: DeviceMap = None,
     as_json: AsJSON = False,
@@ -28,7 +26,7 @@ def release(
     """
     from pema.owner.local import open_plm
 
-    owner = open_plm(plm, tap=tap, dtype=plm_dtype, device_map=device_map)
+    owner = open_plm(plm, tap=tap.value, dtype=plm_dtype, device_map=device_map)
     head = owner.head()
     head.save(output)
     show(

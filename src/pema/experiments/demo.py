@@ -60,7 +60,7 @@ def run_demo(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], list[dict[
         seeded = Setting(**{**setting.to_dict(), "seed": seed})
         result = adapt(plm, data, seeded, folder)
         rows.append({"name": name} | {column: result[column] for column in COLUMNS})
-        outputs[name] = read_lines(folder / "results" / f"{seeded.key}.test.txt", blank_allowed=True)
+        outputs[name] = read_lines(folder / "results" / f"{seeded.key}.test.txt")
     config = {name: setting.to_dict() for name, setting in SETTINGS.items()}
     result = {"rows": rows, "signature": signature(config | {"plm": plm.description.to_dict()}, seed)}
     return result, pick_examples(data, outputs)

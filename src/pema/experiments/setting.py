@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pema.errors import ConfigError
+from pema.memory.manifest import Dtype
 from pema.tasks.example import Example
 
 Schedule = Literal["unrolling", "constant", "linear", "fitted"]
@@ -65,7 +66,7 @@ class Setting:
     changes: Mapping[str, Any] = field(default_factory=dict)
     schedule: Schedule = "fitted"
     lambda_max: float = 0.9
-    dtype: str = "float16"
+    dtype: Dtype = "float16"
     seed: int = 0
 
     def __post_init__(self) -> None:
