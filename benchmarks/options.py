@@ -1,0 +1,70 @@
+"""What a run of the benchmarks is given: one frozen value that travels to every process and into every signature."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+DEMO = "demo"
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A head that adapters are trained for: d, the width of its input, and V, its rows; r for preset `best`."""
+
+    name: str
+    d: int
+    V: int
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured, and for how long.
+
+    Attributes:
+        plm: the PLM of the benchmarks that need one: "embedded" or a folder.
+        corpus: "demo", the sentences that the package ships; a TSV file; or "none", made-up sentences.
+        examples: most examples of the corpus.
+        words: most words a side in a made-up sentence.
+        threads: of torch.
+        repeats: timed rounds.
+        shapes: d and V of the synthetic representations.
+        pairs: synthetic pairs.
+        published_steps: batches of the published joint loop.
+        published_batch: pairs in each of them.
+        sgd_seconds: most time for each run of gradient descent in `reconstruction`.
+        sgd_epochs: most passes in each of them.
+        ranks: r in `reconstruction`; 0 stands for d / 4, the paper's ratio (512 of 2,048).
+        new_tokens: generated per sequence.
+        batch_sizes: of generation.
+        seed: of everything random.
+    """
+
+    plm: str = "embedded"
+    corpus: str = DEMO
+    examples: int = 1000
+    words: int = 20
+    threads: int = 2
+    repeats: int = 5
+    shapes: tuple[Shape, ...] = (Shape("embedded PLM", 320, 8192), Shape("d 384", 384, 8192))
+    pairs: int = 8192
+    published_steps: int = 4
+    published_batch: int = 2048
+    sgd_seconds: float = 45.0
+    sgd_epochs: int = 200
+    ranks: tuple[int, ...] = (0, 256)
+    new_tokens: int = 48
+    batch_sizes: tuple[int, ...] = (1, 32)
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Options:
+        """The inverse of `to_dict`."""
+        listed = {name: tuple(values[name]) for name in ("ranks", "batch_sizes")}
+        return cls(**values | listed | {"shapes": tuple(Shape(**shape) for shape in values["shapes"])})

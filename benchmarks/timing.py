@@ -1,0 +1,107 @@
+"""Timings that can be compared: variants in alternation, all values kept, medians beside the extremes."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+Run = Callable[[], object]
+
+
+def seconds(run: Run) -> float:
+    """Seconds that one call takes."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def alternate(runs: Mapping[str, Run], repeats: int, *, warm_up: int = 1) -> dict[str, list[float]]:
+    """Time each of `runs` `repeats` times, A B C A B C ..., so that a slow moment of the machine meets them all."""
+    for _ in range(warm_up):
+        for run in runs.values():
+            run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            times[name].append(seconds(run))
+    return times
+
+
+def timing(times: Sequence[float]) -> dict[str, Any]:
+    """Median, extremes and number of repeated timings, in seconds."""
+    return {
+        "median_seconds": significant(statistics.median(times)),
+        "min_seconds": significant(min(times)),
+        "max_seconds": significant(max(times)),
+        "repeats": len(times),
+    }
+
+
+def rate(work: float, unit: str, times: Sequence[float]) -> dict[str, Any]:
+    """`timing`, and `work` units a second at the median time."""
+    return timing(times) | {f"{unit}_per_second": significant(work / statistics.median(times))}
+
+
+def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
+    """Median over the rounds of `alternate` of one variant's time over another's in the same round."""
+    return significant(statistics.median(a / b for a, b in zip(numerator, denominator, strict=True)))
+
+
+def row(what: str, value: float, unit: str, against: str, ratio: float, aim: str) -> dict[str, Any]:
+    """One line of a result's summary; `aim` is a comparison of the ratio with a number, such as `>= 0.85`, or ``."""
+    sign, _, number = aim.partition(" ")
+    met = None if not aim else ratio >= float(number) if sign == ">=" else ratio <= float(number)
+    return {
+        "what": what,
+        "value": significant(value),
+        "unit": unit,
+        "against": against,
+        "ratio": significant(ratio),
+        "aim": aim,
+        "met": met,
+    }
+
+
+def significant(value: float, digits: int = 4) -> float:
+    """`value` with that many significant digits."""
+    return float(f"{value:.{digits}g}")
+
+
+KINDS = {
+    "matrix products": r"mm|addmm|bmm|baddbmm|matmul|linear|mkldnn_\w+|_?scaled_dot_product\w*|_flash_attention\w*",
+    "softmax and cross-entropy": r"_?(log_)?softmax\w*|logsumexp|amax|aminmax|gather|scatter\w*|log\w*|exp\w*|nll_\w+",
+    "random numbers": r"random_|bernoulli_?|native_dropout\w*|uniform_|normal_",
+    "optimiser": r"_fused_\w+|_foreach_\w+|lerp_?|addcdiv_?|addcmul_?|linalg_vector_norm|optimizer.*|Optimizer.*",
+    "copying and reading": (
+        r"copy_|index\w*|cat|_?to(_copy)?|clone|contiguous|take|stack|fill_|zero_|zeros\w*|ones\w*|empty\w*|resize_|slice"
+        r"|select|as_strided|narrow|embedding|expand|view|reshape|transpose|t|flatten|split\w*"
+    ),
+}
+"""Operators of torch's profiler by the kind of work they do, as patterns of whole names."""
+
+
+def breakdown(run: Run) -> dict[str, Any]:
+    """Where the time of one call goes: shares of it inside torch's operators by kind, the rest as `outside torch`.
+
+    The profiler slows small operators down, so these are shares of its own run, not of the timings.
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        wall = seconds(run)
+    spent = dict.fromkeys((*KINDS, "other operators"), 0.0)
+    for event in profile.key_averages():
+        spent[kind_of(event.key)] += event.self_cpu_time_total / 1e6
+    # Operators on other threads run beside the caller, so the sum may exceed the wall time.
+    spent["outside torch"] = max(0.0, wall - sum(spent.values()))
+    whole = sum(spent.values())
+    return {"profiled_seconds": significant(wall), "shares": {kind: round(s / whole, 3) for kind, s in spent.items()}}
+
+
+def kind_of(operator: str) -> str:
+    """The kind of work that an operator of torch's profiler does."""
+    name = operator.removeprefix("aten::")
+    return next((kind for kind, names in KINDS.items() if re.fullmatch(names, name)), "other operators")
