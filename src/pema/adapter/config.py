@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
@@ -25,6 +26,9 @@ WIDEST_GELU = 6
 """`fit_rank` lets an adapter with an activation be this many times wider than d, at most."""
 
 
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
 def _option(default: Any, help: str, **limits: float) -> Any:  # noqa: ANN401
     """A field with its meaning and limits beside it: `least`, `most`, `below` (most, itself excluded)."""
     return field(default=default, metadata={"help": help} | limits)
@@ -41,7 +45,9 @@ def _check(config: TrainConfig | AdapterConfig) -> None:
         if hint is float and isinstance(value, int) and not isinstance(value, bool):
             object.__setattr__(config, f.name, float(value))
         elif hint in (int, float, bool, str) and type(value) is not hint:
-            raise ConfigError(f"{f.name}={value!r} must be a {hint.__name__}.")
+            raise ConfigError(f"{f.name}={value!r} must be {_NAMES[hint]}.")
+        if isinstance(value, float) and math.isinf(value):
+            raise ConfigError(f"{f.name}={value} must be finite.")
         if "least" in limits and not value >= limits["least"]:
             raise ConfigError(f"{f.name}={value} is too small: it must be at least {limits['least']}.")
         if "most" in limits and not value <= limits["most"]:

@@ -1,0 +1,60 @@
+"""A training run that dies: a child process that is killed at a chosen call or after a chosen time."""
+
+import multiprocessing
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+SETTINGS = {"epochs": 4, "batch_size": 32, "checkpoint_every": 3, "log_every": 2, "patience": 9}
+
+
+def run(memory, output, preset, after_calls, after_seconds):
+    """Train with resume; die before call number `after_calls` of anything that touches the disk or the weights."""
+    import torch
+
+    torch.set_num_threads(1)
+    import pema.files
+    from pema.adapter import training
+    from pema.adapter.config import preset as preset_of
+    from pema.adapter.log import Log
+    from pema.memory.reader import Memory
+
+    left = after_calls
+
+    def dying(function):
+        def call(*arguments, **values):
+            nonlocal left
+            if left is not None:
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **values)
+
+        return call
+
+    for owner, name in (
+        (pema.files, "sync"),
+        (pema.files, "remove"),
+        (Path, "replace"),
+        (Log, "write"),
+        (training._Run, "step"),
+        (training._Run, "measure"),
+    ):
+        setattr(owner, name, dying(getattr(owner, name)))
+    if after_seconds is not None:
+        # Without a handler the alarm ends the process at once, wherever it is.
+        signal.setitimer(signal.ITIMER_REAL, after_seconds)
+    training.train(Memory.open(memory), preset_of(preset, **SETTINGS), output, resume=True)
+
+
+def start(memory, output, preset, *, after_calls=None, after_seconds=None):
+    """Run in a fresh process; returns whether it lived to the end."""
+    context = multiprocessing.get_context("forkserver")
+    with suppress(RuntimeError):
+        context.set_forkserver_preload(["pema.adapter.training"])
+    child = context.Process(target=run, args=(memory, output, preset, after_calls, after_seconds))
+    child.start()
+    child.join()
+    assert child.exitcode in (0, -signal.SIGKILL, -signal.SIGALRM), f"the child failed: {child.exitcode}"
+    return child.exitcode == 0

@@ -1,0 +1,115 @@
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pema.adapter.config import PRESETS, AdapterConfig, TrainConfig, preset
+from pema.errors import ConfigError
+
+
+def test_preset_paper_is_the_papers():
+    paper = PRESETS["paper"]
+    assert (paper.rank, paper.kappa, paper.dropout) == (512, 0.2, 0.2)
+    assert (paper.optimizer, paper.learning_rate, paper.weight_decay, paper.clip) == ("adam", 1e-3, 0.0, 0.0)
+    assert (paper.init, paper.residual, paper.activation, paper.vocabulary) == ("random", False, "none", "full")
+    assert paper.reconstruction == "closed_form"
+    assert (paper.warmup, paper.decay) == (0.0, "none")
+    assert paper.dev_fraction > 0
+    assert paper.patience >= 1
+
+
+def test_preset_best_is_residual_and_nonlinear():
+    best = PRESETS["best"]
+    assert (best.residual, best.activation, best.kappa, best.vocabulary) == (True, "gelu", 0.0, "full")
+    assert best.optimizer == "adamw"
+    assert not best.reconstructs
+
+
+@pytest.mark.parametrize("cls", [TrainConfig, AdapterConfig])
+def test_every_setting_says_what_it_means(cls):
+    assert all(len(f.metadata["help"]) > 5 for f in dataclasses.fields(cls))
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_train_config_survives_json(name):
+    assert TrainConfig.from_dict(PRESETS[name].to_dict()) == PRESETS[name]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"rank": 0}, "rank=0 is too small: it must be at least 1"),
+        ({"rank": 2.5}, "rank=2.5 must be a whole number"),
+        ({"rank": True}, "rank=True must be a whole number"),
+        ({"kappa": 1.5}, "kappa=1.5 is too large: it must be at most 1"),
+        ({"kappa": float("nan")}, "kappa=nan is too small"),
+        ({"kappa": "0.2"}, "kappa='0.2' must be a number"),
+        ({"dropout": 1.0}, "dropout=1.0 is too large: it must be less than 1"),
+        ({"init": "zeros"}, "init='zeros' is not known: choose random or pca"),
+        ({"optimizer": "sgd"}, "optimizer='sgd' is not known: choose adam or adamw"),
+        ({"activation": "gelu", "kappa": 0.0}, "activation='gelu' with residual=False"),
+        ({"activation": "gelu", "residual": True, "kappa": 0.2}, "kappa=0.2 with activation='gelu'"),
+        ({"weight_decay": 0.1}, "weight_decay=0.1 with optimizer='adam'"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf must be finite"),
+    ],
+)
+def test_train_config_refuses(values, words):
+    with pytest.raises(ConfigError, match=words.replace("(", r"\(")):
+        TrainConfig(**values)
+
+
+def test_unknown_settings_are_refused():
+    with pytest.raises(
+        ConfigError, match="'lerning_rate' is not a setting of TrainConfig: did you mean 'learning_rate'"
+    ):
+        preset("paper", lerning_rate=1.0)
+    with pytest.raises(ConfigError, match="'qqq' is not a setting of TrainConfig; it knows rank, kappa"):
+        TrainConfig.from_dict({"qqq": 1})
+    with pytest.raises(ConfigError, match="preset 'worst' is not known: choose paper or best"):
+        preset("worst")
+
+
+def test_a_presets_rank_fits_itself_to_the_plm_and_says_so(capsys):
+    assert preset("paper").fitted(384).rank == 384
+    assert "rank 512 becomes 384" in capsys.readouterr().err
+    assert preset("paper").fitted(1024).rank == 512
+    assert preset("best").fitted(64).rank == 6 * 64
+
+
+def test_a_rank_that_was_asked_for_is_refused_where_it_is_too_large():
+    with pytest.raises(ConfigError, match="rank=400 is larger than d = 384, and it adds nothing to rank d"):
+        preset("paper", rank=400).fitted(384)
+    with pytest.raises(ConfigError, match=r"rank=400 is larger than d = 384, and init='pca' .* or init='random'"):
+        preset("best", rank=400, init="pca").fitted(384)
+    assert preset("best", rank=4000).fitted(384).rank == 4000
+    assert preset("paper", rank=384).fitted(384).rank == 384
+
+
+@given(rank=st.integers(1, 5000), d=st.integers(1, 600), name=st.sampled_from(sorted(PRESETS)))
+def test_fitted_is_idempotent_and_makes_a_valid_adapter(rank, d, name):
+    config = preset(name, rank=rank, fit_rank=True).fitted(d)
+    assert config.rank <= rank
+    assert config.fitted(d) is config
+    AdapterConfig(d=d, vocabulary_size=7, rank=config.rank, residual=config.residual, activation=config.activation)
+
+
+def test_adapter_config_refuses():
+    with pytest.raises(ConfigError, match="rank=9 is larger than d = 8"):
+        AdapterConfig(d=8, vocabulary_size=7, rank=9)
+    with pytest.raises(ConfigError, match="vocabulary='half' is not known: choose full or seen"):
+        AdapterConfig(d=8, vocabulary_size=7, rank=3, vocabulary="half")
+    with pytest.raises(ConfigError, match="'ranks' is not a setting of AdapterConfig: did you mean 'rank'"):
+        AdapterConfig.from_dict({"d": 8, "vocabulary_size": 7, "ranks": 3})
+    with pytest.raises(ConfigError, match="activation='gelu' with residual=False"):
+        AdapterConfig(d=8, vocabulary_size=7, rank=3, activation="gelu")
+
+
+def test_adapter_config_and_its_plm_agree_in_size():
+    from made_memories import describe, make_head
+
+    plm = describe(make_head(d=12, V=40))
+    with pytest.raises(ConfigError, match="d=8, vocabulary_size=40 are not those of made: 12, 40"):
+        AdapterConfig(d=8, vocabulary_size=40, rank=3, plm=plm)
+    config = AdapterConfig(d=12, vocabulary_size=40, rank=3, plm=plm, training={"figures": {"pairs": 3}})
+    assert AdapterConfig.from_dict(config.to_dict()) == config

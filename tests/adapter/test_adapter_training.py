@@ -1,0 +1,215 @@
+import json
+import sys
+
+import pytest
+import torch
+from made_memories import make_memory, rows
+
+from pema.adapter import training
+from pema.adapter.config import TrainConfig, preset
+from pema.adapter.module import Adapter
+from pema.adapter.reconstruction import closed_form
+from pema.adapter.training import learning_rate_at, train
+from pema.errors import AdapterError, ConfigError, StorageError
+
+
+@pytest.fixture(scope="module")
+def memory(tmp_path_factory):
+    return make_memory(tmp_path_factory.mktemp("training") / "memory", examples=120)
+
+
+def loss_of(adapter, head, view):
+    f, y = rows(view)
+    return -float(adapter.log_probs(f, head)[torch.arange(len(y)), y].mean())
+
+
+def log(folder, event):
+    lines = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+@pytest.mark.parametrize("name", ["paper", "best"])
+@pytest.mark.parametrize("vocabulary", ["full", "seen"])
+def test_training_teaches(name, vocabulary, tmp_path):
+    memory = make_memory(tmp_path / "memory", examples=120, used=9)
+    config = preset(name, epochs=25, batch_size=64, learning_rate=1e-2, vocabulary=vocabulary)
+    adapter, figures = train(memory, config, tmp_path / "adapter")
+    _, held_out = memory.split(config.dev_fraction, config.seed)
+    head = memory.head()
+    assert loss_of(adapter, head, held_out) < 0.5 * -float(
+        head.logits(rows(held_out)[0]).log_softmax(-1)[torch.arange(held_out.pairs), rows(held_out)[1]].mean()
+    )
+    assert figures["held_out_cross_entropy"] == pytest.approx(loss_of(adapter, head, held_out), rel=1e-4)
+    assert figures["held_out_cross_entropy"] < figures["start_cross_entropy"]
+    loaded = Adapter.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(loaded(rows(held_out)[0]), adapter(rows(held_out)[0]))
+    assert not (tmp_path / "adapter" / "checkpoint").exists()
+    assert adapter.config.plm == memory.manifest.plm
+    if vocabulary == "seen":
+        assert torch.equal(adapter.tokens, memory.view().targets_seen())
+
+
+def test_early_stopping_keeps_the_best_weights(memory, tmp_path):
+    config = preset("paper", epochs=60, batch_size=32, learning_rate=0.2, dropout=0.0, patience=2, kappa=0.0)
+    adapter, figures = train(memory, config, tmp_path / "adapter")
+    _, held_out = memory.split(config.dev_fraction, config.seed)
+    losses = [
+        line["held_out"]["loss"] for line in log(tmp_path / "adapter", "start") + log(tmp_path / "adapter", "epoch")
+    ]
+    assert figures["epochs"] == figures["best_epoch"] + 2 < 60
+    assert losses.index(min(losses)) == figures["best_epoch"]
+    assert loss_of(adapter, memory.head(), held_out) == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_training_that_only_harms_leaves_the_plm(memory, tmp_path):
+    config = preset("best", epochs=2, learning_rate=50.0, clip=0.0, warmup=0.0)
+    adapter, figures = train(memory, config, tmp_path / "adapter")
+    f, _ = rows(memory.view())
+    assert figures["best_epoch"] == 0
+    assert figures["held_out_loss"] == figures["start_loss"]
+    assert torch.equal(adapter(f), f)
+
+
+def test_without_held_out_pairs_the_last_weights_stay(memory, tmp_path):
+    adapter, figures = train(memory, preset("paper", dev_fraction=0.0, epochs=3), tmp_path / "adapter")
+    assert (figures["best_epoch"], figures["epochs"], figures["held_out_pairs"]) == (3, 3, 0)
+    assert figures["pairs"] == memory.pairs
+    assert "held_out" not in log(tmp_path / "adapter", "epoch")[-1]
+    assert adapter.B_rct is not None
+
+
+def test_pca_starts_as_the_plm_seen_through_the_subspace(memory, tmp_path, monkeypatch):
+    monkeypatch.setattr(training._Run, "step", lambda run, f, y: ((1.0, 1.0, 1.0), 0.0))
+    adapter, _ = train(memory, preset("paper", init="pca", rank=5, epochs=1), tmp_path / "adapter")
+    config = preset("paper")
+    A, B_rct, _ = closed_form(memory.split(config.dev_fraction, config.seed)[0], 5, 12)
+    assert torch.equal(adapter.A, A)
+    assert torch.equal(adapter.B_pd, B_rct)
+    assert torch.equal(adapter.B_rct, B_rct)
+
+
+def test_sgd_reconstruction_is_the_papers_procedure(memory, tmp_path):
+    config = preset("paper", rank=5, epochs=1, reconstruction="sgd", reconstruction_epochs=3)
+    adapter, figures = train(memory, config, tmp_path / "sgd")
+    _, closed = train(memory, preset("paper", rank=5, epochs=1), tmp_path / "closed")
+    assert closed["reconstruction_error"] <= figures["reconstruction_error"]
+    assert log(tmp_path / "sgd", "reconstruction")[0]["procedure"] == "sgd"
+    assert adapter.B_rct.shape == (12, 5)
+
+
+def test_no_reconstruction_where_nothing_needs_it(memory, tmp_path):
+    adapter, figures = train(memory, preset("paper", kappa=0.0, epochs=1), tmp_path / "adapter")
+    assert adapter.B_rct is None
+    assert "reconstruction_error" not in figures
+
+
+def test_b_rct_is_frozen(memory, tmp_path):
+    adapter, _ = train(memory, preset("paper", rank=5, epochs=2), tmp_path / "adapter")
+    config = preset("paper")
+    _, B_rct, _ = closed_form(memory.split(config.dev_fraction, config.seed)[0], 5, 12)
+    assert torch.equal(adapter.B_rct, B_rct)
+
+
+def test_the_log_tells_the_losses_the_rate_and_the_speed(memory, tmp_path):
+    train(memory, preset("paper", epochs=2, batch_size=50, log_every=3), tmp_path / "adapter")
+    steps, epochs = log(tmp_path / "adapter", "step"), log(tmp_path / "adapter", "epoch")
+    assert [line["step"] for line in steps] == list(range(3, epochs[-1]["step"] + 1, 3))
+    for line in steps:
+        assert line["loss"] == pytest.approx(0.2 * line["reconstruction"] + 0.8 * line["cross_entropy"], rel=1e-4)
+        assert line["pairs_per_second"] > 0
+    for line in epochs:
+        assert {"seconds", "pairs_per_second", "learning_rate", "train", "held_out"} <= set(line)
+
+
+def test_tensorboard_gets_the_same(memory, tmp_path):
+    train(memory, preset("paper", epochs=1), tmp_path / "adapter", tensorboard=True)
+    assert list((tmp_path / "adapter" / "tensorboard").glob("events*"))
+
+
+def test_tensorboard_that_is_not_installed(memory, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"tensorboard is not installed: pip install 'pema\[tensorboard\]'"):
+        train(memory, preset("paper", epochs=1), tmp_path / "adapter", tensorboard=True)
+
+
+def test_a_log_that_cannot_be_written(memory, tmp_path):
+    (tmp_path / "adapter" / "training.jsonl").mkdir(parents=True)
+    with pytest.raises(StorageError, match=r"cannot write .*training.jsonl: Is a directory"):
+        train(memory, preset("paper", epochs=1), tmp_path / "adapter")
+
+
+def test_a_log_that_fails_on_the_way(memory, tmp_path, monkeypatch):
+    def start(run):
+        (run.output / "training.jsonl").unlink()
+        (run.output / "training.jsonl").mkdir()
+
+    monkeypatch.setattr(training._Run, "start", start)
+    with pytest.raises(StorageError, match=r"cannot write .*training.jsonl"):
+        train(memory, preset("paper", epochs=1), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [
+        ("none", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1.0, 1.0, 0.8535534, 0.5, 0.1464466]),
+    ],
+)
+def test_learning_rate(decay, expected):
+    config = TrainConfig(learning_rate=1.0, warmup=0.26, decay=decay)
+    assert [learning_rate_at(step, 6, config) for step in range(6)] == pytest.approx(expected)
+
+
+def test_the_learning_rate_never_leaves_its_range():
+    for decay in ("none", "linear", "cosine"):
+        for warmup in (0.0, 0.1, 0.99):
+            config = TrainConfig(learning_rate=1.0, warmup=warmup, decay=decay)
+            for steps in (1, 2, 100):
+                assert all(0 < learning_rate_at(step, steps, config) <= 1 for step in range(steps))
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_a_remedy(memory, tmp_path):
+    config = preset("paper", learning_rate=1e30, dev_fraction=0.0, kappa=0.0)
+    with pytest.raises(
+        AdapterError, match=r"the loss is (nan|inf) at step \d+ \(epoch 1\): .* Lower the learning rate"
+    ):
+        train(memory, config, tmp_path / "adapter")
+
+
+def test_a_held_out_loss_that_is_not_finite(memory, tmp_path):
+    config = preset("paper", learning_rate=1e30, kappa=0.0, batch_size=100_000)
+    with pytest.raises(AdapterError, match=r"the held-out loss is (nan|inf) after step 1: training diverged"):
+        train(memory, config, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("name", ["paper", "best"])
+def test_a_nan_in_the_memory_is_named(name, tmp_path):
+    memory = make_memory(tmp_path / "memory", nan_at=4)
+    with pytest.raises(AdapterError, match=r"the representation of pair \d+ \(of \d+; step \d+ of its example\)"):
+        train(memory, preset(name, epochs=1), tmp_path / "adapter")
+
+
+def test_a_rank_larger_than_d(memory, tmp_path):
+    with pytest.raises(ConfigError, match="rank=13 is larger than d = 12"):
+        train(memory, preset("paper", rank=13), tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_device_that_is_not_there(memory, tmp_path):
+    with pytest.raises(AdapterError, match="device='nonsense' cannot be used here"):
+        train(memory, preset("paper", device="nonsense"), tmp_path / "adapter")
+
+
+def test_a_memory_without_pairs(memory, tmp_path):
+    class Empty:
+        d, pairs, path, manifest = memory.d, 0, "empty", memory.manifest
+
+    with pytest.raises(AdapterError, match="empty holds no pairs to train on"):
+        train(Empty(), preset("paper"), tmp_path / "adapter")
+
+
+def test_bfloat16_when_asked_for(memory, tmp_path):
+    config = preset("best", epochs=3, precision="bfloat16", learning_rate=1e-2)
+    _, figures = train(memory, config, tmp_path / "adapter")
+    assert figures["held_out_loss"] < figures["start_loss"]
