@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pema.errors import ConfigError, OwnerError
 from pema.owner.contract import Tap
 from pema.owner.head import Head, Norm, NormSettings
-from pema.owner.weights import tensor_of
+from pema.owner.weights import device_of, tensor_of
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 """Greatest difference from the model's own logits, per unit of their greatest magnitude (and at least one unit)."""
@@ -133,7 +133,7 @@ def _rows(model: PreTrainedModel, seed: int, rows: int = 2, length: int = 6) -> 
     padding = getattr(model.config, "pad_token_id", None)
     if padding is not None and size > 1:
         tokens[tokens == padding] = (padding + 1) % size
-    return tokens.to(model.device)
+    return tokens.to(device_of(model))
 
 
 def _run(
@@ -239,17 +239,17 @@ def _fit(
 
     x, y = torch.cat(raws).double(), torch.cat(ys).double()
     linear = ((x * y).sum() / x.square().sum().clamp_min(1e-30)).item()
-    for scale in (_snap(linear, hints, 10 * tolerance), linear):
+    for scale in (_snap(linear, hints, tolerance / 8), linear):
         if scale > 0 and explains(scale, None):
             return scale, None
     bound = y.abs().max().item()
-    for cap in (_snap(bound, hints, 10 * tolerance), bound):
+    for cap in (_snap(bound, hints, tolerance / 8), bound):
         middle = (y.abs() > 0.02 * cap) & (y.abs() < 0.7 * cap)
         if cap <= 0 or not middle.any():
             continue
         z = torch.atanh(y[middle] / cap) * cap
         slope = ((x[middle] * z).sum() / x[middle].square().sum()).item()
-        for scale in (_snap(slope, hints, 10 * tolerance), slope):
+        for scale in (_snap(slope, hints, tolerance / 8), slope):
             if scale > 0 and explains(scale, cap):
                 return scale, cap
     return None

@@ -56,13 +56,15 @@ def load(
 
     Raises:
         OwnerError: either cannot be loaded, or the checkpoint lacks weights.
+        ConfigError: a `dtype` that is none.
     """
     place, called = resolve(name)
     common = {} if revision is None else {"revision": revision}
     placement = {} if device_map is None else {"device_map": device_map}
+    wanted = _dtype(dtype, device_map)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            place, dtype=_dtype(dtype, device_map), output_loading_info=True, **placement, **common
+            place, dtype=wanted, output_loading_info=True, **placement, **common
         )
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError and safetensors' own.
         raise OwnerError(f"{called} cannot be loaded as a causal language model: {_first_line(error)}") from error

@@ -22,7 +22,7 @@ from pema.owner.derivation import derive_head, evaluating, find_final_norm, hook
 from pema.owner.head import Head
 from pema.owner.loading import DeviceMap
 from pema.owner.prefix import Prefix
-from pema.owner.weights import fingerprint
+from pema.owner.weights import device_of, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +235,7 @@ class LocalPLM:
         self, rows: Sequence[Sequence[int]], limits: Sequence[int], prefix: Prefix | None
     ) -> list[tuple[Tensor, Tensor]]:
         """Greedy decoding of one batch with a key-value cache: per row (n, d_tap) and (n,), on the CPU."""
-        device = self.model.device
+        device = device_of(self.model)
         cache: Any = None
         if prefix is None:
             tokens, mask = pad_left(rows, max(map(len, rows)))
@@ -343,7 +343,7 @@ class LocalPLM:
         tap = embedding if self.tap == "head_input" else self._norm
         handles = [tap.register_forward_pre_hook(at_tap), embedding.register_forward_pre_hook(at_head)]
         with hooked(*handles):
-            output = self.model(input_ids=tokens.to(self.model.device), **arguments)
+            output = self.model(input_ids=tokens.to(device_of(self.model)), **arguments)
         return seen[0], output
 
     @cached_property

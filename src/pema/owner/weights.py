@@ -70,6 +70,11 @@ def tensor_of(module: nn.Module, name: str) -> Tensor | None:
     return tensor
 
 
+def device_of(model: PreTrainedModel) -> torch.device:
+    """Where the model's inputs go; accelerate moves them on where the weights themselves are offloaded."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
+
+
 def fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 over what the model computes: its architecture, configuration and weights.
 
