@@ -15,10 +15,10 @@ def evaluate(
     hypotheses: Annotated[Path, typer.Option("--hypotheses", help="Generated texts, one a line.")],
     references: Annotated[Path, typer.Option("--references", help="Reference texts, one a line.")],
     formal: Annotated[
-        Path | None, typer.Option("--formal", help="Formal references with [F]...[/F] marks, for M-ACC.")
+        Path | None, typer.Option("--formal", help="Formal references with CoCoA-MT formality marks, for M-ACC.")
     ] = None,
     informal: Annotated[
-        Path | None, typer.Option("--informal", help="Informal references with [F]...[/F] marks, for M-ACC.")
+        Path | None, typer.Option("--informal", help="Informal references with CoCoA-MT formality marks, for M-ACC.")
     ] = None,
     as_json: AsJSON = False,
 ) -> None:

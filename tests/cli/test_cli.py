@@ -1,0 +1,217 @@
+"""The command line, end to end in one process on a tiny PLM on disk."""
+
+import json
+import re
+
+import pytest
+
+from pema.cli import main
+
+TEXTS = [
+    ("The house is small.", "Das Haus ist klein."),
+    ("The dog is here.", "Der Hund ist hier."),
+    ("Where is the house?", "Wo ist das Haus?"),
+    ("The dog is small.", "Der Hund ist klein."),
+    ("Here is the dog.", "Hier ist der Hund."),
+    ("The house is here.", "Das Haus ist hier."),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_model, tiny_tokenizer):
+    """A folder with two PLMs and parallel files."""
+    folder = tmp_path_factory.mktemp("cli")
+    for name, seed in (("plm", 0), ("other", 1)):
+        tiny_model("llama", seed=seed).save_pretrained(folder / name)
+        tiny_tokenizer().save_pretrained(folder / name)
+    (folder / "train.en").write_text("".join(f"{s}\n" for s, _ in TEXTS), encoding="utf-8")
+    (folder / "train.de").write_text("".join(f"{t}\n" for _, t in TEXTS), encoding="utf-8")
+    rows = [json.dumps({"en": s, "du": t}, ensure_ascii=False) for s, t in TEXTS]
+    (folder / "train.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """Run `pema ...` in the folder; returns the exit code, stdout and stderr."""
+    monkeypatch.chdir(folder)
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["pema", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def built(run, folder):
+    """A memory of the parallel files."""
+    if not (folder / "memory").exists():
+        assert build(run)[0] == 0
+    return folder / "memory"
+
+
+@pytest.fixture
+def trained(run, folder, built):
+    """An adapter trained on that memory."""
+    if not (folder / "adapter").exists():
+        code, _, err = run("train", "memory", "-o", "adapter", "--preset", "paper", "--rank", 8, "--epochs", 2)
+        assert code == 0, err
+    return folder / "adapter"
+
+
+def build(run, *more, plm="plm", output="memory", source="train.en", target="train.de"):
+    inputs = ("--source", source, "--target", target)
+    return run("build", "--plm", plm, "--task", "translation", *inputs, "-o", output, *more)
+
+
+def test_from_texts_to_scores(run, folder, trained):
+    code, out, _ = run("memory", "info", "memory", "--json")
+    info = json.loads(out)
+    assert code == 0
+    assert (info["examples"], info["contexts"], info["plm"]) == (len(TEXTS), "teacher", "plm")
+
+    assert run("memory", "verify", "memory")[0] == 0
+    for schedule in ("unrolling", "constant", "linear", "fitted"):
+        code, _, err = run(
+            *("generate", "adapter", "--plm", "plm", "--task", "translation", "--input", "train.en"),
+            *("-o", f"{schedule}.de", "--schedule", schedule, "--max-new-tokens", 5),
+        )
+        assert code == 0, err
+        assert len((folder / f"{schedule}.de").read_text(encoding="utf-8").splitlines()) == len(TEXTS)
+
+    evaluated = run(
+        *("evaluate", "--task", "translation", "--hypotheses", "train.de", "--references", "train.de", "--json")
+    )
+    scores = json.loads(evaluated[1])
+    assert scores["bleu"]["value"] == pytest.approx(100)
+    assert "version" in scores["bleu"]["signature"]
+
+
+def test_without_the_adapter_it_is_the_plm(run, folder, trained):
+    common = ("--plm", "plm", "--task", "translation", "--input", "train.en", "--max-new-tokens", 6)
+    assert run("generate", "adapter", *common, "--no-adapter", "-o", "alone.de")[0] == 0
+    assert run("generate", "adapter", *common, "--schedule", "constant", "--lambda-max", 0, "-o", "zero.de")[0] == 0
+    assert (folder / "alone.de").read_bytes() == (folder / "zero.de").read_bytes()
+
+
+def test_jsonl_gives_the_same_memory_as_parallel_files(run, folder, built):
+    fields = ("--data", "train.jsonl", "--source-field", "en", "--target-field", "du")
+    code, _, err = run("build", "--plm", "plm", "--task", "translation", *fields, "-o", "from-jsonl")
+    assert code == 0, err
+    for shard in built.glob("*.safetensors"):
+        assert shard.read_bytes() == (folder / "from-jsonl" / shard.name).read_bytes()
+
+
+def test_predicted_contexts_merge_sample_and_append(run, folder, built):
+    assert build(run, "--contexts", "predicted", "--targets", "aligned", output="predicted")[0] == 0
+    assert build(run, "--limit", 3, output="second")[0] == 0
+    assert run("memory", "merge", "memory", "second", "-o", "merged", "--json")[0] == 0
+    code, out, _ = run("memory", "sample", "merged", "-o", "sampled", "--pairs", 20, "--json")
+    assert code == 0
+    assert 0 < json.loads(out)["pairs"] <= 20
+    code, out, _ = build(run, "--append", "--json", output="sampled")
+    assert code == 0
+    assert json.loads(out)["examples"] > len(TEXTS)
+    code, _, err = run("memory", "merge", "memory", "predicted", "-o", "never")
+    assert code == 1
+    assert "contexts" in err
+
+
+def test_release_writes_the_head(run, folder):
+    code, out, _ = run("release", "plm", "-o", "head", "--json")
+    assert code == 0
+    assert json.loads(out)["width"] == 32
+    assert any((folder / "head").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("demo",),
+        ("build",),
+        ("train",),
+        ("generate",),
+        ("evaluate",),
+        ("release",),
+        ("memory", "info"),
+        ("memory", "verify"),
+        ("memory", "merge"),
+        ("memory", "sample"),
+    ],
+)
+def test_help_has_an_example(run, verb):
+    code, out, _ = run(*verb, "--help")
+    assert code == 0
+    assert f"Example: pema {' '.join(verb)}" in " ".join(re.sub(r"[│╭╮╰╯─]", " ", out).split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("build", "--plm", "plm"), 2, "Missing option"),
+        (("frobnicate",), 2, "No such command"),
+        (("train", "memory", "-o", "x", "--kappa", "3"), 2, "kappa"),
+        (("train", "memory", "-o", "x", "--preset", "paper", "--rank", "99"), 2, "rank=99 is larger than d = 32"),
+        (("memory", "info", "nowhere"), 1, "nowhere"),
+        (("release", "no-such-plm", "-o", "x"), 1, "no-such-plm"),
+    ],
+)
+def test_exit_codes(run, built, arguments, code, words):
+    found, _, err = run(*arguments)
+    assert found == code
+    assert words in " ".join(re.sub(r"[│╭╮╰╯─]", " ", err).split())
+    assert "Traceback" not in err
+
+
+def test_failure_is_one_line_and_debug_shows_the_rest(run, monkeypatch):
+    code, out, err = run("memory", "info", "nowhere")
+    assert (code, out) == (1, "")
+    assert len(err.strip().splitlines()) == 1
+    with pytest.raises(Exception, match="nowhere"):
+        run("memory", "info", "nowhere", "--debug")
+
+
+def test_bad_input_is_named(run, folder):
+    (folder / "short.de").write_text("Das Haus ist klein.\n", encoding="utf-8")
+    (folder / "latin.de").write_bytes("Das Haus ist schön.\n".encode("latin-1") * len(TEXTS))
+    (folder / "empty.de").write_bytes(b"")
+    for name, words in (("short.de", "short.de"), ("latin.de", "latin.de:1"), ("empty.de", "empty"), ("no.de", "no.de")):
+        code, _, err = build(run, output="never", target=name)
+        assert code == 1, name
+        assert words in err
+        assert not (folder / "never").exists()
+
+
+def test_an_adapter_of_another_plm_is_refused(run, folder, trained):
+    common = ("--task", "translation", "--input", "train.en", "-o", "never.de")
+    code, _, err = run("generate", "adapter", "--plm", "other", *common)
+    assert code == 1
+    assert "another PLM" in err
+    assert not (folder / "never.de").exists()
+
+
+def test_a_tampered_memory_is_found(run, folder, built):
+    import shutil
+
+    shutil.copytree(built, folder / "tampered", dirs_exist_ok=True)
+    shard = next((folder / "tampered").glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    code, _, err = run("memory", "verify", "tampered")
+    assert code == 1
+    assert shard.name in err
+
+
+def test_formal_and_informal_go_together(run):
+    files = ("--hypotheses", "train.de", "--references", "train.de", "--formal", "train.de")
+    code, _, err = run("evaluate", "--task", "translation", *files)
+    assert code == 2
+    assert "--informal" in err
