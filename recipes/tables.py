@@ -1,0 +1,140 @@
+"""Write the README's figures from the committed result files.
+
+python -m recipes.tables          rewrite the block between the markers
+python -m recipes.tables --check  exit with 1 where it is not what the result files say
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from pema.experiments.setting import Setting
+from pema.files import read_json, writing
+
+ROOT = Path(__file__).parent.parent
+RESULTS, BENCHMARKS = ROOT / "results", ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- begin results -->\n", "<!-- end results -->\n"
+
+LABELS = {
+    "PLM alone": lambda seed: Setting(),
+    "paper, teacher, Gradual Unrolling": lambda seed: Setting("paper", schedule="unrolling", seed=seed),
+    "paper, predicted, Gradual Unrolling": lambda seed: Setting("paper", "predicted", schedule="unrolling", seed=seed),
+    "paper, teacher, constant": lambda seed: Setting("paper", schedule="constant", seed=seed),
+    "paper, teacher, linear": lambda seed: Setting("paper", schedule="linear", seed=seed),
+    "paper, teacher, fitted": lambda seed: Setting("paper", schedule="fitted", seed=seed),
+    "best, teacher, Gradual Unrolling": lambda seed: Setting("best", schedule="unrolling", seed=seed),
+    "best, teacher, constant": lambda seed: Setting("best", schedule="constant", seed=seed),
+    "best, teacher, linear": lambda seed: Setting("best", schedule="linear", seed=seed),
+    "best, teacher, fitted": lambda seed: Setting("best", schedule="fitted", seed=seed),
+    "best, predicted (position), fitted": lambda seed: Setting("best", "predicted", "position", seed=seed),
+    "best, predicted (aligned), fitted": lambda seed: Setting("best", "predicted", "aligned", seed=seed),
+}
+
+
+def row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def demo() -> str:
+    """The demo's table."""
+    found = read_json(RESULTS / "demo.json")
+    text = "### The demo\n\n500 customer-support pairs; 120 test sentences that share no template with them.\n\n"
+    text += row(["", "BLEU", "chrF", "formality accuracy", "memory (MB)", "training (s)"]) + row(["---"] * 6)
+    for r in found["rows"]:
+        cells = [r["name"], f"{r['bleu']:.1f}", f"{r['chrf']:.1f}", f"{r['formality_accuracy']:.2f}"]
+        built = [f"{r['memory_bytes'] / 1e6:.1f}", f"{r['train_seconds']:.0f}"] if r["memory_bytes"] else ["-", "-"]
+        text += row(cells + built)
+    return text + "\n" + source(found, "pema demo --json results/demo.json") + "\n"
+
+
+def real_input() -> str:
+    """One table a PLM: every setting on every data set, the mean and the spread over seeds."""
+    text = ""
+    for plm in sorted(path for path in (RESULTS / "real_input").iterdir() if path.is_dir()):
+        folders = sorted(path for path in plm.iterdir() if path.is_dir())
+        parameters = read_json(folders[0] / "plm.test.json")["signature"]["config"]["plm"]["parameters"]
+        text += f"### Real input, {plm.name} ({parameters / 1e6:.1f} M parameters)\n\n"
+        columns = [(f, "bleu") for f in folders]
+        columns += [
+            (f, "formality_accuracy") for f in folders if "formality_accuracy" in read_json(f / "plm.test.json")
+        ]
+        titles = [f"{f.name} {'BLEU' if metric == 'bleu' else 'M-ACC'}" for f, metric in columns]
+        text += row(["", *titles]) + row(["---"] * (1 + len(columns)))
+        for label, setting in LABELS.items():
+            cells = [cell(folder, metric, setting) for folder, metric in columns]
+            if any(each != "-" for each in cells):
+                text += row([label, *cells])
+        text += "\nMean over seeds, with the standard deviation where there are several. "
+        text += source(read_json(folders[0] / "plm.test.json"), f"python -m recipes.real_input DATA --plm {plm.name}")
+        text += "\n" + significant(folders)
+    return text
+
+
+def cell(folder: Path, metric: str, setting: Any) -> str:
+    """The mean of a metric over the seeds that are there."""
+    files = {folder / f"{setting(seed).key}.test.json" for seed in range(10)}
+    values = [read_json(file)[metric] for file in sorted(files) if file.exists()]
+    if not values:
+        return "-"
+    digits = 1 if metric == "bleu" else 2
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def significant(folders: list[Path]) -> str:
+    """What the paired bootstrap says of the presets, seed 0."""
+    paper, best = Setting("paper", schedule="unrolling").key, Setting("best").key
+    names = {"plm": "PLM alone", paper: "paper", best: "best"}
+    text = "Paired bootstrap (1,000 resamples, seed 0, teacher contexts, 95 % interval of the difference):\n\n"
+    text += row(["data", "comparison", "metric", "difference", "interval", "p"]) + row(["---"] * 6)
+    for folder in folders:
+        for c in read_json(folder / "significance.json")["comparisons"]:
+            if c["baseline"] in names and c["system"] in names:
+                digits = 1 if c["metric"] == "bleu" else 2
+                comparison = f"{names[c['system']]} against {names[c['baseline']]}"
+                interval = f"{c['low']:+.{digits}f} to {c['high']:+.{digits}f}"
+                metric = "BLEU" if c["metric"] == "bleu" else "M-ACC"
+                cells = [folder.name, comparison, metric, f"{c['difference']:+.{digits}f}", interval]
+                text += row([*cells, f"{c['p_value']:.3f}"])
+    return text + "\n"
+
+
+def source(result: dict[str, Any], command: str) -> str:
+    """Which command made a result, on which machine and commit."""
+    signature = result["signature"]
+    machine = signature["machine"]
+    where = f"{machine['processor']}, {machine['cores']} cores, {machine['cpu_capability']}"
+    return f"Made by `{command}` on {where}, torch {signature['versions']['torch']}.\n"
+
+
+def block() -> str:
+    """Everything between the markers."""
+    text = ""
+    if (RESULTS / "demo.json").exists():
+        text += demo()
+    if (RESULTS / "real_input").exists():
+        text += real_input()
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
+    current, after = rest.split(END)
+    if args.check:
+        sys.exit(
+            0 if current == block() else "README.md is not what the result files say: run python -m recipes.tables"
+        )
+    with writing(readme) as partial:
+        partial.write_text(before + BEGIN + block() + END + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
