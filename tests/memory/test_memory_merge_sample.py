@@ -1,11 +1,12 @@
 import errno
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from fake_plm import FakePLM, build, files, some_examples
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pema.errors import ConfigError, ExternalMemoryError, MismatchError, StorageError
@@ -97,6 +98,7 @@ def test_a_full_disk_leaves_no_half_memory(tmp_path, monkeypatch):
     assert {p.name for p in tmp_path.iterdir()} == {"a", "b"}
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40),
     pairs=st.integers(0, 300),
@@ -113,7 +115,9 @@ def test_a_draw_fits_and_leaves_no_room_for_another(lengths, pairs, seed):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
 def test_a_sample_holds_whole_examples_as_they_are_stored(tmp_path, dtype):
-    memory = build(tmp_path / "m", 60, dtype=dtype)
+    # Sources that differ, so that no two contexts share a representation.
+    examples = [replace(one, source=f"{one.source}{k:02d}") for k, one in enumerate(some_examples(60))]
+    memory = build(tmp_path / "m", examples, dtype=dtype)
     drawn = sample(tmp_path / "m", tmp_path / "s", pairs=100, seed=3)
     verify(tmp_path / "s")
     assert 90 <= drawn.pairs <= 100

@@ -1,6 +1,6 @@
 import pytest
 from fake_plm import EOS, FakePLM, FakeTask, build, f, g, some_examples
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pema.errors import ConfigError
@@ -25,11 +25,13 @@ def table_distance(a, b):
     return table[len(a), len(b)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2), max_size=4), st.lists(st.integers(0, 2), max_size=4))
 def test_the_slow_distance_is_the_edit_distance(a, b):
     assert table_distance(a, b) == distance(a, b)
 
 
+@settings(deadline=None)
 @given(tokens.filter(bool), tokens.filter(bool))
 def test_align_finds_the_nearest_gold_prefix_and_the_longest_of_them(generated, gold):
     import numpy as np
@@ -51,6 +53,7 @@ def test_aligned_targets_of_worked_examples():
     assert list(pair(gold, [5, 6, 7, 8, 8, 8], "aligned"))[4:] == [EOS, EOS]
 
 
+@settings(deadline=None)
 @given(tokens.filter(bool), tokens.filter(bool))
 def test_position_stops_at_the_shorter_end(generated, gold):
     assert list(pair(gold, generated, "position")) == gold[: len(generated)]

@@ -2,6 +2,7 @@ import itertools
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pema.errors import ConfigError, ExternalMemoryError
-from pema.memory.manifest import Manifest
 from pema.memory.reader import Memory
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -217,49 +215,39 @@ def test_a_shard_that_goes_while_it_is_read_is_named(tmp_path):
 
 
 def test_a_head_of_another_plm_is_refused(tmp_path):
-    from dataclasses import replace
-
     memory = build(tmp_path / "m")
     rewrite(tmp_path / "m", plm=replace(memory.manifest.plm, head_fingerprint="0" * 64))
     with pytest.raises(ExternalMemoryError, match="head is not the head of fake"):
         Memory.open(tmp_path / "m").head()
 
 
-@pytest.fixture(scope="module")
-def large(tmp_path_factory):
-    """A memory of 400 MB that takes 25 MB of disk: its shards are links to one file."""
-    folder = tmp_path_factory.mktemp("large") / "m"
-    memory = build(folder, 1500, plm=FakePLM(d=1024), examples_per_shard=1500)
+@pytest.fixture
+def large(tmp_path):
+    """A memory of 250 MB that takes 8 MB of disk: its shards are links to one file."""
+    folder = tmp_path / "m"
+    memory = build(folder, 300, plm=FakePLM(d=1024), examples_per_shard=300)
     (shard,) = memory.manifest.shards
-    copies = -(-400_000_000 // shard.bytes)
+    copies = -(-250_000_000 // shard.bytes)
     names = [f"shard-{k:05d}.safetensors" for k in range(copies)]
     for name in names[1:]:
         os.link(folder / shard.file, folder / name)
-    from dataclasses import replace
-
-    rewrite(
-        folder,
-        shards=tuple(replace(shard, file=name) for name in names),
-        inputs=memory.manifest.inputs * copies,
-    )
+    rewrite(folder, shards=tuple(replace(shard, file=name) for name in names), inputs=memory.manifest.inputs * copies)
     return folder
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of a process's memory")
-@pytest.mark.parametrize(("limit", "account"), [("RLIMIT_DATA", "VmData"), ("RLIMIT_AS", "VmSize")])
-def test_a_memory_larger_than_the_limit_on_ram_is_read_and_learned_from(large, limit, account):
-    code = f"""
+LIMITED = r"""
 import pathlib, re, resource, sys
 import torch
 torch.set_num_threads(1)
 from pema.memory.reader import Memory
 
-memory = Memory.open({str(large)!r})
+memory = Memory.open(sys.argv[1])
 A = torch.zeros(16, 1024, requires_grad=True)
 (torch.zeros(512, 1024) @ A.T).square().mean().backward()
-used = int(re.search(r"{account}:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) * 1024
-allowed = used + 230_000_000
-resource.setrlimit(resource.{limit}, (allowed, allowed))
+for limit, account in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
+    status = pathlib.Path("/proc/self/status").read_text()
+    allowed = int(re.search(account + r":\s+(\d+) kB", status)[1]) * 1024 + 160_000_000
+    resource.setrlimit(limit, (allowed, allowed))
 try:
     bytearray(memory.bytes)
 except MemoryError:
@@ -268,11 +256,15 @@ except MemoryError:
         for batch in part.batches(512, shuffle_seed=1):
             (batch.representations @ A.T).square().mean().backward()
             pairs += len(batch.targets)
-    sys.stdout.write(f"{{pairs == memory.pairs}} {{memory.bytes}}")
+    sys.stdout.write(f"{pairs == memory.pairs} {memory.bytes}")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of a process's memory")
+def test_a_memory_larger_than_the_limit_on_ram_is_read_and_learned_from(large):
+    """The limits bind data and address space, so that neither copies nor maps of the whole memory fit."""
+    done = subprocess.run([sys.executable, "-c", LIMITED, large], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     whole, size = done.stdout.split()
     assert whole == "True"
-    assert int(size) >= 400_000_000
-    assert Manifest.read(large).bytes == int(size)
+    assert int(size) >= 250_000_000

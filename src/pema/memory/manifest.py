@@ -237,8 +237,8 @@ def require_complete(manifest: Manifest, folder: Path) -> None:
     Raises:
         ExternalMemoryError: it did not.
     """
-    if not manifest.complete:
-        wanted = sum(entry.examples for entry in manifest.inputs)
+    wanted = sum(entry.examples for entry in manifest.inputs)
+    if not manifest.complete or manifest.examples != wanted:
         raise ExternalMemoryError(
             f"{folder} is incomplete ({manifest.examples:,} of {wanted:,} examples): run the same build again, "
             f"it goes on where it stopped."

@@ -18,7 +18,10 @@ from pema.memory.shard import DTYPES, Integers, ShardFile, restore
 from pema.owner.head import Head
 
 BUFFER_BYTES = 1 << 26
-"""Stored representations that are in RAM at a time."""
+"""Stored representations that are in RAM at a time, for shuffling."""
+
+UNSHUFFLED_BYTES = 1 << 22
+"""The same where nothing is shuffled: small enough for a processor's cache."""
 
 BLOCKS_PER_BUFFER = 32
 """How many places of the memory a shuffled buffer mixes."""
@@ -204,7 +207,7 @@ class View:
         Args:
             batch_size: pairs in a batch.
             shuffle_seed: the same seed gives the same order; None gives the order of the memory.
-            buffer_bytes: size of the buffer in stored bytes.
+            buffer_bytes: size of the shuffled buffer in stored bytes.
 
         Raises:
             ConfigError: `batch_size` is below 1.
@@ -218,9 +221,10 @@ class View:
         description = self.memory.manifest.plm
         head = None if description.tap == "head_input" else self.memory.head()
         row_bytes = description.d_tap * DTYPES[self.memory.manifest.dtype].itemsize
-        buffer_pairs = max(buffer_bytes // row_bytes, batch_size)
         shuffle = None if shuffle_seed is None else np.random.default_rng(shuffle_seed)
-        blocks = list(self._blocks(max(buffer_pairs // BLOCKS_PER_BUFFER, 1)))
+        buffer_bytes = min(buffer_bytes, UNSHUFFLED_BYTES) if shuffle is None else buffer_bytes
+        buffer_pairs = max(buffer_bytes // row_bytes, batch_size)
+        blocks = list(self._blocks(buffer_pairs if shuffle is None else max(buffer_pairs // BLOCKS_PER_BUFFER, 1)))
         if shuffle is not None:
             blocks = [blocks[i] for i in shuffle.permutation(len(blocks))]
         fills: list[list[_Block]] = []
@@ -231,20 +235,23 @@ class View:
                 room = buffer_pairs
             fills[-1].append(block)
             room -= block.pairs
+        # Batches out of a shuffled buffer are copies, so its pages serve again; unshuffled ones may be views.
+        largest = max((sum(block.pairs for block in fill) for fill in fills), default=0) + batch_size
+        room_to_shuffle = None if shuffle is None else self._room(largest)
         left: _Buffer | None = None
         for k, fill in enumerate(fills):
             if k + 1 < len(fills):
                 for block in fills[k + 1]:
                     self.memory.shards[block.shard].read_ahead(*self._span(block))
-            buffer = self._fill(fill, left)
-            n = len(buffer.targets)
+            n = sum(block.pairs for block in fill) + (0 if left is None else len(left.targets))
+            buffer = self._room(n) if room_to_shuffle is None else room_to_shuffle.take(slice(n))
+            self._fill(buffer, fill, left)
             order = None if shuffle is None else torch.from_numpy(shuffle.permutation(n))
             stop = n if k + 1 == len(fills) else n - n % batch_size
             for start in range(0, stop, batch_size):
                 end = min(start + batch_size, stop)
                 yield buffer.batch(slice(start, end) if order is None else order[start:end], head)
             left = buffer.take(torch.arange(stop, n) if order is None else order[stop:])
-            del buffer  # before the next one is made, so that only one is alive
 
     def _blocks(self, pairs: int) -> Iterator[_Block]:
         """Cut the view into runs of about `pairs` pairs, none across shards."""
@@ -279,12 +286,14 @@ class View:
         steps: Integers = np.arange(block.pairs) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return steps
 
-    def _fill(self, blocks: list[_Block], left: _Buffer | None) -> _Buffer:
-        """Copy blocks, behind what the last buffer left over, into a new buffer."""
+    def _room(self, n: int) -> _Buffer:
+        """A buffer for n pairs."""
         manifest = self.memory.manifest
+        return _Buffer.empty(n, manifest.plm.d_tap, DTYPES[manifest.dtype])
+
+    def _fill(self, buffer: _Buffer, blocks: list[_Block], left: _Buffer | None) -> None:
+        """Copy blocks, behind what the last buffer left over, into a buffer."""
         kept = 0 if left is None else len(left.targets)
-        n = kept + sum(block.pairs for block in blocks)
-        buffer = _Buffer.empty(n, manifest.plm.d_tap, DTYPES[manifest.dtype])
         if left is not None:
             buffer.representations[:kept] = left.representations
             for mine, theirs in zip(buffer.columns, left.columns, strict=True):
@@ -305,7 +314,6 @@ class View:
             lengths = file.example_offsets[block.examples + 1] - file.example_offsets[block.examples]
             source_lengths[here] = np.repeat(file.source_lengths[block.examples], lengths)
             at += block.pairs
-        return buffer
 
 
 def _copy(source: np.ndarray, rows: Integers | slice, out: np.ndarray) -> None:
@@ -348,9 +356,14 @@ class _Buffer:
         return columns if self.scales is None else [*columns, self.scales]
 
     def take(self, which: slice | Tensor) -> _Buffer:
-        """Some of the pairs."""
-        scales = None if self.scales is None else self.scales[which]
-        return _Buffer(self.representations[which], scales, self.targets[which], self.steps[which], self.lengths[which])
+        """Some of the pairs: views with a slice, copies with indices."""
+
+        def chosen(column: Tensor) -> Tensor:
+            return column[which] if isinstance(which, slice) else column.index_select(0, which)
+
+        scales = None if self.scales is None else chosen(self.scales)
+        columns = (chosen(self.targets), chosen(self.steps), chosen(self.lengths))
+        return _Buffer(chosen(self.representations), scales, *columns)
 
     def batch(self, which: slice | Tensor, head: Head | None) -> Batch:
         """Some of the pairs, as the adapter reads them."""

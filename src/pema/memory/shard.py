@@ -64,6 +64,18 @@ class Contents:
         return values if self.scales is None else values | {"scales": self.scales}
 
 
+class DamagedShardError(ExternalMemoryError):
+    """A shard that does not hold what the manifest promises.
+
+    Attributes:
+        why: what is wrong with it.
+    """
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path} is damaged ({why}): {RESTORE}")
+        self.why = why
+
+
 def file_name(index: int) -> str:
     """Name of the shard that is `index`-th in its memory, counted from 0."""
     return f"shard-{index:05d}.safetensors"
@@ -155,9 +167,9 @@ class ShardFile:
         if manifest.dtype == "int8":
             self.layout["scales"] = ("F32", [n])
 
-    def damaged(self, why: str) -> ExternalMemoryError:
+    def damaged(self, why: str) -> DamagedShardError:
         """The error that says that this shard cannot be read."""
-        return ExternalMemoryError(f"{self.path} is damaged ({why}): {RESTORE}")
+        return DamagedShardError(self.path, why)
 
     @functools.cached_property
     def starts(self) -> dict[str, int]:

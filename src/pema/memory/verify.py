@@ -12,6 +12,7 @@ from pema.errors import ExternalMemoryError, PemaError
 from pema.files import sha256
 from pema.memory.manifest import FILE, RESTORE, Manifest, require_complete
 from pema.memory.reader import Memory
+from pema.memory.shard import DamagedShardError
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def _implausible(memory: Memory) -> list[str]:
             values = contents.representations if contents.scales is None else contents.scales
             if not bool(torch.isfinite(values).all()):
                 raise shard.damaged("it holds NaN or infinity")
-        except ExternalMemoryError as error:
-            faults.append(str(error))
+        except DamagedShardError as error:
+            faults.append(f"{shard.entry.file} was written wrong ({error.why})")
     try:
         memory.head()
     except PemaError as error:
