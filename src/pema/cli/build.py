@@ -10,6 +10,9 @@ import typer
 
 from pema.cli.options import AsJSON, DeviceMap, PLMDtype, PLMName, TapName, TaskName, TemplateText, show
 
+SEQUENCE = 128
+"""Tokens in a sequence of `--batch-size`: batches hold about as many tokens each, however long the sequences are."""
+
 
 class Contexts(StrEnum):
     """What follows the prompt in a context."""
@@ -51,7 +54,14 @@ def build(
     tap: Annotated[TapName, typer.Option("--tap", help="Where f(c) is read.")] = TapName.head_input,
     template: TemplateText = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first N examples.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Most examples in one forward pass.")] = 64,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            "--batch-size",
+            min=1,
+            help=f"Sequences of {SEQUENCE} tokens that go through the PLM at once; more where they are shorter.",
+        ),
+    ] = 64,
     append: Annotated[bool, typer.Option("--append", help="Add the examples to a finished memory.")] = False,
     plm_dtype: PLMDtype = None,
     device_map: DeviceMap = None,
@@ -81,6 +91,7 @@ def build(
         contexts=contexts.value,
         targets=targets.value,
         dtype=dtype.value,
+        batch_tokens=batch_size * SEQUENCE,
         append=append,
     )
     show({"memory": str(output), "examples": memory.examples, "pairs": memory.pairs, "bytes": memory.bytes}, as_json)
