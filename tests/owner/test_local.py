@@ -97,7 +97,7 @@ def test_contexts_at_the_norms_input(tiny_plm, family):
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "bloom", "opt"])
-@pytest.mark.parametrize("shared", [[9], [], list(range(3, 23))])
+@pytest.mark.parametrize("shared", [[9], [], [9, 8, 7, 6], list(range(3, 23))])
 def test_prefixes_of_every_length(tiny_plm, family, shared):
     plm = tiny_plm(family)
     sequences, starts = examples(shared)
@@ -191,6 +191,14 @@ def test_the_shared_prefix_runs_once(tiny_plm):
     list(plm.represent(sequences, starts))
     handle.remove()
     assert shapes == [(1, 5), (6, 20)]
+
+
+def test_a_prefix_is_shared_where_it_pays():
+    long, short = [[0] * 100] * 4, [[0] * 30] * 4
+    assert local.pays(10, short)
+    assert not local.pays(10, long)
+    assert not local.pays(3, [[0] * 8] * 4)
+    assert not local.pays(10, short[:1])
 
 
 def test_no_hook_is_left_between_batches(tiny_plm):

@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 _DROP = 8
 """Finished rows leave the batch when they are at least one in this many: then the smaller batch pays for the copy."""
 
+_LEAST_SHARED = 4
+"""Tokens below which a shared prefix does not pay for its own forward pass."""
+
 
 class Loading(TypedDict, total=False):
     """The settings of `LocalPLM.load`."""
@@ -221,7 +224,8 @@ class LocalPLM:
         prefix = None
         if cached and self._greedy_prefix_holds:
             shared = common_prefix(prompts, min(map(len, prompts)) - 1)
-            prefix = self._prefix(prompts[0][:shared]) if pays(shared, prompts) else None
+            # Left padding needs a mask in any case, so here the prefix costs nothing.
+            prefix = self._prefix(prompts[0][:shared]) if shared >= _LEAST_SHARED and len(prompts) > 1 else None
             prefix = prefix if prefix is None or prefix.movable() else None
         lengths = [len(prompt) + count for prompt, count in zip(prompts, steps, strict=True)]
         for batch in length_batches(lengths, batch_tokens if self._padding_holds else 0):
@@ -438,8 +442,13 @@ class LocalPLM:
 
 
 def pays(shared: int, sequences: Sequence[Sequence[int]]) -> bool:
-    """Whether sharing the first `shared` tokens saves more than its copies and its slower attention cost."""
-    return shared > 0 and len(sequences) > 1
+    """Whether sharing the first `shared` tokens of `teacher` contexts saves more than it costs.
+
+    The rows that attend to a shared prefix need a mask and a copy of its keys and values, where whole rows take the
+    plain causal attention. On a CPU the two break even at a tenth of the tokens, and never below a few.
+    """
+    mean = sum(map(len, sequences)) / max(1, len(sequences))
+    return len(sequences) > 1 and shared >= max(_LEAST_SHARED, mean / 8)
 
 
 def select_rows(cache: Cache, keep: Tensor) -> None:
