@@ -6,7 +6,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-SETTINGS = {"epochs": 4, "batch_size": 32, "checkpoint_every": 3, "log_every": 2, "patience": 9}
+SETTINGS = {"epochs": 3, "batch_size": 32, "checkpoint_every": 3, "log_every": 2, "patience": 9}
 
 
 def run(memory, output, preset, after_calls, after_seconds):
