@@ -52,7 +52,8 @@ def start(memory, output, preset, *, after_calls=None, after_seconds=None):
     """Run in a fresh process; returns whether it lived to the end."""
     context = multiprocessing.get_context("forkserver")
     with suppress(RuntimeError):
-        context.set_forkserver_preload(["pema.adapter.training"])
+        # torch._dynamo is what making an optimizer imports.
+        context.set_forkserver_preload(["pema.adapter.training", "pema.memory.reader", "torch._dynamo"])
     child = context.Process(target=run, args=(memory, output, preset, after_calls, after_seconds))
     child.start()
     child.join()

@@ -79,7 +79,11 @@ def test_without_held_out_pairs_the_last_weights_stay(memory, tmp_path):
 
 
 def test_pca_starts_as_the_plm_seen_through_the_subspace(memory, tmp_path, monkeypatch):
-    monkeypatch.setattr(training._Run, "step", lambda run, f, y: ((1.0, 1.0, 1.0), 0.0))
+    def step(run, f, y):
+        run.state.step += 1
+        return (1.0, 1.0, 1.0), 0.0
+
+    monkeypatch.setattr(training._Run, "step", step)
     adapter, _ = train(memory, preset("paper", init="pca", rank=5, epochs=1), tmp_path / "adapter")
     config = preset("paper")
     A, B_rct, _ = closed_form(memory.split(config.dev_fraction, config.seed)[0], 5, 12)
