@@ -23,6 +23,8 @@ from benchmarks.process import NAMES
 
 ROOT = Path(__file__).resolve().parent
 CONSOLE = Console(highlight=False)
+WIDTH = 170
+"""Of the tables where the output is not a terminal."""
 
 
 def child(what: str, options: Options, folder: Path, **more: str) -> dict[str, Any]:
@@ -115,8 +117,9 @@ def main() -> None:
                 text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
                 (given.output / f"{benchmark}.json").write_text(text, encoding="utf-8")
                 results.append(result)
-    CONSOLE.print(table_of(results))
-    CONSOLE.print(memory_table_of(results))
+    console = CONSOLE if CONSOLE.is_terminal else Console(highlight=False, width=WIDTH)
+    console.print(table_of(results))
+    console.print(memory_table_of(results))
 
 
 if __name__ == "__main__":

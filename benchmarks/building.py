@@ -11,8 +11,10 @@ rate of every variant is over these, so rates compare as times do.
 from __future__ import annotations
 
 import copy
+import inspect
 import shutil
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +44,19 @@ class Building:
         self.starts = [int(cut - start) for cut, start in zip(self.tokens.cuts, self.tokens.starts, strict=False)]
         self.read = sum(len(sequence) - 1 for sequence in self.sequences)
 
-    @property
+    @cached_property
     def base(self) -> nn.Module:
-        """The PLM without its LM head."""
-        base: nn.Module = self.plm.model.base_model
-        return base
+        """The PLM without its LM head: the first module that the model's forward pass calls."""
+        called: list[nn.Module] = []
+        modules = [module for module in self.plm.model.modules() if module is not self.plm.model]
+        handles = [module.register_forward_pre_hook(lambda module, _args: called.append(module)) for module in modules]
+        try:
+            with torch.inference_mode():
+                self.plm.model(input_ids=torch.tensor([self.sequences[0]]).to(self.plm.model.device))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return called[0]
 
     def build(self) -> None:
         """The whole of `build_memory`, into an empty folder."""
@@ -76,9 +86,11 @@ class Building:
     def recorded(self) -> list[dict[str, Any]]:
         """The arguments of every call that `represent` makes of the base model."""
         calls: list[dict[str, Any]] = []
+        names = inspect.signature(self.base.forward)
 
-        def record(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.append(kwargs | {"past_key_values": fresh(kwargs.get("past_key_values"))})
+        def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = names.bind_partial(*args).arguments | kwargs
+            calls.append(given | {"past_key_values": fresh(given.get("past_key_values"))})
 
         handle = self.base.register_forward_pre_hook(record, with_kwargs=True)
         try:

@@ -52,7 +52,7 @@ class Options:
     pairs: int = 8192
     published_steps: int = 4
     published_batch: int = 2048
-    sgd_seconds: float = 45.0
+    sgd_seconds: float = 40.0
     sgd_epochs: int = 200
     ranks: tuple[int, ...] = (0, 256)
     new_tokens: int = 48
