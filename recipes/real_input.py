@@ -61,17 +61,17 @@ def cocoa(folder: Path) -> Data:
 
 
 def multi30k(folder: Path) -> Data:
-    """Image captions: the first 3,000 examples, 200 of val as dev, the 2016 test set."""
+    """Image captions: the first 1,500 examples, 200 of val as dev, the first 300 of the 2016 test set."""
     folder = folder / "multi30k-en-de"
 
     def part(name: str, limit: int | None = None) -> tuple[Example, ...]:
         return tuple(read_examples(source=folder / f"{name}.en.gz", target=folder / f"{name}.de.gz", limit=limit))
 
-    return Data("multi30k", "translation", part("train", 3000), part("val", 200), part("test_2016_flickr"))
+    return Data("multi30k", "translation", part("train", 1500), part("val", 200), part("test_2016_flickr", 300))
 
 
 def wmt22(folder: Path, plm: LocalPLM) -> Data:
-    """News: the first 1,500 examples, 150 as dev and 500 as test, of those with short sources and targets."""
+    """News: the first 500 examples, 100 as dev and 200 as test, of those with short sources and targets."""
     folder = folder / "wmt22-en-de"
 
     def part(name: str, limit: int) -> tuple[Example, ...]:
@@ -81,7 +81,7 @@ def wmt22(folder: Path, plm: LocalPLM) -> Data:
         sides = zip(found, sources, targets, strict=True)
         return tuple(e for e, s, t in sides if max(len(s), len(t)) <= LONGEST)[:limit]
 
-    return Data("wmt22", "translation", part("train", 1500), part("dev", 150), part("test", 500))
+    return Data("wmt22", "translation", part("train", 500), part("dev", 100), part("test", 200))
 
 
 def settings(seeds: int) -> Iterator[Setting]:
