@@ -17,8 +17,8 @@ from pema.owner.head import Head
 CHUNK_BYTES = {"cpu": 16 << 20}
 """float32 logits alive at a time: on a CPU as many as its last-level cache holds; elsewhere 256 MiB."""
 
-LEAST_ROWS = 128
-"""Fewer rows than this make the matrix products slow, however wide the vocabulary."""
+LEAST_ROWS = 256
+"""Fewer rows than this make the matrix products slow; a chunk of it takes 256 / d of what W_hd takes."""
 
 
 def has_bfloat16(device: torch.device) -> bool:

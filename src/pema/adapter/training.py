@@ -226,7 +226,11 @@ class _Run:
         n, *sums = state.sums
         state.sums = [0.0] * 4
         rate = learning_rate_at(state.step - 1, self.steps, config)
-        values = {"seconds": seconds, "pairs_per_second": pairs / max(seconds, 1e-9), "learning_rate": rate}
+        values: dict[str, Any] = {
+            "seconds": seconds,
+            "pairs_per_second": pairs / max(seconds, 1e-9),
+            "learning_rate": rate,
+        }
         values |= {"train": _parts(*(s / n for s in sums))}
         if self.held_out is None:
             state.best_epoch = state.epoch
