@@ -15,10 +15,10 @@ demo: setup ## adapt the embedded PLM to formal customer-support German and show
 	$(BIN)/pema demo
 
 test: setup ## the tests, without the network
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 nightly: setup ## the slow tests too
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m ""
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m ""
 
 lint: setup
 	$(BIN)/ruff check .

@@ -182,7 +182,7 @@ Prompt: `Translate this from English to German: \\n{{source}}\\nGerman:`; the an
 `</s>`.
 
 Trained from scratch by `recipes/embedded_plm.py` on {result["examples"]:,} English-German sentence pairs
-({result["epochs"]} epochs, {result["steps"]} steps, {result["train_seconds"]} seconds on two CPU cores).
+({result["epochs"]} epochs, {result["steps"]} steps, {result["train_seconds"]} seconds on two busy CPU cores).
 
 | held-out English sentences | BLEU (greedy, all references) |
 |---|---|

@@ -208,6 +208,10 @@ def test_a_tampered_memory_is_found(run, folder, built):
     code, _, err = run("memory", "verify", "tampered")
     assert code == 1
     assert shard.name in err
+    code, _, err = run("train", "tampered", "-o", "never")
+    assert code == 1
+    assert shard.name in err
+    assert not (folder / "never").exists()
 
 
 def test_formal_and_informal_go_together(run):

@@ -26,6 +26,7 @@ from pema.adapter.store import CONFIG_FILE, load, save
 from pema.console import progress
 from pema.errors import AdapterError
 from pema.memory.reader import Memory, View
+from pema.memory.verify import verify
 from pema.signature import signature
 
 
@@ -49,6 +50,7 @@ def train(
         The adapter with the lowest held-out loss (the last one where nothing is held out), and its figures.
 
     Raises:
+        ExternalMemoryError: a file of the memory is damaged; every byte is checked before training starts.
         AdapterError: `output` holds an adapter or a checkpoint already and `resume` is off, or the loss is not finite.
         MismatchError: the checkpoint is of other settings or another memory.
         ConfigError: the settings do not fit the memory.
@@ -65,6 +67,7 @@ def train(
         training = done.config.training
         require_same_run(training.get("settings", {}), training.get("memory"), config, digest, f"the adapter {output}")
         return done, dict(training["figures"])
+    verify(memory.path)
     run = _Run(memory, config, output, checkpoint, tensorboard)
     run.to_the_end()
     return run.finish(digest), dict(run.state.figures)
