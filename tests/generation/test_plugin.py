@@ -86,6 +86,18 @@ def test_each_step_is_the_slow_loop(tiny_model, family, seen):
             torch.testing.assert_close(found[row].exp(), log_p.exp(), atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("family", ["llama", "phi", "cohere"])
+@pytest.mark.parametrize("seen", [False, True], ids=["full", "seen"])
+def test_many_rows_are_the_same_as_few(tiny_model, family, seen):
+    model, adapter, head = make(tiny_model, family, seen=seen)
+    batch = prompts(4, 11)
+    many = {name: tensor.repeat(6, 1) for name, tensor in batch.items()}
+    with attach(model, adapter, head, Linear(0.9), overhead=OVERHEAD), torch.no_grad():
+        torch.testing.assert_close(model(**many).logits, model(**batch).logits.repeat(6, 1, 1), atol=1e-5, rtol=1e-4)
+        few = model.generate(**batch, max_new_tokens=5, do_sample=False)
+        assert model.generate(**many, max_new_tokens=5, do_sample=False).tolist() == few.tolist() * 6
+
+
 @pytest.mark.parametrize("kind", ["residual", "gelu"])
 def test_the_other_adapters(tiny_model, kind):
     model, adapter, head = make(tiny_model, "opt", kind=kind)
@@ -328,7 +340,10 @@ def test_pipeline(tiny_model, tiny_tokenizer):
 def state_of(model):
     names = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
     return (
-        [(name, id(module), [dict(getattr(module, n)) for n in names]) for name, module in model.named_modules()],
+        [
+            (name, id(module), sorted(vars(module)), [dict(getattr(module, n)) for n in names])
+            for name, module in model.named_modules()
+        ],
         [(name, tensor.data_ptr()) for name, tensor in model.state_dict().items()],
         {k: id(v) for k, v in model.__dict__.items()},
         id(model.get_output_embeddings()),
@@ -384,12 +399,12 @@ def test_half_precision(tiny_model):
 def test_one_pass_over_the_head(tiny_model):
     model, adapter, head = make(tiny_model)
     shapes = []
-    handle = model.lm_head.register_forward_hook(lambda _, args, out: shapes.append(tuple(args[0].shape)))
+    handle = model.lm_head.register_forward_hook(lambda _, args, out: shapes.append(out.shape[1]))
     with attach(model, adapter, head, Fitted((0.5, 0.0, 1.0), span=3.0)) as attached, attached.inputs([2, 2, 2]):
         model.generate(**prompts(), max_new_tokens=6, do_sample=False)
     handle.remove()
     # Both for t = 0 and 1; the PLM alone for 2 and 3; the adapter alone for 4 and 5.
-    assert [shape[1] for shape in shapes] == [2, 2, 1, 1, 1, 1]
+    assert shapes == [2, 2, 1, 1, 1, 1]
 
 
 def test_a_second_adapter_is_refused(tiny_model):

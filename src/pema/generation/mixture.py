@@ -59,5 +59,4 @@ def mix_logits_of(tokens: Tensor, logits: Tensor, pema_logits: Tensor, log_weigh
     log_rest, log_weight = log_weights.chunk(2, dim=1)
     mixed = torch.log_softmax(logits, dim=-1, dtype=torch.float32).add_(log_rest)
     pema = torch.log_softmax(pema_logits, dim=-1, dtype=torch.float32).add_(log_weight)
-    mixed[..., tokens] = torch.logaddexp(mixed[..., tokens], pema)
-    return mixed
+    return mixed.index_copy_(-1, tokens, torch.logaddexp(mixed.index_select(-1, tokens), pema))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from pema.adapter.module import Adapter
     from pema.owner.contract import PLMDescription
     from pema.owner.head import Head
+
+FEW_ROWS = 16
+"""Up to so many rows the LM head is multiplied with its factors exchanged, on a CPU."""
 
 _ATTACHED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -63,7 +67,8 @@ class Attached:
     h_pd is stacked under f before the LM head, so one pass over W_hd gives both products, and whatever the model does
     to its logits (bias, scale, soft cap) it does to both. Behind the model's forward the two halves are mixed. Where
     the adapter has no weight, nothing is stacked and the logits are the PLM's own; where it has all the weight, h_pd
-    takes the place of f. With `vocabulary="seen"` the adapter's product is over its own rows of W_hd only.
+    takes the place of f. With `vocabulary="seen"` and more than a few rows the adapter's product is over its own rows
+    of W_hd only.
 
     softmax(logits) is P at the positions that predict generated tokens; logits of earlier positions stay the PLM's.
     """
@@ -108,10 +113,14 @@ class Attached:
         self._handles = [
             model.register_forward_pre_hook(self._before_model, with_kwargs=True),
             model.register_forward_hook(self._after_model, with_kwargs=True, always_call=False),
-            output_head.register_forward_pre_hook(self._before_head),
         ]
-        self._own_generate = model.__dict__.get("generate")
-        model.__dict__["generate"] = self._generating(model.generate)
+        self._output_head = output_head
+        self._head_forward = output_head.forward
+        self._bare = "forward" not in output_head.__dict__
+        self._replaced = [
+            _replace(model, "generate", self._generating(model.generate)),
+            _replace(output_head, "forward", self._in_head),
+        ]
         _ATTACHED.add(model)
 
     def __enter__(self) -> Attached:
@@ -129,9 +138,8 @@ class Attached:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        del self.model.__dict__["generate"]
-        if self._own_generate is not None:
-            self.model.__dict__["generate"] = self._own_generate
+        for restore in self._replaced:
+            restore()
         self.adapter.train(self._was_training)
         _ATTACHED.discard(self.model)
 
@@ -233,30 +241,46 @@ class Attached:
             "overhead=task.template.overhead(tokenizer), or call inside `attached.inputs(source_lengths=...)`."
         )
 
-    @torch.no_grad()
-    def _before_head(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """Stack h_pd under f, for the last positions, from step t = 0 on.
+    def _in_head(self, f: Tensor) -> Tensor:
+        """The LM head of f with h_pd stacked under it, for the last k positions: those from step t = 0 on.
 
-        f is (batch, q, d); what the LM head gets is (batch, q + k, d).
+        f is (batch, q, d) and what comes out (batch, q + k, V).
         """
         if self._step is None or self._weights is None:
-            return None
+            return self._plain(f)
         self._reached = True
-        f = args[0]
         last = self._step
         k = min(f.shape[1], last + 1)
         first = last - k + 1
         if self._weights.none(first, last):
-            return None
-        read = f[:, -k:].float()
-        h_pd = self.adapter(read).to(f)
-        if self._head is not None:
-            self._mixing = _Mixing(first, last, f.shape[1], h_pd)
-            return None
-        if self._weights.all(first, last):
-            return (torch.cat((f[:, :-k], h_pd), dim=1) if k < f.shape[1] else h_pd, *args[1:])
-        self._mixing = _Mixing(first, last, f.shape[1], h_pd)
-        return (torch.cat((f, h_pd), dim=1), *args[1:])
+            return self._plain(f)
+        with torch.no_grad():
+            h_pd = self.adapter(f[:, -k:].float()).to(f)
+            few = f.shape[0] * (f.shape[1] + k) <= FEW_ROWS
+            if self._tokens is None and self._weights.all(first, last):
+                return self._plain(torch.cat((f[:, :-k], h_pd), dim=1))
+            if self._tokens is None or few:
+                self._mixing = _Mixing(first, last, None)
+                return self._product(torch.cat((f, h_pd), dim=1))
+            self._mixing = _Mixing(first, last, h_pd)
+            return self._plain(f)
+
+    def _plain(self, f: Tensor) -> Tensor:
+        """The LM head's own forward."""
+        logits: Tensor = self._head_forward(f)
+        return logits
+
+    def _product(self, stacked: Tensor) -> Tensor:
+        """The LM head of a few rows: (batch, q + k, d) -> (batch, q + k, V).
+
+        On a CPU, W_hd times the rows as columns reads W_hd once at the speed of the memory where the usual order of
+        the factors takes up to twice as long.
+        """
+        head, rows = self._output_head, stacked.shape[0] * stacked.shape[1]
+        if type(head) is not nn.Linear or not self._bare or stacked.device.type != "cpu" or rows > FEW_ROWS:
+            return self._plain(stacked)
+        product = torch.mm(head.weight, stacked.view(rows, -1).T).T.contiguous().view(*stacked.shape[:2], -1)
+        return product if head.bias is None else product.add_(head.bias)
 
     @torch.no_grad()
     def _after_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ANN401
@@ -268,18 +292,19 @@ class Attached:
             return output
         logits = output[0] if isinstance(output, tuple) else output.logits
         k = mixing.last - mixing.first + 1
-        logs = weights.logs(mixing.first, mixing.last)
-        logs = logs.to(logits.device)
-        if self._head is None:
-            plm, mixed = logits[:, : mixing.positions], mix_logits(logits[:, -2 * k :], logs)
+        logs = weights.logs(mixing.first, mixing.last).to(logits.device)
+        plm = logits if mixing.h_pd is not None else logits[:, :-k]
+        if self._head is None or self._tokens is None:
+            mixed = mix_logits(logits[:, -2 * k :], logs)
+        elif mixing.h_pd is None:
+            mixed = mix_logits_of(self._tokens, plm[:, -k:], logits[:, -k:].index_select(2, self._tokens), logs)
         else:
-            assert self._tokens is not None
             pema = self._head.logits(mixing.h_pd.flatten(0, 1)).view(len(logits), k, -1)
-            plm, mixed = logits, mix_logits_of(self._tokens, logits[:, -k:], pema, logs)
+            mixed = mix_logits_of(self._tokens, plm[:, -k:], pema, logs)
         if weights.some_none(mixing.first, mixing.last):
             alone = (weights.table(mixing.first, mixing.last) == 0).to(logits.device)[..., None]
             mixed = torch.where(alone, plm[:, -k:].float(), mixed)
-        if k < mixing.positions:
+        if k < plm.shape[1]:
             mixed = torch.cat((plm[:, :-k].float(), mixed), dim=1)
         if isinstance(output, tuple):
             return (mixed, *output[1:])
@@ -287,16 +312,32 @@ class Attached:
         return output
 
 
+def _replace(module: nn.Module, name: str, method: Callable[..., Any]) -> Callable[[], None]:
+    """Put `method` over the method `name` of this one object; returns what undoes it."""
+    before = module.__dict__.get(name)
+
+    def restore() -> None:
+        del module.__dict__[name]
+        if before is not None:
+            module.__dict__[name] = before
+
+    module.__dict__[name] = method
+    return restore
+
+
+@dataclass(frozen=True, slots=True)
 class _Mixing:
-    """What the hook at the LM head leaves for the hook behind the model: steps, positions of f, h_pd."""
+    """What the LM head leaves for the hook behind the model.
 
-    __slots__ = ("first", "h_pd", "last", "positions")
+    Attributes:
+        first: the first step that is mixed.
+        last: the last one.
+        h_pd: (batch, k, d) where it is not stacked but multiplied with the adapter's own rows of W_hd.
+    """
 
-    def __init__(self, first: int, last: int, positions: int, h_pd: Tensor) -> None:
-        self.first = first
-        self.last = last
-        self.positions = positions
-        self.h_pd = h_pd
+    first: int
+    last: int
+    h_pd: Tensor | None
 
 
 def _output_head(model: PreTrainedModel) -> nn.Module:
