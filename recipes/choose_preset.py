@@ -2,8 +2,8 @@
 
     python -m recipes.choose_preset DATA --plm PLM -o runs/presets
 
-Every candidate is trained on CoCoA-MT (formal) and on 600 pairs of Multi30k, teacher contexts, seed 0, and scored on
-their dev data with the fitted schedule. Results go to `results/presets/PLM.json`; test data are not touched.
+Every candidate is trained on the demo's sentences, CoCoA-MT (formal) and 400 pairs of Multi30k, teacher contexts, seed
+0, and scored on their dev data with the fitted schedule. Results go to `results/presets/PLM.json`; test data are not touched.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pema.evaluation.perplexity import perplexity
 from pema.experiments.adaptation import adapt, adapter_of, memory_of
+from pema.experiments.demo import support_data
 from pema.experiments.setting import Data, Setting
 from pema.files import write_json
 from pema.generation.schedule import load_schedule
@@ -24,15 +25,15 @@ from pema.tasks.registry import get_task
 from recipes.real_input import cocoa, multi30k
 
 RESULTS = Path(__file__).parent.parent / "results" / "presets"
-GELU = {"residual": True, "activation": "gelu", "kappa": 0.0, "init": "random", "fit_rank": True}
+GELU = {"residual": True, "activation": "gelu", "kappa": 0.0, "rank": 2048, "epochs": 12, "fit_rank": True}
 CURVED = GELU | {"optimizer": "adamw", "weight_decay": 0.01, "warmup": 0.05, "decay": "cosine", "dropout": 0.25}
-CANDIDATES = {
+CANDIDATES: dict[str, dict[str, object]] = {
     "paper": {},
     "linear, pca, kappa 0": {"init": "pca", "kappa": 0.0},
-    "gelu, r 2048": CURVED | {"rank": 2048, "epochs": 12},
-    "gelu, r 2048, seen": CURVED | {"rank": 2048, "epochs": 12, "vocabulary": "seen"},
-    "gelu, r 1024, seen": CURVED | {"rank": 1024, "epochs": 12, "vocabulary": "seen"},
-    "gelu, r 2048, seen, dropout 0.4": CURVED | {"rank": 2048, "epochs": 12, "vocabulary": "seen", "dropout": 0.4},
+    "gelu": CURVED,
+    "gelu, half the learning rate": CURVED | {"learning_rate": 5e-4},
+    "gelu, seen vocabulary": CURVED | {"vocabulary": "seen"},
+    "gelu, stopped on the mixture": CURVED | {"early_stopping": "mixture", "patience": 12},
 }
 
 
@@ -46,7 +47,7 @@ def main() -> None:
     name = plm.description.name
     captions = multi30k(args.data)
     rows = []
-    for data in (cocoa(args.data), replace(captions, train=captions.train[:600])):
+    for data in (support_data(), cocoa(args.data), replace(captions, train=captions.train[:400])):
         folder = args.output / name / data.name
         held_out = build_memory(plm, list(data.dev), get_task(data.task), folder / "dev")
         alone = adapt(plm, data, Setting(), folder, part="dev")

@@ -103,6 +103,21 @@ def significant(folders: list[Path]) -> str:
     return text + "\n"
 
 
+def benchmarks() -> str:
+    """What each benchmark measured against its floor, and whether the aim was met."""
+    text = "### Benchmarks\n\n" + row(["benchmark", "measured", "value", "against", "ratio", "aim", "met"])
+    text += row(["---"] * 7)
+    found: dict[str, Any] = {}
+    for file in sorted(BENCHMARKS.glob("*.json")):
+        found = read_json(file)
+        for s in found["summary"]:
+            met = {True: "yes", False: "no", None: ""}[s["met"]]
+            value = f"{s['value']:,g} {s['unit']}"
+            text += row([found["benchmark"], s["what"], value, s["against"], f"{s['ratio']:,g}", s["aim"], met])
+    text += "\nMedians; where the rest goes and the peak memory of each are in `benchmarks/results/`. "
+    return text + source(found, "make bench") + "\n"
+
+
 def source(result: dict[str, Any], command: str) -> str:
     """Which command made a result, on which machine and commit."""
     signature = result["signature"]
@@ -118,6 +133,8 @@ def block() -> str:
         text += demo()
     if (RESULTS / "real_input").exists():
         text += real_input()
+    if BENCHMARKS.exists():
+        text += benchmarks()
     return text
 
 

@@ -182,7 +182,12 @@ def test_bad_input_is_named(run, folder):
     (folder / "short.de").write_text("Das Haus ist klein.\n", encoding="utf-8")
     (folder / "latin.de").write_bytes("Das Haus ist schön.\n".encode("latin-1") * len(TEXTS))
     (folder / "empty.de").write_bytes(b"")
-    for name, words in (("short.de", "short.de"), ("latin.de", "latin.de:1"), ("empty.de", "empty"), ("no.de", "no.de")):
+    for name, words in (
+        ("short.de", "short.de"),
+        ("latin.de", "latin.de:1"),
+        ("empty.de", "empty"),
+        ("no.de", "no.de"),
+    ):
         code, _, err = build(run, output="never", target=name)
         assert code == 1, name
         assert words in err

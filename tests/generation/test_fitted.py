@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pema.adapter.likelihood import em_step, log_likelihood, log_ratio, maximise
 from pema.errors import ConfigError
-from pema.generation.fitted import em_step, fit_schedule, log_likelihood, log_ratio, maximise
+from pema.generation.fitted import fit_schedule
 
 ZERO = torch.zeros(1, dtype=torch.int64)
 

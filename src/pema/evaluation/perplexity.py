@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pema.adapter.likelihood import log_p
 from pema.adapter.module import Adapter
 from pema.errors import ConfigError
 from pema.generation.mixture import mix
@@ -33,9 +34,9 @@ def perplexity(view: View, head: Head, adapter: Adapter | None = None, schedule:
         ConfigError: a schedule without an adapter, or a view without pairs.
     """
     total, count = 0.0, 0
-    for log_p in target_log_probs(view, head, adapter, schedule):
-        total += float(log_p.double().sum())
-        count += len(log_p)
+    for piece in target_log_probs(view, head, adapter, schedule):
+        total += float(piece.sum())
+        count += len(piece)
     if not count:
         raise ConfigError("perplexity needs pairs, and this view has none.")
     return math.exp(min(-total / count, 709.0)) if math.isfinite(total) else math.inf
@@ -44,7 +45,7 @@ def perplexity(view: View, head: Head, adapter: Adapter | None = None, schedule:
 def target_log_probs(
     view: View, head: Head, adapter: Adapter | None = None, schedule: Schedule | None = None
 ) -> Iterator[Tensor]:
-    """Yield log P(y) of the pairs of a memory, in its order, in pieces of (b,) float32; see `perplexity`."""
+    """Yield log P(y) of the pairs of a memory, in its order, in pieces of (b,); see `perplexity`."""
     if schedule is not None and adapter is None:
         raise ConfigError("a schedule weighs the adapter against the PLM: give the adapter too.")
     training = adapter is not None and adapter.training
@@ -61,17 +62,12 @@ def target_log_probs(
 @torch.no_grad()
 def _log_probs(batch: Batch, head: Head, adapter: Adapter | None, schedule: Schedule | None) -> Tensor:
     device = head.weight.device
-    f, y = batch.representations.to(device), batch.targets.to(device)[:, None]
+    f, y = batch.representations.to(device), batch.targets.to(device)
     if adapter is None:
-        return _plm(f, y, head)[:, 0]
-    log_p_pema = adapter.log_probs(f, head).gather(1, y)
+        return log_p(head, f, y)
+    log_p_pema = log_p(head, adapter(f), y, adapter.tokens)
     if schedule is None:
-        return log_p_pema[:, 0]
+        return log_p_pema
     # One token's probability mixes as the whole distribution does: (b, 1) in place of (b, V).
-    return mix(_plm(f, y, head), log_p_pema, schedule.weights(batch.steps, batch.source_lengths).to(device))[:, 0]
-
-
-def _plm(f: Tensor, y: Tensor, head: Head) -> Tensor:
-    """Log P_LM of the tokens y: (b, d), (b, 1) -> (b, 1)."""
-    logits = head.logits(f)
-    return logits.gather(1, y) - logits.logsumexp(-1, keepdim=True)
+    weights = schedule.weights(batch.steps, batch.source_lengths).to(device)
+    return mix(log_p(head, f, y)[:, None], log_p_pema[:, None], weights)[:, 0]

@@ -91,7 +91,8 @@ def show_demo(result: dict[str, Any], examples: list[dict[str, str]]) -> list[Ta
             f"{row['memory_bytes'] / 1e6:.1f} MB" if row["memory_bytes"] else "-",
             f"{row['train_seconds']:.0f} s" if row["train_seconds"] else "-",
         )
-    sides = Table(title="Side by side", show_header=False, show_lines=True)
+    sides = Table(title="Side by side", show_header=False)
     for example in examples:
-        sides.add_row("\n".join(example), "\n".join(example.values()))
+        for name, text in example.items():
+            sides.add_row(name, text, end_section=text is [*example.values()][-1])
     return [table, sides]

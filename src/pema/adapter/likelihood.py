@@ -1,0 +1,125 @@
+"""How likely the gold tokens are under the PLM, the adapter and their mixture, and the weight that suits them best."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pema.adapter.module import Adapter
+    from pema.owner.head import Head
+
+
+@torch.no_grad()
+def log_p(head: Head, h: Tensor, targets: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """Log softmax(W_hd h) of the gold tokens.
+
+    Args:
+        head: the head bundle.
+        h: (n, d), f for P_LM or h_pd for P_PEMA.
+        targets: (n,) token ids.
+        tokens: (V',) sorted ids, where P covers these alone.
+
+    Returns:
+        (n,) float64; -inf for a target that is not among `tokens`.
+    """
+    logits = head.logits(h, tokens)
+    places = targets if tokens is None else torch.searchsorted(tokens, targets).clamp(max=len(tokens) - 1)
+    found = logits.gather(1, places[:, None])[:, 0].double() - logits.logsumexp(-1).double()
+    return found if tokens is None else found.masked_fill(tokens[places] != targets, -torch.inf)
+
+
+@torch.no_grad()
+def log_ratio(adapter: Adapter, head: Head, f: Tensor, targets: Tensor) -> Tensor:
+    """The log of P_PEMA(y) / P_LM(y) for the gold token y.
+
+    Args:
+        adapter: the adapter.
+        head: the head bundle.
+        f: (n, d) head input.
+        targets: (n,) y.
+
+    Returns:
+        (n,) float64; -inf where P_PEMA has no such token.
+    """
+    f, targets = f.to(head.weight.device), targets.to(head.weight.device)
+    return (log_p(head, adapter(f), targets, adapter.tokens) - log_p(head, f, targets)).cpu()
+
+
+def mixture_loss(log_p_plm: Tensor, log_p_pema: Tensor) -> tuple[float, float]:
+    """Mean of -log(lambda P_PEMA(y) + (1 - lambda) P_LM(y)) at the one lambda where it is lowest; (n,), (n,) float64.
+
+    Returns:
+        The loss and lambda.
+    """
+    ratios, together = log_p_pema - log_p_plm, torch.zeros(len(log_p_plm), dtype=torch.int64)
+    weight = maximise(ratios, together, 1, tolerance=1e-5)
+    gain = log_likelihood(weight, ratios, together) / len(ratios)
+    return float(-log_p_plm.mean() - gain), float(weight)
+
+
+def maximise(
+    log_ratios: Tensor,
+    bin_of_pair: Tensor,
+    bins: int,
+    *,
+    prior: Tensor | None = None,
+    prior_pairs: float = 0.0,
+    tolerance: float = 1e-7,
+    most_steps: int = 2000,
+) -> Tensor:
+    """EM from 1/2 until no weight moves by more than `tolerance`.
+
+    Args:
+        log_ratios: (n,) float64, log P_PEMA(y) - log P_LM(y).
+        bin_of_pair: (n,) int64.
+        bins: how many bins there are.
+        prior: (1,) weight that every bin leans on; needed where a bin may be empty.
+        prior_pairs: how many pairs it counts as.
+        tolerance: the smallest movement that is still followed.
+        most_steps: where to stop at the latest.
+
+    Returns:
+        (bins,) float64 in [0, 1].
+    """
+    weights = torch.full((bins,), 0.5, dtype=torch.float64)
+    for _ in range(most_steps):
+        updated = em_step(weights, log_ratios, bin_of_pair, prior=prior, prior_pairs=prior_pairs)
+        moved = float((updated - weights).abs().max())
+        weights = updated
+        if moved < tolerance:
+            break
+    return weights
+
+
+def em_step(
+    weights: Tensor,
+    log_ratios: Tensor,
+    bin_of_pair: Tensor,
+    *,
+    prior: Tensor | None = None,
+    prior_pairs: float = 0.0,
+) -> Tensor:
+    """One step of EM: lambda becomes the mean probability that the gold token came from P_PEMA.
+
+    E: r_i = lambda P_PEMA(y_i) / (lambda P_PEMA(y_i) + (1 - lambda) P_LM(y_i)). M: lambda = mean of r_i over the bin,
+    with `prior_pairs` further pairs of r = prior. A bin of nothing takes the prior, or keeps its weight without one.
+    """
+    bins = len(weights)
+    share = torch.sigmoid(torch.logit(weights)[bin_of_pair] + log_ratios)
+    # A weight of exactly 0 or 1 meets a ratio of the other infinity: the weight says which part there is.
+    share = torch.where(share.isnan(), weights[bin_of_pair], share)
+    total = torch.bincount(bin_of_pair, share, minlength=bins)
+    count = torch.bincount(bin_of_pair, minlength=bins).double()
+    if prior is not None:
+        total, count = total + prior_pairs * prior, count + prior_pairs
+        weights = prior.expand(bins)
+    return torch.where(count > 0, total / count.clamp(min=1e-300), weights)
+
+
+def log_likelihood(weights: Tensor, log_ratios: Tensor, bin_of_pair: Tensor) -> Tensor:
+    """Sum over pairs of log(lambda P_PEMA(y) / P_LM(y) + 1 - lambda): what EM climbs, up to a constant; ()."""
+    weight = weights[bin_of_pair]
+    return torch.logaddexp(weight.log() + log_ratios, torch.log1p(-weight)).sum()
