@@ -3,7 +3,8 @@
     python -m recipes.choose_preset DATA --plm PLM -o runs/presets
 
 Every candidate is trained on the demo's sentences, CoCoA-MT (formal) and 400 pairs of Multi30k, teacher contexts, seed
-0, and scored on their dev data with the fitted schedule. Results go to `results/presets/PLM.json`; test data are not touched.
+0, and scored on their dev data with the fitted schedule. Results go to `results/presets/PLM.json`; test data are not
+touched.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ CANDIDATES: dict[str, dict[str, object]] = {
     "gelu": CURVED,
     "gelu, half the learning rate": CURVED | {"learning_rate": 5e-4},
     "gelu, seen vocabulary": CURVED | {"vocabulary": "seen"},
-    "gelu, stopped on the mixture": CURVED | {"early_stopping": "mixture", "patience": 12},
+    "gelu, 0.3 of the learning rate": CURVED | {"learning_rate": 3e-4},
 }
 
 

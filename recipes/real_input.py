@@ -61,13 +61,13 @@ def cocoa(folder: Path) -> Data:
 
 
 def multi30k(folder: Path) -> Data:
-    """Image captions: the first 1,500 examples, 200 of val as dev, the first 300 of the 2016 test set."""
+    """Image captions: the first 1,000 examples, 200 of val as dev, the first 300 of the 2016 test set."""
     folder = folder / "multi30k-en-de"
 
     def part(name: str, limit: int | None = None) -> tuple[Example, ...]:
         return tuple(read_examples(source=folder / f"{name}.en.gz", target=folder / f"{name}.de.gz", limit=limit))
 
-    return Data("multi30k", "translation", part("train", 1500), part("val", 200), part("test_2016_flickr", 300))
+    return Data("multi30k", "translation", part("train", 1000), part("val", 200), part("test_2016_flickr", 300))
 
 
 def wmt22(folder: Path, plm: LocalPLM) -> Data:

@@ -62,7 +62,7 @@ def test_early_stopping_keeps_the_best_weights(memory, tmp_path):
 
 
 def test_training_that_only_harms_leaves_the_plm(memory, tmp_path):
-    config = preset("best", epochs=2, learning_rate=50.0, clip=0.0, warmup=0.0, early_stopping="adapter")
+    config = preset("best", epochs=2, learning_rate=50.0, clip=0.0, warmup=0.0)
     adapter, figures = train(memory, config, tmp_path / "adapter")
     f, _ = rows(memory.view())
     assert figures["best_epoch"] == 0

@@ -223,11 +223,11 @@ def test_a_head_of_another_plm_is_refused(tmp_path):
 
 @pytest.fixture
 def large(tmp_path):
-    """A memory of 250 MB that takes 8 MB of disk: its shards are links to one file."""
+    """A memory of 450 MB that takes 8 MB of disk: its shards are links to one file."""
     folder = tmp_path / "m"
     memory = build(folder, 300, plm=FakePLM(d=1024), examples_per_shard=300)
     (shard,) = memory.manifest.shards
-    copies = -(-250_000_000 // shard.bytes)
+    copies = -(-450_000_000 // shard.bytes)
     names = [f"shard-{k:05d}.safetensors" for k in range(copies)]
     for name in names[1:]:
         os.link(folder / shard.file, folder / name)
@@ -246,9 +246,10 @@ from pema.memory.reader import Memory
 memory = Memory.open(sys.argv[1])
 A = torch.zeros(16, 1024, requires_grad=True)
 (torch.zeros(512, 1024) @ A.T).square().mean().backward()
+torch.optim.Adam([A], fused=True)  # imports much code on first use
 for limit, account in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
     status = pathlib.Path("/proc/self/status").read_text()
-    allowed = int(re.search(account + r":\s+(\d+) kB", status)[1]) * 1024 + 160_000_000
+    allowed = int(re.search(account + r":\s+(\d+) kB", status)[1]) * 1024 + 400_000_000
     resource.setrlimit(limit, (allowed, allowed))
 try:
     bytearray(memory.bytes)
@@ -266,4 +267,4 @@ def test_a_memory_larger_than_the_limit_on_ram_trains(large, tmp_path):
     assert done.returncode == 0, done.stderr
     whole, size = done.stdout.split()
     assert whole == "True"
-    assert int(size) >= 250_000_000
+    assert int(size) >= 450_000_000

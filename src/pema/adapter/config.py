@@ -21,7 +21,6 @@ Reconstruction = Literal["closed_form", "sgd"]
 Optimizer = Literal["adam", "adamw"]
 Decay = Literal["none", "linear", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
-EarlyStopping = Literal["adapter", "mixture"]
 
 WIDEST_GELU = 6
 """`fit_rank` lets an adapter with an activation be this many times wider than d, at most."""
@@ -109,11 +108,6 @@ class TrainConfig:
     dev_fraction: float = _option(
         0.1, "Share of the examples held out for early stopping; 0 holds out none.", least=0.0, below=1.0
     )
-    early_stopping: EarlyStopping = _option(
-        "adapter",
-        "Which held-out loss stops training and picks the weights: the adapter's joint loss (the paper), or that of "
-        "its mixture with the PLM, at the constant weight that suits it best.",
-    )
     patience: int = _option(3, "Epochs without a lower held-out loss before training stops.", least=1)
     seed: int = _option(0, "Seed of everything random.", least=0)
     fit_rank: bool = _option(
@@ -134,8 +128,6 @@ class TrainConfig:
                 f"kappa={self.kappa} with activation='gelu': reconstruction is linear. "
                 "Use kappa=0 or activation='none'."
             )
-        if self.early_stopping == "mixture" and self.dev_fraction == 0:
-            raise ConfigError("early_stopping='mixture' with dev_fraction=0: hold out some examples to measure it on.")
         if self.weight_decay > 0 and self.optimizer == "adam":
             raise ConfigError(f"weight_decay={self.weight_decay} with optimizer='adam': use optimizer='adamw'.")
 
@@ -191,12 +183,11 @@ PRESETS: dict[str, TrainConfig] = {
         residual=True,
         activation="gelu",
         optimizer="adamw",
+        learning_rate=5e-4,
         weight_decay=0.01,
         warmup=0.05,
         decay="cosine",
         epochs=12,
-        early_stopping="mixture",
-        patience=12,
         fit_rank=True,
     ),
 }

@@ -48,18 +48,6 @@ def log_ratio(adapter: Adapter, head: Head, f: Tensor, targets: Tensor) -> Tenso
     return (log_p(head, adapter(f), targets, adapter.tokens) - log_p(head, f, targets)).cpu()
 
 
-def mixture_loss(log_p_plm: Tensor, log_p_pema: Tensor) -> tuple[float, float]:
-    """Mean of -log(lambda P_PEMA(y) + (1 - lambda) P_LM(y)) at the one lambda where it is lowest; (n,), (n,) float64.
-
-    Returns:
-        The loss and lambda.
-    """
-    ratios, together = log_p_pema - log_p_plm, torch.zeros(len(log_p_plm), dtype=torch.int64)
-    weight = maximise(ratios, together, 1, tolerance=1e-5)
-    gain = log_likelihood(weight, ratios, together) / len(ratios)
-    return float(-log_p_plm.mean() - gain), float(weight)
-
-
 def maximise(
     log_ratios: Tensor,
     bin_of_pair: Tensor,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor
 from pema.adapter.checkpoint import Checkpoint, State, optimizer_tensors, require_same_run, restore_optimizer
 from pema.adapter.config import AdapterConfig, TrainConfig
 from pema.adapter.dropout import Dropout
-from pema.adapter.likelihood import log_p, mixture_loss
 from pema.adapter.log import Log
 from pema.adapter.loss import JointLoss, has_bfloat16
 from pema.adapter.module import Adapter
@@ -116,8 +114,8 @@ class _Run:
                 self.best[name].copy_(stored[1][f"best.{name}"])
             restore_optimizer(self.optimizer, self.parameters, stored[1])
         bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16(self.device))
-        self.head = memory.head().to(self.device)
-        self.loss = JointLoss(self.head, config.kappa, self.adapter.tokens, bfloat16=bfloat16)
+        head, tokens = memory.head().to(self.device), self.adapter.tokens
+        self.loss = JointLoss(head, config.kappa, tokens, bfloat16=bfloat16)
         self.dropout = Dropout(config.dropout, config.seed, self.device)
         self.steps_per_epoch = math.ceil(self.train_view.pairs / config.batch_size)
         self.steps = config.epochs * self.steps_per_epoch
@@ -157,10 +155,11 @@ class _Run:
     def start(self) -> None:
         """Measure the adapter that has learnt nothing yet; with `residual` it is the PLM."""
         if self.held_out is not None:
-            self.state.lowest, parts = self.judge(self.held_out)
-            self.state.figures |= {f"start_{name}": value for name, value in parts.items()}
-            self.note_lowest(parts)
-            self.log.write("start", 0, {"held_out": parts})
+            total, reconstruction, prediction = self.measure(self.held_out)
+            self.state.lowest = total
+            self.state.figures |= {"start_loss": total, "start_cross_entropy": prediction}
+            self.note_lowest(total, reconstruction, prediction)
+            self.log.write("start", 0, {"held_out": _parts(total, reconstruction, prediction)})
         self.save()
 
     def to_the_end(self) -> None:
@@ -239,12 +238,12 @@ class _Run:
         if self.held_out is None:
             state.best_epoch = state.epoch
         else:
-            loss, parts = self.judge(self.held_out)
-            values |= {"held_out": parts}
+            total, reconstruction, prediction = self.measure(self.held_out)
+            values |= {"held_out": _parts(total, reconstruction, prediction)}
             state.since += 1
-            if state.lowest is None or loss < state.lowest:
-                state.lowest, state.best_epoch, state.since = loss, state.epoch, 0
-                self.note_lowest(parts)
+            if state.lowest is None or total < state.lowest:
+                state.lowest, state.best_epoch, state.since = total, state.epoch, 0
+                self.note_lowest(total, reconstruction, prediction)
         if state.best_epoch == state.epoch:
             for name, parameter in self.parameters.items():
                 self.best[name].copy_(parameter.detach())
@@ -252,36 +251,12 @@ class _Run:
         self.log.write("epoch", state.step, {"epoch": state.epoch} | values)
         self.save()
 
-    def note_lowest(self, parts: dict[str, float]) -> None:
+    def note_lowest(self, total: float, reconstruction: float, prediction: float) -> None:
         """Keep the held-out losses of the best weights for the card."""
-        self.state.figures |= {f"held_out_{name}": value for name, value in parts.items()}
-
-    def judge(self, view: View) -> tuple[float, dict[str, float]]:
-        """The held-out loss that early stopping goes by, and all that was measured for it."""
-        total, reconstruction, prediction = self.measure(view)
-        parts = _parts(total, reconstruction, prediction)
-        if self.config.kappa == 0:
-            del parts["reconstruction"]
-        if self.config.early_stopping == "adapter":
-            return total, parts
-        log_p_pema = self.held_out_log_p(self.adapter)
-        loss, weight = mixture_loss(self.held_out_log_p_plm, log_p_pema)
-        return loss, parts | {"mixture": loss, "mixture_weight": weight}
-
-    @cached_property
-    def held_out_log_p_plm(self) -> Tensor:
-        """(n,) log P_LM of the held-out targets, which no step changes."""
-        return self.held_out_log_p(None)
-
-    @torch.no_grad()
-    def held_out_log_p(self, adapter: Adapter | None) -> Tensor:
-        """(n,) log P of the held-out targets under the adapter, or the PLM without one."""
-        assert self.held_out is not None
-        found, tokens = [], adapter.tokens if adapter else None
-        for batch in self.held_out.batches(512):
-            f, targets = batch.representations.to(self.device), batch.targets.to(self.device)
-            found.append(log_p(self.head, adapter(f) if adapter else f, targets, tokens).cpu())
-        return torch.cat(found)
+        figures = {"held_out_loss": total, "held_out_cross_entropy": prediction}
+        if self.config.kappa > 0:
+            figures["held_out_reconstruction"] = reconstruction
+        self.state.figures |= figures
 
     @torch.no_grad()
     def measure(self, view: View) -> tuple[float, float, float]:
