@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,31 +125,47 @@ def source(result: dict[str, Any], command: str) -> str:
     return f"Made by `{command}` on {where}, torch {signature['versions']['torch']}.\n"
 
 
-def block() -> str:
-    """Everything between the markers."""
+def presets() -> str:
+    """What dev data said of each candidate for preset `best`."""
     text = ""
-    if (RESULTS / "demo.json").exists():
-        text += demo()
-    if (RESULTS / "real_input").exists():
-        text += real_input()
-    if BENCHMARKS.exists():
-        text += benchmarks()
+    for file in sorted((RESULTS / "presets").glob("*.json")):
+        found = read_json(file)
+        text += row(["data (dev)", "candidate", "perplexity", "BLEU", "chrF", "M-ACC", "training (s)"]) + row(
+            ["---"] * 7
+        )
+        for r in found["rows"]:
+            formality = f"{r['formality_accuracy']:.2f}" if "formality_accuracy" in r else "-"
+            scores = [f"{r['dev_perplexity']:.2f}", f"{r['bleu']:.1f}", f"{r['chrf']:.1f}", formality]
+            text += row([r["data"], r["candidate"], *scores, f"{r['train_seconds']:.0f}"])
+        text += (
+            f"\nPLM: {file.stem}. " + source(found, f"python -m recipes.choose_preset DATA --plm {file.stem}") + "\n"
+        )
     return text
+
+
+def results() -> str:
+    """The README's figures."""
+    parts = ((RESULTS / "demo.json", demo), (RESULTS / "real_input", real_input), (BENCHMARKS, benchmarks))
+    return "".join(made() for path, made in parts if path.exists())
+
+
+BLOCKS = {ROOT / "README.md": results, ROOT / "docs" / "presets.md": presets}
+
+
+def parts_of(page: Path) -> tuple[str, str, str]:
+    """What stands before, between and behind the markers of a page."""
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+    current, after = rest.split(END)
+    return before, current, after
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
-    args = parser.parse_args()
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
-    current, after = rest.split(END)
-    if args.check:
-        sys.exit(
-            0 if current == block() else "README.md is not what the result files say: run python -m recipes.tables"
-        )
-    with writing(readme) as partial:
-        partial.write_text(before + BEGIN + block() + END + after, encoding="utf-8")
+    parser.parse_args()
+    for page, made in BLOCKS.items():
+        before, _, after = parts_of(page)
+        with writing(page) as partial:
+            partial.write_text(before + BEGIN + made() + END + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -57,9 +57,9 @@ def test_the_two_commands_are_targets_of_make():
     assert set(commands) <= targets
 
 
-def test_the_figures_are_those_of_the_results():
-    current = README.split(tables.BEGIN)[1].split(tables.END)[0]
-    assert current == tables.block(), "run python -m recipes.tables"
+@pytest.mark.parametrize("page", tables.BLOCKS, ids=lambda page: page.name)
+def test_the_figures_are_those_of_the_results(page):
+    assert tables.parts_of(page)[1] == tables.BLOCKS[page](), "run python -m recipes.tables"
 
 
 def test_links_lead_somewhere():

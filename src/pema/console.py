@@ -49,4 +49,4 @@ def progress(description: str, total: float | None, unit: str) -> Iterator[Calla
 
 def note(text: str) -> None:
     """Tell the person at the terminal something that is not a result."""
-    stderr.print(text, markup=False)
+    stderr.print(text, markup=False, soft_wrap=True)
