@@ -1,0 +1,96 @@
+"""Files are whole or absent."""
+
+import errno
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pema.errors import DataError, PemaError, StorageError
+from pema.files import TEMPORARY, read_json, remove, sha256, write_json, writing
+
+JSON = st.dictionaries(st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.text(max_size=5))
+
+
+@given(JSON)
+def test_json_comes_back(tmp_path_factory, value):
+    path = tmp_path_factory.mktemp("json") / "deep" / "file.json"
+    write_json(path, value)
+    assert read_json(path) == value
+
+
+def test_what_was_there_stays_when_writing_fails(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("before", encoding="utf-8")
+
+    def half():
+        with writing(path) as partial:
+            partial.write_text("half", encoding="utf-8")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        half()
+    assert path.read_text(encoding="utf-8") == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    for names in (("a", "b"), ("c",)):
+        with writing(tmp_path / "folder") as partial:
+            partial.mkdir()
+            for name in names:
+                (partial / name).write_text(name, encoding="utf-8")
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["c"]
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path):
+    left = tmp_path / f"folder{TEMPORARY}"
+    left.mkdir()
+    (left / "old").write_text("old", encoding="utf-8")
+    with writing(tmp_path / "folder") as partial:
+        partial.mkdir()
+    assert list((tmp_path / "folder").iterdir()) == []
+    assert not left.exists()
+
+
+def test_a_full_disk_is_a_storage_error_and_changes_nothing(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("before", encoding="utf-8")
+
+    def fill():
+        with writing(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StorageError, match=r"cannot write .*file: No space left on device. Nothing was changed"):
+        fill()
+    assert path.read_text(encoding="utf-8") == "before"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "does not exist"), (b"{", "cannot be read as JSON"), (b"\xff{}", "cannot be read"), (b"[]", "JSON list")],
+)
+def test_json_that_is_none_is_named(tmp_path, content, words):
+    path = tmp_path / "file.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=words) as error:
+        read_json(path)
+    assert "file.json" in str(error.value)
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    assert sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_removing_nothing_is_fine(tmp_path):
+    remove(tmp_path / "nothing")
+
+
+def test_every_error_is_a_pema_error():
+    import pema.errors as errors
+
+    found = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)]
+    assert len(found) > 5
+    assert all(issubclass(e, PemaError) for e in found)
