@@ -91,8 +91,8 @@ def settings(seeds: int) -> Iterator[Setting]:
         for preset, schedule in product(("paper", "best"), ("unrolling", "constant", "linear", "fitted")):
             yield Setting(preset, schedule=schedule, seed=seed)  # type: ignore[arg-type]
         yield Setting("paper", "predicted", schedule="unrolling", seed=seed)
-        yield Setting("best", "predicted", "position", seed=seed)
-        yield Setting("best", "predicted", "aligned", seed=seed)
+        for targets, schedule in product(("position", "aligned"), ("unrolling", "fitted")):
+            yield Setting("best", "predicted", targets, schedule=schedule, seed=seed)  # type: ignore[arg-type]
 
 
 def significance(data: Data, folder: Path, plm: LocalPLM) -> None:

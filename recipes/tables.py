@@ -29,6 +29,12 @@ LABELS = {
     "best, teacher, constant": lambda seed: Setting("best", schedule="constant", seed=seed),
     "best, teacher, linear": lambda seed: Setting("best", schedule="linear", seed=seed),
     "best, teacher, fitted": lambda seed: Setting("best", schedule="fitted", seed=seed),
+    "best, predicted (position), Gradual Unrolling": lambda seed: Setting(
+        "best", "predicted", "position", schedule="unrolling", seed=seed
+    ),
+    "best, predicted (aligned), Gradual Unrolling": lambda seed: Setting(
+        "best", "predicted", "aligned", schedule="unrolling", seed=seed
+    ),
     "best, predicted (position), fitted": lambda seed: Setting("best", "predicted", "position", seed=seed),
     "best, predicted (aligned), fitted": lambda seed: Setting("best", "predicted", "aligned", seed=seed),
 }

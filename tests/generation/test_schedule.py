@@ -102,6 +102,8 @@ def test_the_fitted_schedule_lies_beside_the_adapter(tmp_path):
         choose_schedule(tmp_path, "fitted")
     save_schedule(Fitted((0.25, 0.75)), tmp_path)
     assert choose_schedule(tmp_path) == Fitted((0.25, 0.75))
+    assert choose_schedule(tmp_path, contexts="predicted") == GradualUnrolling(0.9)
+    assert choose_schedule(tmp_path, "fitted", contexts="predicted") == Fitted((0.25, 0.75))
     assert choose_schedule(tmp_path, "fitted", 0.9) == Fitted((0.25, 0.75))
     assert choose_schedule(tmp_path, "unrolling", 0.8) == GradualUnrolling(0.8)
 

@@ -28,7 +28,9 @@ def generate(
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the texts go, one a line, in the same order.")],
     schedule: Annotated[
         ScheduleName | None,
-        typer.Option("--schedule", help="Mixture weight over the sequence; default: fitted where there is one."),
+        typer.Option(
+            "--schedule", help="Mixture weight over the sequence; default: fitted, or unrolling for predicted contexts."
+        ),
     ] = None,
     lambda_max: Annotated[float, typer.Option("--lambda-max", min=0, max=1, help="Weight at the first token.")] = 0.9,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences at a time.")] = 32,
@@ -47,16 +49,22 @@ def generate(
     from pema.adapter.module import Adapter
     from pema.evaluation.outputs import write_hypotheses
     from pema.generation.decoding import generate as generate_texts
-    from pema.generation.schedule import NoAdapter, choose_schedule
+    from pema.generation.schedule import NoAdapter, Schedule, choose_schedule
+    from pema.owner.contract import Tap
     from pema.owner.local import LocalPLM
     from pema.tasks.readers import read_lines
     from pema.tasks.registry import get_task
 
     chosen = get_task(task, template)
     sources = read_lines(inputs)
-    loaded = None if no_adapter else Adapter.from_pretrained(adapter)
-    mixture = NoAdapter() if no_adapter else choose_schedule(adapter, schedule and schedule.value, lambda_max)
-    tap = loaded.config.plm.tap if loaded is not None and loaded.config.plm is not None else "head_input"
+    loaded: Adapter | None = None
+    mixture: Schedule = NoAdapter()
+    tap: Tap = "head_input"
+    if not no_adapter:
+        loaded = Adapter.from_pretrained(adapter)
+        name = None if schedule is None else schedule.value
+        mixture = choose_schedule(loaded.folder or adapter, name, lambda_max, contexts=loaded.config.contexts)
+        tap = loaded.config.plm.tap if loaded.config.plm is not None else tap
     owner = LocalPLM.load(plm, tap=tap, dtype=plm_dtype, device_map=device_map)
     texts = generate_texts(
         owner,

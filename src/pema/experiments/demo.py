@@ -21,7 +21,7 @@ SETTINGS = {
     "PLM alone": Setting(),
     "PEMA paper, predicted": Setting("paper", contexts="predicted", schedule="unrolling"),
     "PEMA paper, teacher": Setting("paper", contexts="teacher", schedule="unrolling"),
-    "PEMA best, predicted": Setting("best", contexts="predicted", targets="aligned"),
+    "PEMA best, predicted": Setting("best", contexts="predicted", targets="aligned", schedule="unrolling"),
     "PEMA best, teacher": Setting("best", contexts="teacher"),
 }
 COLUMNS = ("bleu", "chrf", "formality_accuracy", "memory_bytes", "train_seconds")

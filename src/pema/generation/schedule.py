@@ -182,14 +182,20 @@ def get_schedule(
     return load_schedule(adapter)
 
 
-def choose_schedule(folder: Path, name: str | None = None, lambda_max: float = LAMBDA_MAX) -> Schedule:
-    """The schedule for the adapter in `folder`: the one that is named, else the fitted one, else Gradual Unrolling.
+def choose_schedule(
+    folder: Path, name: str | None = None, lambda_max: float = LAMBDA_MAX, *, contexts: str | None = "teacher"
+) -> Schedule:
+    """The schedule for the adapter in `folder`: the one that is named, or what suits the contexts it learned from.
+
+    That is the fitted one, where there is one, for `teacher` contexts. Held-out pairs of `predicted` contexts reward
+    targets that fit the gold prefix rather than the text so far, so there it is Gradual Unrolling (docs/results.md).
 
     Raises:
         ConfigError: as `get_schedule`.
     """
     if name is None:
-        name = "fitted" if (folder / SCHEDULE_FILE).is_file() else "unrolling"
+        fitted = contexts != "predicted" and (folder / SCHEDULE_FILE).is_file()
+        name = "fitted" if fitted else "unrolling"
     return get_schedule(name, lambda_max=None if name in ("fitted", "none") else lambda_max, adapter=folder)
 
 
