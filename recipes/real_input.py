@@ -108,7 +108,7 @@ def significance(data: Data, folder: Path, plm: LocalPLM) -> None:
     for baseline, system in pairs:
         for name, metric in metrics.items():
             found = paired_bootstrap(metric, outputs[baseline], outputs[system], references)
-            comparisons.append({"baseline": baseline, "system": system, "metric": name, **asdict(found)})
+            comparisons.append({"metric": name, "baseline": baseline, "system": system, "found": asdict(found)})
     config = {"data": data.name, "data_sha256": data.digest(), "plm": plm.description.to_dict()}
     write_json(folder / "significance.json", {"comparisons": comparisons, "signature": signature(config, 0)})
 
