@@ -95,7 +95,8 @@ def significant(folders: list[Path]) -> str:
     paper, best = Setting("paper", schedule="unrolling").key, Setting("best").key
     predicted = Setting("best", "predicted", "aligned", schedule="unrolling").key
     names = {"plm": "PLM alone", paper: "paper", best: "best", predicted: "best, predicted"}
-    text = "Paired bootstrap (1,000 resamples, seed 0, teacher contexts unless it says predicted,\n95 % interval of the difference):\n\n"
+    text = "Paired bootstrap (1,000 resamples, seed 0, teacher contexts unless it says predicted, 95 % interval of the "
+    text += "difference):\n\n"
     text += row(["data", "comparison", "metric", "difference", "interval", "p"]) + row(["---"] * 6)
     for folder in folders:
         for c in read_json(folder / "significance.json")["comparisons"]:
