@@ -122,7 +122,9 @@ def benchmarks() -> str:
             value = f"{s['value']:,g} {s['unit']}"
             text += row([found["benchmark"], s["what"], value, s["against"], f"{s['ratio']:,g}", s["aim"], met])
     text += "\nMedians; where the rest goes and the peak memory of each are in `benchmarks/results/`. "
-    return text + source(found, "make bench") + "\n"
+    settings = found["signature"]["config"]
+    command = f"python -m benchmarks --repeats {settings['repeats']} --sgd-seconds {settings['sgd_seconds']:g}"
+    return text + source(found, command) + "\n"
 
 
 def source(result: dict[str, Any], command: str) -> str:
