@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -26,12 +25,11 @@ def demo(
 
     from pema.console import stdout
     from pema.experiments.demo import run_demo, show_demo
-    from pema.files import writing
+    from pema.files import write_json
 
     with tempfile.TemporaryDirectory(prefix="pema-demo-") as temporary:
         result, examples = run_demo(folder or Path(temporary), seed=seed)
     for table in show_demo(result, examples):
         stdout.print(table)
     if json_file is not None:
-        with writing(json_file) as partial:
-            partial.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_json(json_file, result)

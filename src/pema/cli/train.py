@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pema.cli.options import AsJSON, MemoryFolder, show
+from pema.cli.options import AsJSON, MemoryFolder, Seed, show
 
 
 class Preset(StrEnum):
@@ -33,7 +33,7 @@ def train(
         str | None, typer.Option("--vocabulary", help="full, or seen: only tokens that occur in the memory.")
     ] = None,
     init: Annotated[str | None, typer.Option("--init", help="Start of A: random or pca.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
+    seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of a killed run.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
     as_json: AsJSON = False,
@@ -44,8 +44,7 @@ def train(
     """
     from pema.adapter.config import preset as preset_of
     from pema.adapter.training import train as train_adapter
-    from pema.generation.fitted import fit_schedule
-    from pema.generation.schedule import save_schedule
+    from pema.generation.fitted import store_fitted
     from pema.memory.reader import Memory
 
     changes = {
@@ -60,6 +59,5 @@ def train(
     config = preset_of(preset.value, seed=seed, **{k: v for k, v in changes.items() if v is not None})
     opened = Memory.open(memory)
     adapter, summary = train_adapter(opened, config, output, resume=resume, tensorboard=tensorboard)
-    _, held_out = opened.split(config.dev_fraction, config.seed)
-    save_schedule(fit_schedule(adapter, opened.head(), held_out), output)
+    store_fitted(adapter, opened, config, output)
     show({"adapter": str(output), **summary}, as_json)

@@ -14,8 +14,8 @@ from pema.evaluation.outputs import write_hypotheses
 from pema.experiments.setting import Data, Setting
 from pema.files import read_json, write_json
 from pema.generation.decoding import generate
-from pema.generation.fitted import fit_schedule
-from pema.generation.schedule import NoAdapter, Schedule, choose_schedule, save_schedule
+from pema.generation.fitted import store_fitted
+from pema.generation.schedule import NoAdapter, Schedule, choose_schedule
 from pema.memory.build import build_memory
 from pema.memory.reader import Memory
 from pema.owner.local import LocalPLM
@@ -88,7 +88,6 @@ def adapter_of(memory: Memory, setting: Setting, folder: Path) -> tuple[Adapter,
         adapter, trained = train(memory, config, path, resume=path.exists())
         # A run that was resumed took longer than this call: what its log adds up to.
         seconds = round(max(time.perf_counter() - started, trained["train_seconds"]), 2)
-        _, held_out = memory.split(config.dev_fraction, config.seed)
-        save_schedule(fit_schedule(adapter, memory.head(), held_out), path)
+        store_fitted(adapter, memory, config, path)
         write_json(summary, {**trained, "train_seconds": seconds})
     return Adapter.from_pretrained(path), read_json(summary)

@@ -8,11 +8,14 @@ import torch
 
 from pema.adapter.likelihood import log_ratio, maximise
 from pema.errors import ConfigError
-from pema.generation.schedule import Fitted, relative_bin
+from pema.generation.schedule import Fitted, relative_bin, save_schedule
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pema.adapter.config import TrainConfig
     from pema.adapter.module import Adapter
-    from pema.memory.reader import View
+    from pema.memory.reader import Memory, View
     from pema.owner.head import Head
 
 BINS = 16
@@ -67,3 +70,9 @@ def fit_schedule(
     together = maximise(ratios, torch.zeros_like(bin_of_pair), 1)
     values = maximise(ratios, bin_of_pair, bins, prior=together, prior_pairs=prior_pairs)
     return Fitted(tuple(values.tolist()), span)
+
+
+def store_fitted(adapter: Adapter, memory: Memory, config: TrainConfig, folder: Path) -> None:
+    """Fit on the examples that the adapter's training held out, and keep `schedule.json` in its folder."""
+    _, held_out = memory.split(config.dev_fraction, config.seed)
+    save_schedule(fit_schedule(adapter, memory.head(), held_out), folder)
