@@ -1,7 +1,7 @@
 """The boundary between the PLM owner and the data owner: all that the rest of the package knows of a PLM.
 
-A PLM can describe itself, hand out its head, and represent contexts. Whatever stands to the right of this room sees
-this type only, so a model in the process and one across a network are used the same way.
+A PLM can describe itself, hand out its head, represent contexts, and open a decoding session. Whatever stands to the
+right of this room sees this type only, so a model in the process and one across a network are used the same way.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pema.errors import MismatchError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from pema.owner.head import Head
 
@@ -106,6 +106,35 @@ class Represented:
     generated: Tensor | None = None
 
 
+class Session(Protocol):
+    """A decoding session: prompts in, one representation per sequence and step out.
+
+    The owner keeps what the PLM remembers of the contexts (its key-value cache); which token follows is decided by the
+    data owner, who mixes the distributions.
+    """
+
+    @property
+    def representations(self) -> Tensor:
+        """(rows, d_tap), f of every row's context as it stands, on the CPU."""
+
+    def advance(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
+        """Row i becomes row parents[i], as it was, with tokens[i] behind it.
+
+        Rows that are no parent leave the session; a row may be the parent of several (beams).
+
+        Args:
+            tokens: one token per new row.
+            parents: one present row per new row; None is row i for row i.
+
+        Raises:
+            DataError: nothing to advance, a token or a row that does not exist, or a context that would be longer than
+                `max_length`. The session is as it was.
+        """
+
+    def close(self) -> None:
+        """Free what the owner keeps; nothing happens the second time."""
+
+
 class PLM(Protocol):
     """A frozen causal language model behind the boundary."""
 
@@ -116,6 +145,10 @@ class PLM(Protocol):
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The PLM's tokenizer."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """A causal language model of transformers whose `generate` decodes with this PLM."""
 
     def head(self) -> Head:
         """The head bundle: maps a representation at the tap to the PLM's logits."""
@@ -142,4 +175,12 @@ class PLM(Protocol):
 
         Raises:
             DataError: a prompt plus its steps is longer than `max_length`, or a prompt is empty.
+        """
+
+    def open_session(self, prompts: Sequence[Sequence[int]]) -> Session:
+        """Begin to decode: one row per prompt.
+
+        Raises:
+            DataError: no prompts, an empty one, a token outside the vocabulary, or a prompt that leaves no room in the
+                context window.
         """
