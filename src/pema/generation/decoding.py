@@ -18,11 +18,11 @@ from pema.tasks.template import Encoded
 
 if TYPE_CHECKING:
     from pema.adapter.module import Adapter
-    from pema.owner.local import LocalPLM
+    from pema.owner.contract import PLM
 
 
 def generate(
-    plm: LocalPLM,
+    plm: PLM,
     adapter: Adapter | None,
     sources: Sequence[str],
     task: Task,
@@ -66,7 +66,7 @@ def generate(
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}.")
     prompts = task.template.encode_prompts(plm.tokenizer, list(sources))
-    limits = [_limit(n, prompt, plm.max_length, max_new_tokens) for n, prompt in enumerate(prompts, 1)]
+    limits = [_limit(n, prompt, plm.description.max_length, max_new_tokens) for n, prompt in enumerate(prompts, 1)]
     # Longest first: a batch that does not fit into memory fails at once, and padding is least.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].prompt), limits[i]), reverse=True)
     texts = [""] * len(prompts)
@@ -115,7 +115,7 @@ class Stop:
 
 @torch.no_grad()
 def _generate_batch(
-    plm: LocalPLM,
+    plm: PLM,
     batch: Sequence[Encoded],
     limits: Sequence[int],
     **settings: Any,  # noqa: ANN401

@@ -117,6 +117,10 @@ class Session(Protocol):
     def representations(self) -> Tensor:
         """(rows, d_tap), f of every row's context as it stands, on the CPU."""
 
+    @property
+    def bytes(self) -> int:
+        """What the owner keeps for the session."""
+
     def advance(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
         """Row i becomes row parents[i], as it was, with tokens[i] behind it.
 

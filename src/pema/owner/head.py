@@ -118,6 +118,7 @@ class Head(nn.Module):
         soft_cap: float | None = None,
         norm: Norm | None = None,
         projection: Tensor | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("weight", _frozen(weight))
@@ -126,7 +127,7 @@ class Head(nn.Module):
         self.norm = norm
         self.scale = scale
         self.soft_cap = soft_cap
-        self._fingerprint: str | None = None
+        self._fingerprint = fingerprint
 
     @property
     def d(self) -> int:
@@ -154,7 +155,7 @@ class Head(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the settings and the tensors as they were when the head was made; a cast keeps it."""
+        """What the head was made with, or SHA-256 over its settings and tensors as they were then; a cast keeps it."""
         if self._fingerprint is None:
             self._fingerprint = digest_tensors(self.state_dict(), self.settings)
         return self._fingerprint

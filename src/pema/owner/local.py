@@ -21,6 +21,7 @@ from pema.owner.contract import PLM, PLMDescription, Represented, Tap
 from pema.owner.derivation import derive_head, evaluating, find_final_norm, hooked, output_embedding
 from pema.owner.head import Head
 from pema.owner.loading import DeviceMap
+from pema.owner.mask import Mask, MaskedPLM
 from pema.owner.prefix import Prefix
 from pema.owner.weights import device_of, fingerprint
 
@@ -42,17 +43,22 @@ class Loading(TypedDict, total=False):
     revision: str | None
 
 
-def open_plm(name: str | Path, **settings: Unpack[Loading]) -> PLM:
+def open_plm(name: str | Path, *, mask_secret: Path | None = None, **settings: Unpack[Loading]) -> PLM:
     """The PLM of that name: "embedded", a local folder or a hub name.
 
     Args:
         name: which PLM.
+        mask_secret: file with the secret of its masked head (see `pema.owner.mask`); None for the plain one.
         settings: those of `LocalPLM.load`.
 
     Raises:
-        OwnerError: it cannot be loaded, or its head is not understood.
+        OwnerError: it cannot be loaded, its head is not understood, or the secret cannot be read.
+        ConfigError: a tap that cannot be masked.
     """
-    return LocalPLM.load(name, **settings)
+    if mask_secret is None:
+        return LocalPLM.load(name, **settings)
+    mask = Mask.read(mask_secret)
+    return MaskedPLM(LocalPLM.load(name, **settings), mask)
 
 
 class LocalPLM:
