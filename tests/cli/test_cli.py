@@ -175,6 +175,7 @@ def test_a_masked_head_is_released_again_and_built_with(run, folder):
             2,
             "a masked head needs tap 'head_input'",
         ),
+        (("--mask", "rotation", "--secret", "never/mask.key"), 2, "would lie in never, which is given away"),
         (("--mask", "rotation", "--secret", "train.en"), 1, "a mask's secret has 32"),
     ],
 )

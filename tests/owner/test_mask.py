@@ -293,6 +293,9 @@ def test_who_knows_d_rows_solves_for_the_rotation(tiny_plm):
     Q = procrustes(masked[known], W[known])
     torch.testing.assert_close(rotate(masked, Q), W, atol=1e-4, rtol=1e-4)
     assert recovered(rotate(masked, Q), W) == 1.0
+    # So does who knows them roughly, such as those of the public model that this one was tuned from.
+    rough = W + 0.3 * W.std() * torch.randn(W.shape, generator=torch.Generator().manual_seed(0))
+    assert recovered(rotate(masked, procrustes(masked, rough)), W) == 1.0
     # Rows fewer than d leave the rest of the space free to turn: the other rows are found worse, the fewer there are.
     few = procrustes(masked[known[:4]], W[known[:4]])
     assert recovered(rotate(masked, few)[4:], W[4:]) < 0.2

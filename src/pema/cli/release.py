@@ -50,6 +50,8 @@ def release(
             if secret is None
             else "--secret is for a masked head: give --mask rotation too."
         )
+    if secret is not None and secret.resolve().is_relative_to(output.resolve()):
+        raise ConfigError(f"the secret {secret} would lie in {output}, which is given away: keep it elsewhere.")
     if secret is not None and Mask.create(secret):
         note(f"{secret} holds a new secret. Keep it, and keep it to yourself: no adapter works without it.")
     owner = open_plm(plm, mask_secret=secret, tap=tap.value, dtype=plm_dtype, device_map=device_map)
