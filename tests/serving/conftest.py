@@ -1,3 +1,5 @@
+import subprocess
+
 import pytest
 from served import served
 
@@ -15,3 +17,14 @@ def plm(tiny_plm):
 def client(plm):
     with served(plm) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """A self-signed certificate for the loopback, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    cert, private = folder / "cert.pem", folder / "key.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
+    subprocess.run([*made, *names, "-keyout", private, "-out", cert], check=True, capture_output=True)
+    return cert, private
