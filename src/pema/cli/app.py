@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pema import __version__
-from pema.cli import build, demo, evaluate, generate, memory, release, train
+from pema.cli import build, demo, evaluate, generate, memory, release, serve, train
 from pema.console import stdout
 
 app = typer.Typer(
@@ -45,3 +45,5 @@ app.command("train")(train.train)
 app.command("generate")(generate.generate)
 app.command("evaluate")(evaluate.evaluate)
 app.command("release")(release.release)
+app.command("serve")(serve.serve)
+app.command("serve-key")(serve.serve_key)

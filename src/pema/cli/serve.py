@@ -1,0 +1,84 @@
+"""`pema serve`: the PLM owner's server; `pema serve-key`: an API key for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pema.cli.options import AsJSON, DeviceMap, PLMDtype, TapName, show
+
+
+def serve(
+    plm: Annotated[str, typer.Argument(help="Hub name or local folder of the PLM.", metavar="PLM")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes any that is free.")] = 8000,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", help="TOML file: keys, limits, what is given out.", metavar="FILE")
+    ] = None,
+    tap: Annotated[TapName, typer.Option("--tap", help="Where representations are read.")] = TapName.head_input,
+    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate (PEM).", metavar="FILE")] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Its private key (PEM).", metavar="FILE")] = None,
+    insecure_network: Annotated[
+        bool,
+        typer.Option("--insecure-network", help="Listen on a network without keys or TLS; something else guards it."),
+    ] = False,
+    plm_dtype: PLMDtype = None,
+    device_map: DeviceMap = None,
+) -> None:
+    """Serve representations of a frozen PLM to data owners over HTTP; stops on SIGTERM once all is answered.
+
+    Without a policy it listens on the loopback only, asks for no key, and gives the head out plain.
+
+    Example: pema serve embedded --port 8000
+    """
+    from pema.console import stdout
+    from pema.errors import ConfigError
+
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"pema serve needs the package {error.name}: pip install 'pema[serve]'.") from error
+    from pema.owner.local import open_plm
+    from pema.serving.app import create_app
+    from pema.serving.logs import log_to_stderr
+    from pema.serving.metrics import Metrics
+    from pema.serving.policy import Policy
+    from pema.serving.server import Address
+    from pema.serving.server import serve as run
+    from pema.serving.service import Service
+
+    rules = Policy() if policy is None else Policy.read(policy)
+    address = Address(host, port, tls_cert, tls_key)
+    address.check(rules, insecure=insecure_network)
+
+    def load(metrics: Metrics) -> Service:
+        return Service(open_plm(plm, tap=tap.value, dtype=plm_dtype, device_map=device_map), rules, metrics)
+
+    listener = address.listen()
+    log_to_stderr()
+    stdout.print(f"serving {plm} at {address.url(listener)}", markup=False)
+    run(create_app(load), address, listener)
+
+
+def serve_key(
+    name: Annotated[str, typer.Argument(help="Whose key; stands in the server's logs.", metavar="NAME")],
+    as_json: AsJSON = False,
+) -> None:
+    """Make an API key. It is shown once: only its hash goes into the policy file.
+
+    Example: pema serve-key acme
+    """
+    import json
+
+    from pema.serving.keys import digest, new_key
+
+    key = new_key()
+    if as_json:
+        show({"key": key, "name": name, "sha256": digest(key)}, True)
+        return
+    show({"key": key}, False)
+    show({"policy": f"\n[[keys]]\nname = {json.dumps(name)}\nsha256 = {json.dumps(digest(key))}"}, False)

@@ -1,0 +1,80 @@
+"""The web application: endpoints, errors and life cycle put together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import torch
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from pema import __version__
+from pema.errors import DataError
+from pema.serving import contexts_api, operations_api, sessions_api
+from pema.serving.gate import RECORD, Gate
+from pema.serving.lifecycle import Lifecycle
+from pema.serving.metrics import Metrics
+from pema.serving.refusal import Refusal
+from pema.serving.service import Service
+
+_ABOUT = """
+A frozen language model as a service of representations. Bodies that carry tensors are safetensors, the rest is JSON.
+Errors are `{"error": {"code", "message", "remedy"}}`.
+"""
+
+
+def create_app(load: Callable[[Metrics], Service]) -> FastAPI:
+    """The application; `app.state.lifecycle` says how it does.
+
+    Args:
+        load: makes the service once the application runs.
+    """
+    metrics = Metrics()
+    lifecycle = Lifecycle(lambda: load(metrics))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        running = asyncio.create_task(lifecycle.run())
+        yield
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+        await lifecycle.close()
+
+    app = FastAPI(title="PEMA server", version=__version__, description=_ABOUT, lifespan=lifespan, redoc_url=None)
+    app.state.lifecycle, app.state.metrics = lifecycle, metrics
+    for api in (contexts_api, sessions_api, operations_api):
+        app.include_router(api.router)
+    app.add_middleware(Gate, lifecycle=lifecycle, metrics=metrics)
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, refusal: Refusal) -> JSONResponse:
+        request.scope[RECORD].code = refusal.code
+        return JSONResponse(refusal.body, refusal.status, refusal.headers)
+
+    @app.exception_handler(DataError)
+    async def unusable(request: Request, error: DataError) -> JSONResponse:
+        return await refused(request, Refusal(422, "invalid", str(error), "Change the request."))
+
+    @app.exception_handler(torch.OutOfMemoryError)
+    async def no_room(request: Request, _error: Exception) -> JSONResponse:
+        message = "The PLM has no memory left for this request."
+        return await refused(request, Refusal(503, "no_room", message, "Send less at a time.", retry_after=1))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, _error: RequestValidationError) -> JSONResponse:
+        return await refused(request, Refusal(422, "invalid", "The path is malformed.", "See /docs."))
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> JSONResponse:
+        refusal = Refusal(error.status_code, "no_such_endpoint", f"{error.detail}.", "See /docs.")
+        headers = dict(error.headers or {})
+        request.scope[RECORD].code = refusal.code
+        return JSONResponse(refusal.body, refusal.status, headers)
+
+    return app

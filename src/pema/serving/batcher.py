@@ -1,0 +1,212 @@
+"""One thread runs the PLM; requests of several clients go through it together, and every key gets its turn.
+
+transformers' continuous batching cannot do this: it hands out the tokens that it sampled itself, never the hidden
+states that a representation is, and it changes the model's attention to a paged one. What is left to do is to put the
+sequences of waiting requests behind one another; bucketing by length and padding are `PLM.represent`'s and
+`PLM.predict`'s own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from pema.owner.contract import PLM, Represented
+from pema.serving.refusal import Refusal
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What one request gives to `PLM.represent` or `PLM.predict`."""
+
+    plm: PLM
+    kind: Literal["represent", "predict"]
+    sequences: Sequence[Sequence[int]]
+    numbers: Sequence[int]
+
+    def joins(self, other: Sequences | Callable[[], Any]) -> bool:
+        """Whether one call can answer both."""
+        return isinstance(other, Sequences) and self.plm is other.plm and self.kind == other.kind
+
+
+@dataclass(eq=False)
+class _Job:
+    key: str
+    tokens: int
+    work: Sequences | Callable[[], Any]
+    future: Future[Any] = field(default_factory=Future)
+    arrived: float = field(default_factory=time.monotonic)
+
+
+class Batcher:
+    """The queue in front of the PLM, and the thread behind it.
+
+    Fair: the next job is always one of the key that has had the fewest tokens among those that wait, where a key that
+    comes back after a pause is level with the one served last.
+
+    Args:
+        window: seconds that a request waits for others while the PLM has nothing else to do.
+        tokens: tokens of requests that go into one call.
+        queue: requests that may wait.
+        seen: told of each call that answers requests: how many, and how many tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        window: float,
+        tokens: int,
+        queue: int,
+        seen: Callable[[int, int], None] = lambda requests, tokens: None,
+    ) -> None:
+        self._window = window
+        self._tokens = tokens
+        self._queue = queue
+        self._seen = seen
+        self._jobs: list[_Job] = []
+        self._served: dict[str, float] = {}
+        self._level = 0.0
+        self._closing = False
+        self._change = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="pema-plm", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._jobs)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def contexts(self, work: Sequences, *, key: str, tokens: int) -> Future[list[Represented]]:
+        """The answers of one request, in its order.
+
+        Raises:
+            Refusal: 503, too many requests wait.
+        """
+        return self._submit(_Job(key, tokens, work))
+
+    def call(self, work: Callable[[], T], *, key: str, tokens: int) -> Future[T]:
+        """Whatever `work` returns, called in the PLM's thread.
+
+        Raises:
+            Refusal: 503, too many requests wait.
+        """
+        return self._submit(_Job(key, tokens, work))
+
+    def close(self) -> None:
+        """Finish what waits, then end the thread."""
+        with self._change:
+            self._closing = True
+            self._change.notify()
+        self._thread.join()
+
+    def _submit(self, job: _Job) -> Future[Any]:
+        with self._change:
+            if self._closing or len(self._jobs) >= self._queue:
+                raise Refusal(
+                    503,
+                    "busy",
+                    f"{len(self._jobs)} requests wait for the PLM already.",
+                    "Try again as Retry-After says.",
+                    retry_after=1,
+                )
+            if all(job.key != other.key for other in self._jobs):
+                self._served[job.key] = max(self._served.get(job.key, 0.0), self._level)
+            self._jobs.append(job)
+            self._change.notify()
+        return job.future
+
+    def _run(self) -> None:
+        while jobs := self._next():
+            alive = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+            if alive:
+                self._seen(len(alive), sum(job.tokens for job in alive))
+                _answer(alive, self._tokens)
+
+    def _next(self) -> list[_Job]:
+        """The jobs of the next call; none when there is nothing left to do ever."""
+        with self._change:
+            while True:
+                if not self._jobs:
+                    if self._closing:
+                        return []
+                    self._change.wait()
+                    continue
+                order = sorted(self._jobs, key=lambda job: (self._served[job.key], job.arrived))
+                first = order[0]
+                left = first.arrived + self._window - time.monotonic()
+                together = [job for job in order if isinstance(first.work, Sequences) and first.work.joins(job.work)]
+                if not together:
+                    return self._take([first])
+                if left <= 0 or self._closing or sum(job.tokens for job in together) >= self._tokens:
+                    return self._take(self._fitting(together))
+                single = next((job for job in order if not isinstance(job.work, Sequences)), None)
+                if single is not None:
+                    return self._take([single])
+                self._change.wait(left)
+
+    def _fitting(self, together: list[_Job]) -> list[_Job]:
+        """As many jobs as fit into one call, at least one; after each the least served key is next."""
+        served = dict(self._served)
+        chosen: list[_Job] = []
+        room = self._tokens
+        while together:
+            job = min(together, key=lambda job: (served[job.key], job.arrived))
+            if chosen and job.tokens > room:
+                break
+            together.remove(job)
+            chosen.append(job)
+            served[job.key] += job.tokens
+            room -= job.tokens
+        return chosen
+
+    def _take(self, jobs: list[_Job]) -> list[_Job]:
+        self._level = self._served[jobs[0].key]
+        for job in jobs:
+            self._jobs.remove(job)
+            self._served[job.key] += job.tokens
+        return jobs
+
+
+def _answer(jobs: list[_Job], tokens: int) -> None:
+    """Run jobs in one call and settle their futures."""
+    try:
+        answers = _together(jobs, tokens) if isinstance(jobs[0].work, Sequences) else [jobs[0].work()]
+    except BaseException as error:
+        if len(jobs) == 1:
+            jobs[0].future.set_exception(error)
+            return
+        # One of them is at fault, or they are too much together: neither may cost the others their answer.
+        logger.warning("a call for %d requests failed (%s), each is run alone", len(jobs), type(error).__name__)
+        for job in jobs:
+            _answer([job], tokens)
+        return
+    for job, answer in zip(jobs, answers, strict=True):
+        job.future.set_result(answer)
+
+
+def _together(jobs: list[_Job], tokens: int) -> list[list[Represented]]:
+    works = [job.work for job in jobs if isinstance(job.work, Sequences)]
+    first = works[0]
+    sequences = [sequence for work in works for sequence in work.sequences]
+    numbers = [number for work in works for number in work.numbers]
+    run = first.plm.represent if first.kind == "represent" else first.plm.predict
+    found = {answer.index: answer for answer in run(sequences, numbers, batch_tokens=tokens)}
+    answers, begin = [], 0
+    for work in works:
+        end = begin + len(work.sequences)
+        answers.append([found[i] for i in range(begin, end)])
+        begin = end
+    return answers

@@ -1,0 +1,121 @@
+"""Endpoints that say what the PLM is and that represent contexts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import Annotated
+
+import torch
+from fastapi import APIRouter, Depends
+from fastapi.responses import Response, StreamingResponse
+from starlette.requests import Request
+
+from pema.owner.contract import Represented
+from pema.owner.wire import TENSORS, WireDtype, narrow, pack
+from pema.serving import documented
+from pema.serving.admission import Caller, admit, read
+from pema.serving.batcher import Sequences
+from pema.serving.messages import PLMMessage, PredictRequest, RepresentRequest, TokenizerMessage
+from pema.serving.refusal import Refusal
+
+router = APIRouter(prefix="/v1")
+_CHUNK = 1 << 20
+
+
+class TensorResponse(Response):
+    """A body that carries tensors."""
+
+    media_type = TENSORS
+
+
+@router.get("/plm", responses=documented.errors(), summary="What the PLM is, and what this key may do with it")
+async def plm(caller: Annotated[Caller, Depends(admit("plm"))]) -> PLMMessage:
+    """The description that memories and adapters are bound to, the taps, contexts and head form, and the limits."""
+    return caller.service.about(caller.key)
+
+
+@router.get("/tokenizer", responses=documented.errors(), summary="The tokenizer as text files")
+async def tokenizer(caller: Annotated[Caller, Depends(admit("tokenizer"))]) -> TokenizerMessage:
+    """File names and their text, as `save_pretrained` writes them."""
+    return TokenizerMessage(files=caller.service.tokenizer_files)
+
+
+@router.get(
+    "/head",
+    response_class=TensorResponse,
+    responses=documented.tensors("The head's tensors; settings and fingerprint in the header.") | documented.errors(),
+    summary="The LM head, in the form that the policy gives to this key",
+)
+async def head(caller: Annotated[Caller, Depends(admit("head"))]) -> Response:
+    """The head bundle as one safetensors file."""
+    if caller.key.head == "none":
+        raise Refusal(
+            403, "head_withheld", "This server does not give its LM head to this key.", "Ask the PLM owner for one."
+        )
+    caller.require_tap()
+    packed = memoryview(await asyncio.to_thread(caller.service.head, caller.key))
+
+    def chunks() -> Iterator[bytes]:
+        # In pieces, so that a slow reader costs no copy of the whole head.
+        for begin in range(0, len(packed), _CHUNK):
+            yield bytes(packed[begin : begin + _CHUNK])
+
+    return StreamingResponse(chunks(), media_type=TENSORS, headers={"Content-Length": str(len(packed))})
+
+
+@router.post(
+    "/represent",
+    response_class=TensorResponse,
+    responses=documented.tensors("representations (total, d_tap) and counts (n,), in the request's order.")
+    | documented.body_errors(),
+    openapi_extra=documented.body(RepresentRequest),
+    summary="Teacher contexts",
+)
+async def represent(request: Request, caller: Annotated[Caller, Depends(admit("represent"))]) -> Response:
+    """For each sequence the representations whose next token is at starts[i] .. len - 1."""
+    caller.require_contexts("teacher")
+    caller.require_tap()
+    asked = await read(request, RepresentRequest, caller.service.policy.limits.body_bytes)
+    tokens = caller.service.checks.represent(asked.sequences, asked.starts)
+    caller.spend(tokens, len(asked.sequences))
+    work = Sequences(caller.plm, "represent", asked.sequences, asked.starts)
+    return await _answered(caller, work, tokens, asked.dtype)
+
+
+@router.post(
+    "/predict",
+    response_class=TensorResponse,
+    responses=documented.tensors("representations (total, d_tap), generated (total,) and counts (n,), in order.")
+    | documented.body_errors(),
+    openapi_extra=documented.body(PredictRequest),
+    summary="Predicted contexts",
+)
+async def predict(request: Request, caller: Annotated[Caller, Depends(admit("predict"))]) -> Response:
+    """Greedy decoding from each prompt for at most steps[i] tokens, steps padded to the bucket."""
+    caller.require_contexts("predicted")
+    caller.require_tap()
+    asked = await read(request, PredictRequest, caller.service.policy.limits.body_bytes)
+    tokens = caller.service.checks.predict(asked.prompts, asked.steps)
+    caller.spend(tokens, len(asked.prompts))
+    work = Sequences(caller.plm, "predict", asked.prompts, asked.steps)
+    return await _answered(caller, work, tokens, asked.dtype)
+
+
+async def _answered(caller: Caller, work: Sequences, tokens: int, dtype: WireDtype) -> Response:
+    waiting = caller.service.batcher.contexts(work, key=caller.key.name, tokens=tokens)
+    found = await asyncio.wrap_future(waiting)
+    packed = await asyncio.to_thread(_packed, found, dtype)
+    caller.record.representations = sum(len(answer.representations) for answer in found)
+    return TensorResponse(packed)
+
+
+def _packed(found: Sequence[Represented], dtype: WireDtype) -> bytes:
+    tensors = {
+        "representations": narrow(torch.cat([answer.representations for answer in found]), dtype),
+        "counts": torch.tensor([len(answer.representations) for answer in found]),
+    }
+    generated = [answer.generated for answer in found if answer.generated is not None]
+    if generated:
+        tensors["generated"] = torch.cat(generated)
+    return pack(tensors)

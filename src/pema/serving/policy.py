@@ -1,0 +1,152 @@
+"""What a PLM owner allows: the policy file, one key at a time."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pema.errors import ConfigError
+from pema.owner.contract import Contexts, Tap
+
+Endpoint = Literal["plm", "tokenizer", "head", "represent", "predict", "sessions", "metrics"]
+"""What a key may be let into."""
+
+HeadForm = Literal["plain", "masked", "none"]
+"""How the LM head is given out: as it is, in secretly rotated coordinates, or not at all."""
+
+PREDICT_BUCKET = 8
+"""`predicted` steps come in multiples of this, so that no target's length crosses the wire."""
+
+_Count = Annotated[int, Field(ge=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Limits(_Table):
+    """Bounds on one request and on what the server holds."""
+
+    body_bytes: _Count = Field(default=1 << 20, description="Largest request body.")
+    sequence_tokens: _Count | None = Field(
+        default=None,
+        description="Longest context, a prompt and its steps together; by default the PLM's own window.",
+    )
+    batch_sequences: _Count = Field(default=256, description="Sequences in one request.")
+    batch_tokens: _Count = Field(default=16384, description="Tokens in one request, steps among them.")
+    queue_requests: _Count = Field(default=256, description="Requests that wait for the PLM; more are turned away.")
+    sessions: _Count = Field(default=32, description="Live decoding sessions of one key.")
+    session_rows: _Count = Field(default=256, description="Rows of one session, beams among them.")
+    session_bytes: _Count = Field(
+        default=2 << 30, description="Key-value caches of all sessions together; the longest unused go first."
+    )
+    session_idle_seconds: float = Field(
+        default=300.0, gt=0, description="A session that is not used for so long is closed."
+    )
+
+
+class Batching(_Table):
+    """How requests of several clients go through the PLM together."""
+
+    window_ms: float = Field(
+        default=5.0, ge=0, description="How long a request waits for others to share its forward pass."
+    )
+    tokens: _Count = Field(default=8192, description="Tokens of one forward pass, padding among them.")
+
+
+class Key(_Table):
+    """What one API key may do."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[\w.@-]+$", description="Stands in logs for the key.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the key, as `pema serve-key` prints it.")
+    endpoints: tuple[Endpoint, ...] = Field(
+        default=("plm", "tokenizer", "head", "represent", "predict", "sessions"),
+        description="What the key is let into; metrics only where it is named here.",
+    )
+    taps: tuple[Tap, ...] = Field(default=get_args(Tap), description="Taps whose representations and head it may have.")
+    contexts: tuple[Contexts, ...] = Field(
+        default=get_args(Contexts), description="Context modes: teacher is represent, predicted is predict."
+    )
+    head: HeadForm = Field(default="plain", description="How the LM head is given out.")
+    tokens_per_minute: _Count | None = Field(default=None, description="Tokens in any 60 seconds.")
+    tokens_per_day: _Count | None = Field(default=None, description="Tokens in any 24 hours.")
+    requests_per_second: float | None = Field(
+        default=None, gt=0, description="Mean rate of requests; a second's worth may come at once."
+    )
+
+
+class Policy(_Table):
+    """Everything that a policy file says."""
+
+    keys: tuple[Key, ...] = Field(default=(), description="Who may call; without keys, whoever reaches the server.")
+    limits: Limits = Field(default=Limits(), description="Bounds on one request and on what the server holds.")
+    batching: Batching = Field(default=Batching(), description="How requests go through the PLM together.")
+    mask: str | None = Field(
+        default=None, description='File of the secret mask, beside the policy file, for keys with head = "masked".'
+    )
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Policy:
+        for what in ("name", "sha256"):
+            values = [getattr(key, what) for key in self.keys]
+            if len(set(values)) < len(values):
+                twice = next(value for value in values if values.count(value) > 1)
+                raise ValueError(f"two keys have the {what} {twice[:12]}: give each its own")
+        masked = [key.name for key in self.keys if key.head == "masked"]
+        if masked and self.mask is None:
+            raise ValueError(f'key {masked[0]} has head = "masked" and there is no mask: add mask = "FILE"')
+        return self
+
+    @classmethod
+    def read(cls, path: Path) -> Policy:
+        """Read a policy file (TOML).
+
+        Raises:
+            ConfigError: it cannot be read, or holds what is no policy; names the file and the key in it.
+        """
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the policy {path} cannot be read: {error}. Check the path.") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"the policy {path} is not TOML: {error}.") from error
+        try:
+            policy = cls.model_validate(_tuples(content))
+        except ValidationError as error:
+            raise ConfigError(f"the policy {path}: {_first(error, content)}.") from error
+        return policy if policy.mask is None else policy.model_copy(update={"mask": str(path.parent / policy.mask)})
+
+
+ANYBODY = Key(name="anybody", sha256="0" * 64, endpoints=get_args(Endpoint))
+"""Whoever calls a server without keys."""
+
+
+def _tuples(value: Any) -> Any:  # noqa: ANN401 - whatever TOML holds
+    # A strict model takes no list for a tuple, and TOML knows no tuples.
+    if isinstance(value, dict):
+        return {name: _tuples(inner) for name, inner in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _first(error: ValidationError, content: dict[str, Any]) -> str:
+    """The first thing that is wrong, by its place in the file."""
+    found = error.errors(include_url=False, include_context=False)[0]
+    place = found["loc"]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    if place[:1] == ("keys",) and len(place) > 1 and isinstance(place[1], int):
+        entry = content["keys"][place[1]]
+        name = entry.get("name") if isinstance(entry, dict) else None
+        where += f" (key {name})" if isinstance(name, str) else ""
+    if found["type"] == "extra_forbidden":
+        names = list(_MODELS.get(place[0], Policy).model_fields) if len(place) > 1 else list(Policy.model_fields)
+        near = difflib.get_close_matches(str(place[-1]), names, n=1)
+        return f"{where} is not known" + (f": did you mean {near[0]}?" if near else f": use {', '.join(names)}")
+    message = found["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[0].lower()}{message[1:]}" if where else message
+
+
+_MODELS: dict[int | str, type[_Table]] = {"keys": Key, "limits": Limits, "batching": Batching}

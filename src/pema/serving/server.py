@@ -1,0 +1,158 @@
+"""The process: what it listens on, over what, and how it stops."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import socket
+import ssl
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from pema.errors import ConfigError
+from pema.serving.lifecycle import Lifecycle
+from pema.serving.policy import Policy
+
+DRAIN_SECONDS = 60.0
+"""How long requests in flight have to finish once the server is told to stop."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens.
+
+    Attributes:
+        host: name or address.
+        port: 0 for any that is free.
+        certificate: PEM file for TLS, with `private_key`; None for plain HTTP.
+        private_key: PEM file.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    certificate: Path | None = None
+    private_key: Path | None = None
+
+    def check(self, policy: Policy, *, insecure: bool) -> None:
+        """Refuse a network without keys and TLS.
+
+        Args:
+            policy: whose keys guard it.
+            insecure: whether to listen all the same.
+
+        Raises:
+            ConfigError: says what is missing.
+        """
+        if (self.certificate is None) != (self.private_key is None):
+            raise ConfigError("--tls-cert and --tls-key go together: give both files.")
+        if self.certificate is not None and self.private_key is not None:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.private_key)
+            except (OSError, ssl.SSLError) as error:
+                raise ConfigError(
+                    f"the certificate {self.certificate} with the key {self.private_key} cannot be used: {error}."
+                ) from error
+        if insecure or _is_loopback(self.host):
+            return
+        missing = [
+            what
+            for what, there in (
+                ("a policy with keys (--policy)", policy.keys),
+                ("TLS (--tls-cert, --tls-key)", self.certificate),
+            )
+            if not there
+        ]
+        if missing:
+            raise ConfigError(
+                f"{self.host} can be reached from other machines and lacks {' and '.join(missing)}: add it, listen on "
+                "127.0.0.1, or say --insecure-network if something else guards this network."
+            )
+
+    def listen(self) -> socket.socket:
+        """The listening socket.
+
+        Raises:
+            ConfigError: it cannot be had.
+        """
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            if os.name == "posix":
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((self.host, self.port))
+            # From here on clients may connect; they are answered, with 503, while the PLM is loaded.
+            listener.listen(2048)
+        except (OSError, OverflowError) as error:
+            listener.close()
+            raise ConfigError(
+                f"cannot listen on {self.host} port {self.port}: {error}. Choose another --host or --port."
+            ) from error
+        return listener
+
+    def url(self, listener: socket.socket) -> str:
+        """What clients call the server by."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'http' if self.certificate is None else 'https'}://{host}:{listener.getsockname()[1]}"
+
+
+class _Server(uvicorn.Server):
+    """Stops on SIGTERM and SIGINT once what is in flight is answered; a second signal stops it at once."""
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
+        super().__init__(config)
+        self._lifecycle = lifecycle
+        self._deadline = float("inf")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # The base class raises the signal again when all is done, and the exit code would be the signal's.
+        if self._lifecycle.draining:
+            self.should_exit = self.force_exit = True
+        self._lifecycle.draining = True
+        self._deadline = time.monotonic() + DRAIN_SECONDS
+
+    async def on_tick(self, counter: int) -> bool:
+        finished = self._lifecycle.draining and not self._lifecycle.in_flight
+        if finished or self._lifecycle.failure is not None or time.monotonic() > self._deadline:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def serve(app: FastAPI, address: Address, listener: socket.socket) -> None:
+    """Answer requests until SIGTERM or SIGINT.
+
+    Raises:
+        PemaError: the PLM could not be loaded.
+    """
+    lifecycle: Lifecycle = app.state.lifecycle
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=5,
+        ssl_certfile=address.certificate,
+        ssl_keyfile=address.private_key,
+    )
+    server = _Server(config, lifecycle)
+    signal.signal(signal.SIGTERM, server.handle_exit)
+    server.run(sockets=[listener])
+    if lifecycle.failure is not None:
+        raise lifecycle.failure
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

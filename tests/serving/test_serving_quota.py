@@ -1,0 +1,77 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from served import key
+
+from pema.serving.quota import SLICES, Quota, Rate, Window
+from pema.serving.refusal import Refusal
+
+
+@given(
+    most=st.integers(1, 100),
+    asks=st.lists(st.tuples(st.floats(0, 30), st.integers(1, 40)), max_size=60),
+)
+def test_no_window_ever_holds_more_than_it_may(most, asks):
+    window, now, spent = Window(most, 60.0), 0.0, []
+    for pause, tokens in asks:
+        now += pause
+        wait = window.wait(tokens, now)
+        assert (wait == float("inf")) == (tokens > most)
+        if wait == 0:
+            window.spend(tokens, now)
+            spent.append((now, tokens))
+        elif tokens <= most:
+            # Coming back when told, and not before, is enough.
+            assert 0 < wait <= 60 * (1 + 1 / SLICES) + 1e-6
+            assert window.wait(tokens, now + wait + 1e-6) == 0
+            now += wait + 1e-6
+    for begin, _ in spent:
+        assert sum(tokens for at, tokens in spent if begin <= at < begin + 60) <= most
+
+
+@given(rate=st.floats(0.1, 50), pauses=st.lists(st.floats(0, 2), min_size=1, max_size=100))
+def test_the_rate_holds_over_any_time(rate, pauses):
+    bucket, now, taken = Rate(rate, 0.0), 0.0, []
+    for pause in pauses:
+        now += pause
+        wait = bucket.take(now)
+        assert wait >= 0
+        if wait == 0:
+            taken.append(now)
+    for i, begin in enumerate(taken):
+        for j in range(i, len(taken)):
+            assert j - i + 1 <= bucket.capacity + rate * (taken[j] - begin) + 1e-6
+
+
+def test_refusals_say_when_to_come_back():
+    now = [1000.0]
+    quota = Quota(key(requests_per_second=2.0, tokens_per_minute=100, tokens_per_day=150), lambda: now[0])
+    quota.request()
+    quota.request()
+    with pytest.raises(Refusal, match="2 requests a second") as caught:
+        quota.request()
+    assert (caught.value.status, caught.value.headers) == (429, {"Retry-After": "1"})
+    now[0] += 0.5
+    quota.request()
+
+    quota.tokens(80)
+    with pytest.raises(Refusal, match="100 tokens a minute; 30 more") as caught:
+        quota.tokens(30)
+    assert caught.value.status == 429
+    assert 50 <= int(caught.value.headers["Retry-After"]) <= 62
+    now[0] += 62
+    quota.tokens(30)
+    with pytest.raises(Refusal, match="150 tokens a day; 50 more"):
+        quota.tokens(50)
+    with pytest.raises(Refusal, match="101 tokens are asked for, this key has 100 a minute") as caught:
+        quota.tokens(101)
+    assert (caught.value.status, caught.value.code) == (413, "larger_than_quota")
+    now[0] += 86400 * (1 + 1 / SLICES)
+    quota.tokens(100)
+
+
+def test_without_quotas_everything_goes():
+    quota = Quota(key())
+    for _ in range(1000):
+        quota.request()
+        quota.tokens(10**9)
