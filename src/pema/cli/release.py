@@ -41,8 +41,8 @@ def release(
 
     Example: pema release embedded -o head --mask rotation --secret secret.key
     """
-    from pema.owner.opening import open_plm
     from pema.owner.mask import Mask
+    from pema.owner.opening import open_plm
 
     if (mask is MaskName.rotation) != (secret is not None):
         raise ConfigError(

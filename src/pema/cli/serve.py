@@ -42,7 +42,7 @@ def serve(
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"pema serve needs the package {error.name}: pip install 'pema[serve]'.") from error
-    from pema.owner.local import open_plm
+    from pema.owner.opening import open_plm
     from pema.serving.app import create_app
     from pema.serving.logs import log_to_stderr
     from pema.serving.metrics import Metrics
