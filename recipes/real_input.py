@@ -60,14 +60,15 @@ def cocoa(folder: Path) -> Data:
     )
 
 
-def multi30k(folder: Path) -> Data:
-    """Image captions: the first 1,000 examples, 200 of val as dev, the first 300 of the 2016 test set."""
+def multi30k(folder: Path, examples: int = 1000) -> Data:
+    """Image captions: the first examples, 200 of val as dev, the first 300 of the 2016 test set."""
     folder = folder / "multi30k-en-de"
 
     def part(name: str, limit: int | None = None) -> tuple[Example, ...]:
         return tuple(read_examples(source=folder / f"{name}.en.gz", target=folder / f"{name}.de.gz", limit=limit))
 
-    return Data("multi30k", "translation", part("train", 1000), part("val", 200), part("test_2016_flickr", 300))
+    name = "multi30k" if examples == 1000 else f"multi30k-{examples}"
+    return Data(name, "translation", part("train", examples), part("val", 200), part("test_2016_flickr", 300))
 
 
 def wmt22(folder: Path, plm: LocalPLM) -> Data:
@@ -95,6 +96,16 @@ def settings(seeds: int) -> Iterator[Setting]:
             yield Setting("best", "predicted", targets, schedule=schedule, seed=seed)  # type: ignore[arg-type]
 
 
+def fewer_settings(seeds: int) -> Iterator[Setting]:
+    """For a large memory: the PLM alone, both presets in teacher mode, `best` in the paper's mode."""
+    yield Setting()
+    for seed in range(seeds):
+        for preset, schedule in product(("paper", "best"), ("unrolling", "constant", "fitted")):
+            yield Setting(preset, schedule=schedule, seed=seed)  # type: ignore[arg-type]
+    for seed in range(seeds):
+        yield Setting("best", "predicted", "aligned", schedule="unrolling", seed=seed)
+
+
 def significance(data: Data, folder: Path, plm: LocalPLM) -> None:
     """Paired bootstrap on test, seed 0: every setting against the PLM alone, and best against paper."""
     references = [e.target for e in data.test]
@@ -117,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--plm", default="embedded")
-    parser.add_argument("--only", nargs="*", default=["cocoa", "multi30k", "wmt22"])
+    parser.add_argument("--only", nargs="*", default=["cocoa", "multi30k", "wmt22", "multi30k-4000"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/real_input"), help="memories and adapters")
@@ -126,12 +137,17 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     plm = LocalPLM.load(args.plm, dtype="float32")
     name = plm.description.name
-    makers = {"cocoa": cocoa, "multi30k": multi30k, "wmt22": lambda folder: wmt22(folder, plm)}
+    makers = {
+        "cocoa": cocoa,
+        "multi30k": multi30k,
+        "wmt22": lambda folder: wmt22(folder, plm),
+        "multi30k-4000": lambda folder: multi30k(folder, 4000),
+    }
     for which in args.only:
         data = makers[which](args.data)
         work, kept = args.output / name / data.name, RESULTS / name / data.name
         kept.mkdir(parents=True, exist_ok=True)
-        for setting in settings(args.seeds):
+        for setting in (fewer_settings if which == "multi30k-4000" else settings)(args.seeds):
             result = adapt(plm, data, setting, work)
             for ending in (".json", ".txt"):
                 found = work / "results" / f"{setting.key}.test{ending}"

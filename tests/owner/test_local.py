@@ -9,7 +9,7 @@ import torch
 
 from conftest import EOS, FAMILIES, PAD
 from pema.errors import DataError
-from pema.owner import local
+from pema.owner import growing, local, running
 from pema.owner.batching import common_prefix, length_batches, pad_left, pad_right
 from pema.owner.derivation import find_final_norm
 from pema.owner.local import LocalPLM
@@ -228,7 +228,7 @@ def test_a_cache_that_cannot_be_used_is_done_without(tiny_plm, monkeypatch, capl
     def broken(cache, keep):
         raise RuntimeError("no rows here")
 
-    monkeypatch.setattr(local, "select_rows", broken)
+    monkeypatch.setattr(growing, "_select_rows", broken)
     plm = tiny_plm()
     with caplog.at_level(logging.WARNING, "pema"):
         check_greedy(plm, [[1, 5, 6], [1, 7]], [3, 6])
@@ -236,7 +236,8 @@ def test_a_cache_that_cannot_be_used_is_done_without(tiny_plm, monkeypatch, capl
 
 
 def test_padding_that_is_looked_at_is_not_used(tiny_plm, monkeypatch, caplog):
-    monkeypatch.setattr(local, "pad_right", lambda rows: pad_right(rows).roll(int(len(rows) > 1), 1))
+    for module in (running, growing):
+        monkeypatch.setattr(module, "pad_right", lambda rows: pad_right(rows).roll(int(len(rows) > 1), 1))
     plm = tiny_plm()
     with caplog.at_level(logging.WARNING, "pema"):
         check_teacher(plm, *examples())

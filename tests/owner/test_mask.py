@@ -144,7 +144,7 @@ def test_predicted_contexts_have_the_same_tokens(tiny_plm):
 
 def test_a_decoding_session_hands_out_the_rotated_representations():
     class Session:
-        bytes = 7
+        held_bytes = 7
 
         def __init__(self):
             self.representations = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
@@ -171,7 +171,7 @@ def test_a_decoding_session_hands_out_the_rotated_representations():
         if step is not None:
             opened.advance(*step)
         torch.testing.assert_close(opened.representations, session.representations @ Q.T, atol=1e-5, rtol=1e-5)
-    assert opened.bytes == 7
+    assert opened.held_bytes == 7
     opened.close()
     assert session.calls == [([3, 4], [1, 0]), "close"]
 

@@ -118,7 +118,7 @@ class Session(Protocol):
         """(rows, d_tap), f of every row's context as it stands, on the CPU."""
 
     @property
-    def bytes(self) -> int:
+    def held_bytes(self) -> int:
         """What the owner keeps for the session."""
 
     def advance(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:

@@ -200,6 +200,11 @@ class Head(nn.Module):
         raw = raw.float()
         if self.bias is not None:
             raw = raw + (self.bias if tokens is None else self.bias[tokens]).float()
+        return self.bound(raw)
+
+    def bound(self, raw: Tensor) -> Tensor:
+        """What follows the bias: scale and soft cap, (..., V) to (..., V) float32."""
+        raw = raw.float()
         if self.scale != 1.0:
             raw = raw * self.scale
         if self.soft_cap is not None:
@@ -274,9 +279,15 @@ class Head(nn.Module):
             tensors = load_file(path)
         except (SafetensorError, OSError) as error:
             raise OwnerError(f"the head bundle {folder} cannot be read: {error}.") from error
-        settings = content["settings"]
+        head = cls.of(tensors, content["settings"])
+        head._fingerprint = content["fingerprint"]
+        return head
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Head:
+        """The head of a state dict and its `settings`."""
         norm = settings["norm"]
-        head = cls(
+        return cls(
             tensors["weight"],
             tensors.get("bias"),
             scale=settings["scale"],
@@ -284,8 +295,6 @@ class Head(nn.Module):
             norm=norm and Norm(NormSettings(**norm), tensors.get("norm.weight"), tensors.get("norm.bias")),
             projection=tensors.get("projection"),
         )
-        head._fingerprint = content["fingerprint"]
-        return head
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Head:
         # The fingerprint says which head this is, so it is taken before a cast can round the values.

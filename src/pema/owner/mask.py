@@ -222,9 +222,9 @@ class MaskedSession:
         return rotate(self._session.representations, self._Q)
 
     @property
-    def bytes(self) -> int:
+    def held_bytes(self) -> int:
         """What the owner keeps for the session."""
-        return self._session.bytes
+        return self._session.held_bytes
 
     def advance(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
         """See `contract.Session.advance`."""

@@ -26,7 +26,8 @@ WireDtype = Literal["float32", "float16", "bfloat16"]
 
 def pack(tensors: Mapping[str, Tensor], texts: Mapping[str, str] | None = None) -> bytes:
     """Tensors, and texts in the header, as the bytes of one safetensors file."""
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(texts or {}))
+    body: bytes = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, dict(texts or {}))
+    return body
 
 
 def unpack(body: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:

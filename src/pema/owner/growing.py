@@ -1,0 +1,120 @@
+"""Contexts that grow by a token at a time: with a key-value cache, or run whole at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from pema.owner.batching import pad_left, pad_right
+from pema.owner.prefix import Prefix
+from pema.owner.running import Runner
+from pema.owner.weights import device_of
+
+
+class Growing(Protocol):
+    """The contexts of one batch."""
+
+    def run(self, *, logits: bool) -> tuple[Tensor, Tensor]:
+        """Run what is new: (rows, d_tap) of every context, and the PLM's (rows, V) logits ((rows, 0) unless asked)."""
+
+    def extend(self, tokens: Tensor, parents: Tensor | None) -> None:
+        """Row i becomes row parents[i] (None: row i) with tokens[i] behind it."""
+
+    @property
+    def held_bytes(self) -> int:
+        """What is kept between two steps."""
+
+
+class CachedContexts:
+    """Contexts whose keys and values are kept; rows are padded on the left, so that all end in the same column."""
+
+    def __init__(self, runner: Runner, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> None:
+        self._runner = runner
+        self._cache: Any = None
+        if prefix is None:
+            tokens, mask = pad_left(rows, max(map(len, rows)))
+        else:
+            width = max(map(len, rows)) - prefix.length
+            gaps = torch.tensor([max(map(len, rows)) - len(row) for row in rows])
+            # A row shorter than the longest runs the end of the prefix again in front of its own tokens.
+            tokens, _ = pad_left([row[-width:] for row in rows], width)
+            mask = (torch.arange(prefix.length + width) >= gaps[:, None]).long()
+            self._cache = prefix.shifted(gaps.clamp_max(prefix.length))
+        positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
+        device = device_of(runner.model)
+        self._tokens, self._mask, self._positions = tokens.to(device), mask.to(device), positions.to(device)
+
+    def run(self, *, logits: bool) -> tuple[Tensor, Tensor]:
+        """See `Growing.run`."""
+        arguments = {"attention_mask": self._mask, "past_key_values": self._cache, "use_cache": True}
+        if self._runner.takes_positions:
+            arguments["position_ids"] = self._positions
+        head = (lambda x: x[..., -1:, :]) if logits else None
+        f, output = self._runner.forward(self._tokens, lambda x: x[:, -1], head=head, **arguments)
+        self._cache = output.past_key_values
+        return f, output.logits[:, -1] if logits else f.new_empty(len(f), 0)
+
+    def extend(self, tokens: Tensor, parents: Tensor | None) -> None:
+        """See `Growing.extend`."""
+        if parents is not None:
+            _select_rows(self._cache, parents)
+            self._mask, self._positions = self._mask[parents], self._positions[parents]
+        self._tokens = tokens[:, None]
+        self._positions = self._positions[:, -1:] + 1
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
+
+    @property
+    def held_bytes(self) -> int:
+        """Keys, values and whatever else the cache's layers hold."""
+        held = [v for layer in self._cache.layers for v in vars(layer).values() if isinstance(v, Tensor)]
+        return sum(tensor.nbytes for tensor in held)
+
+
+class WholeContexts:
+    """Contexts that are run from their first token at every step: slow, and right for every causal model.
+
+    Attributes:
+        together: whether rows of different length may go through the model at once.
+    """
+
+    def __init__(self, runner: Runner, rows: Sequence[Sequence[int]], *, together: bool) -> None:
+        self._runner = runner
+        self._contexts = [list(row) for row in rows]
+        self.together = together
+
+    def run(self, *, logits: bool) -> tuple[Tensor, Tensor]:
+        """See `Growing.run`."""
+        batches = [self._contexts] if self.together else [[context] for context in self._contexts]
+        found = [self._run(batch, logits) for batch in batches]
+        return torch.cat([f for f, _ in found]), torch.cat([words for _, words in found])
+
+    def _run(self, contexts: list[list[int]], logits: bool) -> tuple[Tensor, Tensor]:
+        tokens = pad_right(contexts)
+        wanted = torch.arange(len(contexts)) * tokens.shape[1] + torch.tensor([len(c) - 1 for c in contexts])
+
+        def pick(x: Tensor) -> Tensor:
+            return x.flatten(0, -2).index_select(0, wanted.to(x.device))
+
+        head = (lambda x: pick(x)[None]) if logits else None
+        f, output = self._runner.forward(tokens, pick, head=head, use_cache=False)
+        return f, output.logits[0] if logits else f.new_empty(len(f), 0)
+
+    def extend(self, tokens: Tensor, parents: Tensor | None) -> None:
+        """See `Growing.extend`."""
+        rows = range(len(self._contexts)) if parents is None else parents.tolist()
+        pairs = zip(rows, tokens.tolist(), strict=True)
+        self._contexts = [[*self._contexts[row], token] for row, token in pairs]
+
+    @property
+    def held_bytes(self) -> int:
+        """Eight a token."""
+        return 8 * sum(map(len, self._contexts))
+
+
+def _select_rows(cache: Cache, rows: Tensor) -> None:
+    for layer in cache.layers:
+        layer.batch_select_indices(rows)

@@ -1,0 +1,103 @@
+"""Running a transformers causal LM, unmodified, and reading f(c) at the tap on the way."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from pema.owner.batching import pad_right
+from pema.owner.contract import Tap
+from pema.owner.derivation import find_final_norm, hooked, output_embedding
+from pema.owner.prefix import Prefix
+from pema.owner.weights import device_of
+
+
+class Runner:
+    """Forward passes of one model.
+
+    f(c) is read by a hook at the tap, so every architecture works unmodified.
+
+    Attributes:
+        model: the transformers model, in evaluation mode.
+        tap: where representations are read.
+        eos: tokens that end a sequence.
+    """
+
+    def __init__(self, model: PreTrainedModel, tap: Tap, eos: tuple[int, ...]) -> None:
+        self.model = model
+        self.tap: Tap = tap
+        self.eos = eos
+        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+
+    def forward(
+        self,
+        tokens: Tensor,
+        select: Callable[[Tensor], Tensor],
+        *,
+        head: Callable[[Tensor], Tensor] | None = None,
+        **arguments: object,
+    ) -> tuple[Tensor, CausalLMOutputWithPast]:
+        """One forward pass of the model that reads the tap and spares the LM head.
+
+        Args:
+            tokens: (rows, length).
+            select: which of the (rows, length, d_tap) at the tap are wanted.
+            head: what of (rows, length, d) goes into the LM head; where None it multiplies nothing at all.
+            arguments: the model's own.
+
+        Returns:
+            What `select` gave, and the model's output.
+        """
+        seen: list[Tensor] = []
+        embedding = output_embedding(self.model)
+        keep = head or (lambda x: x[..., :0, :])
+
+        def at_tap(_module: nn.Module, given: tuple[Any, ...]) -> None:
+            seen.append(select(given[0]))
+
+        def at_head(_module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (keep(given[0]), *given[1:])
+
+        tap = embedding if self.tap == "head_input" else self._norm
+        handles = [tap.register_forward_pre_hook(at_tap), embedding.register_forward_pre_hook(at_head)]
+        with hooked(*handles):
+            output = self.model(input_ids=tokens.to(device_of(self.model)), **arguments)
+        return seen[0], output
+
+    @torch.inference_mode()
+    def teacher(self, rows: Sequence[Sequence[int]], starts: Sequence[int], prefix: Prefix | None) -> Tensor:
+        """One forward pass: (sum of len(row) - start, d_tap) representations, on the CPU.
+
+        A causal model never looks at the padding on its right, so no mask is given and the fast attention is taken.
+        """
+        tokens = pad_right(rows)
+        width = tokens.shape[1]
+        wanted = torch.cat(
+            [
+                torch.arange(start - 1, len(row) - 1) + i * width
+                for i, (row, start) in enumerate(zip(rows, starts, strict=True))
+            ]
+        )
+        arguments: dict[str, Any] = {"use_cache": False}
+        if prefix is not None:
+            arguments = {"use_cache": True, "past_key_values": prefix.expanded(len(rows))}
+        found, _ = self.forward(tokens, lambda x: x.flatten(0, -2).index_select(0, wanted.to(x.device)), **arguments)
+        return found.cpu()
+
+    @torch.inference_mode()
+    def prefix(self, tokens: Sequence[int]) -> Prefix | None:
+        """The cache of the tokens that all contexts begin with; None where it is not of a kind that can be shared."""
+        _, output = self.forward(torch.tensor([list(tokens)]), lambda x: x[:, -1], use_cache=True)
+        cache = getattr(output, "past_key_values", None)
+        return Prefix(cache, len(tokens)) if Prefix.understands(cache) else None
+
+    @cached_property
+    def _norm(self) -> nn.Module:
+        return find_final_norm(self.model).module

@@ -1,0 +1,209 @@
+"""A decoding session as a causal language model of transformers, so that its `generate` works across the boundary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from pema.errors import OwnerError
+
+if TYPE_CHECKING:
+    from pema.owner.contract import PLM, Session
+
+
+class SessionConfig(PreTrainedConfig):  # type: ignore[misc]
+    """What `generate` asks a model's configuration for."""
+
+    model_type = "pema-session"
+
+
+class SessionCache(Cache):  # type: ignore[misc]
+    """Stands where a key-value cache stands: which row of the session each row of the batch goes on from.
+
+    Attributes:
+        session: the owner's end; None once every row has ended.
+        length: positions that the rows take, padding included.
+        rows: the session's row of each row of the batch; -1 for one that has ended.
+        room: tokens that each row may still have.
+    """
+
+    def __init__(self, session: Session, length: int, rows: list[int], room: list[int]) -> None:
+        super().__init__(layers=[])
+        self.session: Session | None = session
+        self.length = length
+        self.rows = rows
+        self.room = room
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions that the rows take."""
+        return self.length
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row i goes on from row beam_idx[i]."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows `indices`."""
+        self.rows = [self.rows[i] for i in indices.tolist()]
+        self.room = [self.room[i] for i in indices.tolist()]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row `repeats` times, side by side."""
+        self.batch_select_indices(torch.arange(len(self.rows)).repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused: a session does not go back.
+
+        Raises:
+            OwnerError: always.
+        """
+        raise OwnerError(
+            "A decoding session does not go back, so assisted and contrastive decoding need a PLM in this process: "
+            "use greedy decoding, sampling or beam search."
+        )
+
+    @property
+    def is_compileable(self) -> bool:
+        """Never: the session is elsewhere."""
+        return False
+
+    def close(self) -> None:
+        """End the session."""
+        if self.session is not None:
+            self.session.close()
+            self.session = None
+
+
+class SessionModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """logits = head(f), with f from the decoding session of a PLM that may be anywhere.
+
+    Its output head is W_hd of the head bundle, so an adapter plugs in as it does into the PLM itself. A row leaves the
+    session behind its end-of-sequence token, and where it fills the context window it is made to end.
+
+    Attributes:
+        lm_head: W_hd and its bias, in the head bundle's memory.
+    """
+
+    config_class = SessionConfig
+    main_input_name = "input_ids"
+
+    def __init__(self, plm: PLM) -> None:
+        description, tokenizer, head = plm.description, plm.tokenizer, plm.head()
+        ends = list(description.eos_token_ids)
+        super().__init__(
+            SessionConfig(
+                vocab_size=description.vocabulary_size,
+                hidden_size=description.d,
+                max_position_embeddings=description.max_length,
+                num_hidden_layers=0,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=ends or None,
+                pad_token_id=ends[0] if tokenizer.pad_token_id is None and ends else tokenizer.pad_token_id,
+            )
+        )
+        self._plm, self._head = plm, head
+        self.lm_head = nn.Linear(head.d, head.vocabulary_size, bias=head.bias is not None, device="meta")
+        self.lm_head.weight = nn.Parameter(head.weight, requires_grad=False)
+        if head.bias is not None:
+            self.lm_head.bias = nn.Parameter(head.bias, requires_grad=False)
+        self._ends: frozenset[int] = frozenset()
+        self._opened: list[SessionCache] = []
+        self.eval()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """W_hd."""
+        return self.lm_head
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """As for every model of transformers; the sessions that it opens are closed when it returns."""
+        config = kwargs.get("generation_config") or (args[0] if args else None) or self.generation_config
+        ends = kwargs.get("eos_token_id", config.eos_token_id)
+        before = self._ends, self._opened
+        self._ends = frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
+        self._opened = []
+        try:
+            return super().generate(inputs, *args, **kwargs)
+        finally:
+            for cache in self._opened:
+                cache.close()
+            self._ends, self._opened = before
+
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: SessionCache | None = None,
+        use_cache: bool | None = None,
+        **_settings: object,
+    ) -> CausalLMOutputWithPast:
+        """Logits of the last position only, (rows, 1, V) float32, of prompts or of what was chosen since.
+
+        Args:
+            input_ids: (rows, columns) prompts padded on the left, or (rows, 1) chosen tokens.
+            attention_mask: (rows, columns) 0 where a prompt is padded.
+            past_key_values: what the call before returned.
+            use_cache: whether the session is to stay open.
+
+        Raises:
+            OwnerError: more than one token a row behind the prompt.
+        """
+        if past_key_values is None:
+            cache, f = self._begin(input_ids, attention_mask)
+        else:
+            cache, f = past_key_values, self._advance(past_key_values, input_ids)
+        h = self._head.normalise(f).to(self.lm_head.weight)
+        logits = self._head.bound(self.lm_head(h[:, None]))
+        ended = torch.tensor([row < 0 for row in cache.rows], device=logits.device)
+        if bool(ended.any()) and self._plm.description.eos_token_ids:
+            logits[ended] = -torch.inf
+            logits[ended, :, self._plm.description.eos_token_ids[0]] = 0.0
+        if use_cache is False:
+            cache.close()
+        return CausalLMOutputWithPast(logits=logits, past_key_values=None if use_cache is False else cache)
+
+    def _begin(self, input_ids: Tensor, mask: Tensor | None) -> tuple[SessionCache, Tensor]:
+        shown = torch.ones_like(input_ids) if mask is None else mask[:, -input_ids.shape[1] :]
+        prompts = [tuple(row[keep.bool()].tolist()) for row, keep in zip(input_ids, shown, strict=True)]
+        # The beams of one input begin with the same prompt, which crosses once.
+        places = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+        session = self._plm.open_session(list(places))
+        rows = [places[prompt] for prompt in prompts]
+        room = [self._plm.description.max_length - len(prompt) for prompt in prompts]
+        cache = SessionCache(session, input_ids.shape[1], rows, room)
+        self._opened.append(cache)
+        return cache, session.representations[rows]
+
+    def _advance(self, cache: SessionCache, input_ids: Tensor) -> Tensor:
+        if input_ids.shape[1] != 1:
+            raise OwnerError(
+                f"A decoding session takes one token a step, not {input_ids.shape[1]}: use greedy decoding, sampling "
+                "or beam search."
+            )
+        tokens = input_ids[:, 0].tolist()
+        steps = [
+            (row, token) if row >= 0 and room > 1 and token not in self._ends else None
+            for row, token, room in zip(cache.rows, tokens, cache.room, strict=True)
+        ]
+        places = {step: i for i, step in enumerate(dict.fromkeys(step for step in steps if step is not None))}
+        cache.length += 1
+        cache.room = [room - 1 for room in cache.room]
+        cache.rows = [-1 if step is None else places[step] for step in steps]
+        if not places or cache.session is None:
+            cache.close()
+            return torch.zeros(len(steps), self._plm.description.d_tap)
+        cache.session.advance([token for _, token in places], [row for row, _ in places])
+        found = cache.session.representations
+        return found.index_select(0, torch.tensor(cache.rows).clamp_min(0))
+
+
+# A pipeline asks whether the class is one that generates text.
+AutoModelForCausalLM.register(SessionConfig, SessionModel)
