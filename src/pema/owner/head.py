@@ -279,13 +279,11 @@ class Head(nn.Module):
             tensors = load_file(path)
         except (SafetensorError, OSError) as error:
             raise OwnerError(f"the head bundle {folder} cannot be read: {error}.") from error
-        head = cls.of(tensors, content["settings"])
-        head._fingerprint = content["fingerprint"]
-        return head
+        return cls.of(tensors, content["settings"], content["fingerprint"])
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Head:
-        """The head of a state dict and its `settings`."""
+    def of(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], fingerprint: str | None = None) -> Head:
+        """The head of a state dict and its `settings`; without its fingerprint, that of these tensors."""
         norm = settings["norm"]
         return cls(
             tensors["weight"],
@@ -294,6 +292,7 @@ class Head(nn.Module):
             soft_cap=settings["soft_cap"],
             norm=norm and Norm(NormSettings(**norm), tensors.get("norm.weight"), tensors.get("norm.bias")),
             projection=tensors.get("projection"),
+            fingerprint=fingerprint,
         )
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Head:
