@@ -84,6 +84,7 @@ class RemotePLM:
     @cached_property
     def _head(self) -> Head:
         tensors, texts = unpack(self._connection.request("GET", "/v1/head").content)
+        # A masked head's fingerprint is the owner's word: it cannot be computed from the tensors.
         head = Head.of(tensors, json.loads(texts["settings"]), texts["fingerprint"])
         if head.fingerprint != self._description.head_fingerprint:
             raise MismatchError(f"{self._connection.url} sent another LM head than the one that it describes.")
