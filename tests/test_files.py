@@ -1,13 +1,14 @@
 """Files are whole or absent."""
 
 import errno
+import stat
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pema.errors import DataError, PemaError, StorageError
-from pema.files import TEMPORARY, read_json, remove, sha256, write_json, writing
+from pema.files import TEMPORARY, create, read_json, remove, sha256, write_json, writing
 
 JSON = st.dictionaries(st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.text(max_size=5))
 
@@ -94,3 +95,23 @@ def test_every_error_is_a_pema_error():
     found = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)]
     assert len(found) > 5
     assert all(issubclass(e, PemaError) for e in found)
+
+
+def test_a_new_file_is_for_its_owner_alone_and_no_other_takes_its_place(tmp_path):
+    path = tmp_path / "deep" / "file"
+    assert create(path, b"first")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert not create(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "link"])
+def test_a_new_file_that_cannot_be_written_is_absent(tmp_path, monkeypatch, step):
+    def fail(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(f"pema.files.os.{step}", fail)
+    with pytest.raises(StorageError, match=r"cannot write .*file: No space left on device. Nothing was changed"):
+        create(tmp_path / "file", b"content")
+    assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,38 @@ def writing(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and not isinstance(error, StorageError):
             raise StorageError(f"cannot write {path}: {error.strerror or error}. Nothing was changed there.") from error
         raise
+
+
+def create(path: Path, content: bytes) -> bool:
+    """Write a new file that its owner alone may read, whole or not at all.
+
+    Of several processes that create the same file one succeeds, and what it wrote stays.
+
+    Returns:
+        False where the file exists; it is left as it is.
+
+    Raises:
+        StorageError: the file cannot be written; nothing changed at `path`.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # mkstemp opens with mode 0600, so no moment passes in which others may read.
+        descriptor, name = tempfile.mkstemp(prefix=path.name, suffix=TEMPORARY, dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            # Where a rename would replace what another process has just written, a link is refused.
+            os.link(name, path)
+        finally:
+            Path(name).unlink()
+        sync(path.parent)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}. Nothing was changed there.") from error
+    return True
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -131,6 +131,69 @@ def test_release_writes_the_head(run, folder):
     assert any((folder / "head").glob("*.safetensors"))
 
 
+def test_a_masked_head_is_released_again_and_built_with(run, folder):
+    arguments = ("release", "plm", "--mask", "rotation", "--secret", "mask.key", "--json")
+    code, out, err = run(*arguments, "-o", "masked")
+    assert code == 0, err
+    assert "mask.key holds a new secret" in err
+    first = json.loads(out)
+    assert first["mask"] == "rotation"
+    code, out, err = run(*arguments, "-o", "masked-again")
+    assert code == 0
+    assert "new secret" not in err
+    assert json.loads(out) == first | {"head": "masked-again"}
+    for name in ("head.safetensors", "head.json"):
+        assert (folder / "masked" / name).read_bytes() == (folder / "masked-again" / name).read_bytes()
+    code, out, _ = run("release", "plm", "-o", "plain", "--json")
+    assert code == 0
+    plain = json.loads(out)
+    assert plain["mask"] == "none"
+    assert plain["head_fingerprint"] != first["head_fingerprint"]
+
+    code, _, err = build(run, "--mask-secret", "mask.key", output="masked-memory")
+    assert code == 0, err
+    tensors = (folder / "masked-memory" / "head" / "head.safetensors").read_bytes()
+    assert tensors == (folder / "masked" / "head.safetensors").read_bytes()
+    code, _, err = run(
+        "train", "masked-memory", "-o", "masked-adapter", "--preset", "paper", "--rank", 8, "--epochs", 1
+    )
+    assert code == 0, err
+    code, _, err = run(
+        *("generate", "masked-adapter", "--plm", "plm", "--task", "translation", "--input", "train.en", "-o", "no.de")
+    )
+    assert code == 1
+    assert "another PLM" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--mask", "rotation"), 2, "--mask rotation needs --secret FILE"),
+        (("--secret", "unused.key"), 2, "--secret is for a masked head: give --mask rotation too"),
+        (
+            ("--mask", "rotation", "--secret", "tap.key", "--tap", "norm_input"),
+            2,
+            "a masked head needs tap 'head_input'",
+        ),
+        (("--mask", "rotation", "--secret", "never/mask.key"), 2, "would lie in never, which is given away"),
+        (("--mask", "rotation", "--secret", "train.en"), 1, "a mask's secret has 32"),
+    ],
+)
+def test_a_mask_that_cannot_be_is_refused(run, folder, arguments, code, words):
+    found, _, err = run("release", "plm", "-o", "never", *arguments)
+    assert found == code
+    assert words in err
+    assert not (folder / "never").exists()
+    assert not (folder / "unused.key").exists()
+
+
+def test_building_with_a_secret_that_does_not_exist_makes_none(run, folder):
+    code, _, err = build(run, "--mask-secret", "nowhere.key", output="never")
+    assert code == 1
+    assert "nowhere.key does not exist" in err
+    assert not (folder / "nowhere.key").exists()
+
+
 @pytest.mark.parametrize(
     "verb",
     [

@@ -7,6 +7,7 @@ from pema.errors import ConfigError, DataError, MismatchError
 from pema.generation.decoding import generate, one_line
 from pema.generation.plugin import attach
 from pema.generation.schedule import Constant, GradualUnrolling, NoAdapter
+from pema.owner.session_model import SessionModel
 from pema.tasks.registry import Task
 from pema.tasks.template import Template
 
@@ -129,3 +130,22 @@ def test_bad_input_is_refused(plm, tiny_plm):
             generate(plm, adapter, ["a"], TASK, Constant(0.5), **{name: 0})
     with pytest.raises(MismatchError, match="belongs to another PLM"):
         generate(plm, make_adapter(tiny_plm("llama", seed=1)), ["a"], TASK, Constant(0.5))
+
+
+class Elsewhere:
+    """A PLM whose model is not in the process: it decodes in sessions."""
+
+    def __init__(self, plm):
+        self.description, self.tokenizer, self.head = plm.description, plm.tokenizer, plm.head
+        self.open_session, self.model = plm.open_session, SessionModel(plm)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"do_sample": True, "seed": 3}, {"batch_size": 2}], ids=str)
+@pytest.mark.parametrize("schedule", [GradualUnrolling(0.9), Constant(0.5), Constant(1.0)], ids=lambda s: s.name)
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt-projected"])
+@pytest.mark.parametrize("tap", ["head_input", "norm_input"])
+def test_a_session_gives_the_tokens_of_the_model_itself(tiny_plm, family, tap, schedule, settings):
+    plm = tiny_plm(family, tap=tap)
+    adapter = make_adapter(plm, strength=0.5)
+    local = generate(plm, adapter, SOURCES, TASK, schedule, **settings)
+    assert generate(Elsewhere(plm), adapter, SOURCES, TASK, schedule, **settings) == local

@@ -11,7 +11,8 @@ from conftest import EOS
 from pema.errors import ConfigError, OwnerError
 from pema.owner import loading
 from pema.owner.contract import PLMDescription
-from pema.owner.local import LocalPLM, open_plm
+from pema.owner.local import LocalPLM
+from pema.owner.opening import open_plm
 from pema.owner.weights import fingerprint
 
 

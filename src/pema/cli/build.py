@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pema.cli.options import AsJSON, DeviceMap, PLMDtype, PLMName, TapName, TaskName, TemplateText, show
+from pema.cli.options import AsJSON, DeviceMap, MaskSecret, PLMDtype, PLMName, TapName, TaskName, TemplateText, show
 
 SEQUENCE = 128
 """Tokens in a sequence of `--batch-size`: batches hold about as many tokens each, however long the sequences are."""
@@ -65,6 +65,7 @@ def build(
     append: Annotated[bool, typer.Option("--append", help="Add the examples to a finished memory.")] = False,
     plm_dtype: PLMDtype = None,
     device_map: DeviceMap = None,
+    mask_secret: MaskSecret = None,
     as_json: AsJSON = False,
 ) -> None:
     """Build an external memory: (context representation, target token) pairs on your own disk.
@@ -74,7 +75,7 @@ def build(
     Example: pema build --plm embedded --task translation --source train.en --target train.de -o memory
     """
     from pema.memory.build import build_memory
-    from pema.owner.local import open_plm
+    from pema.owner.opening import open_plm
     from pema.tasks.readers import read_examples
     from pema.tasks.registry import get_task
 
@@ -82,7 +83,7 @@ def build(
     examples = read_examples(
         data=data, source=source, target=target, source_field=source_field, target_field=target_field, limit=limit
     )
-    owner = open_plm(plm, tap=tap.value, dtype=plm_dtype, device_map=device_map)
+    owner = open_plm(plm, mask_secret=mask_secret, tap=tap.value, dtype=plm_dtype, device_map=device_map)
     memory = build_memory(
         owner,
         examples,

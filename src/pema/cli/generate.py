@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pema.cli.options import AsJSON, DeviceMap, PLMDtype, PLMName, TaskName, TemplateText, show
+from pema.cli.options import AsJSON, DeviceMap, MaskSecret, PLMDtype, PLMName, TaskName, TemplateText, show
 
 
 class ScheduleName(StrEnum):
@@ -40,6 +40,7 @@ def generate(
     template: TemplateText = None,
     plm_dtype: PLMDtype = None,
     device_map: DeviceMap = None,
+    mask_secret: MaskSecret = None,
     as_json: AsJSON = False,
 ) -> None:
     """Generate with the PLM and the adapter: P = lambda_t P_PEMA + (1 - lambda_t) P_LM.
@@ -51,7 +52,7 @@ def generate(
     from pema.generation.decoding import generate as generate_texts
     from pema.generation.schedule import NoAdapter, Schedule, choose_schedule
     from pema.owner.contract import Tap
-    from pema.owner.local import LocalPLM
+    from pema.owner.opening import open_plm
     from pema.tasks.readers import read_lines
     from pema.tasks.registry import get_task
 
@@ -65,7 +66,7 @@ def generate(
         name = None if schedule is None else schedule.value
         mixture = choose_schedule(loaded.folder or adapter, name, lambda_max, contexts=loaded.config.contexts)
         tap = loaded.config.plm.tap if loaded.config.plm is not None else tap
-    owner = LocalPLM.load(plm, tap=tap, dtype=plm_dtype, device_map=device_map)
+    owner = open_plm(plm, mask_secret=mask_secret, tap=tap, dtype=plm_dtype, device_map=device_map)
     texts = generate_texts(
         owner,
         loaded,

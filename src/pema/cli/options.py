@@ -33,6 +33,10 @@ PLMDtype = Annotated[
 DeviceMap = Annotated[
     str | None, typer.Option("--device-map", help="Where the PLM goes, as in transformers: cpu, cuda, auto, ...")
 ]
+MaskSecret = Annotated[
+    Path | None,
+    typer.Option("--mask-secret", help="The PLM owner's secret: work with the masked head that `pema release` wrote."),
+]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 MemoryFolder = Annotated[Path, typer.Argument(help="Folder of the external memory.", metavar="MEMORY")]

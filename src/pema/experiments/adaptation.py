@@ -18,12 +18,12 @@ from pema.generation.fitted import store_fitted
 from pema.generation.schedule import NoAdapter, Schedule, choose_schedule
 from pema.memory.build import build_memory
 from pema.memory.reader import Memory
-from pema.owner.local import LocalPLM
+from pema.owner.contract import PLM
 from pema.signature import signature
 from pema.tasks.registry import get_task
 
 
-def adapt(plm: LocalPLM, data: Data, setting: Setting, folder: Path, *, part: str = "test") -> dict[str, Any]:
+def adapt(plm: PLM, data: Data, setting: Setting, folder: Path, *, part: str = "test") -> dict[str, Any]:
     """Run `setting` and score it on `part` ("dev" or "test") of the data.
 
     Memories, adapters and results are kept below `folder` and taken from there when they are finished.
@@ -59,7 +59,7 @@ def adapt(plm: LocalPLM, data: Data, setting: Setting, folder: Path, *, part: st
     return result
 
 
-def memory_of(plm: LocalPLM, data: Data, setting: Setting, folder: Path) -> tuple[Memory, dict[str, float]]:
+def memory_of(plm: PLM, data: Data, setting: Setting, folder: Path) -> tuple[Memory, dict[str, float]]:
     """The memory that `setting` needs, and the seconds that building it took."""
     path = folder / "memories" / setting.memory_key
     seconds = path.with_name(path.name + ".json")

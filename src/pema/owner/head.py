@@ -118,6 +118,7 @@ class Head(nn.Module):
         soft_cap: float | None = None,
         norm: Norm | None = None,
         projection: Tensor | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("weight", _frozen(weight))
@@ -126,7 +127,7 @@ class Head(nn.Module):
         self.norm = norm
         self.scale = scale
         self.soft_cap = soft_cap
-        self._fingerprint: str | None = None
+        self._fingerprint = fingerprint
 
     @property
     def d(self) -> int:
@@ -154,7 +155,7 @@ class Head(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the settings and the tensors as they were when the head was made; a cast keeps it."""
+        """What the head was made with, or SHA-256 over its settings and tensors as they were then; a cast keeps it."""
         if self._fingerprint is None:
             self._fingerprint = digest_tensors(self.state_dict(), self.settings)
         return self._fingerprint
@@ -278,13 +279,11 @@ class Head(nn.Module):
             tensors = load_file(path)
         except (SafetensorError, OSError) as error:
             raise OwnerError(f"the head bundle {folder} cannot be read: {error}.") from error
-        head = cls.of(tensors, content["settings"])
-        head._fingerprint = content["fingerprint"]
-        return head
+        return cls.of(tensors, content["settings"], content["fingerprint"])
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Head:
-        """The head of a state dict and its `settings`."""
+    def of(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], fingerprint: str) -> Head:
+        """The head of a state dict, its `settings` and its fingerprint."""
         norm = settings["norm"]
         return cls(
             tensors["weight"],
@@ -293,6 +292,7 @@ class Head(nn.Module):
             soft_cap=settings["soft_cap"],
             norm=norm and Norm(NormSettings(**norm), tensors.get("norm.weight"), tensors.get("norm.bias")),
             projection=tensors.get("projection"),
+            fingerprint=fingerprint,
         )
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Head:

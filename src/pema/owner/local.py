@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TypedDict, Unpack
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pema.errors import DataError
 from pema.owner import loading
 from pema.owner.batching import common_prefix, length_batches
-from pema.owner.contract import PLM, PLMDescription, Represented, Tap
+from pema.owner.contract import PLMDescription, Represented, Tap
 from pema.owner.derivation import derive_head
 from pema.owner.greedy import greedy
 from pema.owner.growing import CachedContexts, Growing, WholeContexts
@@ -27,28 +26,6 @@ from pema.owner.weights import device_of, fingerprint
 
 _LEAST_SHARED = 4
 """Tokens below which a shared prefix does not pay for its own forward pass."""
-
-
-class Loading(TypedDict, total=False):
-    """The settings of `LocalPLM.load`."""
-
-    tap: Tap
-    dtype: str | torch.dtype | None
-    device_map: DeviceMap
-    revision: str | None
-
-
-def open_plm(name: str | Path, **settings: Unpack[Loading]) -> PLM:
-    """The PLM of that name: "embedded", a local folder or a hub name.
-
-    Args:
-        name: which PLM.
-        settings: those of `LocalPLM.load`.
-
-    Raises:
-        OwnerError: it cannot be loaded, or its head is not understood.
-    """
-    return LocalPLM.load(name, **settings)
 
 
 class LocalPLM:

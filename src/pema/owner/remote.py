@@ -83,7 +83,7 @@ class RemotePLM:
     @cached_property
     def _head(self) -> Head:
         tensors, texts = unpack(self._connection.request("GET", "/v1/head").content)
-        head = Head.of(tensors, json.loads(texts["settings"]))
+        head = Head.of(tensors, json.loads(texts["settings"]), texts["fingerprint"])
         if head.fingerprint != self._description.head_fingerprint:
             raise MismatchError(f"{self._connection.url} sent another LM head than the one that it describes.")
         return head

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pema.errors import OwnerError
@@ -203,3 +203,7 @@ class SessionModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         cache.session.advance([token for _, token in places], [row for row, _ in places])
         found = cache.session.representations
         return found.index_select(0, torch.tensor(cache.rows).clamp_min(0))
+
+
+# A pipeline asks whether the class is one that generates text.
+AutoModelForCausalLM.register(SessionConfig, SessionModel)

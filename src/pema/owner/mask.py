@@ -1,0 +1,241 @@
+"""The masked head: a rotation that the PLM owner alone knows, between the PLM and what is handed out.
+
+logits = W f = (W Q^T)(Q f) for every orthogonal Q, so a customer works with Q f and W Q^T as with f and W. What that
+hides and what it does not is in docs/masked-head.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import secrets
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pema.errors import ConfigError, OwnerError
+from pema.files import create
+from pema.owner.contract import PLM, PLMDescription, Represented, Session
+from pema.owner.head import Head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+SECRET_BYTES = 32
+
+_ROWS = 4096
+"""Rows of W_hd that are rotated at a time, so that no whole copy of it is ever alive in a wider type."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The PLM owner's secret and what follows from it; the same on every machine and after every restart.
+
+    Attributes:
+        secret: 32 random bytes.
+    """
+
+    secret: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.secret) != SECRET_BYTES:
+            raise ConfigError(f"a mask's secret has {SECRET_BYTES} bytes, not {len(self.secret)}: use `Mask.create`.")
+
+    @classmethod
+    def create(cls, path: Path) -> bool:
+        """Draw a secret and keep it in a new file that its owner alone may read.
+
+        Returns:
+            False where the file exists: it is left as it is.
+
+        Raises:
+            StorageError: the file cannot be written; then there is none.
+        """
+        return not path.exists() and create(path, secrets.token_bytes(SECRET_BYTES))
+
+    @classmethod
+    def read(cls, path: Path) -> Mask:
+        """The mask whose secret `create` kept.
+
+        Raises:
+            OwnerError: there is no such file, it cannot be read, or it holds no secret.
+        """
+        try:
+            secret = path.read_bytes()
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            raise OwnerError(
+                f"the mask's secret {path} does not exist: check the path, or make one with "
+                f"`pema release PLM -o HEAD --mask rotation --secret {path}`."
+            ) from None
+        except OSError as error:
+            raise OwnerError(f"the mask's secret {path} cannot be read: {error.strerror or error}.") from error
+        if len(secret) != SECRET_BYTES:
+            raise OwnerError(
+                f"{path} holds {len(secret):,} bytes, a mask's secret has {SECRET_BYTES}: give the file that "
+                "`pema release --mask rotation` made (another secret is another mask, and no adapter fits both)."
+            )
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            logger.warning("others may read the mask's secret %s: `chmod 600` it.", path)
+        return cls(secret)
+
+    def rotation(self, d: int, purpose: str) -> Tensor:
+        """Q, uniformly distributed over the orthogonal matrices to whom the secret is unknown (Haar measure).
+
+        The Q of a QR decomposition of Gaussian numbers, with the signs that make the diagonal of R positive (Mezzadri
+        2007, "How to generate random matrices from the classical compact groups"). The numbers come from SHAKE-256 and
+        not from `torch.Generator`, whose seed has 64 bits: those could be tried one after the other until W Q^T fits a
+        known row.
+
+        Args:
+            d: width of the head's input.
+            purpose: what is rotated. Each purpose has a Q of its own, so that who solves for one learns no other.
+
+        Returns:
+            (d, d) float64 on the CPU.
+        """
+        gaussian = torch.empty(d, d, dtype=torch.float64)
+        for i, row in enumerate(gaussian):
+            stream = hashlib.shake_256(self.secret + f"rotation {d} {i} {purpose}".encode()).digest(8 * d)
+            # 52 bits and a half: strictly between 0 and 1 in float64, whatever the bits are.
+            uniform = ((np.frombuffer(stream, "<u8") >> 12) + 0.5) * 2.0**-52
+            torch.special.ndtri(torch.from_numpy(uniform), out=row)
+        Q: Tensor
+        Q, R = torch.linalg.qr(gaussian)
+        return Q * torch.where(R.diagonal() < 0, -1.0, 1.0).double()
+
+    def fingerprint(self, plain: str) -> str:
+        """What stands for a fingerprint: it tells two from each other, but says nothing to who can compute `plain`."""
+        return hmac.new(self.secret, f"fingerprint {plain}".encode(), hashlib.sha256).hexdigest()
+
+
+class MaskedPLM:
+    """A PLM that hands out Q f and W_hd Q^T: the same logits, to rounding, in coordinates that only its owner knows.
+
+    Everything goes through the rotation: the head, represented contexts and decoding sessions. Products are computed
+    in float32 (float64 for a float64 head) and rounded to the type of what was rotated.
+
+    Attributes:
+        mask: the secret.
+    """
+
+    def __init__(self, plm: PLM, mask: Mask) -> None:
+        description, head = plm.description, plm.head()
+        if description.tap != "head_input":
+            raise ConfigError(
+                f"a masked head needs tap 'head_input', and {description.name} is read at {description.tap!r}: the "
+                "final norm works on single coordinates, which a rotation mixes. Use tap 'head_input'."
+            )
+        for name, part in (("norm", head.norm), ("projection", head.projection)):
+            if part is not None:
+                raise ConfigError(
+                    f"the head of {description.name} has a {name} in front of W_hd, which a rotation does not leave "
+                    "as it is: a masked head is for what W_hd itself reads. Use tap 'head_input'."
+                )
+        self.mask = mask
+        self._plm = plm
+        compute = torch.promote_types(head.weight.dtype, torch.float32)
+        self._Q = mask.rotation(head.d, description.fingerprint).to(compute)
+
+    @cached_property
+    def description(self) -> PLMDescription:
+        """That of the PLM, with fingerprints that say nothing to who has no secret.
+
+        The plain fingerprint of a public model can be computed by everyone. That of W_hd Q^T as rounded would depend
+        on the machine that multiplied it, and an adapter would not outlive the move to another one.
+        """
+        plain = self._plm.description
+        return replace(
+            plain,
+            fingerprint=self.mask.fingerprint(f"PLM {plain.fingerprint}"),
+            head_fingerprint=self.mask.fingerprint(f"head {plain.head_fingerprint}"),
+        )
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The PLM's tokenizer."""
+        return self._plm.tokenizer
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """A model whose `generate` goes through a decoding session, so that it sees Q f and W_hd Q^T."""
+        from pema.owner.session_model import SessionModel
+
+        return SessionModel(self)
+
+    def head(self) -> Head:
+        """The masked head: W_hd Q^T, with bias, scale and soft cap as they are."""
+        return self._head
+
+    @cached_property
+    def _head(self) -> Head:
+        head = self._plm.head()
+        weight = torch.empty_like(head.weight)
+        for masked, plain in zip(torch.split(weight, _ROWS), torch.split(head.weight, _ROWS), strict=True):
+            masked.copy_(self._rotate(plain))
+        fingerprint = self.description.head_fingerprint
+        return Head(weight, head.bias, scale=head.scale, soft_cap=head.soft_cap, fingerprint=fingerprint)
+
+    def represent(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 8192
+    ) -> Iterator[Represented]:
+        """`teacher` contexts; see `contract.PLM.represent`."""
+        return map(self._masked, self._plm.represent(sequences, starts, batch_tokens=batch_tokens))
+
+    def predict(
+        self, prompts: Sequence[Sequence[int]], steps: Sequence[int], *, batch_tokens: int = 8192
+    ) -> Iterator[Represented]:
+        """`predicted` contexts; see `contract.PLM.predict`."""
+        return map(self._masked, self._plm.predict(prompts, steps, batch_tokens=batch_tokens))
+
+    def open_session(self, prompts: Sequence[Sequence[int]]) -> MaskedSession:
+        """See `contract.PLM.open_session`."""
+        return MaskedSession(self._plm.open_session(prompts), self._Q)
+
+    def _masked(self, answer: Represented) -> Represented:
+        return replace(answer, representations=self._rotate(answer.representations))
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        return rotate(x, self._Q)
+
+
+class MaskedSession:
+    """A decoding session that hands out Q f."""
+
+    def __init__(self, session: Session, Q: Tensor) -> None:
+        self._session = session
+        self._Q = Q
+
+    @property
+    def representations(self) -> Tensor:
+        """(rows, d), Q f of every row's context as it stands, on the CPU."""
+        return rotate(self._session.representations, self._Q)
+
+    @property
+    def held_bytes(self) -> int:
+        """What the owner keeps for the session."""
+        return self._session.held_bytes
+
+    def advance(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
+        """See `contract.Session.advance`."""
+        self._session.advance(tokens, parents)
+
+    def close(self) -> None:
+        """See `contract.Session.close`."""
+        self._session.close()
+
+
+@torch.no_grad()
+def rotate(x: Tensor, Q: Tensor) -> Tensor:
+    """Every row x_i becomes Q x_i: (n, d), (d, d) -> (n, d), in the type and on the device of `x`."""
+    return (x.to(Q.dtype) @ Q.T.to(x.device)).to(x.dtype)

@@ -1,0 +1,97 @@
+"""Decoding sessions on a local PLM against a loop that runs every context from its first token."""
+
+import random
+
+import pytest
+import torch
+from test_local import slow_row
+
+from conftest import FAMILIES
+from pema.errors import DataError
+
+PROMPTS = [[1, 5, 6, 7], [1, 9], [1, 5, 6, 7, 8, 11, 12, 13, 14, 15, 16, 17]]
+
+
+def check(plm, session, contexts):
+    assert session.representations.shape == (len(contexts), plm.description.d_tap)
+    for f, context in zip(session.representations, contexts, strict=True):
+        torch.testing.assert_close(f, slow_row(plm, context)[0][-1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tap", ["head_input", "norm_input"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_go_on_branch_and_leave(tiny_plm, family, tap):
+    if tap == "norm_input" and family in ("opt-350m",):
+        pytest.skip("has no final norm")
+    plm = tiny_plm(family, tap=tap)
+    draw = random.Random(0)
+    session, contexts = plm.open_session(PROMPTS), [list(prompt) for prompt in PROMPTS]
+    check(plm, session, contexts)
+    for parents in (None, [2, 0, 0, 1], [3, 3], None, [1], [0, 0, 0]):
+        rows = range(len(contexts)) if parents is None else parents
+        tokens = [draw.randrange(3, 320) for _ in rows]
+        contexts = [[*contexts[row], token] for row, token in zip(rows, tokens, strict=True)]
+        session.advance(tokens, parents)
+        check(plm, session, contexts)
+    assert session.held_bytes > 0
+    session.close()
+    session.close()
+    assert session.held_bytes == 0
+
+
+def test_what_was_handed_out_stays_as_it_was(tiny_plm):
+    session = tiny_plm().open_session(PROMPTS)
+    before, copy = session.representations, session.representations.clone()
+    session.advance([4, 5, 6])
+    assert torch.equal(before, copy)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "match"),
+    [
+        ([], "at least one prompt"),
+        ([[1], []], "prompt 1 is empty"),
+        ([[1] * 128], "prompt 0 has 128 tokens, the PLM's context window holds 128 with at least one to come"),
+        ([[1], [3, 320]], "prompt 1 holds token 320, outside the vocabulary of 320"),
+        ([[-1]], "prompt 0 holds token -1"),
+    ],
+)
+def test_prompts_that_are_refused(tiny_plm, prompts, match):
+    with pytest.raises(DataError, match=match):
+        tiny_plm().open_session(prompts)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "parents", "match"),
+    [
+        ([], [], "0 tokens for 0 rows"),
+        ([1, 2], None, "2 tokens for 3 rows"),
+        ([1, 2], [0], "2 tokens for 1 rows"),
+        ([1], [3], "row 0 continues row 3, the session has 3 rows"),
+        ([1], [-1], "row 0 continues row -1"),
+        ([1, 320, 1], None, "row 1 is given token 320, outside the vocabulary of 320"),
+    ],
+)
+def test_steps_that_are_refused_leave_the_session_as_it_was(tiny_plm, tokens, parents, match):
+    plm = tiny_plm()
+    session = plm.open_session(PROMPTS)
+    with pytest.raises(DataError, match=match):
+        session.advance(tokens, parents)
+    session.advance([4, 5, 6])
+    check(plm, session, [[*prompt, token] for prompt, token in zip(PROMPTS, (4, 5, 6), strict=True)])
+
+
+def test_the_context_window_ends_a_row(tiny_plm):
+    plm = tiny_plm()
+    session = plm.open_session([[1] * 127])
+    session.advance([5])
+    check(plm, session, [[1] * 127 + [5]])
+    with pytest.raises(DataError, match="row 0 has 128 tokens and fills the PLM's context window"):
+        session.advance([5])
+
+
+def test_a_closed_session_does_not_go_on(tiny_plm):
+    session = tiny_plm().open_session(PROMPTS)
+    session.close()
+    with pytest.raises(DataError, match="the session is closed"):
+        session.advance([1, 1, 1])
