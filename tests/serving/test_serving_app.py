@@ -63,8 +63,9 @@ def test_the_tokenizer_crosses(client, plm, tmp_path):
 def test_the_head_crosses(client, plm):
     found, texts = tensors(client.get("/v1/head"))
     assert texts["fingerprint"] == plm.description.head_fingerprint
-    head = Head.of(found, json.loads(texts["settings"]))
-    assert head.fingerprint == plm.description.head_fingerprint
+    head = Head.of(found, json.loads(texts["settings"]), texts["fingerprint"])
+    f = torch.randn(3, head.d_tap)
+    assert torch.equal(head(f), plm.head()(f))
 
 
 def test_teacher_contexts(client, plm):

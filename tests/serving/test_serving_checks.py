@@ -100,4 +100,5 @@ def test_steps_may_fill_the_window_that_the_server_allows(plm):
     small = Checks(plm.description, Limits(sequence_tokens=30))
     assert small.window == 30
     assert small.predict([[1] * 19], [11]) == 30
+    assert Checks(plm.description, Limits(batch_tokens=40)).window == 40
     assert Checks(dataclasses.replace(plm.description, max_length=20), Limits(sequence_tokens=30)).window == 20

@@ -20,7 +20,7 @@ def test_every_field_can_be_set(tmp_path):
     policy = read(
         tmp_path,
         f"""
-        mask = "secret.safetensors"
+        mask_secret = "secret.key"
         [limits]
         body_bytes = 1000
         session_idle_seconds = 9
@@ -40,7 +40,7 @@ def test_every_field_can_be_set(tmp_path):
     )
     assert policy.limits == Limits(body_bytes=1000, session_idle_seconds=9)
     assert policy.batching == Batching(window_ms=0.5)
-    assert policy.mask == str(tmp_path / "secret.safetensors")
+    assert policy.mask_secret == str(tmp_path / "secret.key")
     assert policy.keys == (
         Key(
             name="acme",

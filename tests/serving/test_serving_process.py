@@ -169,7 +169,7 @@ def test_the_log_is_json_and_holds_nothing_that_was_sent(server, https):
     assert KEYS["acme"] not in text
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stop", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_server_that_is_told_to_stop_answers_what_is_in_flight(folder, stop):
     # A request waits two seconds for others to join it: long enough to stop the server meanwhile.
     with serving(folder, "[batching]\nwindow_ms = 2000\n") as (process, url, log):

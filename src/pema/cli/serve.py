@@ -42,7 +42,7 @@ def serve(
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"pema serve needs the package {error.name}: pip install 'pema[serve]'.") from error
-    from pema.owner.opening import open_plm
+    from pema.owner.local import LocalPLM
     from pema.serving.app import create_app
     from pema.serving.logs import log_to_stderr
     from pema.serving.metrics import Metrics
@@ -56,7 +56,7 @@ def serve(
     address.check(rules, insecure=insecure_network)
 
     def load(metrics: Metrics) -> Service:
-        return Service(open_plm(plm, tap=tap.value, dtype=plm_dtype, device_map=device_map), rules, metrics)
+        return Service(LocalPLM.load(plm, tap=tap.value, dtype=plm_dtype, device_map=device_map), rules, metrics)
 
     listener = address.listen()
     log_to_stderr()

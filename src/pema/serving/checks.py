@@ -19,7 +19,9 @@ class Checks:
     def __init__(self, description: PLMDescription, limits: Limits) -> None:
         self._vocabulary = description.vocabulary_size
         self._limits = limits
-        self.window = min(description.max_length, limits.sequence_tokens or description.max_length)
+        most = description.max_length if limits.sequence_tokens is None else limits.sequence_tokens
+        # A context that fills the window must fit into a request of its own.
+        self.window = min(description.max_length, most, limits.batch_tokens)
 
     def represent(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> int:
         """Tokens of a represent request.

@@ -70,7 +70,9 @@ class Gate:
                 ]
             await send(message)
 
-        self._lifecycle.in_flight += 1
+        # What is asked of the server's own state does not keep it from stopping.
+        work = scope["path"].startswith("/v1/")
+        self._lifecycle.in_flight += work
         try:
             await self._app(scope, receive, send_on)
         except Exception:
@@ -79,7 +81,7 @@ class Gate:
             if status == 0:
                 await _internal_error(send_on)
         finally:
-            self._lifecycle.in_flight -= 1
+            self._lifecycle.in_flight -= work
             seconds = time.perf_counter() - begun
             self._metrics.request(record.endpoint, status, seconds, record.tokens, record.representations)
             # A client that asks for health every second is no news.

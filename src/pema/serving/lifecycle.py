@@ -35,6 +35,7 @@ class Lifecycle:
         loaded: Future[Service] = Future()
 
         def load() -> None:
+            loaded.set_running_or_notify_cancel()
             try:
                 loaded.set_result(self._load())
             except BaseException as error:

@@ -9,6 +9,8 @@ import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
+from transformers.utils.logging import disable_progress_bar
+
 
 class JSONLines(logging.Formatter):
     """A record as one JSON object; `extra={"fields": {...}}` joins it.
@@ -34,10 +36,11 @@ class JSONLines(logging.Formatter):
 
 
 def log_to_stderr() -> None:
-    """Send the package's and the web server's records to stderr as JSON lines."""
+    """Send all records of the server to stderr as JSON lines, and nothing else there."""
+    disable_progress_bar()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines())
-    for name, level in (("pema", logging.INFO), ("uvicorn", logging.WARNING)):
+    for name, level in (("pema", logging.INFO), ("uvicorn", logging.WARNING), ("transformers", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(level)

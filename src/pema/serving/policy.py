@@ -85,8 +85,9 @@ class Policy(_Table):
     keys: tuple[Key, ...] = Field(default=(), description="Who may call; without keys, whoever reaches the server.")
     limits: Limits = Field(default=Limits(), description="Bounds on one request and on what the server holds.")
     batching: Batching = Field(default=Batching(), description="How requests go through the PLM together.")
-    mask: str | None = Field(
-        default=None, description='File of the secret mask, beside the policy file, for keys with head = "masked".'
+    mask_secret: str | None = Field(
+        default=None,
+        description="File of the mask's secret, as seen from the policy file; for keys whose head is masked.",
     )
 
     @model_validator(mode="after")
@@ -97,8 +98,8 @@ class Policy(_Table):
                 twice = next(value for value in values if values.count(value) > 1)
                 raise ValueError(f"two keys have the {what} {twice[:12]}: give each its own")
         masked = [key.name for key in self.keys if key.head == "masked"]
-        if masked and self.mask is None:
-            raise ValueError(f'key {masked[0]} has head = "masked" and there is no mask: add mask = "FILE"')
+        if masked and self.mask_secret is None:
+            raise ValueError(f'key {masked[0]} has head = "masked" and there is no mask: add mask_secret = "FILE"')
         return self
 
     @classmethod
@@ -118,7 +119,9 @@ class Policy(_Table):
             policy = cls.model_validate(_tuples(content))
         except ValidationError as error:
             raise ConfigError(f"the policy {path}: {_first(error, content)}.") from error
-        return policy if policy.mask is None else policy.model_copy(update={"mask": str(path.parent / policy.mask)})
+        if policy.mask_secret is None:
+            return policy
+        return policy.model_copy(update={"mask_secret": str(path.parent / policy.mask_secret)})
 
 
 ANYBODY = Key(name="anybody", sha256="0" * 64, endpoints=get_args(Endpoint))

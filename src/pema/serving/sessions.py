@@ -29,6 +29,7 @@ class Entry:
         session: the owner's session.
         dtype: precision of its representations on the wire.
         lengths: tokens of each row's context.
+        held: what the session holds, in bytes, as it said after its last step.
         used: when it was used last.
         step: steps that it has taken.
         request: what the last step asked for, and `answer` what it was given: a repeated step is answered again.
@@ -40,6 +41,7 @@ class Entry:
     session: Session
     dtype: WireDtype
     lengths: list[int]
+    held: int
     used: float
     step: int = 0
     request: object = None
@@ -75,7 +77,7 @@ class Sessions:
     @property
     def held(self) -> int:
         """What all sessions hold."""
-        return sum(entry.session.held_bytes for entry in self._live.values())
+        return sum(entry.held for entry in self._live.values())
 
     @contextlib.contextmanager
     def place(self, key: str) -> Iterator[None]:
@@ -101,13 +103,12 @@ class Sessions:
         finally:
             self._opening[key] -= 1
 
-    def add(self, key: str, session: Session, dtype: WireDtype, lengths: list[int]) -> Entry:
+    def add(self, key: str, session: Session, dtype: WireDtype, lengths: list[int], held: int) -> Entry:
         """Take in a session that was just opened; longer unused ones make room for it.
 
         Raises:
             Refusal: 413, it alone is larger than all sessions may be together.
         """
-        held = session.held_bytes
         if held > self._limits.session_bytes:
             session.close()
             raise Refusal(
@@ -116,7 +117,7 @@ class Sessions:
                 f"The session needs {held} bytes, all sessions together have {self._limits.session_bytes}.",
                 "Open it with fewer or shorter prompts.",
             )
-        entry = Entry(secrets.token_urlsafe(24), key, session, dtype, lengths, self._clock())
+        entry = Entry(secrets.token_urlsafe(24), key, session, dtype, lengths, held, self._clock())
         self._live[entry.name] = entry
         self.make_room(entry)
         return entry
@@ -143,10 +144,11 @@ class Sessions:
             )
         raise Refusal(404, "unknown_session", "There is no such session.", "Open one with POST /v1/sessions.")
 
-    def stepped(self, entry: Entry, lengths: list[int], request: object, answer: bytes) -> None:
+    def stepped(self, entry: Entry, lengths: list[int], held: int, request: object, answer: bytes) -> None:
         """Note a step that was taken, and what it was answered with."""
         entry.step += 1
-        entry.lengths, entry.request, entry.answer = lengths, request, answer
+        entry.lengths, entry.held = lengths, held
+        entry.request, entry.answer = request, answer
         entry.used = self._clock()
         self._live.move_to_end(entry.name)
         self.make_room(entry)

@@ -42,18 +42,19 @@ async def open_session(request: Request, caller: Annotated[Caller, Depends(admit
     with service.sessions.place(caller.key.name):
         caller.spend(tokens, len(asked.prompts))
 
-        def begin() -> tuple[Session, Tensor]:
+        def begin() -> tuple[Session, Tensor, int]:
             session = caller.plm.open_session(asked.prompts)
-            return session, session.representations
+            return session, session.representations, session.held_bytes
 
         opened = service.batcher.call(begin, key=caller.key.name, tokens=tokens)
-        session, representations = await asyncio.wrap_future(opened)
+        session, representations, held = await asyncio.wrap_future(opened)
         try:
             tensors = {"representations": narrow(representations, asked.dtype)}
         except DataError:
             session.close()
             raise
-        entry = service.sessions.add(caller.key.name, session, asked.dtype, [len(prompt) for prompt in asked.prompts])
+        lengths = [len(prompt) for prompt in asked.prompts]
+        entry = service.sessions.add(caller.key.name, session, asked.dtype, lengths, held)
     caller.record.representations = len(representations)
     texts = {"session": entry.name, "expires_in": f"{service.policy.limits.session_idle_seconds:g}"}
     return TensorResponse(pack(tensors, texts), status_code=201)
@@ -101,12 +102,12 @@ async def _step(caller: Caller, entry: Entry, asked: AdvanceRequest) -> Response
     lengths = caller.service.checks.step(asked.tokens, asked.parents, entry.lengths)
     caller.spend(len(asked.tokens), len(asked.tokens))
 
-    def run() -> Tensor:
+    def run() -> tuple[Tensor, int]:
         entry.session.advance(asked.tokens, asked.parents)
-        return entry.session.representations
+        return entry.session.representations, entry.session.held_bytes
 
     try:
-        found = await asyncio.wrap_future(
+        found, held = await asyncio.wrap_future(
             caller.service.batcher.call(run, key=caller.key.name, tokens=len(asked.tokens))
         )
         answer = pack({"representations": narrow(found, entry.dtype)})
@@ -115,6 +116,6 @@ async def _step(caller: Caller, entry: Entry, asked: AdvanceRequest) -> Response
     except BaseException:
         sessions.drop(entry)  # Half a step may have been taken.
         raise
-    sessions.stepped(entry, lengths, asked, answer)
+    sessions.stepped(entry, lengths, held, asked, answer)
     caller.record.representations = len(found)
     return TensorResponse(answer)

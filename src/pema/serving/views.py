@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from pema.errors import ConfigError
+from pathlib import Path
+
 from pema.owner.contract import PLM
+from pema.owner.mask import Mask, MaskedPLM
 from pema.serving.policy import HeadForm, Policy
 
 
@@ -11,8 +13,11 @@ def views(plm: PLM, policy: Policy) -> dict[HeadForm, PLM]:
     """The PLM for each form that its head is given out in.
 
     Raises:
-        ConfigError: a key has a masked head, which this version cannot make.
+        OwnerError: the mask's secret cannot be read.
+        ConfigError: the PLM cannot be masked at its tap.
     """
-    if any(key.head == "masked" for key in policy.keys):
-        raise ConfigError('a key of the policy has head = "masked", which is not there yet: use "plain" or "none".')
-    return {"plain": plm, "none": plm}
+    found: dict[HeadForm, PLM] = {"plain": plm, "none": plm}
+    if policy.mask_secret is not None:
+        # One for all keys, so that their requests still share forward passes.
+        found["masked"] = MaskedPLM(plm, Mask.read(Path(policy.mask_secret)))
+    return found

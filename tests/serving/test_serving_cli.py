@@ -1,0 +1,66 @@
+"""`pema serve` and `pema serve-key` as far as they go without a server."""
+
+import json
+import sys
+import tomllib
+
+import pytest
+
+from pema.cli import main
+from pema.serving.keys import digest
+from pema.serving.policy import Policy
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run `pema ...` in an empty folder; returns the exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["pema", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return stop.value.code or 0, out, err
+
+    return run
+
+
+def test_a_key_is_shown_once_and_its_hash_goes_into_the_policy(run, tmp_path):
+    code, out, _ = run("serve-key", "acme")
+    assert code == 0
+    key, lines = out.split("\n", 1)
+    key = key.split()[-1]
+    assert key.startswith("pema_")
+    assert key not in lines
+    policy = lines[lines.index("[[keys]]") :]
+    assert tomllib.loads(policy)["keys"] == [{"name": "acme", "sha256": digest(key)}]
+    (tmp_path / "policy.toml").write_text(policy, encoding="utf-8")
+    assert Policy.read(tmp_path / "policy.toml").keys[0].name == "acme"
+    code, out, _ = run("serve-key", "acme", "--json")
+    made = json.loads(out)
+    assert made["sha256"] == digest(made["key"])
+    assert made["key"] != key
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--policy", "nowhere.toml"], "the policy nowhere.toml cannot be read"),
+        (["--host", "0.0.0.0"], "0.0.0.0 can be reached from other machines"),
+        (["--tls-cert", "cert.pem"], "--tls-cert and --tls-key go together"),
+        (["--host", "203.0.113.1", "--insecure-network", "--port", "0"], "cannot listen on 203.0.113.1"),
+    ],
+)
+def test_what_cannot_be_meant_is_bad_usage(run, arguments, message):
+    code, _, err = run("serve", "embedded", *arguments)
+    assert code == 2
+    assert message in " ".join(err.split())
+
+
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])
+def test_without_the_extra_it_says_how_to_install_it(run, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    code, _, err = run("serve", "embedded")
+    assert code == 2
+    assert f"needs the package {package}: pip install 'pema[serve]'" in " ".join(err.split())
