@@ -78,6 +78,8 @@ def test_from_texts_to_scores(run, folder, trained):
     assert (info["examples"], info["contexts"], info["plm"]) == (len(TEXTS), "teacher", "plm")
 
     assert run("memory", "verify", "memory")[0] == 0
+    verified = json.loads(run("memory", "verify", "memory", "memory", "--json")[1])["verified"]
+    assert [one["memory"] for one in verified] == ["memory", "memory"]
     for schedule in ("unrolling", "constant", "linear", "fitted"):
         code, _, err = run(
             *("generate", "adapter", "--plm", "plm", "--task", "translation", "--input", "train.en"),
