@@ -39,6 +39,7 @@ class Options:
         ranks: r in `reconstruction`; 0 stands for d / 4, the paper's ratio (512 of 2,048).
         new_tokens: generated per sequence.
         batch_sizes: of generation.
+        serve_seconds: for each number of clients in `serving`.
         seed: of everything random.
     """
 
@@ -57,6 +58,7 @@ class Options:
     ranks: tuple[int, ...] = (0, 256)
     new_tokens: int = 48
     batch_sizes: tuple[int, ...] = (1, 32)
+    serve_seconds: float = 8.0
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.options import Options
 
-NAMES = ("building", "reconstruction", "joint_training", "generation")
+NAMES = ("building", "reconstruction", "joint_training", "generation", "serving")
 
 
 def resident_bytes() -> int:

@@ -17,7 +17,7 @@ from benchmarks.inputs import plm_memory, rows_of
 from benchmarks.options import Options
 from benchmarks.published import PROCEDURES, RECONSTRUCTION_BATCH, learn_reconstruction
 from benchmarks.timing import Run, alternate, row, significant, timing
-from pema.adapter.reconstruction import closed_form, reconstruction_error
+from pema.adapter.reconstruction import add_products, closed_form, reconstruction_error
 from pema.memory.reader import Memory, View
 
 DEV_FRACTION = 0.1
@@ -83,8 +83,8 @@ def stages(view: View, d: int, repeats: int) -> dict[str, float]:
     moment = (f.T @ f).double() / len(f)
     runs: dict[str, Run] = {
         "reading": lambda: [len(batch.representations) for batch in view.batches(8192)],
-        "second moment": lambda: [rows.T @ rows for rows in f.split(8192)],
-        "eigendecomposition": lambda: torch.linalg.eigh(moment),
+        "second moment": lambda: [add_products(torch.zeros_like(moment), rows) for rows in f.split(8192)],
+        "eigendecomposition": lambda: torch.linalg.eigh(moment, UPLO="U"),
     }
     return {name: timing(times)["median_seconds"] for name, times in alternate(runs, repeats).items()}
 

@@ -53,7 +53,14 @@ def demo() -> str:
         cells = [r["name"], f"{r['bleu']:.1f}", f"{r['chrf']:.1f}", f"{r['formality_accuracy']:.2f}"]
         built = [f"{r['memory_bytes'] / 1e6:.1f}", f"{r['train_seconds']:.0f}"] if r["memory_bytes"] else ["-", "-"]
         text += row(cells + built)
-    return text + "\n" + source(found, "pema demo --json results/demo.json") + "\n"
+    text += "\nPaired bootstrap (1,000 resamples), best with teacher contexts against the PLM alone: "
+    names = {"bleu": "BLEU", "chrf": "chrF", "formality_accuracy": "formality accuracy"}
+    text += "; ".join(
+        f"{names[c['metric']]} {c['difference']:+.2f} (95 % interval {c['low']:+.2f} to {c['high']:+.2f}, p "
+        f"{c['p_value']:.3f})"
+        for c in found["comparisons"]
+    )
+    return text + ".\n\n" + source(found, "pema demo --json results/demo.json") + "\n"
 
 
 def real_input() -> str:
@@ -115,12 +122,15 @@ def benchmarks() -> str:
     text = "### Benchmarks\n\n" + row(["benchmark", "measured", "value", "against", "ratio", "aim", "met"])
     text += row(["---"] * 7)
     found: dict[str, Any] = {}
-    for file in sorted(BENCHMARKS.glob("*.json")):
+    for file in sorted(BENCHMARKS.rglob("*.json")):
         found = read_json(file)
+        name = found["benchmark"]
+        if name == "reconstruction":
+            name += f", {found['memory']['pairs']:,} pairs of d {found['memory']['d']}"
         for s in found["summary"]:
             met = {True: "yes", False: "no", None: ""}[s["met"]]
             value = f"{s['value']:,g} {s['unit']}"
-            text += row([found["benchmark"], s["what"], value, s["against"], f"{s['ratio']:,g}", s["aim"], met])
+            text += row([name, s["what"], value, s["against"], f"{s['ratio']:,g}", s["aim"], met])
     text += "\nMedians; where the rest goes and the peak memory of each are in `benchmarks/results/`. "
     settings = found["signature"]["config"]
     command = f"python -m benchmarks --repeats {settings['repeats']} --sgd-seconds {settings['sgd_seconds']:g}"

@@ -43,6 +43,7 @@ def options(tmp_path_factory, tiny_model, tiny_tokenizer):
         ranks=(0,),
         new_tokens=3,
         batch_sizes=(1, 2),
+        serve_seconds=0.2,
     )
 
 
@@ -129,6 +130,16 @@ def test_joint_training_reports_both_presets_and_the_published_loop(results):
     for preset in (paper, best):
         assert preset["measured"]["pema"]["pairs_per_second"] > 0
         assert "bare products" in preset["where_it_goes"]["seconds of a pass, each alone"]
+
+
+def test_serving_reports_load_bytes_and_memory(results):
+    found = results["serving"]
+    assert [one["clients"] for one in found["load"]] == [1, 4, 16]
+    assert all(0 < one["p50_ms"] <= one["p99_ms"] for one in found["load"])
+    assert found["building"]["bytes_received"] > found["building"]["bytes_sent"] > 0
+    for one in found["generation"]:
+        assert one["bytes_per_token_down"] >= 2 * found["d"]
+    assert found["sessions"]["bytes"] > 0
 
 
 def test_generation_reports_every_batch_size_with_and_without(results, options):

@@ -32,6 +32,12 @@ def test_a_small_demo_writes_its_rows_and_signature(tmp_path, monkeypatch):
         assert set(row) == {"name", "bleu", "chrf", "formality_accuracy", "memory_bytes", "train_seconds"}
         assert (row["memory_bytes"] > 0) == (row["train_seconds"] > 0) == (row["name"] != "PLM alone")
     assert {"config", "seed", "versions", "commit", "machine"} <= set(result["signature"])
+    assert [c["metric"] for c in result["comparisons"]] == ["bleu", "chrf", "formality_accuracy"]
+    before, after = (next(r for r in result["rows"] if r["name"] == name) for name in (demo.BEFORE, demo.AFTER))
+    for c in result["comparisons"]:
+        assert c["difference"] == pytest.approx(after[c["metric"]] - before[c["metric"]], abs=1e-3)
+        assert c["low"] <= c["high"]
+        assert 0 < c["p_value"] <= 1
     again = run(tmp_path, monkeypatch, "--keep", str(tmp_path / "kept"))
     assert again["rows"] == result["rows"]
 
@@ -45,11 +51,13 @@ def test_the_tables_show_every_row_and_three_examples():
     examples = demo.pick_examples(demo.support_data(), outputs)
     assert len(examples) == 3
     console = Console(file=io.StringIO(), width=120)
-    for table in demo.show_demo({"rows": rows}, examples):
+    comparisons = [{"metric": "chrf", "difference": 4.25, "low": 3.0, "high": 5.5, "p_value": 0.001}]
+    for table in demo.show_demo({"rows": rows, "comparisons": comparisons}, examples):
         console.print(table)
     shown = console.file.getvalue()
     assert all(name in shown for name in demo.SETTINGS)
     assert all(example["reference"] in shown for example in examples)
+    assert "chrF +4.25 (+3.00 to +5.50, p 0.001)" in " ".join(shown.split())
 
 
 def test_the_data_are_large_enough_and_apart():
