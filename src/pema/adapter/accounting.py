@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ ACCOUNTANT = "prv"
 """Numerical composition of privacy loss random variables (Gopi, Lee and Wutschitz 2021): an upper bound, and tight."""
 
 
+@functools.cache
 def noise_multiplier(epsilon: float, delta: float, rate: float, steps: int) -> float:
     """The standard deviation of the noise, in clip norms, that keeps `steps` steps within (epsilon, delta).
 

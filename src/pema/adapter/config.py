@@ -243,11 +243,11 @@ PRIVATE: dict[str, Any] = {
     "rank": 64,
     "dropout": 0.0,
     "dev_fraction": 0.0,
-    "learning_rate": 3e-3,
+    "learning_rate": 1e-2,
     "weight_decay": 0.0,
     "clip": 1.0,
     "batch_size": 128,
-    "epochs": 20,
+    "epochs": 8,
 }
 """How preset `best` is changed for DP-SGD (docs/private-training.md says how these were chosen)."""
 
