@@ -2,9 +2,9 @@
 
     python -m recipes.private -o runs/private
 
-A random half of the demo's training sentences are the members that every adapter is trained on; the other half are the
-non-members of the audit. BLEU, chrF and formality accuracy are of the demo's test sentences, every adapter with the same
-schedule. Results go to `results/private/`; finished ones are skipped. The settings were chosen on the demo's dev
+A random half of the demo's training sentences are the members that every adapter is trained on; the other half are
+the non-members of the audit. BLEU, chrF and formality accuracy are of the demo's test sentences, every adapter with the
+same schedule. Results go to `results/private/`; finished ones are skipped. The settings were chosen on the demo's dev
 sentences alone (`--part dev`, which writes no results).
 """
 
