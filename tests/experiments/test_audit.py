@@ -142,8 +142,9 @@ def test_the_figures_are_those_of_all_pairs(members, non_members):
     assert module._figures(n, m, 1)[0] == pytest.approx(1 - auc)
 
 
-def test_the_interval_covers_the_truth():
+def test_the_interval_covers_the_truth(monkeypatch):
     """Scores N(1, 1) and N(0, 1) have an AUC of Phi(1 / sqrt 2)."""
+    monkeypatch.setattr(module, "RESAMPLES", 300)
     random, truth, covered = np.random.default_rng(0), 0.76025, 0
     for k in range(40):
         attack = measure(random.normal(1, 1, 60), random.normal(0, 1, 60), 1, seed=k)
