@@ -100,7 +100,8 @@ def test_a_private_adapter_is_reported_with_its_bound(adapter, memories, monkeyp
     monkeypatch.setattr(adapter, "config", AdapterConfig(**{**vars(adapter.config), "training": training}))
     result = audit(adapter, *memories)
     assert result["auc_bound"] == auc_bound(1.0, 1e-3)
-    assert f"{auc_bound(1.0, 1e-3):.3f} (epsilon 1.000, delta 0.001)" in summary(result)["largest AUC that the guarantee allows"]
+    expected = f"{auc_bound(1.0, 1e-3):.3f} (epsilon 1.000, delta 0.001)"
+    assert summary(result)["largest AUC that the guarantee allows"] == expected
 
 
 def test_the_summary_is_one_line_an_attack(found):
