@@ -205,6 +205,32 @@ def masked_head() -> str:
     )
 
 
+def private() -> str:
+    """What privacy costs in quality, and what the audit finds of the members."""
+    text = row(["", "sigma", "dev perplexity", "BLEU", "chrF", "M-ACC", "training (s)"]) + row(["---"] * 7)
+    attacks = row(["AUC (95 % interval)", "loss", "plm", "references", "largest allowed", "TPR of references"])
+    attacks += row(["---"] * 6)
+    found: dict[str, Any] = {}
+    for name in ("plm", "none", "epsilon8", "epsilon3", "epsilon1"):
+        file = RESULTS / "private" / f"{name}.seed0.json"
+        if not file.exists():
+            continue
+        found = read_json(file)
+        training, audited = found.get("training", {}), found.get("audit", {})
+        label = {"plm": "PLM alone", "none": "no privacy"}.get(name, f"epsilon {training.get('epsilon', 0):.2f}")
+        sigma = f"{training['noise_multiplier']:.2f}" if "noise_multiplier" in training else "-"
+        scores = [f"{found['dev_perplexity']:.2f}", f"{found['bleu']:.1f}", f"{found['chrf']:.1f}"]
+        seconds = f"{training['train_seconds']:.0f}" if training else "-"
+        text += row([label, sigma, *scores, f"{found['formality_accuracy']:.2f}", seconds])
+        if audited:
+            kinds = [audited["attacks"][kind] for kind in ("loss", "plm", "references")]
+            cells = [f"{a['auc']:.2f} ({a['auc_interval'][0]:.2f} to {a['auc_interval'][1]:.2f})" for a in kinds]
+            bound = f"{audited['auc_bound']:.2f}" if "auc_bound" in audited else "1"
+            low, high = kinds[-1]["tpr_interval"]
+            attacks += row([label, *cells, bound, f"{kinds[-1]['tpr']:.3f} ({low:.3f} to {high:.3f})"])
+    return text + "\n" + attacks + "\n" + (source(found, "python -m recipes.private") if found else "")
+
+
 def results() -> str:
     """The README's figures."""
     parts = ((RESULTS / "demo.json", demo), (RESULTS / "real_input", real_input), (BENCHMARKS, benchmarks))
@@ -215,6 +241,7 @@ BLOCKS = {
     ROOT / "README.md": results,
     ROOT / "docs" / "presets.md": presets,
     ROOT / "docs" / "masked-head.md": masked_head,
+    ROOT / "docs" / "private-training.md": private,
 }
 
 

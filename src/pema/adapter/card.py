@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from pema.adapter.config import AdapterConfig
 
@@ -16,6 +18,19 @@ FIGURES = {
     "epochs": "epochs trained",
     "train_seconds": "training time (seconds)",
     "parameters": "trained parameters",
+}
+
+
+PRIVACY = {
+    "epsilon": "epsilon spent",
+    "delta": "delta",
+    "noise_multiplier": "noise multiplier (standard deviation of the noise in clip norms)",
+    "clip_norm": "clip norm of one example's gradient",
+    "sampling_rate": "sampling rate (Poisson)",
+    "steps": "steps",
+    "unit": "unit",
+    "examples": "examples (public)",
+    "accountant": "accountant",
 }
 
 
@@ -48,6 +63,8 @@ def card(config: AdapterConfig) -> str:
             f"| head fingerprint | `{config.plm.head_fingerprint}` |",
         ]
     figures = config.training.get("figures", {})
+    if "epsilon" in figures:
+        lines += ["", "## Privacy", "", *_privacy(figures)]
     if figures:
         lines += ["", "## Figures", "", "| | |", "|---|---|"]
         for key, meaning in FIGURES.items():
@@ -68,3 +85,19 @@ def card(config: AdapterConfig) -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _privacy(figures: Mapping[str, Any]) -> list[str]:
+    """What DP-SGD guarantees, and the figures that it follows from."""
+    lines = [
+        "Trained with DP-SGD: (epsilon, delta)-differentially private with one example, all its pairs together, as the",
+        "unit. Neighbouring training sets differ in one example that is blank in one of them. Losses on the training",
+        "data are not given, and the randomness of the noise is not kept.",
+        "",
+        "| | |",
+        "|---|---|",
+    ]
+    for key, meaning in PRIVACY.items():
+        value = figures[key]
+        lines.append(f"| {meaning} | {value:.6g} |" if isinstance(value, float) else f"| {meaning} | {value} |")
+    return lines

@@ -39,6 +39,10 @@ def _check(config: TrainConfig | AdapterConfig) -> None:
     hints = get_type_hints(type(config))
     for f in dataclasses.fields(config):
         value, hint, limits = getattr(config, f.name), hints[f.name], f.metadata
+        if hint == (float | None):
+            if value is None:
+                continue
+            hint = float
         choices = get_args(hint) if all(isinstance(a, str) for a in get_args(hint)) else ()
         if choices and value not in choices:
             raise ConfigError(f"{f.name}={value!r} is not known: choose {' or '.join(choices)}.")
@@ -59,6 +63,37 @@ def _check(config: TrainConfig | AdapterConfig) -> None:
 def _check_shape(config: TrainConfig | AdapterConfig) -> None:
     if config.activation == "gelu" and not config.residual:
         raise ConfigError("activation='gelu' with residual=False: h_pd would lose f. Set residual=True.")
+
+
+UNDER_PRIVACY = {
+    "kappa": (0.0, "reconstruction reads the representations without noise"),
+    "init": ("random", "the principal subspace is read off the memory without noise"),
+    "vocabulary": ("full", "it would tell which tokens occur in the memory"),
+    "dev_fraction": (0.0, "early stopping reads the held-out examples without noise"),
+    "dropout": (0.0, "the mask of one example would depend on which others are in its batch"),
+}
+"""What DP-SGD needs of other settings, and why."""
+
+
+def _check_privacy(config: TrainConfig) -> None:
+    epsilon, delta = config.dp_epsilon, config.dp_delta
+    if (epsilon is None) != (delta is None):
+        raise ConfigError(
+            f"dp_epsilon={epsilon} with dp_delta={delta}: differential privacy needs both. "
+            "Set dp_delta to less than 1 / the number of examples."
+        )
+    if epsilon is None or delta is None:
+        return
+    for name, value in (("dp_epsilon", epsilon), ("dp_delta", delta)):
+        if value == 0:
+            raise ConfigError(f"{name}={value} cannot be reached by finite noise: it must be more than 0.")
+    for name, (wanted, why) in UNDER_PRIVACY.items():
+        if getattr(config, name) != wanted:
+            raise ConfigError(
+                f"{name}={getattr(config, name)!r} with dp_epsilon={epsilon}: {why}. Set {name}={wanted!r}."
+            )
+    if config.clip == 0:
+        raise ConfigError(f"clip=0 with dp_epsilon={epsilon}: noise hides only what is clipped. Set clip=1.")
 
 
 def _known(cls: type, values: Mapping[str, Any]) -> None:
@@ -102,9 +137,13 @@ class TrainConfig:
         0.0, "Share of all steps over which the learning rate rises from zero.", least=0.0, below=1.0
     )
     decay: Decay = _option("none", "How the learning rate falls to zero after the warm-up: none, linear or cosine.")
-    clip: float = _option(1.0, "Largest norm of the gradient; 0 clips nothing.", least=0.0)
+    clip: float = _option(
+        1.0, "Largest norm of the gradient; 0 clips nothing. With dp_epsilon: of one example's gradient.", least=0.0
+    )
     epochs: int = _option(30, "Most passes over the memory.", least=1)
-    batch_size: int = _option(256, "Pairs in a step.", least=1)
+    batch_size: int = _option(
+        256, "Pairs in a step. With dp_epsilon: examples in a step, on average over the steps.", least=1
+    )
     dev_fraction: float = _option(
         0.1, "Share of the examples held out for early stopping; 0 holds out none.", least=0.0, below=1.0
     )
@@ -119,6 +158,12 @@ class TrainConfig:
     device: str = _option("auto", "Where to train; auto: an accelerator where there is one.")
     checkpoint_every: int = _option(0, "Steps between checkpoints; 0: one per epoch.", least=0)
     log_every: int = _option(50, "Steps between lines of the log; 0: one per epoch.", least=0)
+    dp_epsilon: float | None = _option(
+        None, "Train with DP-SGD, spending at most this epsilon on an example (docs/private-training.md).", least=0.0
+    )
+    dp_delta: float | None = _option(
+        None, "The delta of DP-SGD: less than 1 / the number of examples.", least=0.0, below=1.0
+    )
 
     def __post_init__(self) -> None:
         _check(self)
@@ -130,6 +175,7 @@ class TrainConfig:
             )
         if self.weight_decay > 0 and self.optimizer == "adam":
             raise ConfigError(f"weight_decay={self.weight_decay} with optimizer='adam': use optimizer='adamw'.")
+        _check_privacy(self)
 
     @property
     def reconstructs(self) -> bool:
@@ -191,6 +237,19 @@ PRESETS: dict[str, TrainConfig] = {
         fit_rank=True,
     ),
 }
+
+
+PRIVATE: dict[str, Any] = {
+    "rank": 64,
+    "dropout": 0.0,
+    "dev_fraction": 0.0,
+    "learning_rate": 1e-2,
+    "weight_decay": 0.0,
+    "clip": 1.0,
+    "batch_size": 128,
+    "epochs": 8,
+}
+"""How preset `best` is changed for DP-SGD (docs/private-training.md says how these were chosen)."""
 
 
 def preset(name: str, **changes: Any) -> TrainConfig:  # noqa: ANN401

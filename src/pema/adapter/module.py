@@ -61,10 +61,16 @@ class Adapter(nn.Module):
 
     def compress(self, f: Tensor, drop: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """A f, or gelu(A norm(f)): (..., d) -> (..., r). `drop` is applied to what A reads."""
-        curved = self.config.activation == "gelu"
-        x = rms_norm(f, (self.config.d,)) if curved else f
-        z = linear(x if drop is None else drop(x), self.A)
-        return gelu(z) if curved else z
+        x = self.normalise(f)
+        return self.activate(linear(x if drop is None else drop(x), self.A))
+
+    def normalise(self, f: Tensor) -> Tensor:
+        """What A reads: f, or norm(f) with the activation; (..., d) -> (..., d)."""
+        return rms_norm(f, (self.config.d,)) if self.config.activation == "gelu" else f
+
+    def activate(self, z: Tensor) -> Tensor:
+        """What B_pd reads, z or gelu(z): (..., r) -> (..., r)."""
+        return gelu(z) if self.config.activation == "gelu" else z
 
     def predict(self, f: Tensor, z: Tensor) -> Tensor:
         """B_pd z, or f + B_pd z: (..., d), (..., r) -> (..., d)."""

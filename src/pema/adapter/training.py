@@ -24,7 +24,7 @@ from pema.adapter.reconstruction import (
 )
 from pema.adapter.store import CONFIG_FILE, load, save
 from pema.console import progress
-from pema.errors import AdapterError
+from pema.errors import AdapterError, ConfigError
 from pema.memory.reader import Memory, View
 from pema.memory.verify import verify
 from pema.signature import signature
@@ -37,6 +37,8 @@ def train(
 
     The folder gets adapter_config.json, adapter_model.safetensors, README.md and training.jsonl; while training runs
     it also holds checkpoint/, from which `resume` goes on bit for bit.
+
+    With `dp_epsilon` it is differentially private, and nothing is logged (`pema.adapter.private`).
 
     Args:
         memory: the external memory.
@@ -53,7 +55,7 @@ def train(
         ExternalMemoryError: a file of the memory is damaged; every byte is checked before training starts.
         AdapterError: `output` holds an adapter or a checkpoint already and `resume` is off, or the loss is not finite.
         MismatchError: the checkpoint is of other settings or another memory.
-        ConfigError: the settings do not fit the memory.
+        ConfigError: the settings do not fit the memory; TensorBoard with `dp_epsilon`; Opacus is not installed.
         StorageError: the disk refused; the last checkpoint stays.
     """
     output = Path(output)
@@ -65,9 +67,17 @@ def train(
     elif (output / CONFIG_FILE).exists() and not checkpoint.exists():
         done = load(output)
         training = done.config.training
-        require_same_run(training.get("settings", {}), training.get("memory"), config, digest, f"the adapter {output}")
+        # A private adapter does not tell its memory's digest: whoever knows all but one example could try it out.
+        settings, of = training.get("settings", {}), digest if config.dp_epsilon else training.get("memory")
+        require_same_run(settings, of, config, digest, f"the adapter {output}")
         return done, dict(training["figures"])
     verify(memory.path)
+    if config.dp_epsilon is not None:
+        from pema.adapter.private import train_privately  # it builds on this module
+
+        if tensorboard:
+            raise ConfigError("tensorboard with dp_epsilon: the losses that it shows have no noise. Leave it out.")
+        return train_privately(memory, config, output, checkpoint)
     run = _Run(memory, config, output, checkpoint, tensorboard)
     run.to_the_end()
     return run.finish(digest), dict(run.state.figures)
@@ -91,9 +101,9 @@ class _Run:
     ) -> None:
         self.memory, self.config, self.output, self.checkpoint = memory, config, output, checkpoint
         self.train_view, self.held_out = _split(memory, config)
-        self.device = _device(config.device)
+        self.device = device_named(config.device)
         tokens = memory.view().targets_seen() if config.vocabulary == "seen" else None
-        self.adapter = Adapter(_adapter_config(memory, config), tokens, seed=config.seed)
+        self.adapter = Adapter(adapter_config(memory, config), tokens, seed=config.seed)
         stored = checkpoint.load() if checkpoint.exists() else None
         self.state = stored[0] if stored else State()
         self.log = Log(output, self.state.log_bytes, tensorboard, self.state.step)
@@ -307,7 +317,7 @@ class _Run:
             "figures": state.figures,
             "signature": signature(config.to_dict(), config.seed),
         }
-        self.adapter.config = _adapter_config(self.memory, config, training)
+        self.adapter.config = adapter_config(self.memory, config, training)
         self.adapter.cpu().eval().requires_grad_(False)
         save(self.adapter, self.output)
         self.checkpoint.remove()
@@ -332,7 +342,12 @@ def _split(memory: Memory, config: TrainConfig) -> tuple[View, View | None]:
     return memory.split(config.dev_fraction, config.seed)
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device that a user names.
+
+    Raises:
+        AdapterError: it cannot be used here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -343,7 +358,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _adapter_config(memory: Memory, config: TrainConfig, training: dict[str, Any] | None = None) -> AdapterConfig:
+def adapter_config(memory: Memory, config: TrainConfig, training: dict[str, Any] | None = None) -> AdapterConfig:
+    """What an adapter that `config` trains on `memory` is; `training` is what the adapter tells of it."""
     manifest = memory.manifest
     return AdapterConfig(
         d=memory.d,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pema import __version__
-from pema.cli import build, demo, evaluate, generate, memory, release, serve, train
+from pema.cli import audit, build, demo, evaluate, generate, memory, release, serve, train
 from pema.console import stdout
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ app.command("demo")(demo.demo)
 app.command("build")(build.build)
 app.add_typer(memory.app, name="memory")
 app.command("train")(train.train)
+app.command("audit")(audit.audit)
 app.command("generate")(generate.generate)
 app.command("evaluate")(evaluate.evaluate)
 app.command("release")(release.release)

@@ -28,11 +28,23 @@ def train(
     kappa: Annotated[float | None, typer.Option("--kappa", min=0, max=1, help="Weight of reconstruction.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak learning rate.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Most passes over the memory.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Pairs in a step.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Pairs in a step; examples with --dp-epsilon.")
+    ] = None,
+    clip: Annotated[
+        float | None, typer.Option("--clip", min=0, help="Largest norm of a gradient; an example's with --dp-epsilon.")
+    ] = None,
     vocabulary: Annotated[
         str | None, typer.Option("--vocabulary", help="full, or seen: only tokens that occur in the memory.")
     ] = None,
     init: Annotated[str | None, typer.Option("--init", help="Start of A: random or pca.")] = None,
+    dp_epsilon: Annotated[
+        float | None,
+        typer.Option("--dp-epsilon", min=0, help="Train with DP-SGD: the most epsilon that an example may spend."),
+    ] = None,
+    dp_delta: Annotated[
+        float | None, typer.Option("--dp-delta", min=0, help="Delta of DP-SGD: less than 1 / the number of examples.")
+    ] = None,
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of a killed run.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
@@ -40,14 +52,17 @@ def train(
 ) -> None:
     """Train an adapter on an external memory; a laptop is enough.
 
+    With --dp-epsilon and --dp-delta the adapter is differentially private at example level, and no schedule is fitted.
+
     Example: pema train memory -o adapter --preset best
     """
+    from pema.adapter.config import PRIVATE
     from pema.adapter.config import preset as preset_of
     from pema.adapter.training import train as train_adapter
     from pema.generation.fitted import store_fitted
     from pema.memory.reader import Memory
 
-    changes = {
+    given = {
         "rank": rank,
         "kappa": kappa,
         "learning_rate": learning_rate,
@@ -55,9 +70,14 @@ def train(
         "batch_size": batch_size,
         "vocabulary": vocabulary,
         "init": init,
+        "clip": clip,
+        "dp_epsilon": dp_epsilon,
+        "dp_delta": dp_delta,
     }
-    config = preset_of(preset.value, seed=seed, **{k: v for k, v in changes.items() if v is not None})
+    changes = {name: value for name, value in given.items() if value is not None}
+    config = preset_of(preset.value, seed=seed, **({} if dp_epsilon is None else PRIVATE) | changes)
     opened = Memory.open(memory)
     adapter, summary = train_adapter(opened, config, output, resume=resume, tensorboard=tensorboard)
-    store_fitted(adapter, opened, config, output)
+    if dp_epsilon is None:
+        store_fitted(adapter, opened, config, output)
     show({"adapter": str(output), **summary}, as_json)

@@ -73,6 +73,15 @@ def fit_schedule(
 
 
 def store_fitted(adapter: Adapter, memory: Memory, config: TrainConfig, folder: Path) -> None:
-    """Fit on the examples that the adapter's training held out, and keep `schedule.json` in its folder."""
+    """Fit on the examples that the adapter's training held out, and keep `schedule.json` in its folder.
+
+    Raises:
+        ConfigError: the training was private, and so held out none.
+    """
+    if config.dp_epsilon is not None:
+        raise ConfigError(
+            f"a fitted schedule with dp_epsilon={config.dp_epsilon}: it is read off examples without noise. "
+            "Generate with unrolling, constant or linear."
+        )
     _, held_out = memory.split(config.dev_fraction, config.seed)
     save_schedule(fit_schedule(adapter, memory.head(), held_out), folder)

@@ -37,19 +37,40 @@ def sample(path: Path | str, output: Path, pairs: int, seed: int = 0) -> Memory:
     """
     refuse_existing(output)
     memory = Memory.open(path)
-    lengths = np.concatenate([np.diff(shard.example_offsets) for shard in memory.shards])
+    lengths = example_lengths(memory)
     chosen = draw(lengths, pairs, seed)
     if not len(chosen):
         raise ConfigError(f"pairs={pairs} is less than the {lengths.min()} pairs of the shortest example in {path}.")
+    return take(memory, chosen, output, f"{pairs} {seed}")
+
+
+def take(memory: Memory, chosen: Integers, output: Path, origin: str) -> Memory:
+    """Copy some examples, whole, into a new memory.
+
+    Args:
+        memory: where they are copied from.
+        chosen: (k,) numbers of the examples, rising; at least one.
+        output: folder of the new memory; must not exist.
+        origin: how they were chosen; the new manifest tells it apart from other choices by this.
+
+    Raises:
+        ConfigError: `output` exists.
+        ExternalMemoryError: the memory is damaged.
+        StorageError: the disk refused it; nothing is left at `output`.
+    """
+    refuse_existing(output)
     manifest = memory.manifest
-    origin = f"{manifest.to_dict()['digest']} {pairs} {seed}"
+    whole = f"{manifest.to_dict()['digest']} {origin}"
     entry = Input(
-        hashlib.sha256(origin.encode()).hexdigest(),
+        hashlib.sha256(whole.encode()).hexdigest(),
         len(chosen),
         max(given.examples_per_shard for given in manifest.inputs),
     )
     drawn = replace(manifest, inputs=(entry,), shards=(), complete=False)
-    with writing(output) as folder, console.progress("sampling", float(lengths[chosen].sum()), "pairs") as advance:
+    with (
+        writing(output) as folder,
+        console.progress("sampling", float(example_lengths(memory)[chosen].sum()), "pairs") as advance,
+    ):
         copy_head(memory, folder)
         first = 0
         for shard in memory.shards:
@@ -60,6 +81,12 @@ def sample(path: Path | str, output: Path, pairs: int, seed: int = 0) -> Memory:
                 advance(drawn.shards[-1].pairs)
         drawn.write(folder)
     return Memory.open(output)
+
+
+def example_lengths(memory: Memory) -> Integers:
+    """(e,) pairs of every example."""
+    lengths: Integers = np.concatenate([np.diff(shard.example_offsets) for shard in memory.shards])
+    return lengths
 
 
 def draw(lengths: Integers, pairs: int, seed: int) -> Integers:

@@ -1,0 +1,73 @@
+"""What DP-SGD spends: the accountants of Opacus, which is an extra."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Iterator
+
+from pema.errors import ConfigError
+
+ACCOUNTANT = "prv"
+"""Numerical composition of privacy loss random variables (Gopi, Lee and Wutschitz 2021): an upper bound, and tight."""
+
+
+@functools.cache
+def noise_multiplier(epsilon: float, delta: float, rate: float, steps: int) -> float:
+    """The standard deviation of the noise, in clip norms, that keeps `steps` steps within (epsilon, delta).
+
+    Args:
+        epsilon: the most to spend.
+        delta: of the guarantee.
+        rate: probability of an example to be in a step's batch.
+        steps: of training.
+
+    Raises:
+        ConfigError: Opacus is not installed, or no noise is large enough.
+    """
+    with _opacus():
+        from opacus.accountants.utils import get_noise_multiplier
+
+        try:
+            found = get_noise_multiplier(
+                target_epsilon=epsilon, target_delta=delta, sample_rate=rate, steps=steps, accountant=ACCOUNTANT
+            )
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"dp_epsilon={epsilon}, dp_delta={delta} cannot be reached in {steps} steps: {error} "
+                "Raise dp_epsilon or train for fewer epochs."
+            ) from error
+    return float(found)
+
+
+def epsilon_spent(noise: float, delta: float, rate: float, steps: int) -> float:
+    """The epsilon of `steps` steps with that noise multiplier; see `noise_multiplier`.
+
+    Raises:
+        ConfigError: Opacus is not installed.
+    """
+    with _opacus():
+        from opacus.accountants import create_accountant
+
+        accountant = create_accountant(mechanism=ACCOUNTANT)
+        accountant.history = [(noise, rate, steps)]
+        return float(accountant.get_epsilon(delta=delta))
+
+
+def accountant_name() -> str:
+    """Which accountant of which version."""
+    with _opacus():
+        from opacus import __version__
+
+    return f"{ACCOUNTANT.upper()} of Opacus {__version__}"
+
+
+@contextlib.contextmanager
+def _opacus() -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ImportError:
+        raise ConfigError("dp_epsilon needs Opacus, which is not installed: pip install 'pema[private]'.") from None

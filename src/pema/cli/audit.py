@@ -1,0 +1,37 @@
+"""`pema audit`: how well an adapter's training examples can be told from others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pema.cli.options import AsJSON, Seed, show
+
+
+def audit(
+    adapter: Annotated[Path, typer.Argument(help="Folder or hub name of the adapter.", metavar="ADAPTER")],
+    members: Annotated[Path, typer.Option("--members", help="Memory of examples that it was trained on.")],
+    non_members: Annotated[
+        Path,
+        typer.Option("--non-members", help="Memory of examples that it was not trained on, else like the members."),
+    ],
+    references: Annotated[
+        int, typer.Option("--references", min=0, help="Reference adapters to train for the strongest attack; even.")
+    ] = 8,
+    seed: Seed = 0,
+    as_json: AsJSON = False,
+) -> None:
+    """Run membership-inference attacks on an adapter: AUC and true-positive rate at few false positives.
+
+    Example: pema audit adapter --members memory --non-members others
+    """
+    from pema.adapter.module import Adapter
+    from pema.experiments.audit import audit as attack
+    from pema.experiments.audit import summary
+    from pema.memory.reader import Memory
+
+    loaded = Adapter.from_pretrained(adapter)
+    result = attack(loaded, Memory.open(members), Memory.open(non_members), references=references, seed=seed)
+    show(result if as_json else summary(result), as_json)

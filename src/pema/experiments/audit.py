@@ -1,0 +1,241 @@
+"""Membership inference: how well an attacker who holds an adapter tells the examples that it learned from from others.
+
+The attacker has the adapter, the head, and the pairs of some examples, members and non-members, and gives every example
+a score; the higher, the more it takes it for a member. Members and non-members must be exchangeable (a random split of
+one set), or the attacks measure how the two sets differ instead.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pema.adapter.config import TrainConfig
+from pema.adapter.likelihood import log_p
+from pema.adapter.module import Adapter
+from pema.adapter.training import train
+from pema.console import note
+from pema.errors import AdapterError, ConfigError
+from pema.memory.merge import merge
+from pema.memory.reader import Memory
+from pema.memory.sample import example_lengths, take
+from pema.owner.head import Head
+from pema.signature import signature
+
+Floats = npt.NDArray[np.float64]
+Booleans = npt.NDArray[np.bool_]
+
+LEAST_LOG_P = -100.0
+"""Where P_PEMA has no such token (a seen vocabulary), its logarithm counts as this."""
+
+FPR = 0.01
+RESAMPLES = 2000
+BATCH = 512
+
+
+@dataclass(frozen=True)
+class Attack:
+    """How well one attack does, with 95 % intervals from a bootstrap over members and over non-members.
+
+    Attributes:
+        auc: probability that a member scores above a non-member, ties counting half; 0.5 is chance.
+        auc_interval: (low, high).
+        tpr: share of the members that score above all but a share `fpr` of the non-members.
+        tpr_interval: (low, high).
+    """
+
+    auc: float
+    auc_interval: tuple[float, float]
+    tpr: float
+    tpr_interval: tuple[float, float]
+
+
+def audit(
+    adapter: Adapter, members: Memory, non_members: Memory, *, references: int = 0, seed: int = 0
+) -> dict[str, Any]:
+    """Attack an adapter with what its owner knows of its training.
+
+    Three attacks: `loss` scores an example by its mean log P_PEMA(y | c) (Yeom et al. 2018); `plm` by the mean of
+    log P_PEMA(y | c) - log P_LM(y | c), so that what the PLM finds easy anyway does not count; `references` by a
+    likelihood ratio against adapters that were and were not trained on the example (LiRA, Carlini et al. 2022, online,
+    with one variance), which are trained here with the adapter's own settings on random halves of all examples.
+
+    Args:
+        adapter: the adapter.
+        members: examples that it was trained on.
+        non_members: examples that it was not trained on, else like the members.
+        references: how many reference adapters to train, an even number; 0 leaves that attack out.
+        seed: of the halves and of the bootstrap.
+
+    Returns:
+        JSON-ready: `members`, `non_members`, `fpr` (the false-positive rate that `tpr` is taken at: 1 %, or the lowest
+        that so few non-members can show), `attacks` by name, and the signature; for a private adapter also `epsilon`,
+        `delta` and `auc_bound`.
+
+    Raises:
+        MismatchError: a memory is of another PLM than the adapter, or the two memories do not belong together.
+        ConfigError: the memories are the same, or `references` is odd or negative.
+        AdapterError: reference adapters are asked for and the adapter does not tell its settings.
+        ExternalMemoryError: a memory is damaged.
+    """
+    for memory in (members, non_members):
+        adapter.require(memory.manifest.plm)
+    members.manifest.require_same(non_members.manifest, str(non_members.path))
+    if members.manifest.to_dict()["digest"] == non_members.manifest.to_dict()["digest"]:
+        raise ConfigError(f"{non_members.path} holds the members again: give examples that were not trained on.")
+    if references < 0 or references % 2:
+        raise ConfigError(f"references={references} must be an even number: they come in halves and the other halves.")
+    head = members.head()
+    pema = np.concatenate([mean_log_p(memory, head, adapter) for memory in (members, non_members)])
+    plm = np.concatenate([mean_log_p(memory, head, None) for memory in (members, non_members)])
+    scores = {"loss": pema, "plm": pema - plm}
+    if references:
+        inside, seen = reference_log_p(adapter, members, non_members, references, seed)
+        scores["references"] = likelihood_ratio(confidence(pema), inside, confidence(seen))
+    false_positives = max(1, math.floor(FPR * non_members.examples))
+    attacks = {
+        name: asdict(measure(score[: members.examples], score[members.examples :], false_positives, seed))
+        for name, score in scores.items()
+    }
+    figures = adapter.config.training.get("figures", {})
+    result: dict[str, Any] = {
+        "members": members.examples,
+        "non_members": non_members.examples,
+        "fpr": false_positives / non_members.examples,
+        "attacks": attacks,
+    }
+    if "epsilon" in figures:
+        epsilon, delta = figures["epsilon"], figures["delta"]
+        result |= {"epsilon": epsilon, "delta": delta, "auc_bound": auc_bound(epsilon, delta)}
+    config = {
+        "references": references,
+        "resamples": RESAMPLES,
+        "plm": members.manifest.plm.to_dict(),
+        "adapter": adapter.config.training.get("settings", {}),
+    }
+    return result | {"signature": signature(config, seed)}
+
+
+@torch.no_grad()
+def mean_log_p(memory: Memory, head: Head, adapter: Adapter | None) -> Floats:
+    """(e,) the mean log P_PEMA(y | c) over every example's pairs, or log P_LM(y | c) without an adapter."""
+    found = []
+    for batch in memory.view().batches(BATCH):
+        f = batch.representations
+        h, tokens = (f, None) if adapter is None else (adapter(f), adapter.tokens)
+        found.append(log_p(head, h, batch.targets, tokens).clamp_min(LEAST_LOG_P).numpy())
+    lengths = example_lengths(memory)
+    starts = np.cumsum(lengths) - lengths
+    means: Floats = np.add.reduceat(np.concatenate(found), starts) / lengths
+    return means
+
+
+def reference_log_p(
+    adapter: Adapter, members: Memory, non_members: Memory, references: int, seed: int
+) -> tuple[Booleans, Floats]:
+    """Train reference adapters, by twos on a random half of all examples and on the other half.
+
+    Returns:
+        (k, e) whether reference k was trained on example e, and (k, e) its mean log P_PEMA of that example; members
+        first.
+    """
+    settings = adapter.config.training.get("settings")
+    if settings is None:
+        raise AdapterError("the adapter does not tell its training's settings: audit it with references=0.")
+    config = TrainConfig.from_dict(settings)
+    random = np.random.default_rng(seed)
+    inside, seen = [], []
+    with tempfile.TemporaryDirectory(prefix="pema-audit-") as temporary:
+        folder = Path(temporary)
+        pool = merge([members.path, non_members.path], folder / "pool")
+        head = pool.head()
+        for k in range(references):
+            if k % 2 == 0:
+                half = np.zeros(pool.examples, bool)
+                half[random.permutation(pool.examples)[: pool.examples // 2]] = True
+            else:
+                half = ~half
+            note(f"reference adapter {k + 1} of {references} ...")
+            part = take(pool, np.flatnonzero(half), folder / f"half{k}", f"reference {k} {seed}")
+            reference, _ = train(part, config, folder / f"reference{k}")
+            inside.append(half)
+            seen.append(mean_log_p(pool, head, reference))
+    return np.stack(inside), np.stack(seen)
+
+
+def confidence(log_probability: Floats) -> Floats:
+    """log(p / (1 - p)) of log p, any shape: nearer to normal than p or log p (Carlini et al. 2022, section IV-C)."""
+    capped = np.minimum(log_probability, -1e-12)
+    logit: Floats = capped - np.log(-np.expm1(capped))
+    return logit
+
+
+def likelihood_ratio(x: Floats, inside: Booleans, references: Floats) -> Floats:
+    """The log of N(x; mu_in, s) / N(x; mu_out, s) of every example, up to 1 / (2 s^2), which is the same for all.
+
+    Args:
+        x: (e,) the adapter's confidence in every example.
+        inside: (k, e) whether reference k was trained on it, for every example at least one and not all.
+        references: (k, e) the references' confidences.
+    """
+    mu_in = np.where(inside, references, 0).sum(0) / inside.sum(0)
+    mu_out = np.where(inside, 0, references).sum(0) / (~inside).sum(0)
+    ratio: Floats = (x - mu_out) ** 2 - (x - mu_in) ** 2
+    return ratio
+
+
+def measure(members: Floats, non_members: Floats, false_positives: int, seed: int) -> Attack:
+    """AUC and true-positive rate of scores (m,) and (n,), at so many false positives, with their intervals."""
+    random = np.random.default_rng(seed)
+    resampled = np.array(
+        [
+            _figures(
+                random.choice(members, len(members)), random.choice(non_members, len(non_members)), false_positives
+            )
+            for _ in range(RESAMPLES)
+        ]
+    )
+    auc, tpr = _figures(members, non_members, false_positives)
+    (auc_low, tpr_low), (auc_high, tpr_high) = np.quantile(resampled, [0.025, 0.975], axis=0).tolist()
+    return Attack(auc, (auc_low, auc_high), tpr, (tpr_low, tpr_high))
+
+
+def _figures(members: Floats, non_members: Floats, false_positives: int) -> tuple[float, float]:
+    rising = np.sort(non_members)
+    below, not_above = np.searchsorted(rising, members, "left"), np.searchsorted(rising, members, "right")
+    auc = float((below + not_above).mean() / (2 * len(rising)))
+    threshold = rising[-1 - false_positives] if false_positives < len(rising) else -np.inf
+    return auc, float((members > threshold).mean())
+
+
+def auc_bound(epsilon: float, delta: float) -> float:
+    """The largest expected AUC that (epsilon, delta)-differential privacy of the examples allows any attack.
+
+    TPR <= e^epsilon FPR + delta and 1 - FPR <= e^epsilon (1 - TPR) + delta (Kairouz et al. 2015) leave the area below
+    the line from (0, delta) over (a, 1 - a), with a = (1 - delta) / (1 + e^epsilon), to (1 - delta, 1).
+    """
+    a = (1 - delta) / (1 + math.exp(min(epsilon, 700)))
+    return a * (delta + 1 - a) / 2 + (1 - delta - a) * (2 - a) / 2 + delta
+
+
+def summary(result: Mapping[str, Any]) -> dict[str, Any]:
+    """One line an attack, for a person."""
+    lines: dict[str, Any] = {key: result[key] for key in ("members", "non_members")}
+    for name, attack in result["attacks"].items():
+        (low, high), (tpr_low, tpr_high) = attack["auc_interval"], attack["tpr_interval"]
+        lines[f"{name} attack"] = (
+            f"AUC {attack['auc']:.3f} ({low:.3f} to {high:.3f}), "
+            f"TPR {attack['tpr']:.3f} ({tpr_low:.3f} to {tpr_high:.3f}) at FPR {result['fpr']:.3f}"
+        )
+    if "auc_bound" in result:
+        bound = f"{result['auc_bound']:.3f} (epsilon {result['epsilon']:.3f}, delta {result['delta']:g})"
+        lines["largest AUC that the guarantee allows"] = bound
+    return lines
