@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from recipes import tables
 
 from pema.cli import main
 from pema.experiments.demo import support_data
+from pema.serving.keys import digest, new_key
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,6 +42,34 @@ def test_the_commands_run(here, monkeypatch, capsys):
             main()
         assert not stop.value.code, f"{line}\n{capsys.readouterr().err}"
     assert len((here / "out.de").read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_the_two_parties_commands_run(here, monkeypatch, capsys):
+    """Owner and customer as the README has them: the server a process of its own, under a policy with one key."""
+    (serve,) = [line for line in blocks("sh owner")[0].splitlines() if line.startswith("pema serve ")]
+    key = new_key()
+    (here / "policy.toml").write_text(f'[[keys]]\nname = "acme"\nsha256 = "{digest(key)}"\n', encoding="utf-8")
+    monkeypatch.setenv("PEMA_API_KEY", key)
+    command = [sys.executable, "-c", "from pema.cli import main; main()", *shlex.split(serve)[1:], "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        url = server.stdout.readline().split()[-1]
+        lines = [line.replace("http://127.0.0.1:8000", url) for line in blocks("sh customer")[0].splitlines()]
+        # What was not trained on: other sentences, in the same mode.
+        examples = support_data().train[24:48]
+        (here / "o.en").write_text("".join(f"{e.source}\n" for e in examples), encoding="utf-8")
+        (here / "o.de").write_text("".join(f"{e.target}\n" for e in examples), encoding="utf-8")
+        lines.insert(0, lines[0].replace("train.", "o.").replace("-o private", "-o others"))
+        for line in lines:
+            monkeypatch.setattr("sys.argv", shlex.split(line))
+            with pytest.raises(SystemExit) as stop:
+                main()
+            assert not stop.value.code, f"{line}\n{capsys.readouterr().err}"
+    finally:
+        server.terminate()
+        assert server.wait(60) == 0
+        server.stdout.close()
+    assert len((here / "far.de").read_text(encoding="utf-8").splitlines()) == 3
 
 
 def test_the_python_runs(here):
