@@ -190,16 +190,9 @@ def test_a_server_that_is_told_to_stop_answers_what_is_in_flight(folder):
         assert all(json.loads(line)["level"] == "info" for line in log.read_text(encoding="utf-8").splitlines())
 
 
+@pytest.mark.slow
 def test_a_server_that_is_told_to_stop_while_it_loads_stops_at_once(folder):
     with serving(folder, "") as (process, _, log):
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 0
         assert not log.read_text(encoding="utf-8")
-
-
-def test_a_plm_that_cannot_be_loaded_is_one_line_and_exit_code_1(tmp_path):
-    command = [*PEMA, "serve", str(tmp_path), "--port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 1
-    assert "holds no config.json" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
