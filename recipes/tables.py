@@ -153,13 +153,59 @@ def presets() -> str:
     return text
 
 
+def masked_head() -> str:
+    """What adapters lose by a masked head, and what it hides."""
+    text, found = "", {}
+    columns = {
+        "held_out_cross_entropy": ("held-out cross-entropy of P_PEMA", 3),
+        "test_perplexity_pema": ("test perplexity of P_PEMA", 2),
+        "test_perplexity": ("test perplexity of the mixture", 2),
+        "bleu": ("BLEU", 2),
+        "formality_accuracy": ("M-ACC", 3),
+    }
+    for data in sorted(path for path in (RESULTS / "masked_head").iterdir() if path.is_dir()):
+        text += f"Adapters on {data.name} (teacher contexts, fitted schedule, embedded PLM):\n\n"
+        text += row(["preset", "head", *(title for title, _ in columns.values())]) + row(["---"] * (2 + len(columns)))
+        for preset in ("best", "paper"):
+            for head in ("plain", "masked"):
+                results = [read_json(file) for file in sorted(data.glob(f"{preset}-seed*-{head}.json"))]
+                found = results[0]
+                cells = []
+                for name, (_, digits) in columns.items():
+                    values = [result[name] for result in results]
+                    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+                    cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
+                text += row([preset, head, *cells])
+        seeds = len(list(data.glob("best-seed*-plain.json")))
+        text += f"\nMean and standard deviation over {seeds} seeds, each with a mask of its own; nats a token. "
+        text += source(found, "python -m recipes.masked_head DATA") + "\n"
+    told = read_json(RESULTS / "masked_head" / "disclosure.json")
+    text += f"The embedded PLM's tied table ({told['rows']:,} x {told['width']}), rows found by nearest neighbour:\n\n"
+    text += row(["released", "rows found"]) + row(["---"] * 2)
+    text += row(["plain head", f"{told['recovered_plain']:.1%}"])
+    text += row(["masked head", f"{told['recovered_masked']:.3%} (chance {told['chance']:.3%})"])
+    for known in told["known"]:
+        text += row([f"masked head, to who knows {known['rows']} true rows", f"{known['recovered']:.1%} of the others"])
+    text += f"\nOver {told['contexts']:,} contexts no logit moves by more than {told['logits_change']:.1e} "
+    return (
+        text
+        + f"(the greatest is {told['largest_logit']:.1f}). "
+        + source(told, "python -m recipes.masked_head DATA")
+        + "\n"
+    )
+
+
 def results() -> str:
     """The README's figures."""
     parts = ((RESULTS / "demo.json", demo), (RESULTS / "real_input", real_input), (BENCHMARKS, benchmarks))
     return "".join(made() for path, made in parts if path.exists())
 
 
-BLOCKS = {ROOT / "README.md": results, ROOT / "docs" / "presets.md": presets}
+BLOCKS = {
+    ROOT / "README.md": results,
+    ROOT / "docs" / "presets.md": presets,
+    ROOT / "docs" / "masked-head.md": masked_head,
+}
 
 
 def parts_of(page: Path) -> tuple[str, str, str]:

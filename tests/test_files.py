@@ -2,13 +2,15 @@
 
 import errno
 import stat
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pema.errors import DataError, PemaError, StorageError
-from pema.files import TEMPORARY, create, read_json, remove, sha256, write_json, writing
+from pema.files import TEMPORARY, create, exclusive, read_json, remove, sha256, write_json, writing
 
 JSON = st.dictionaries(st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.text(max_size=5))
 
@@ -115,3 +117,40 @@ def test_a_new_file_that_cannot_be_written_is_absent(tmp_path, monkeypatch, step
     with pytest.raises(StorageError, match=r"cannot write .*file: No space left on device. Nothing was changed"):
         create(tmp_path / "file", b"content")
     assert not list(tmp_path.iterdir())
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from pema.files import exclusive
+with exclusive(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time_works_in_a_folder(tmp_path):
+    folder = tmp_path / "memory"
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(StorageError, match=r"another process works in .*memory: wait"), exclusive(folder):
+            pass
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
+    # What the kill left behind is no lock.
+    with exclusive(folder):
+        (folder / "a").touch()
+    assert [path.name for path in folder.iterdir()] == ["a"]
+
+
+def test_a_folder_that_nothing_came_into_is_not_left(tmp_path):
+    with pytest.raises(DataError, match="no"), exclusive(tmp_path / "new"):
+        raise DataError("no")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    with exclusive(tmp_path / "old"):
+        pass
+    assert (tmp_path / "old").exists()

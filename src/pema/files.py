@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -48,6 +49,35 @@ def writing(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and not isinstance(error, StorageError):
             raise StorageError(f"cannot write {path}: {error.strerror or error}. Nothing was changed there.") from error
         raise
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Make the folder and keep every other process that asks for it out while the block runs.
+
+    The lock is the system's and ends with the process, however it ends; nothing of it stays in the folder. A folder
+    that was made for the block and is empty when it ends is removed.
+
+    Raises:
+        StorageError: another process works in the folder, or it cannot be made.
+    """
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise StorageError(f"cannot write {folder}: {error.strerror or error}. Nothing was changed there.") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(f"another process works in {folder}: wait until it has ended.") from None
+        yield
+    finally:
+        os.close(descriptor)
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def create(path: Path, content: bytes) -> bool:

@@ -78,6 +78,8 @@ def test_from_texts_to_scores(run, folder, trained):
     assert (info["examples"], info["contexts"], info["plm"]) == (len(TEXTS), "teacher", "plm")
 
     assert run("memory", "verify", "memory")[0] == 0
+    verified = json.loads(run("memory", "verify", "memory", "memory", "--json")[1])["verified"]
+    assert [one["memory"] for one in verified] == ["memory", "memory"]
     for schedule in ("unrolling", "constant", "linear", "fitted"):
         code, _, err = run(
             *("generate", "adapter", "--plm", "plm", "--task", "translation", "--input", "train.en"),
@@ -158,9 +160,11 @@ def test_a_masked_head_is_released_again_and_built_with(run, folder):
         "train", "masked-memory", "-o", "masked-adapter", "--preset", "paper", "--rank", 8, "--epochs", 1
     )
     assert code == 0, err
-    code, _, err = run(
-        *("generate", "masked-adapter", "--plm", "plm", "--task", "translation", "--input", "train.en", "-o", "no.de")
-    )
+    generating = ("generate", "masked-adapter", "--plm", "plm", "--task", "translation", "--input", "train.en")
+    code, _, err = run(*generating, "-o", "masked.de", "--mask-secret", "mask.key", "--max-new-tokens", 4)
+    assert code == 0, err
+    assert len((folder / "masked.de").read_text(encoding="utf-8").splitlines()) == len(TEXTS)
+    code, _, err = run(*generating, "-o", "no.de")
     assert code == 1
     assert "another PLM" in err
 

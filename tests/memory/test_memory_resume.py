@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_plm import FakePLM, FakeTask, FakeTemplate, build, files, some_examples
 
-from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError
+from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError, StorageError
 from pema.memory import shard as shard_module
 from pema.memory.manifest import Manifest
 from pema.memory.reader import Memory
@@ -50,6 +50,17 @@ def interrupted(tmp_path):
     with pytest.raises(StopError):
         build(tmp_path / "m", 40, plm=stopping(20))
     return tmp_path / "m"
+
+
+def test_two_builds_do_not_work_in_one_folder(tmp_path):
+    def meanwhile(answer, _sequence):
+        with pytest.raises(StorageError, match="another process works in"):
+            build(tmp_path / "m", 40)
+        return answer
+
+    build(tmp_path / "m", 40, plm=FakePLM(change=meanwhile))
+    build(tmp_path / "whole", 40)
+    assert files(tmp_path / "m") == files(tmp_path / "whole")
 
 
 def test_an_error_of_the_plm_leaves_whole_shards_and_the_next_run_goes_on(interrupted, tmp_path):

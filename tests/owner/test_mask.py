@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from conftest import FAMILIES
-from pema.adapter.config import preset
+from pema.adapter.config import AdapterConfig, preset
 from pema.adapter.module import Adapter
 from pema.adapter.training import train
 from pema.errors import ConfigError, MismatchError, OwnerError
 from pema.evaluation.perplexity import perplexity
+from pema.generation.decoding import generate
+from pema.generation.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.memory.build import build_memory
 from pema.memory.reader import Memory
 from pema.owner.contract import PLMDescription
@@ -174,6 +176,33 @@ def test_a_decoding_session_hands_out_the_rotated_representations():
     assert opened.held_bytes == 7
     opened.close()
     assert session.calls == [([3, 4], [1, 0]), "close"]
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gemma2"])
+def test_generating_goes_through_the_mask(tiny_plm, family):
+    """The model of a masked PLM sees Q f and W_hd Q^T, and generates what the PLM does, with an adapter too."""
+    plm, task = tiny_plm(family), get_task("translation")
+    masked = MaskedPLM(plm, MASK)
+    assert torch.equal(masked.model.get_output_embeddings().weight, masked.head().weight)
+    sources = [source for source, _ in TEXTS]
+    settings = {"max_new_tokens": 9, "batch_size": 4}
+    alone = [generate(one, None, sources, task, NoAdapter(), **settings) for one in (plm, masked)]
+    assert alone[0] == alone[1]
+
+    config = AdapterConfig(d=32, vocabulary_size=320, rank=8)
+    adapters = {name: Adapter(replace(config, plm=one.description)) for name, one in (("f", plm), ("Qf", masked))}
+    Q = MASK.rotation(32, plm.description.fingerprint).float()
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        adapters["f"].B_pd.normal_(generator=random)
+        adapters["Qf"].A.copy_(adapters["f"].A @ Q.T)
+        adapters["Qf"].B_pd.copy_(Q @ adapters["f"].B_pd)
+    for schedule in (Constant(0.9), GradualUnrolling(0.9)):
+        mixed = generate(plm, adapters["f"], sources, task, schedule, **settings)
+        assert generate(masked, adapters["Qf"], sources, task, schedule, **settings) == mixed
+        assert mixed != alone[0]
+    with pytest.raises(MismatchError, match="belongs to another PLM"):
+        generate(masked, adapters["f"], sources, task, Constant(0.9), **settings)
 
 
 def test_the_description_tells_masks_apart_and_hides_the_fingerprints(tiny_plm):

@@ -105,9 +105,3 @@ def em_step(
         total, count = total + prior_pairs * prior, count + prior_pairs
         weights = prior.expand(bins)
     return torch.where(count > 0, total / count.clamp(min=1e-300), weights)
-
-
-def log_likelihood(weights: Tensor, log_ratios: Tensor, bin_of_pair: Tensor) -> Tensor:
-    """Sum over pairs of log(lambda P_PEMA(y) / P_LM(y) + 1 - lambda): what EM climbs, up to a constant; ()."""
-    weight = weights[bin_of_pair]
-    return torch.logaddexp(weight.log() + log_ratios, torch.log1p(-weight)).sum()

@@ -55,9 +55,14 @@ def verify(
     """
     from pema.memory.verify import verify as verify_memory
 
+    found = []
     for folder in memories:
         report = verify_memory(folder)
-        show({"memory": str(folder), "verified_files": report.files, "verified_bytes": report.bytes}, as_json)
+        found.append({"memory": str(folder), "verified_files": report.files, "verified_bytes": report.bytes})
+        if not as_json:
+            show(found[-1], as_json)
+    if as_json:
+        show({"verified": found}, as_json)
 
 
 @app.command()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pema import console
 from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError, OwnerError
-from pema.files import TEMPORARY, remove
+from pema.files import TEMPORARY, exclusive, remove
 from pema.memory.manifest import FILE, HEAD, Dtype, FileEntry, Input, Manifest, Targets
 from pema.memory.pairing import pair
 from pema.memory.reader import Memory
@@ -83,7 +83,8 @@ def build_memory(
         MismatchError: the folder's memory was begun with another PLM, setting or input.
         ExternalMemoryError: the folder's memory is damaged, or incomplete where it is to be appended to.
         OwnerError: the PLM did not hand out what it was asked for.
-        StorageError: the disk refused a write; the shards written so far stay valid.
+        StorageError: the disk refused a write, or another process builds in the folder; the shards written so far stay
+            valid.
     """
     for name, value in (("limit", limit), ("batch_tokens", batch_tokens), ("examples_per_shard", examples_per_shard)):
         if value is not None and value < 1:
@@ -101,26 +102,27 @@ def build_memory(
         dtype=dtype,
         inputs=(Input.of(examples, examples_per_shard),),
     )
-    manifest = _begin(wanted, output, append)
-    if manifest.complete:
-        console.note(f"{output} already holds these {len(examples):,} examples: nothing to do.")
-        return Memory.open(output)
-    tokens = Tokens.encode(plm, task.template, examples)
-    manifest.write(output)
-    manifest = _with_head(manifest, plm, output)
-    _write_shards(manifest, plm, examples, tokens, output, batch_tokens)
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output} is a file: choose a folder for the memory.")
+    with exclusive(output):
+        manifest = _begin(wanted, output, append)
+        if manifest.complete:
+            console.note(f"{output} already holds these {len(examples):,} examples: nothing to do.")
+            return Memory.open(output)
+        tokens = Tokens.encode(plm, task.template, examples)
+        manifest.write(output)
+        manifest = _with_head(manifest, plm, output)
+        _write_shards(manifest, plm, examples, tokens, output, batch_tokens)
     return Memory.open(output)
 
 
 def _begin(wanted: Manifest, output: Path, append: bool) -> Manifest:
     """The manifest that this run starts from: a new one, that of an interrupted run, or a complete one to append to."""
     leftovers = {FILE + TEMPORARY}
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"{output} is a file: choose a folder for the memory.")
     if not (output / FILE).exists():
         if append:
             raise ConfigError(f"{output} is not a memory, so nothing can be appended to it: build it without append.")
-        if output.is_dir() and {path.name for path in output.iterdir()} - leftovers:
+        if {path.name for path in output.iterdir()} - leftovers:
             raise ConfigError(f"{output} holds files but no memory: choose another folder.")
         return wanted
     found = Manifest.read(output)

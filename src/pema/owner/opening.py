@@ -45,7 +45,7 @@ def open_plm(name: str | Path, *, mask_secret: Path | None = None, **settings: U
         for option, value in (theirs | {"revision": settings.get("revision")}).items():
             if value is not None:
                 raise ConfigError(
-                    f"{option}={value} is for whoever runs the PLM: leave it out with a server's address."
+                    f"{option}={value} is the PLM owner's to choose: leave it out with a server's address."
                 )
         dtype = settings.get("dtype") or "float16"
         return RemotePLM(str(name), tap=settings.get("tap", "head_input"), dtype=cast("WireDtype", dtype))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -83,6 +84,7 @@ class RemotePLM:
     @cached_property
     def _head(self) -> Head:
         tensors, texts = unpack(self._connection.request("GET", "/v1/head").content)
+        # A masked head's fingerprint is the owner's word: it cannot be computed from the tensors.
         head = Head.of(tensors, json.loads(texts["settings"]), texts["fingerprint"])
         if head.fingerprint != self._description.head_fingerprint:
             raise MismatchError(f"{self._connection.url} sent another LM head than the one that it describes.")
@@ -154,14 +156,14 @@ class RemotePLM:
             return self._answers(response.content, batch, most, path)
 
         with ThreadPoolExecutor(IN_FLIGHT, "pema-client") as pool:
-            waiting = [pool.submit(send, batch) for batch in batches[:IN_FLIGHT]]
+            waiting: deque[Future[list[Represented]]] = deque()
             try:
-                for batch in [*batches[IN_FLIGHT:], None]:
-                    yield from waiting.pop(0).result()
-                    if batch is not None:
-                        waiting.append(pool.submit(send, batch))
+                for batch in batches:
+                    if len(waiting) == IN_FLIGHT:
+                        yield from waiting.popleft().result()
+                    waiting.append(pool.submit(send, batch))
                 while waiting:
-                    yield from waiting.pop(0).result()
+                    yield from waiting.popleft().result()
             finally:
                 for future in waiting:
                     future.cancel()

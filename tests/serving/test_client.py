@@ -1,0 +1,294 @@
+"""The data owner's client against the server's application: the same contract, the same answers."""
+
+import json
+
+import httpx2
+import pytest
+import torch
+from served import bearer, key, served
+
+from pema.adapter.config import AdapterConfig
+from pema.adapter.module import Adapter
+from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError, OwnerError
+from pema.generation.decoding import generate
+from pema.generation.schedule import Constant, GradualUnrolling
+from pema.memory.build import build_memory
+from pema.memory.reader import Memory
+from pema.owner.connection import Connection
+from pema.owner.opening import open_plm
+from pema.owner.remote import RemotePLM
+from pema.serving.policy import Policy
+from pema.tasks.example import Example
+from pema.tasks.registry import Task
+from pema.tasks.template import Template
+
+URL = "http://localhost:1"
+TASK = Task("test", Template("say {source}\nGerman:"), (), "")
+SOURCES = ["the house", "a dog is here and the house is small", "the", "a dog", "the dog is small", "the house"]
+EXAMPLES = [Example(source, f"das Haus {i} ist klein"[: 8 + 3 * i]) for i, source in enumerate(SOURCES)]
+SEQUENCES, STARTS = [[1, 5, 6, 7, 9, 11], [1, 5, 8], [1, 5, 6, 7] * 5], [2, 1, 9]
+
+
+class Wire(httpx2.BaseTransport):
+    """Hands requests to an application in the process and keeps what crosses; `before` may answer instead."""
+
+    def __init__(self, client, before=None):
+        self.client, self.before, self.requests, self.answers = client, before, [], []
+
+    def handle_request(self, request):
+        body = request.read()
+        self.requests.append((request.method, request.url.path, body))
+        early = self.before(len(self.requests), request) if self.before else None
+        if early is not None:
+            return early
+        headers = {name: value for name, value in request.headers.items() if name != "host"}
+        answer = self.client.request(request.method, request.url.path, content=body, headers=headers)
+        self.answers.append(answer.content)
+        return httpx2.Response(answer.status_code, headers=dict(answer.headers), content=answer.content)
+
+
+def remote(client, *, before=None, dtype="float32", key=None, patience=2.0):
+    wire = Wire(client, before)
+    return RemotePLM(URL, dtype=dtype, connection=Connection(URL, key=key, patience=patience, transport=wire)), wire
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr("pema.owner.connection.time.sleep", lambda _: None)
+
+
+def adapter_of(plm):
+    config = AdapterConfig(d=plm.head().d, vocabulary_size=plm.head().vocabulary_size, rank=8, plm=plm.description)
+    adapter = Adapter(config, seed=1)
+    torch.nn.init.normal_(adapter.B_pd, std=0.5, generator=torch.Generator().manual_seed(1))
+    return adapter
+
+
+def test_it_is_the_same_plm(client, plm):
+    across, _ = remote(client)
+    assert across.description == plm.description
+    text = "the house is small"
+    assert across.tokenizer(text).input_ids == plm.tokenizer(text).input_ids
+    assert torch.equal(across.head().weight, plm.head().weight)
+    assert across.head().fingerprint == plm.head().fingerprint
+
+
+def test_contexts_are_the_same(client, plm):
+    across, _ = remote(client)
+    for ask in (
+        lambda plm, n: plm.represent(SEQUENCES, STARTS, batch_tokens=n),
+        lambda plm, n: plm.predict([[1, 5], [1, 9, 9, 4], [1] * 9], [5, 8, 11], batch_tokens=n),
+    ):
+        expected = {r.index: r for r in ask(plm, 100)}
+        for tokens in (1, 30, 8192):
+            found = {r.index: r for r in ask(across, tokens)}
+            assert found.keys() == expected.keys()
+            for i, r in found.items():
+                torch.testing.assert_close(r.representations, expected[i].representations, atol=1e-5, rtol=1e-5)
+                assert (r.generated is None) == (expected[i].generated is None)
+                assert r.generated is None or torch.equal(r.generated, expected[i].generated)
+    assert list(across.represent([], [])) == []
+
+
+@pytest.mark.parametrize("contexts", ["teacher", "predicted"])
+def test_a_memory_is_the_same_as_built_locally(client, plm, tmp_path, contexts):
+    across, _ = remote(client, dtype="float16")
+    local = build_memory(plm, EXAMPLES, TASK, tmp_path / "local", contexts=contexts)
+    built = build_memory(across, EXAMPLES, TASK, tmp_path / "remote", contexts=contexts)
+    assert built.pairs == local.pairs
+    for mine, theirs in zip(built.view().batches(64), local.view().batches(64), strict=True):
+        assert torch.equal(mine.targets, theirs.targets)
+        torch.testing.assert_close(mine.representations, theirs.representations, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"do_sample": True, "seed": 5}, {"batch_size": 1}], ids=str)
+@pytest.mark.parametrize("schedule", [GradualUnrolling(0.9), Constant(0.6)], ids=lambda s: s.name)
+def test_generation_gives_the_same_tokens(client, plm, schedule, settings):
+    across, wire = remote(client)
+    adapter = adapter_of(plm)
+    local = generate(plm, adapter, SOURCES, TASK, schedule, **settings)
+    assert generate(across, adapter, SOURCES, TASK, schedule, **settings) == local
+    opened = sum(r[:2] == ("POST", "/v1/sessions") for r in wire.requests)
+    assert opened == sum(r[0] == "DELETE" for r in wire.requests) > 0
+
+
+def test_half_precision_keeps_a_token_at_d_values(client, plm):
+    across, wire = remote(client, dtype="float16")
+    session = across.open_session([[1, 5], [1, 9]])
+    session.advance([4, 5])
+    payload = len(wire.answers[-1])
+    assert 2 * 2 * plm.description.d <= payload <= 2 * 2 * plm.description.d + 200
+
+
+def test_a_predicted_build_tells_nothing_of_the_targets(client, plm, tmp_path):
+    """Every byte that crosses is the same for other targets whose lengths fall into the same bucket of steps."""
+    crossed = []
+    for words in ("geheim Zeppelin", "Xylophon bar"):
+        across, wire = remote(client, dtype="float16")
+        lengths = {len(TASK.template.encode(plm.tokenizer, [Example("a", words)])[0].target)}
+        build_memory(
+            across, [Example(s, words) for s in SOURCES], TASK, tmp_path / words.split()[0], contexts="predicted"
+        )
+        crossed.append((lengths, wire.requests))
+    (first, requests), (second, others) = crossed
+    assert first != second  # the lengths differ, and still nothing that crosses does
+    assert sorted(requests) == sorted(others)
+    sent = b"".join(body for _, _, body in requests)
+    assert b"Zeppelin" not in sent
+    target = TASK.template.encode(plm.tokenizer, [Example("a", "geheim Zeppelin")])[0].target
+    for _, path, body in requests:
+        if path == "/v1/predict":
+            asked = json.loads(body)
+            assert all(step % 8 == 0 for step in asked["steps"])
+            parts = [list(target[i : i + 3]) for i in range(len(target) - 2)]
+            assert not any(part == p[j : j + 3] for p in asked["prompts"] for part in parts for j in range(len(p)))
+
+
+@pytest.mark.parametrize("failure", ["connection", 429, 502, 503, 504])
+def test_what_may_be_tried_again_is(client, plm, failure):
+    def fail_twice(number, request):
+        if number % 3 == 0:
+            return None
+        if failure == "connection":
+            raise httpx2.ConnectError("refused", request=request)
+        return httpx2.Response(failure, json={"error": {"code": "busy", "message": "Busy.", "remedy": "Wait."}})
+
+    across, _ = remote(client, before=fail_twice, patience=60)
+    expected = {r.index: r.representations for r in plm.represent(SEQUENCES, STARTS)}
+    for r in across.represent(SEQUENCES, STARTS):
+        torch.testing.assert_close(r.representations, expected[r.index], atol=1e-5, rtol=1e-5)
+    session = across.open_session([[1, 5, 6]])
+    session.advance([7])
+    truth = next(iter(plm.represent([[1, 5, 6, 7, 1]], [4]))).representations
+    torch.testing.assert_close(session.representations, truth, atol=1e-5, rtol=1e-5)
+
+
+def test_patience_ends_with_what_to_do(client):
+    across, wire = remote(client, patience=1.0)
+    wire.before = lambda *_: httpx2.Response(503, text="down")
+    with pytest.raises(OwnerError, match=r"POST http://localhost:1/v1/represent failed after .* 'down'.*same command"):
+        list(across.represent(SEQUENCES, STARTS))
+
+
+def test_the_pause_asked_for_is_made(client, monkeypatch):
+    pauses = []
+    monkeypatch.setattr("pema.owner.connection.time.sleep", pauses.append)
+    busy = httpx2.Response(429, headers={"Retry-After": "7"}, text="")
+    across, wire = remote(client, patience=60)
+    wire.before = lambda number, _: busy if number == 2 else None
+    list(across.represent(SEQUENCES, STARTS))
+    assert pauses == [7.0]
+
+
+def test_a_lost_session_is_opened_again(client, plm):
+    adapter = adapter_of(plm)
+    expected = generate(plm, adapter, SOURCES, TASK, GradualUnrolling(0.9), num_beams=2)
+    across, wire = remote(client)
+
+    def lose(number, request):
+        if number in (5, 9) and request.url.path.endswith("/advance"):
+            client.delete(request.url.path.removesuffix("/advance"))
+
+    wire.before = lose
+    assert generate(across, adapter, SOURCES, TASK, GradualUnrolling(0.9), num_beams=2) == expected
+    assert sum(r[:2] == ("POST", "/v1/sessions") for r in wire.requests) == 3
+
+
+def test_a_closed_session_does_not_go_on(client):
+    session = remote(client)[0].open_session([[1, 5]])
+    assert session.held_bytes > 0
+    session.close()
+    session.close()
+    with pytest.raises(DataError, match="the session is closed"):
+        session.advance([1])
+
+
+def test_refusals_name_the_request_and_the_remedy(plm):
+    with served(plm, Policy(keys=(key(contexts=("predicted",), head="none"),))) as client:
+        with pytest.raises(OwnerError, match=r"/v1/plm: the server refused with 401.*PEMA_API_KEY"):
+            remote(client)
+        across, _ = remote(client, key=bearer()["Authorization"].split()[1])
+        with pytest.raises(OwnerError, match=r"/v1/represent: the server refused with 403"):
+            list(across.represent(SEQUENCES, STARTS))
+        with pytest.raises(OwnerError, match=r"/v1/head: the server refused with 403"):
+            across.head()
+        with pytest.raises(DataError, match=r"/v1/predict: the server refused with 422.*token 999"):
+            list(across.predict([[1, 999]], [8]))
+
+
+def test_the_key_is_read_from_the_environment(plm, monkeypatch):
+    monkeypatch.setenv("PEMA_API_KEY", bearer()["Authorization"].split()[1])
+    with served(plm, Policy(keys=(key(),))) as client:
+        assert remote(client)[0].description == plm.description
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        (lambda a: a | {"wire": 2}, OwnerError, "speaks version 2 of the protocol"),
+        (lambda _: ["no"], OwnerError, "speaks version None"),
+        (lambda a: a | {"description": a["description"] | {"tap": "norm_input"}}, ConfigError, "at tap 'norm_input'"),
+    ],
+)
+def test_a_server_of_another_kind(client, change, error, match):
+    about = client.get("/v1/plm").json()
+    with pytest.raises(error, match=match):
+        remote(client, before=lambda *_: httpx2.Response(200, json=change(about)))
+    with pytest.raises(OwnerError, match="no JSON: is a pema server there"):
+        remote(client, before=lambda *_: httpx2.Response(200, text="<html>"))
+
+
+def test_what_the_server_hands_out_must_be_what_it_describes(client):
+    about = client.get("/v1/plm").json()
+    for name, get in (("tokenizer_fingerprint", lambda r: r.tokenizer), ("head_fingerprint", lambda r: r.head())):
+        description = about["description"] | {name: "other"}
+        told = httpx2.Response(200, json=about | {"description": description})
+        across, wire = remote(client, before=lambda n, _, told=told: told if n == 1 else None)
+        with pytest.raises(MismatchError, match="than the one that it describes"):
+            get(across)
+        assert len(wire.requests) == 2
+
+
+@pytest.mark.parametrize("name", ["../evil.json", "/etc/evil", "a/b"])
+def test_a_tokenizer_file_stays_in_its_folder(client, name):
+    across, wire = remote(client)
+    wire.before = lambda *_: httpx2.Response(200, json={"files": {name: "{}"}})
+    with pytest.raises(OwnerError, match="sent a tokenizer file of the name"):
+        _ = across.tokenizer
+
+
+@pytest.mark.parametrize(
+    ("url", "match"),
+    [
+        ("http://example.org", "is not https: prompts and key would travel in the clear"),
+        ("ftp://localhost", "is not https"),
+        ("http://", "is not https"),
+    ],
+)
+def test_addresses_that_are_refused(url, match):
+    with pytest.raises(ConfigError, match=match):
+        Connection(url)
+
+
+def test_settings_that_are_the_owners(tmp_path):
+    for settings in ({"device_map": "cuda"}, {"revision": "main"}, {"mask_secret": tmp_path}):
+        with pytest.raises(ConfigError, match="is the PLM owner's to choose"):
+            open_plm("https://localhost:1", **settings)
+    with pytest.raises(ConfigError, match="dtype 'int8' cannot cross"):
+        open_plm("https://localhost:1", dtype="int8")
+
+
+def test_a_memory_that_was_begun_goes_on_with_the_server_that_is_back(client, plm, tmp_path):
+    """A server that goes away in the middle of a build: what is done stays, and the same command ends it."""
+    across, wire = remote(client, patience=1.0)
+    wire.before = lambda number, request: (
+        httpx2.Response(503, text="") if number > 6 and request.url.path == "/v1/represent" else None
+    )
+    with pytest.raises(OwnerError, match="run the same command again"):
+        build_memory(across, EXAMPLES, TASK, tmp_path / "m", examples_per_shard=1)
+    with pytest.raises(ExternalMemoryError, match="incomplete"):
+        Memory.open(tmp_path / "m")
+    wire.before = None
+    built = build_memory(across, EXAMPLES, TASK, tmp_path / "m", examples_per_shard=1)
+    whole = build_memory(remote(client)[0], EXAMPLES, TASK, tmp_path / "whole", examples_per_shard=1)
+    assert built.manifest.to_dict()["digest"] == whole.manifest.to_dict()["digest"]
