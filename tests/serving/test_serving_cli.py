@@ -1,6 +1,7 @@
 """`pema serve` and `pema serve-key` as far as they go without a server."""
 
 import json
+import signal
 import sys
 import tomllib
 
@@ -56,6 +57,20 @@ def test_what_cannot_be_meant_is_bad_usage(run, arguments, message):
     code, _, err = run("serve", "embedded", *arguments)
     assert code == 2
     assert message in " ".join(err.split())
+
+
+def test_a_plm_that_cannot_be_loaded_is_one_line_and_exit_code_1(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("pema.serving.logs.log_to_stderr", lambda: None)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        code, out, err = run("serve", str(tmp_path), "--port", "0")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert code == 1
+    assert out.startswith(f"serving {tmp_path} at http://127.0.0.1:")
+    assert "holds no config.json" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])

@@ -169,8 +169,7 @@ def test_the_log_is_json_and_holds_nothing_that_was_sent(server, https):
     assert KEYS["acme"] not in text
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_server_that_is_told_to_stop_answers_what_is_in_flight(folder, stop):
+def test_a_server_that_is_told_to_stop_answers_what_is_in_flight(folder):
     # A request waits two seconds for others to join it: long enough to stop the server meanwhile.
     with serving(folder, "[batching]\nwindow_ms = 2000\n") as (process, url, log):
         with httpx2.Client(base_url=url, timeout=PATIENCE) as client, ThreadPoolExecutor(1) as pool:
@@ -178,7 +177,7 @@ def test_a_server_that_is_told_to_stop_answers_what_is_in_flight(folder, stop):
             tensors(client.post("/v1/sessions", json={"prompts": [[1, 2]]}), 201)
             answer = pool.submit(httpx2.post, f"{url}/v1/represent", json=GOOD, timeout=PATIENCE)
             time.sleep(0.7)
-            process.send_signal(stop)
+            process.send_signal(signal.SIGTERM)
             time.sleep(0.4)
             assert not answer.done()
             refusal(client.get("/readyz"), 503, "draining")
@@ -191,9 +190,9 @@ def test_a_server_that_is_told_to_stop_answers_what_is_in_flight(folder, stop):
         assert all(json.loads(line)["level"] == "info" for line in log.read_text(encoding="utf-8").splitlines())
 
 
-def test_a_plm_that_cannot_be_loaded_is_one_line_and_exit_code_1(tmp_path):
-    command = [*PEMA, "serve", str(tmp_path), "--port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 1
-    assert "holds no config.json" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+@pytest.mark.slow
+def test_a_server_that_is_told_to_stop_while_it_loads_stops_at_once(folder):
+    with serving(folder, "") as (process, _, log):
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0
+        assert not log.read_text(encoding="utf-8")

@@ -33,7 +33,6 @@ def serve(
 
     Example: pema serve embedded --port 8000
     """
-    from pema.console import stdout
     from pema.errors import ConfigError
 
     try:
@@ -60,8 +59,7 @@ def serve(
 
     listener = address.listen()
     log_to_stderr()
-    stdout.print(f"serving {plm} at {address.url(listener)}", markup=False)
-    run(create_app(load), address, listener)
+    run(create_app(load), address, listener, plm)
 
 
 def serve_key(

@@ -65,6 +65,11 @@ class Lifecycle:
             raise Refusal(503, "loading", "The PLM is being loaded.", "Try again in a moment.", retry_after=5)
         return self._service
 
+    @property
+    def loading(self) -> bool:
+        """Whether the service is still being made."""
+        return self._service is None and self.failure is None
+
     def healthy(self) -> bool:
         """Whether the server can become ready, or is."""
         return self.failure is None and (self._service is None or self._service.batcher.alive)

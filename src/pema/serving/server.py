@@ -15,6 +15,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from pema.console import stdout
 from pema.errors import ConfigError
 from pema.serving.lifecycle import Lifecycle
 from pema.serving.policy import Policy
@@ -123,8 +124,8 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def serve(app: FastAPI, address: Address, listener: socket.socket) -> None:
-    """Answer requests until SIGTERM or SIGINT.
+def serve(app: FastAPI, address: Address, listener: socket.socket, name: str) -> None:
+    """Say on stdout where `name` is served, then answer requests until SIGTERM or SIGINT.
 
     Raises:
         PemaError: the PLM could not be loaded.
@@ -145,8 +146,13 @@ def serve(app: FastAPI, address: Address, listener: socket.socket) -> None:
         ssl_keyfile=address.private_key,
     )
     server = _Server(config, lifecycle)
-    signal.signal(signal.SIGTERM, server.handle_exit)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, server.handle_exit)
+    stdout.print(f"serving {name} at {address.url(listener)}", markup=False)
     server.run(sockets=[listener])
+    if lifecycle.loading:
+        # The thread that loads cannot be stopped, and the interpreter's end under it would be an abort.
+        os._exit(0)
     if lifecycle.failure is not None:
         raise lifecycle.failure
 
