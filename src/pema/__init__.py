@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pema.memory.build import build_memory
     from pema.memory.reader import Memory
     from pema.owner.local import LocalPLM
+    from pema.owner.opening import open_plm
+    from pema.owner.remote import RemotePLM
     from pema.tasks.example import Example
     from pema.tasks.readers import from_dataset, read_examples, read_lines
     from pema.tasks.registry import get_task
@@ -36,6 +38,7 @@ _HOMES = {
     "LocalPLM": "owner.local",
     "Memory": "memory.reader",
     "NoAdapter": "generation.schedule",
+    "RemotePLM": "owner.remote",
     "TrainConfig": "adapter.config",
     "attach": "generation.plugin",
     "build_memory": "memory.build",
@@ -44,6 +47,7 @@ _HOMES = {
     "from_dataset": "tasks.readers",
     "generate": "generation.decoding",
     "get_task": "tasks.registry",
+    "open_plm": "owner.opening",
     "preset": "adapter.config",
     "read_examples": "tasks.readers",
     "read_lines": "tasks.readers",
@@ -60,6 +64,7 @@ __all__ = [
     "LocalPLM",
     "Memory",
     "NoAdapter",
+    "RemotePLM",
     "TrainConfig",
     "attach",
     "build_memory",
@@ -68,6 +73,7 @@ __all__ = [
     "from_dataset",
     "generate",
     "get_task",
+    "open_plm",
     "preset",
     "read_examples",
     "read_lines",

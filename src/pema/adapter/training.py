@@ -25,6 +25,7 @@ from pema.adapter.reconstruction import (
 from pema.adapter.store import CONFIG_FILE, load, save
 from pema.console import progress
 from pema.errors import AdapterError, ConfigError
+from pema.files import exclusive
 from pema.memory.reader import Memory, View
 from pema.memory.verify import verify
 from pema.signature import signature
@@ -56,10 +57,15 @@ def train(
         AdapterError: `output` holds an adapter or a checkpoint already and `resume` is off, or the loss is not finite.
         MismatchError: the checkpoint is of other settings or another memory.
         ConfigError: the settings do not fit the memory; TensorBoard with `dp_epsilon`; Opacus is not installed.
-        StorageError: the disk refused; the last checkpoint stays.
+        StorageError: the disk refused, or another process trains in the folder; the last checkpoint stays.
     """
-    output = Path(output)
-    config = config.fitted(memory.d)
+    with exclusive(Path(output)):
+        return _train(memory, config.fitted(memory.d), Path(output), resume, tensorboard)
+
+
+def _train(
+    memory: Memory, config: TrainConfig, output: Path, resume: bool, tensorboard: bool
+) -> tuple[Adapter, dict[str, Any]]:
     digest = str(memory.manifest.to_dict()["digest"])
     checkpoint = Checkpoint(output, config, digest)
     if not resume:
