@@ -7,14 +7,16 @@ import pytest
 import torch
 from served import bearer, key, served
 
-from pema.adapter.config import AdapterConfig
+from pema.adapter.config import AdapterConfig, preset
 from pema.adapter.module import Adapter
+from pema.adapter.training import train
 from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError, OwnerError
 from pema.generation.decoding import generate
-from pema.generation.schedule import Constant, GradualUnrolling
+from pema.generation.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.memory.build import build_memory
 from pema.memory.reader import Memory
 from pema.owner.connection import Connection
+from pema.owner.mask import Mask, MaskedPLM
 from pema.owner.opening import open_plm
 from pema.owner.remote import RemotePLM
 from pema.serving.policy import Policy
@@ -110,6 +112,25 @@ def test_generation_gives_the_same_tokens(client, plm, schedule, settings):
     assert generate(across, adapter, SOURCES, TASK, schedule, **settings) == local
     opened = sum(r[:2] == ("POST", "/v1/sessions") for r in wire.requests)
     assert opened == sum(r[0] == "DELETE" for r in wire.requests) > 0
+
+
+def test_a_masked_plm_gives_the_same_tokens_across_the_network(plm, tmp_path):
+    """Memory, adapter and generation in the coordinates that the policy gives; the adapter fits no other."""
+    Mask.create(tmp_path / "secret.key")
+    masked = MaskedPLM(plm, Mask.read(tmp_path / "secret.key"))
+    rules = Policy(keys=(key(head="masked"),), mask_secret=str(tmp_path / "secret.key"))
+    with served(plm, rules) as client:
+        across, _ = remote(client, key=bearer()["Authorization"].split()[1])
+        assert across.description == masked.description
+        assert torch.equal(across.head().weight, masked.head().weight)
+        assert generate(across, None, SOURCES, TASK, NoAdapter()) == generate(plm, None, SOURCES, TASK, NoAdapter())
+        memory = build_memory(across, EXAMPLES, TASK, tmp_path / "memory")
+        adapter, _ = train(memory, preset("best", epochs=3, learning_rate=3e-3), tmp_path / "adapter")
+        adapted = generate(across, adapter, SOURCES, TASK, Constant(0.9))
+        assert adapted == generate(masked, adapter, SOURCES, TASK, Constant(0.9))
+        assert adapted != generate(plm, None, SOURCES, TASK, NoAdapter())
+    with pytest.raises(MismatchError, match="belongs to another PLM"):
+        generate(plm, adapter, SOURCES, TASK, Constant(0.9))
 
 
 def test_half_precision_keeps_a_token_at_d_values(client, plm):
