@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import FAMILIES
 from pema.errors import ConfigError, MismatchError, OwnerError
 from pema.owner.derivation import derive_head, find_final_norm, recognise_norm
 from pema.owner.head import Head, Norm, NormSettings
+from tiny import FAMILIES
 
 WITHOUT_NORM = {"opt-350m"}
 TAPS = [(f, tap) for f in FAMILIES for tap in ("head_input", "norm_input") if (f, tap) != ("opt-350m", "norm_input")]

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import EOS
 from pema.errors import ConfigError, OwnerError
 from pema.owner import loading
 from pema.owner.contract import PLMDescription
 from pema.owner.local import LocalPLM
 from pema.owner.opening import open_plm
 from pema.owner.weights import fingerprint
+from tiny import EOS
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import EOS, FAMILIES, PAD
 from pema.errors import DataError
 from pema.owner import growing, local, running
 from pema.owner.batching import common_prefix, length_batches, pad_left, pad_right
 from pema.owner.derivation import find_final_norm
 from pema.owner.local import LocalPLM
 from pema.owner.prefix import Prefix
+from tiny import EOS, FAMILIES, PAD
 
 PREFIX = [1, 5, 6, 7, 8]
 

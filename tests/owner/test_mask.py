@@ -7,7 +7,6 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from conftest import FAMILIES
 from pema.adapter.config import AdapterConfig, preset
 from pema.adapter.module import Adapter
 from pema.adapter.training import train
@@ -22,6 +21,7 @@ from pema.owner.head import Head, Norm, NormSettings
 from pema.owner.mask import Mask, MaskedPLM, MaskedSession, rotate
 from pema.tasks.example import Example
 from pema.tasks.registry import get_task
+from tiny import FAMILIES
 
 MASK, OTHER = Mask(bytes(range(32))), Mask(bytes(32))
 PROMPTS = [[1, 5, 9, 40], [1, 7], [1, 30, 31, 32, 33, 34]]

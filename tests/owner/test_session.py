@@ -6,8 +6,10 @@ import pytest
 import torch
 from test_local import slow_row
 
-from conftest import FAMILIES
 from pema.errors import DataError
+from pema.owner.mask import MaskedSession
+from pema.owner.session import Step, advance_together
+from tiny import FAMILIES
 
 PROMPTS = [[1, 5, 6, 7], [1, 9], [1, 5, 6, 7, 8, 11, 12, 13, 14, 15, 16, 17]]
 
@@ -37,6 +39,51 @@ def test_rows_go_on_branch_and_leave(tiny_plm, family, tap):
     session.close()
     session.close()
     assert session.held_bytes == 0
+
+
+JOINED = ["llama", "opt", "gpt2", "bloom", "falcon-alibi", "gpt-neox", "mistral", "gemma2", "mamba"]
+
+
+@pytest.mark.parametrize("family", JOINED)
+def test_steps_of_several_sessions_together_are_those_of_each_alone(tiny_plm, family):
+    plm = tiny_plm(family)
+    draw = random.Random(1)
+    starts = [PROMPTS, [[1, 8, 8, 8, 8]], [[1, 4] * 20, [1, 3]]]
+    contexts = [[list(prompt) for prompt in prompts] for prompts in starts]
+    sessions = [plm.open_session(prompts) for prompts in starts]
+    # What stands around a session does not keep it out.
+    sessions[1] = MaskedSession(sessions[1], torch.eye(plm.description.d_tap))
+    for round_ in range(5):
+        steps = []
+        for i, session in enumerate(sessions):
+            if (round_ + i) % 4 == 3:
+                continue  # not every session takes part in every step
+            rows = len(contexts[i])
+            parents = None if draw.random() < 0.5 else [draw.randrange(rows) for _ in range(draw.randint(1, 4))]
+            kept = range(rows) if parents is None else parents
+            tokens = [draw.randrange(3, 320) for _ in kept]
+            contexts[i] = [[*contexts[i][row], token] for row, token in zip(kept, tokens, strict=True)]
+            steps.append(Step(session, tokens, parents))
+        advance_together(steps)
+        for session, rows in zip(sessions, contexts, strict=True):
+            check(plm, session, rows)
+
+
+def test_together_in_one_forward_pass(tiny_plm):
+    plm = tiny_plm()
+    sessions = [plm.open_session(PROMPTS[:1]), plm.open_session(PROMPTS[1:])]
+    passes = []
+    handle = plm.model.register_forward_hook(lambda *_: passes.append(1))
+    advance_together([Step(sessions[0], [4]), Step(sessions[1], [5, 6])])
+    handle.remove()
+    assert len(passes) == 1
+
+
+def test_a_refused_step_among_others_is_named(tiny_plm):
+    plm = tiny_plm()
+    sessions = [plm.open_session(PROMPTS[:1]), plm.open_session(PROMPTS[1:])]
+    with pytest.raises(DataError, match="row 1 is given token 320"):
+        advance_together([Step(sessions[0], [4]), Step(sessions[1], [5, 320])])
 
 
 def test_what_was_handed_out_stays_as_it_was(tiny_plm):

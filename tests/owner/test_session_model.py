@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import pipeline
 
-from conftest import EOS, PAD
 from pema.errors import OwnerError
 from pema.owner.session_model import SessionModel
+from tiny import EOS, PAD
 
 FAMILIES = ["llama", "opt", "opt-projected", "gemma2", "granite", "cohere", "bloom", "mistral", "mamba"]
 PROMPTS = [[1, 5, 6, 7], [1, 9], [1, 5, 6, 7, 8, 11, 12, 13, 14, 15, 16, 17], [1, 9]]

@@ -72,7 +72,7 @@ def test_no_line_holds_a_prompt_a_token_a_target_a_session_or_a_key(plm, lines, 
         client.get("/v1/plm", headers={"Authorization": "Bearer my secret key"})
         _, path = opened(client, [SECRET])
         client.post(f"{path}/advance", json={"step": 1, "tokens": [SECRET[0]]})
-        monkeypatch.setattr(LocalSession, "advance", broken)
+        monkeypatch.setattr(LocalSession, "_run", broken)
         assert client.post(f"{path}/advance", json={"step": 2, "tokens": [SECRET[1]]}).status_code == 500
     written = "\n".join(map(json.dumps, lines()))
     assert written.count('"message": "request"') >= 10

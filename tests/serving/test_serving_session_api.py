@@ -90,7 +90,7 @@ def test_a_step_that_fails_within_the_plm_ends_the_session(client, monkeypatch):
     from pema.owner.session import LocalSession
 
     _, path = opened(client, PROMPTS)
-    monkeypatch.setattr(LocalSession, "advance", broken)
+    monkeypatch.setattr(LocalSession, "_run", broken)
     refusal(client.post(f"{path}/advance", json={"step": 1, "tokens": [1, 2]}), 500, "internal")
     monkeypatch.undo()
     refusal(client.post(f"{path}/advance", json={"step": 1, "tokens": [1, 2]}), 410, "session_expired")
@@ -153,14 +153,14 @@ def test_closing_waits_for_the_step_that_runs(client, plm, monkeypatch):
     from pema.owner.session import LocalSession
 
     _, path = opened(client, PROMPTS)
-    running, go, advance = threading.Event(), threading.Event(), LocalSession.advance
+    running, go, advance = threading.Event(), threading.Event(), LocalSession._run
 
     def slow(self, *arguments):
         running.set()
         assert go.wait(10)
-        advance(self, *arguments)
+        return advance(self, *arguments)
 
-    monkeypatch.setattr(LocalSession, "advance", slow)
+    monkeypatch.setattr(LocalSession, "_run", slow)
     with ThreadPoolExecutor(2) as pool:
         step = pool.submit(advanced, client, path, 1, [9, 8])
         assert running.wait(10)
@@ -183,3 +183,53 @@ def test_limits_of_a_policy_are_kept(plm):
         refusal(answer, 429, "quota_spent")
         # The step was not taken: it may come again.
         refusal(client.post(f"{path}/advance", json={"step": 4, "tokens": [1, 2]}), 409, "wrong_step")
+
+
+def test_steps_of_several_clients_share_a_forward_pass(client, plm):
+    """While one step runs, others gather; then they go together, and each gets what it would get alone."""
+    service = client.app.state.lifecycle.service()
+    paths = [opened(client, [[1, 5 + i]])[1] for i in range(4)]
+    hold, go = threading.Event(), threading.Event()
+
+    def blocked():
+        hold.set()
+        assert go.wait(10)
+
+    busy = service.batcher.call(blocked, key="acme", tokens=1)
+    assert hold.wait(10)
+    passes = []
+    handle = plm.model.register_forward_hook(lambda *_: passes.append(1))
+    with ThreadPoolExecutor(4) as pool:
+        steps = [pool.submit(advanced, client, path, 1, [9 + i]) for i, path in enumerate(paths)]
+        deadline = time.monotonic() + 10
+        while service.batcher.waiting < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        go.set()
+        found = [step.result() for step in steps]
+    handle.remove()
+    busy.result()
+    assert len(passes) == 1
+    for i, f in enumerate(found):
+        (alone,) = plm.represent([[1, 5 + i, 9 + i, 1]], [3])
+        torch.testing.assert_close(f, alone.representations, atol=1e-5, rtol=1e-5)
+
+
+def test_a_failure_of_steps_together_ends_those_sessions_by_name(client, monkeypatch):
+    from pema.owner import session as module
+
+    service = client.app.state.lifecycle.service()
+    paths = [opened(client, [[1, 5 + i]])[1] for i in range(2)]
+    hold, go = threading.Event(), threading.Event()
+    service.batcher.call(lambda: (hold.set(), go.wait(10)), key="acme", tokens=1)
+    assert hold.wait(10)
+    monkeypatch.setattr(module.CachedContexts, "run_together", broken)
+    with ThreadPoolExecutor(2) as pool:
+        body = {"step": 1, "tokens": [9]}
+        steps = [pool.submit(client.post, f"{path}/advance", json=body) for path in paths]
+        while service.batcher.waiting < 2:
+            time.sleep(0.01)
+        go.set()
+        for step in steps:
+            assert "secret" not in refusal(step.result(), 410, "session_expired")["message"]
+    assert len(service.sessions) == 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from pema.owner.batching import pad_left, pad_right
 from pema.owner.prefix import Prefix
@@ -30,10 +32,14 @@ class Growing(Protocol):
 
 
 class CachedContexts:
-    """Contexts whose keys and values are kept; rows are padded on the left, so that all end in the same column."""
+    """Contexts whose keys and values are kept; rows are padded on the left, so that all end in the same column.
+
+    Attributes:
+        runner: runs the model.
+    """
 
     def __init__(self, runner: Runner, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> None:
-        self._runner = runner
+        self.runner = runner
         self._cache: Any = None
         if prefix is None:
             tokens, mask = pad_left(rows, max(map(len, rows)))
@@ -51,10 +57,10 @@ class CachedContexts:
     def run(self, *, logits: bool) -> tuple[Tensor, Tensor]:
         """See `Growing.run`."""
         arguments = {"attention_mask": self._mask, "past_key_values": self._cache, "use_cache": True}
-        if self._runner.takes_positions:
+        if self.runner.takes_positions:
             arguments["position_ids"] = self._positions
         head = (lambda x: x[..., -1:, :]) if logits else None
-        f, output = self._runner.forward(self._tokens, lambda x: x[:, -1], head=head, **arguments)
+        f, output = self.runner.forward(self._tokens, lambda x: x[:, -1], head=head, **arguments)
         self._cache = output.past_key_values
         return f, output.logits[:, -1] if logits else f.new_empty(len(f), 0)
 
@@ -73,6 +79,36 @@ class CachedContexts:
         held = [v for layer in self._cache.layers for v in vars(layer).values() if isinstance(v, Tensor)]
         return sum(tensor.nbytes for tensor in held)
 
+    @property
+    def joins(self) -> bool:
+        """Whether `run_together` can take these contexts: whole keys and values in every layer, and nothing else."""
+        return type(self._cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in self._cache.layers)
+
+    @classmethod
+    def run_together(cls, parts: Sequence[CachedContexts]) -> list[Tensor]:
+        """One forward pass for the next token of several batches that were begun apart: (rows, d_tap) for each.
+
+        Their caches are put below one another, padded on the left. What each row attends to is as in a pass of its
+        own; only the padding differs.
+        """
+        runner, width = parts[0].runner, max(part._mask.shape[1] for part in parts)
+        mask = torch.cat([nn.functional.pad(part._mask, (width - part._mask.shape[1], 0)) for part in parts])
+        cache = copy.copy(parts[0]._cache)
+        cache.layers = [
+            _below_one_another([part._cache.layers[i] for part in parts], width - 1) for i in range(len(cache.layers))
+        ]
+        arguments: dict[str, Any] = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
+        if runner.takes_positions:
+            arguments["position_ids"] = torch.cat([part._positions for part in parts])
+        f, output = runner.forward(torch.cat([part._tokens for part in parts]), lambda x: x[:, -1], **arguments)
+        rows = [len(part._tokens) for part in parts]
+        for i, layer in enumerate(output.past_key_values.layers):
+            news = (torch.split(tensor[:, :, -1:], rows) for tensor in (layer.keys, layer.values))
+            for part, key, value in zip(parts, *news, strict=True):
+                mine = part._cache.layers[i]
+                mine.keys, mine.values = torch.cat((mine.keys, key), -2), torch.cat((mine.values, value), -2)
+        return list(torch.split(f, rows))
+
 
 class WholeContexts:
     """Contexts that are run from their first token at every step: slow, and right for every causal model.
@@ -82,7 +118,7 @@ class WholeContexts:
     """
 
     def __init__(self, runner: Runner, rows: Sequence[Sequence[int]], *, together: bool) -> None:
-        self._runner = runner
+        self.runner = runner
         self._contexts = [list(row) for row in rows]
         self.together = together
 
@@ -100,7 +136,7 @@ class WholeContexts:
             return x.flatten(0, -2).index_select(0, wanted.to(x.device))
 
         head = (lambda x: pick(x)[None]) if logits else None
-        f, output = self._runner.forward(tokens, pick, head=head, use_cache=False)
+        f, output = self.runner.forward(tokens, pick, head=head, use_cache=False)
         return f, output.logits[0] if logits else f.new_empty(len(f), 0)
 
     def extend(self, tokens: Tensor, parents: Tensor | None) -> None:
@@ -113,6 +149,15 @@ class WholeContexts:
     def held_bytes(self) -> int:
         """Eight a token."""
         return 8 * sum(map(len, self._contexts))
+
+
+def _below_one_another(layers: Sequence[DynamicLayer], width: int) -> DynamicLayer:
+    """One layer with the rows of all, each padded on the left to `width` positions."""
+    merged = copy.copy(layers[0])
+    for name in ("keys", "values"):
+        tensors = [getattr(layer, name) for layer in layers]
+        setattr(merged, name, torch.cat([nn.functional.pad(t, (0, 0, width - t.shape[-2], 0)) for t in tensors]))
+    return merged
 
 
 def _select_rows(cache: Cache, rows: Tensor) -> None:

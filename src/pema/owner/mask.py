@@ -210,29 +210,33 @@ class MaskedPLM:
 
 
 class MaskedSession:
-    """A decoding session that hands out Q f."""
+    """A decoding session that hands out Q f.
+
+    Attributes:
+        inner: the session of the PLM as it is.
+    """
 
     def __init__(self, session: Session, Q: Tensor) -> None:
-        self._session = session
+        self.inner = session
         self._Q = Q
 
     @property
     def representations(self) -> Tensor:
         """(rows, d), Q f of every row's context as it stands, on the CPU."""
-        return rotate(self._session.representations, self._Q)
+        return rotate(self.inner.representations, self._Q)
 
     @property
     def held_bytes(self) -> int:
         """What the owner keeps for the session."""
-        return self._session.held_bytes
+        return self.inner.held_bytes
 
     def advance(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
         """See `contract.Session.advance`."""
-        self._session.advance(tokens, parents)
+        self.inner.advance(tokens, parents)
 
     def close(self) -> None:
         """See `contract.Session.close`."""
-        self._session.close()
+        self.inner.close()
 
 
 @torch.no_grad()

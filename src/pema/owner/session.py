@@ -1,14 +1,17 @@
-"""A decoding session on a model in this process."""
+"""Decoding sessions on a model in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pema.errors import DataError
-from pema.owner.growing import Growing
+from pema.owner.contract import Session
+from pema.owner.growing import CachedContexts, Growing
+from pema.owner.running import Runner
 
 
 class LocalSession:
@@ -35,16 +38,20 @@ class LocalSession:
 
     def advance(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
         """See `contract.Session.advance`."""
+        contexts = self._extend(tokens, parents)
+        self._representations = self._run(contexts)
+
+    def _extend(self, tokens: Sequence[int], parents: Sequence[int] | None) -> Growing:
         if self._contexts is None:
             raise DataError("the session is closed: open another.")
         rows = range(len(self._lengths)) if parents is None else parents
         self._check(tokens, rows)
         chosen = torch.tensor(tokens, device=self._device)
+        kept = None if parents is None or list(rows) == list(range(len(self._lengths))) else torch.tensor(rows)
         with torch.inference_mode():
-            kept = None if parents is None or list(rows) == list(range(len(self._lengths))) else torch.tensor(rows)
             self._contexts.extend(chosen, None if kept is None else kept.to(self._device))
-            self._lengths = [self._lengths[row] + 1 for row in rows]
-            self._representations = self._run(self._contexts)
+        self._lengths = [self._lengths[row] + 1 for row in rows]
+        return self._contexts
 
     def close(self) -> None:
         """See `contract.Session.close`."""
@@ -70,3 +77,44 @@ class LocalSession:
         f, _ = contexts.run(logits=False)
         # Kept on the owner's side for a client that asks again, so it must not be a view of what the model holds.
         return f.detach().cpu().clone()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of one session: the arguments of its `advance`."""
+
+    session: Session
+    tokens: Sequence[int]
+    parents: Sequence[int] | None = None
+
+
+@torch.inference_mode()
+def advance_together(steps: Sequence[Step]) -> None:
+    """Take a step in each of several sessions of one PLM, in one forward pass where their caches can be joined.
+
+    What a session's representations are does not depend on the others: in float32 they agree to rounding with those of
+    a step alone. After an error every session may have half a step behind it, so all of them are to be closed.
+
+    Raises:
+        DataError: a step that its session refuses.
+    """
+    joined: dict[Runner, list[tuple[LocalSession, CachedContexts]]] = {}
+    for step in steps:
+        # What stands around a local session changes what it hands out, not how it goes on.
+        session = getattr(step.session, "inner", step.session)
+        if not isinstance(session, LocalSession):
+            step.session.advance(step.tokens, step.parents)
+            continue
+        contexts = session._extend(step.tokens, step.parents)
+        if isinstance(contexts, CachedContexts) and contexts.joins:
+            joined.setdefault(contexts.runner, []).append((session, contexts))
+        else:
+            session._representations = session._run(contexts)
+    for pairs in joined.values():
+        if len(pairs) == 1:
+            session, contexts = pairs[0]
+            session._representations = session._run(contexts)
+            continue
+        found = CachedContexts.run_together([contexts for _, contexts in pairs])
+        for (session, _), f in zip(pairs, found, strict=True):
+            session._representations = f.cpu().clone()

@@ -2,8 +2,8 @@
 
 transformers' continuous batching cannot do this: it hands out the tokens that it sampled itself, never the hidden
 states that a representation is, and it changes the model's attention to a paged one. What is left to do is to put the
-sequences of waiting requests behind one another; bucketing by length and padding are `PLM.represent`'s and
-`PLM.predict`'s own.
+sequences of waiting requests behind one another (bucketing by length and padding are `PLM.represent`'s and
+`PLM.predict`'s own), and the steps of sessions below one another.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from pema.owner.contract import PLM, Represented
+from pema.owner.session import Step, advance_together
 from pema.serving.refusal import Refusal
 
 T = TypeVar("T")
+_ANEW = "Open a new one with the prompts and what was generated so far."
 logger = logging.getLogger(__name__)
 
 
@@ -32,16 +34,19 @@ class Sequences:
     sequences: Sequence[Sequence[int]]
     numbers: Sequence[int]
 
-    def joins(self, other: Sequences | Callable[[], Any]) -> bool:
+    def joins(self, other: object) -> bool:
         """Whether one call can answer both."""
         return isinstance(other, Sequences) and self.plm is other.plm and self.kind == other.kind
+
+
+Work = Sequences | Step | Callable[[], Any]
 
 
 @dataclass(eq=False)
 class _Job:
     key: str
     tokens: int
-    work: Sequences | Callable[[], Any]
+    work: Work
     future: Future[Any] = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
 
@@ -91,6 +96,14 @@ class Batcher:
 
     def contexts(self, work: Sequences, *, key: str, tokens: int) -> Future[list[Represented]]:
         """The answers of one request, in its order.
+
+        Raises:
+            Refusal: 503, too many requests wait.
+        """
+        return self._submit(_Job(key, tokens, work))
+
+    def step(self, work: Step, *, key: str, tokens: int) -> Future[None]:
+        """Take a step in a session, with the steps of other sessions that wait.
 
         Raises:
             Refusal: 503, too many requests wait.
@@ -147,6 +160,9 @@ class Batcher:
                 order = sorted(self._jobs, key=lambda job: (self._served[job.key], job.arrived))
                 first = order[0]
                 left = first.arrived + self._window - time.monotonic()
+                if isinstance(first.work, Step):
+                    # Not waited for: each step is a token that somebody watches. Those that came meanwhile go along.
+                    return self._take(self._fitting([job for job in order if isinstance(job.work, Step)]))
                 together = [job for job in order if isinstance(first.work, Sequences) and first.work.joins(job.work)]
                 if not together:
                     return self._take([first])
@@ -182,11 +198,24 @@ class Batcher:
 
 def _answer(jobs: list[_Job], tokens: int) -> None:
     """Run jobs in one call and settle their futures."""
+    first = jobs[0].work
+    answers: Sequence[Any] = [None] * len(jobs)
     try:
-        answers = _together(jobs, tokens) if isinstance(jobs[0].work, Sequences) else [jobs[0].work()]
+        if isinstance(first, Sequences):
+            answers = _together(jobs, tokens)
+        elif isinstance(first, Step):
+            advance_together([job.work for job in jobs if isinstance(job.work, Step)])
+        else:
+            answers = [first()]
     except BaseException as error:
         if len(jobs) == 1:
             jobs[0].future.set_exception(error)
+            return
+        if isinstance(first, Step):
+            # A step cannot be taken again here, and whose it was that failed is not known.
+            logger.warning("the steps of %d sessions failed together (%s)", len(jobs), type(error).__name__)
+            for job in jobs:
+                job.future.set_exception(Refusal(410, "session_expired", "A step of the session failed.", _ANEW))
             return
         # One of them is at fault, or they are too much together: neither may cost the others their answer.
         logger.warning("a call for %d requests failed (%s), each is run alone", len(jobs), type(error).__name__)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pema.errors import DataError
 from pema.owner.contract import Session
+from pema.owner.session import Step
 from pema.owner.wire import narrow, pack
 from pema.serving import documented
 from pema.serving.admission import Caller, admit, read
@@ -102,17 +103,15 @@ async def _step(caller: Caller, entry: Entry, asked: AdvanceRequest) -> Response
     lengths = caller.service.checks.step(asked.tokens, asked.parents, entry.lengths)
     caller.spend(len(asked.tokens), len(asked.tokens))
 
-    def run() -> tuple[Tensor, int]:
-        entry.session.advance(asked.tokens, asked.parents)
-        return entry.session.representations, entry.session.held_bytes
-
+    step = Step(entry.session, asked.tokens, asked.parents)
     try:
-        found, held = await asyncio.wrap_future(
-            caller.service.batcher.call(run, key=caller.key.name, tokens=len(asked.tokens))
-        )
+        await asyncio.wrap_future(caller.service.batcher.step(step, key=caller.key.name, tokens=len(asked.tokens)))
+        found, held = entry.session.representations, entry.session.held_bytes
         answer = pack({"representations": narrow(found, entry.dtype)})
-    except Refusal:
-        raise  # It never reached the PLM.
+    except Refusal as refusal:
+        if refusal.status == 410:
+            sessions.drop(entry)
+        raise  # Any other never reached the PLM.
     except BaseException:
         sessions.drop(entry)  # Half a step may have been taken.
         raise
