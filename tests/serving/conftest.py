@@ -1,6 +1,5 @@
-import subprocess
-
 import pytest
+import trustme
 from served import served
 
 
@@ -21,10 +20,12 @@ def client(plm):
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory):
-    """A self-signed certificate for the loopback, and its key."""
+    """A certificate for the loopback with the authority that signed it, in one file, and its key."""
     folder = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1", "localhost")
     cert, private = folder / "cert.pem", folder / "key.pem"
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    names = ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
-    subprocess.run([*made, *names, "-keyout", private, "-out", cert], check=True, capture_output=True)
+    chain = [blob.bytes() for blob in issued.cert_chain_pems]
+    cert.write_bytes(b"".join([*chain, authority.cert_pem.bytes()]))
+    private.write_bytes(issued.private_key_pem.bytes())
     return cert, private

@@ -160,7 +160,7 @@ class SessionModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             cache, f = self._begin(input_ids, attention_mask)
         else:
             cache, f = past_key_values, self._advance(past_key_values, input_ids)
-        h = self._head.normalise(f).to(self.lm_head.weight)
+        h = self._head.normalise(f.to(self.lm_head.weight.device)).to(self.lm_head.weight.dtype)
         logits = self._head.bound(self.lm_head(h[:, None]))
         ended = torch.tensor([row < 0 for row in cache.rows], device=logits.device)
         if bool(ended.any()) and self._plm.description.eos_token_ids:
