@@ -43,6 +43,7 @@ def test_certificates_that_cannot_be_used(certificate, tmp_path):
 def test_listening(certificate):
     with Address(port=0).listen() as listener:
         port = listener.getsockname()[1]
+        assert listener.proto == socket.IPPROTO_TCP  # or asyncio leaves Nagle's algorithm on
         assert Address(port=0).url(listener) == f"http://127.0.0.1:{port}"
         assert Address("127.0.0.1", 0, *certificate).url(listener) == f"https://127.0.0.1:{port}"
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1 port {port}: .*in use"):
