@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def test_every_benchmark_says_what_was_measured_where_and_how(results, options):
         assert result["threads"]["torch"] == 1
         assert result["signature"]["config"]["benchmark"] == name
         assert result["signature"]["config"]["plm"] == Path(options.plm).name
-        assert result["signature"]["versions"]["torch"] == torch.__version__
+        assert result["signature"]["versions"]["torch"] == version("torch")
         assert result["signature"]["machine"]["cores"]
         for line in result["summary"]:
             assert line["value"] > 0

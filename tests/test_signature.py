@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from importlib.metadata import version
 
 import torch
 
@@ -13,7 +14,7 @@ def test_it_is_json_and_whole():
     found = signature({"rank": 4}, 3)
     assert json.loads(json.dumps(found)) == found
     assert (found["config"], found["seed"]) == ({"rank": 4}, 3)
-    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["torch"] == version("torch")
     assert found["versions"]["pema"] == __version__
     assert found["machine"]["threads"] == torch.get_num_threads()
 
