@@ -47,7 +47,7 @@ def writing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             remove(temporary)
         if isinstance(error, OSError) and not isinstance(error, StorageError):
-            raise StorageError(f"cannot write {path}: {error.strerror or error}. Nothing was changed there.") from error
+            raise _refused(path, error) from error
         raise
 
 
@@ -66,7 +66,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise StorageError(f"cannot write {folder}: {error.strerror or error}. Nothing was changed there.") from error
+        raise _refused(folder, error) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,7 +108,7 @@ def create(path: Path, content: bytes) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}. Nothing was changed there.") from error
+        raise _refused(path, error) from error
     return True
 
 
@@ -148,6 +148,10 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _refused(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"cannot write {path}: {error.strerror or error}. Nothing was changed there.")
 
 
 def remove(path: Path) -> None:

@@ -11,6 +11,7 @@ from fake_plm import FakePLM, FakeTask, build, some_examples
 
 from pema.memory import build as build_module
 from pema.memory.manifest import VERSION
+from pema.owner.contract import STEP_BUCKET
 
 PAGE = (Path(__file__).parents[2] / "docs" / "memory-format.md").read_text(encoding="utf-8")
 NUMPY = {"F32": "<f4", "F16": "<f2", "I8": "<i1", "I32": "<i4", "I64": "<i8"}
@@ -81,6 +82,6 @@ def test_the_manifest_is_as_the_page_says(tmp_path):
 
 
 def test_the_pages_numbers_are_the_codes():
-    assert build_module.ROUND == 8
+    assert STEP_BUCKET == 8
     assert build_module.SHARD_BYTES == 128 * 2**20
     assert build_module.steps_for(16, "aligned") == 24

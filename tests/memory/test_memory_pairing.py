@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pema.errors import ConfigError
-from pema.memory.build import ROUND, steps_for
+from pema.memory.build import steps_for
 from pema.memory.pairing import align, pair
+from pema.owner.contract import STEP_BUCKET
 
 tokens = st.lists(st.integers(0, 3), max_size=9)
 
@@ -99,7 +100,7 @@ def test_only_prompts_cross_the_boundary_in_predicted_mode(tmp_path):
     encoded = FakeTask().template.encode(None, examples)
     assert kind == "predict"
     assert prompts == [one.prompt for one in encoded]
-    assert all(asked % ROUND == 0 and asked >= len(one.target) for asked, one in zip(steps, encoded, strict=True))
+    assert all(asked % STEP_BUCKET == 0 and asked >= len(one.target) for asked, one in zip(steps, encoded, strict=True))
 
 
 def test_aligned_targets_need_predicted_contexts(tmp_path):

@@ -29,3 +29,12 @@ def certificate(tmp_path_factory):
     cert.write_bytes(b"".join([*chain, authority.cert_pem.bytes()]))
     private.write_bytes(issued.private_key_pem.bytes())
     return cert, private
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_model, tiny_tokenizer):
+    """A PLM on disk."""
+    folder = tmp_path_factory.mktemp("served")
+    tiny_model().save_pretrained(folder / "plm")
+    tiny_tokenizer().save_pretrained(folder / "plm")
+    return folder

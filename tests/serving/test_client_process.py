@@ -31,14 +31,6 @@ sha256 = "{digest(KEYS["acme"])}"
 """
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_model, tiny_tokenizer):
-    folder = tmp_path_factory.mktemp("across")
-    tiny_model().save_pretrained(folder / "plm")
-    tiny_tokenizer().save_pretrained(folder / "plm")
-    return folder
-
-
 class Dying:
     """A server that is killed at the n-th request to `path` and started again on the same port."""
 

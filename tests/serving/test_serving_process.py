@@ -20,15 +20,6 @@ PEMA = [sys.executable, "-c", "from pema.cli import main; main()"]
 GOOD = {"sequences": [[1, 2, 3]], "starts": [1]}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_model, tiny_tokenizer):
-    """A PLM on disk."""
-    folder = tmp_path_factory.mktemp("served")
-    tiny_model().save_pretrained(folder / "plm")
-    tiny_tokenizer().save_pretrained(folder / "plm")
-    return folder
-
-
 @contextlib.contextmanager
 def serving(folder, policy, *options):
     """A running server: the process, its address, and where its log goes."""

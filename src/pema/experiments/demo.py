@@ -79,7 +79,7 @@ def compare(data: Data, outputs: dict[str, list[str]]) -> list[dict[str, Any]]:
     references = [example.target for example in data.test]
     comparisons = []
     for name in ("bleu", "chrf", "formality_accuracy"):
-        metric = get_metric(name, data.annotated["test"]) if name == "formality_accuracy" else get_metric(name)
+        metric = get_metric(name, data.annotated["test"])
         found = paired_bootstrap(metric, outputs[BEFORE], outputs[AFTER], references)
         kept = {field: getattr(found, field) for field in ("difference", "low", "high", "p_value", "signature")}
         comparisons.append({"metric": name, "baseline": BEFORE, "system": AFTER} | kept)

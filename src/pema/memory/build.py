@@ -24,7 +24,7 @@ from pema.memory.manifest import FILE, HEAD, Dtype, FileEntry, Input, Manifest, 
 from pema.memory.pairing import pair
 from pema.memory.reader import Memory
 from pema.memory.shard import DTYPES, Contents, Integers, store, write_shard
-from pema.owner.contract import PLM, Contexts, PLMDescription, Represented
+from pema.owner.contract import PLM, Contexts, PLMDescription, Represented, padded
 from pema.tasks.example import Example
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ SHARD_BYTES = 1 << 27
 """A group ends before its representations would take more than this, so that wide PLMs do not fill the RAM."""
 
 ENCODED_AT_ONCE = 4096
-ROUND = 8
-"""`predicted` contexts are asked for in multiples of this many steps: a target's length stays the data owner's."""
 
 
 def build_memory(
@@ -298,7 +296,7 @@ def steps_for(length: int, targets: Targets) -> int:
     Both are rounded up, so that the PLM owner learns a target's length only roughly.
     """
     wanted = length + length // 4 if targets == "aligned" else length
-    return -(-wanted // ROUND) * ROUND
+    return padded(wanted)
 
 
 def _write(

@@ -24,6 +24,14 @@ Tap = Literal["head_input", "norm_input"]
 Contexts = Literal["teacher", "predicted"]
 """What follows the prompt in a context: the target's own prefix, or what the PLM generated greedily."""
 
+STEP_BUCKET = 8
+"""`predicted` contexts are asked for in multiples of this many steps: a target's length stays the data owner's."""
+
+
+def padded(steps: int, bucket: int = STEP_BUCKET) -> int:
+    """`steps`, rounded up to a multiple of the bucket."""
+    return -(-steps // bucket) * bucket
+
 
 @dataclass(frozen=True)
 class PLMDescription:

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from pema.errors import ConfigError, DataError, MismatchError, OwnerError
 from pema.owner.batching import length_batches
 from pema.owner.connection import Connection
-from pema.owner.contract import PLMDescription, Represented, Tap
+from pema.owner.contract import PLMDescription, Represented, Tap, padded
 from pema.owner.head import Head
 from pema.owner.loading import tokenizer_fingerprint
 from pema.owner.remote_session import RemoteSession
@@ -123,7 +123,7 @@ class RemotePLM:
         """`predicted` contexts; see `contract.PLM.predict`."""
         bucket = self._limits["predict_bucket"]
         rooms = [self._description.max_length - len(prompt) for prompt in prompts]
-        asked = [n if n > room else min(-(-n // bucket) * bucket, room) for n, room in zip(steps, rooms, strict=True)]
+        asked = [n if n > room else min(padded(n, bucket), room) for n, room in zip(steps, rooms, strict=True)]
 
         def body(batch: list[int]) -> dict[str, Any]:
             return {"prompts": [list(prompts[i]) for i in batch], "steps": [asked[i] for i in batch]}

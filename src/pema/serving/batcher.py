@@ -16,12 +16,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from torch import Tensor
+
 from pema.owner.contract import PLM, Represented
 from pema.owner.session import Step, advance_together
-from pema.serving.refusal import Refusal
+from pema.serving.refusal import Refusal, session_expired
 
 T = TypeVar("T")
-_ANEW = "Open a new one with the prompts and what was generated so far."
 logger = logging.getLogger(__name__)
 
 
@@ -102,8 +103,8 @@ class Batcher:
         """
         return self._submit(_Job(key, tokens, work))
 
-    def step(self, work: Step, *, key: str, tokens: int) -> Future[None]:
-        """Take a step in a session, with the steps of other sessions that wait.
+    def step(self, work: Step, *, key: str, tokens: int) -> Future[tuple[Tensor, int]]:
+        """Take a step in a session, with the steps of others that wait: its representations, and what it then holds.
 
         Raises:
             Refusal: 503, too many requests wait.
@@ -158,20 +159,17 @@ class Batcher:
                     self._change.wait()
                     continue
                 order = sorted(self._jobs, key=lambda job: (self._served[job.key], job.arrived))
-                first = order[0]
-                left = first.arrived + self._window - time.monotonic()
-                if isinstance(first.work, Step):
-                    # Not waited for: each step is a token that somebody watches. Those that came meanwhile go along.
-                    return self._take(self._fitting([job for job in order if isinstance(job.work, Step)]))
-                together = [job for job in order if isinstance(first.work, Sequences) and first.work.joins(job.work)]
-                if not together:
-                    return self._take([first])
-                if left <= 0 or self._closing or sum(job.tokens for job in together) >= self._tokens:
-                    return self._take(self._fitting(together))
-                single = next((job for job in order if not isinstance(job.work, Sequences)), None)
-                if single is not None:
-                    return self._take([single])
-                self._change.wait(left)
+                together = _joining(order[0], order)
+                left = order[0].arrived + self._window - time.monotonic()
+                full = sum(job.tokens for job in together) >= self._tokens
+                if isinstance(order[0].work, Sequences) and left > 0 and not full and not self._closing:
+                    # Only sequences wait for others. A step is a token that somebody watches: it goes meanwhile.
+                    ready = next((job for job in order if not isinstance(job.work, Sequences)), None)
+                    if ready is None:
+                        self._change.wait(left)
+                        continue
+                    together = _joining(ready, order)
+                return self._take(self._fitting(together))
 
     def _fitting(self, together: list[_Job]) -> list[_Job]:
         """As many jobs as fit into one call, at least one; after each the least served key is next."""
@@ -196,15 +194,25 @@ class Batcher:
         return jobs
 
 
+def _joining(job: _Job, order: list[_Job]) -> list[_Job]:
+    """The jobs that can be answered with this one by the same call, itself among them."""
+    work = job.work
+    if isinstance(work, Sequences):
+        return [other for other in order if work.joins(other.work)]
+    return [other for other in order if other is job or (isinstance(work, Step) and isinstance(other.work, Step))]
+
+
 def _answer(jobs: list[_Job], tokens: int) -> None:
     """Run jobs in one call and settle their futures."""
     first = jobs[0].work
-    answers: Sequence[Any] = [None] * len(jobs)
+    answers: Sequence[Any]
     try:
         if isinstance(first, Sequences):
             answers = _together(jobs, tokens)
         elif isinstance(first, Step):
-            advance_together([job.work for job in jobs if isinstance(job.work, Step)])
+            steps = [job.work for job in jobs if isinstance(job.work, Step)]
+            advance_together(steps)
+            answers = [(step.session.representations, step.session.held_bytes) for step in steps]
         else:
             answers = [first()]
     except BaseException as error:
@@ -215,7 +223,7 @@ def _answer(jobs: list[_Job], tokens: int) -> None:
             # A step cannot be taken again here, and whose it was that failed is not known.
             logger.warning("the steps of %d sessions failed together (%s)", len(jobs), type(error).__name__)
             for job in jobs:
-                job.future.set_exception(Refusal(410, "session_expired", "A step of the session failed.", _ANEW))
+                job.future.set_exception(session_expired("a step of it failed"))
             return
         # One of them is at fault, or they are too much together: neither may cost the others their answer.
         logger.warning("a call for %d requests failed (%s), each is run alone", len(jobs), type(error).__name__)

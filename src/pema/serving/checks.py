@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pema.owner.contract import PLMDescription
-from pema.serving.policy import PREDICT_BUCKET, Limits
+from pema.owner.contract import STEP_BUCKET, PLMDescription
+from pema.serving.policy import Limits
 from pema.serving.refusal import Refusal
 
 
@@ -52,12 +52,12 @@ class Checks:
                     f"prompts[{i}] has {len(prompt)} tokens and steps[{i}] is {count}.", "Both must be at least 1."
                 )
             self._fits(f"prompts[{i}] with its steps", len(prompt) + count)
-            if count % PREDICT_BUCKET and len(prompt) + count != self.window:
+            if count % STEP_BUCKET and len(prompt) + count != self.window:
                 raise Refusal(
                     422,
                     "steps_not_padded",
                     f"steps[{i}] is {count}: exact steps would tell the length of a target.",
-                    f"Round up to a multiple of {PREDICT_BUCKET}, or fill the context of {self.window} tokens.",
+                    f"Round up to a multiple of {STEP_BUCKET}, or fill the context of {self.window} tokens.",
                 )
         return self._all("prompts", prompts, sum(steps))
 

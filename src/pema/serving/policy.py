@@ -18,9 +18,6 @@ Endpoint = Literal["plm", "tokenizer", "head", "represent", "predict", "sessions
 HeadForm = Literal["plain", "masked", "none"]
 """How the LM head is given out: as it is, in secretly rotated coordinates, or not at all."""
 
-PREDICT_BUCKET = 8
-"""`predicted` steps come in multiples of this, so that no target's length crosses the wire."""
-
 _Count = Annotated[int, Field(ge=1)]
 
 

@@ -43,3 +43,13 @@ class Refusal(PemaError):  # noqa: N818 - it is raised as what the caller is tol
         if self.retry_after is not None:
             headers["Retry-After"] = str(max(1, math.ceil(self.retry_after)))
         return headers
+
+
+def session_expired(reason: str) -> Refusal:
+    """410: the session was there, and why it is no more."""
+    return Refusal(
+        410,
+        "session_expired",
+        f"The session is closed: {reason}.",
+        "Open a new one with the prompts and what was generated so far.",
+    )

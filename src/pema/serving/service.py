@@ -6,13 +6,13 @@ import dataclasses
 import json
 from typing import get_args
 
-from pema.owner.contract import PLM, PLMDescription
+from pema.owner.contract import PLM, STEP_BUCKET, PLMDescription
 from pema.owner.wire import VERSION, WireDtype, pack
 from pema.serving.batcher import Batcher
 from pema.serving.checks import Checks
 from pema.serving.messages import LimitsMessage, PLMMessage
 from pema.serving.metrics import Metrics
-from pema.serving.policy import ANYBODY, PREDICT_BUCKET, HeadForm, Key, Policy
+from pema.serving.policy import ANYBODY, HeadForm, Key, Policy
 from pema.serving.quota import Quota
 from pema.serving.sessions import Sessions
 from pema.serving.tokenizer import tokenizer_files
@@ -83,6 +83,6 @@ class Service:
                 batch_tokens=limits.batch_tokens,
                 sessions=limits.sessions,
                 session_rows=limits.session_rows,
-                predict_bucket=PREDICT_BUCKET,
+                predict_bucket=STEP_BUCKET,
             ),
         )

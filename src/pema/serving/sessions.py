@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pema.owner.contract import Session
 from pema.owner.wire import WireDtype
 from pema.serving.policy import Limits
-from pema.serving.refusal import Refusal
+from pema.serving.refusal import Refusal, session_expired
 
 REMEMBERED = 4096
 """Names of closed sessions that are kept, so that a client hears why its session is gone."""
@@ -136,12 +136,7 @@ class Sessions:
             return entry
         owner, reason = self._gone.get(name, ("", ""))
         if owner == key:
-            raise Refusal(
-                410,
-                "session_expired",
-                f"The session is closed: {reason}.",
-                "Open a new one with the prompts and what was generated so far.",
-            )
+            raise session_expired(reason)
         raise Refusal(404, "unknown_session", "There is no such session.", "Open one with POST /v1/sessions.")
 
     def stepped(self, entry: Entry, lengths: list[int], held: int, request: object, answer: bytes) -> None:

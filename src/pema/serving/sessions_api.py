@@ -104,14 +104,10 @@ async def _step(caller: Caller, entry: Entry, asked: AdvanceRequest) -> Response
     caller.spend(len(asked.tokens), len(asked.tokens))
 
     step = Step(entry.session, asked.tokens, asked.parents)
+    taken = caller.service.batcher.step(step, key=caller.key.name, tokens=len(asked.tokens))
     try:
-        await asyncio.wrap_future(caller.service.batcher.step(step, key=caller.key.name, tokens=len(asked.tokens)))
-        found, held = entry.session.representations, entry.session.held_bytes
+        found, held = await asyncio.wrap_future(taken)
         answer = pack({"representations": narrow(found, entry.dtype)})
-    except Refusal as refusal:
-        if refusal.status == 410:
-            sessions.drop(entry)
-        raise  # Any other never reached the PLM.
     except BaseException:
         sessions.drop(entry)  # Half a step may have been taken.
         raise
