@@ -124,6 +124,11 @@ class Adapted(ABC):
     def disk_bytes(self) -> int:
         """What must be kept to generate with it, the PLM apart."""
 
+    @property
+    def chosen(self) -> Mapping[str, Any]:
+        """Settings that were chosen without training, JSON-ready: the k, temperature and weight of kNN-LM."""
+        return {}
+
     @abstractmethod
     def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> Generated:
         """Texts of sources, greedily, in their order; see `pema.generation.decoding.generate`."""
