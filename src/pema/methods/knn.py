@@ -25,8 +25,8 @@ from pema.owner.local import LocalPLM
 from pema.tasks.example import Example
 
 INDEX = "index"
-KS = (1, 2, 4, 8, 16, 32, 64)
-"""Numbers of neighbours that are compared on dev."""
+KS = tuple(2**power for power in range(11))
+"""Numbers of neighbours that are compared on dev: up to the paper's 1,024."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pema.owner.derivation import hooked, output_embedding
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SHARES = tuple(2.0**power for power in range(-8, 3))
+SHARES = tuple(2.0 ** (power / 2) for power in range(-14, 3))
 """Temperatures that are compared on dev, as multiples of the mean distance to the neighbours."""
 
 
