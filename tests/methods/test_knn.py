@@ -137,14 +137,14 @@ def test_neighbours_that_are_missing_have_no_share():
 
 def test_of_an_approximate_index_too_few_neighbours_may_come(plm, made, monkeypatch):
     monkeypatch.setattr(knn_index, "PROBES", 1)
-    sparse = Index.build(Memory.open(made[0] / MEMORY), "IVF8,Flat", 0)
+    sparse = Index.build(Memory.open(made[0] / MEMORY), "IVF8,Flat")
     found = sparse.search(torch.zeros(1, 32), len(sparse))
     assert not found.distances.isfinite().all()
     assert bool((found.targets[~found.distances.isfinite()] == 0).all())
 
 
 def test_an_inverted_file_of_which_all_cells_are_probed_is_exact(made, index):
-    probed = Index.build(Memory.open(made[0] / MEMORY), "IVF4,Flat", 0)
+    probed = Index.build(Memory.open(made[0] / MEMORY), "IVF4,Flat")
     f = torch.randn(6, 32, generator=torch.Generator().manual_seed(3))
     assert torch.allclose(probed.search(f, 5).distances, index.search(f, 5).distances, rtol=1e-4)
     assert torch.equal(probed.search(f, 5).targets, index.search(f, 5).targets)

@@ -33,7 +33,8 @@ KS = tuple(2**power for power in range(11))
 class KNN(OnMemory):
     """P(y|c) = lambda P_kNN(y|c) + (1 - lambda) P_LM(y|c), with P_kNN over the k pairs whose f is nearest.
 
-    What is not given of k, temperature and weight is what makes the dev targets likeliest.
+    What is not given of k, temperature and weight is what makes the dev targets likeliest. Their contexts are `teacher`
+    ones whatever the memory's are, so whoever runs the PLM sees the dev targets unless all three are given.
 
     Attributes:
         index: FAISS factory string; `Flat` is exact search, `IVF4096,PQ64` an approximate one for millions of pairs.
@@ -43,6 +44,7 @@ class KNN(OnMemory):
     """
 
     name: ClassVar[str] = "knn-lm"
+    seeded: ClassVar[bool] = False
 
     index: str = "Flat"
     k: int | None = None
@@ -68,7 +70,7 @@ class KNN(OnMemory):
         memory = Memory.open(prepared / MEMORY)
         faiss_library()  # So that the seconds do not hold its import.
         started = time.perf_counter()
-        Index.build(memory, self.index, job.seed).save(output / INDEX)
+        Index.build(memory, self.index).save(output / INDEX)
         return Trained(0, round(time.perf_counter() - started, 3))
 
     def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:

@@ -26,7 +26,7 @@ PROBES = 32
 """Cells of an inverted file that a search looks into (the paper, section 3)."""
 
 TRAINING_BYTES = 1 << 30
-"""float32 representations that an index which learns its cells or codes learns them from, at most."""
+"""float32 representations, at most, that an index which learns its cells or codes learns them from: a fixed sample."""
 
 ADDED_AT_ONCE = 4096
 
@@ -63,13 +63,12 @@ class Index:
         return len(self.targets)
 
     @classmethod
-    def build(cls, memory: Memory, factory: str, seed: int) -> Self:
+    def build(cls, memory: Memory, factory: str) -> Self:
         """Index all pairs of a memory, in its order.
 
         Args:
             memory: where they are; representations are read as W_hd reads them.
             factory: `Flat` is exact; the FAISS wiki says which others there are, and for how many pairs.
-            seed: of the sample that an index which learns is trained on.
 
         Raises:
             ConfigError: FAISS is not installed, or cannot make such an index of this memory.
@@ -81,7 +80,7 @@ class Index:
             vectors = faiss.index_factory(memory.d, factory, faiss.METRIC_L2)
             if not vectors.is_trained:
                 most = min(memory.pairs, max(TRAINING_BYTES // (4 * memory.d), 1))
-                sample = next(memory.view().batches(most, shuffle_seed=seed))
+                sample = next(memory.view().batches(most, shuffle_seed=0))
                 vectors.train(sample.representations.numpy())
             for batch in memory.view().batches(ADDED_AT_ONCE):
                 vectors.add(batch.representations.numpy())
