@@ -120,6 +120,11 @@ class Adapted(ABC):
     """An adapted PLM; a context manager, which leaves the PLM as it was."""
 
     @property
+    def chosen(self) -> Mapping[str, Any]:
+        """What was chosen or found on dev without training, JSON-ready, for the result."""
+        return {}
+
+    @property
     @abstractmethod
     def disk_bytes(self) -> int:
         """What must be kept to generate with it, the PLM apart."""
@@ -146,9 +151,17 @@ class Adapted(ABC):
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """One way of adapting a PLM; its fields are its settings, each with its meaning, default and check."""
+    """One way of adapting a PLM; its fields are its settings, each with its meaning, default and check.
+
+    Attributes:
+        name: what configurations call it.
+        shared: whether what `prepare` makes is the same for every method and seed with equal `prepared_by`.
+        seeded: whether the seed changes anything; where it does not, one run stands for all.
+    """
 
     name: ClassVar[str]
+    shared: ClassVar[bool] = False
+    seeded: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -157,10 +170,7 @@ class Method(ABC):
 
     @property
     def prepared_by(self) -> Mapping[str, Any] | None:
-        """The settings that `prepare` depends on, None where there is nothing to prepare.
-
-        Methods for which they are equal share what it makes.
-        """
+        """The settings that `prepare` depends on, None where there is nothing to prepare."""
         return None
 
     @property

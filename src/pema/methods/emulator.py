@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,7 @@ def load_emulator(folder: Path, dtype: str) -> LocalPLM:
     return LocalPLM.load(folder / MODEL, dtype=dtype)
 
 
-def own_weights(layers: Sequence[nn.Module]) -> list[nn.Parameter]:
+def own_weights(layers: Iterable[nn.Module]) -> list[nn.Parameter]:
     """Give layers of a twin memory of their own, to be trained in."""
     parameters = [p for layer in layers for p in layer.parameters()]
     for parameter in parameters:

@@ -59,6 +59,7 @@ class OffsiteTuning(FineTuning):
     """
 
     name: ClassVar[str] = "offsite"
+    shared: ClassVar[bool] = True
 
     learning_rate: float = 3e-4
     adapters: int | None = None

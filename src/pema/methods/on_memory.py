@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pema.errors import ConfigError
 from pema.memory.build import build_memory
@@ -33,6 +33,8 @@ class OnMemory(Method):
         targets: pairing in `predicted` mode: by `position`, or `aligned`.
         dtype: storage of the memory.
     """
+
+    shared: ClassVar[bool] = True
 
     contexts: Contexts = "teacher"
     targets: Targets = "position"

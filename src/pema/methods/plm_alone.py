@@ -20,6 +20,7 @@ class PLMAlone(Method):
     """P(y | c) = P_LM(y | c)."""
 
     name: ClassVar[str] = "plm"
+    seeded: ClassVar[bool] = False
 
     @property
     def needs(self) -> Needs:

@@ -38,8 +38,8 @@ def encode(plm: LocalPLM, template: Template, examples: Sequence[Example], virtu
     if lengths[longest] + virtual_tokens > plm.max_length:
         raise DataError(
             f"{examples[longest].where or f'example {longest + 1}'}: it has {lengths[longest]:,} tokens, and behind "
-            f"{virtual_tokens:,} virtual ones {plm.description.name} reads {plm.max_length - virtual_tokens:,}: shorten "
-            "the example, leave it out, or take fewer virtual tokens."
+            f"{virtual_tokens:,} virtual ones {plm.description.name} reads {plm.max_length - virtual_tokens:,}: "
+            "shorten the example, leave it out, or take fewer virtual tokens."
         )
     return tokens
 
@@ -85,10 +85,10 @@ def mean_cross_entropy(model: Any, tokens: Tokens, which: Sequence[int]) -> floa
     """Mean of -log P(y_i | c_i) over the target tokens of some examples, in nats, without dropout."""
     training, total, count = model.training, 0.0, 0
     model.eval()
-    vocabulary_size = output_embedding(model).weight.shape[0]
+    weight: Any = output_embedding(model).weight
     lengths = [int(tokens.starts[i + 1] - tokens.starts[i]) for i in which]
     try:
-        for batch in length_batches(lengths, max(16, LOGITS_BYTES // (4 * vocabulary_size))):
+        for batch in length_batches(lengths, max(16, LOGITS_BYTES // (4 * len(weight)))):
             loss, n = cross_entropy(model, tokens, [which[i] for i in batch])
             total, count = total + float(loss), count + n
     finally:

@@ -1,4 +1,4 @@
-"""A PLM some of whose weights were trained, beside the PLM itself: both share the memory of what they have in common."""
+"""A PLM some of whose weights were trained, beside the PLM itself, with which it shares the memory of the others."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def load_trained(parameters: Mapping[str, nn.Parameter], path: Path) -> None:
         if parameter is None or parameter.shape != value.shape:
             has = "not among its weights" if parameter is None else f"{tuple(parameter.shape)} in it"
             raise MismatchError(
-                f"{path} was trained on another PLM: {name} {tuple(value.shape)} is {has}. Give the PLM of the training."
+                f"{path} was trained on another PLM: {name} {tuple(value.shape)} is {has}. Give the PLM that was trained."
             )
         parameter.data = value.to(parameter.device, parameter.dtype)
 
