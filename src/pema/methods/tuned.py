@@ -59,7 +59,7 @@ def load_trained(parameters: Mapping[str, nn.Parameter], path: Path) -> None:
         if parameter is None or parameter.shape != value.shape:
             has = "not among its weights" if parameter is None else f"{tuple(parameter.shape)} in it"
             raise MismatchError(
-                f"{path} was trained on another PLM: {name} {tuple(value.shape)} is {has}. Give the PLM that was trained."
+                f"{path} was trained on another PLM: {name} {tuple(value.shape)} is {has}. Give that PLM."
             )
         parameter.data = value.to(parameter.device, parameter.dtype)
 
