@@ -40,12 +40,12 @@ class PeftMethod(FineTuning):
     def trainable(self, plm: LocalPLM, prepared: Path) -> tuple[Any, Callable[[Path], None]]:
         """See `FineTuning.trainable`."""
         peft = _peft(self.name)
+        # peft writes it into the adapter, which is to hold no path.
+        plm.model.name_or_path = plm.model.config._name_or_path = plm.description.name
         try:
             model = peft.get_peft_model(plm.model, self.config())
         except ValueError as error:  # modules that the architecture does not have, or has no default for
             raise self.misfit(plm, str(error)) from error
-        for config in model.peft_config.values():
-            config.base_model_name_or_path = plm.description.name  # never a path
         return model, lambda output: model.save_pretrained(output, save_embedding_layers=False)
 
     def misfit(self, plm: LocalPLM, why: str) -> ConfigError:
