@@ -13,7 +13,7 @@ from tests.tiny import EOS, build_model, build_tokenizer
 
 from pema.errors import AdapterError, ConfigError, MismatchError, OwnerError
 from pema.memory.build import build_memory
-from pema.methods.fine_tuning import batches, course
+from pema.methods.fine_tuning import batches, course, fine_tune
 from pema.methods.full import FILE, FullFineTuning
 from pema.methods.plm_alone import PLMAlone
 from pema.methods.targets import cross_entropy, encode, mean_cross_entropy
@@ -224,6 +224,14 @@ def test_a_training_that_diverges_says_so(folder, tmp_path, batch_size, message)
     method = dataclasses.replace(METHOD, learning_rate=1e30, batch_size=batch_size)
     with pytest.raises(AdapterError, match=message):
         run(method, job(folder), tmp_path)
+
+
+def test_a_plm_whose_own_loss_is_not_finite_is_not_trained(folder, tmp_path):
+    plm = LocalPLM.load(folder, dtype="float32")
+    tokens = encode(plm, TASK.template, EXAMPLES)
+    plm.model.model.norm.weight.data.fill_(math.nan)
+    with pytest.raises(AdapterError, match=r"the held-out loss is nan before training, so it is the PLM's own"):
+        fine_tune(plm.model, tokens, METHOD, job(folder), lambda: None)
 
 
 @pytest.mark.parametrize(

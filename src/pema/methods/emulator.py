@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -155,21 +153,3 @@ def save_emulator(model: PreTrainedModel, plm: LocalPLM, folder: Path) -> None:
 def load_emulator(folder: Path, dtype: str) -> LocalPLM:
     """The emulator that `save_emulator` wrote."""
     return LocalPLM.load(folder / MODEL, dtype=dtype)
-
-
-def own_weights(layers: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """Give layers of a twin memory of their own, to be trained in."""
-    parameters = [p for layer in layers for p in layer.parameters()]
-    for parameter in parameters:
-        parameter.data = copy.deepcopy(parameter.data)
-        parameter.requires_grad_(True)
-    return parameters
-
-
-def input_of(layer: nn.Module, seen: list[Any]) -> Any:  # noqa: ANN401
-    """Keep the hidden states that go into a layer; returns the hook's handle."""
-
-    def hook(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        seen.append(given[0] if given else named["hidden_states"])
-
-    return layer.register_forward_pre_hook(hook, with_kwargs=True)

@@ -90,7 +90,7 @@ class FineTuning(Method):
         return job.plm
 
     def train(self, job: Job, prepared: Path, output: Path) -> Trained:
-        """See `Method.train`; the seconds begin when the model is loaded.
+        """See `Method.train`; the model is loaded in float32 unless the job says otherwise, and then seconds begin.
 
         Raises:
             AdapterError: a loss is not finite.
@@ -129,7 +129,7 @@ def fine_tune(
         The learning curve, see `Trained.curve`.
 
     Raises:
-        AdapterError: a loss is not finite.
+        AdapterError: a loss is not finite; the message names the step and the remedy.
     """
     started, budget = time.perf_counter(), job.budget
     train, held_out = draw_held_out(len(tokens.cuts), budget.dev_fraction, job.seed, "the training set")
@@ -139,6 +139,11 @@ def fine_tune(
     steps = epochs * math.ceil(len(train) / method.batch_size)
 
     def finite(loss: float, what: str) -> float:
+        if not math.isfinite(loss) and step == 0:
+            raise AdapterError(
+                f"{method.name}: the {what} is {loss} before training, so it is the PLM's own: load it with "
+                "plm_dtype='float32'."
+            )
         if not math.isfinite(loss):
             raise AdapterError(
                 f"{method.name}: the {what} is {loss} at step {step}: training diverged. Lower learning_rate (now "

@@ -8,36 +8,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
-from torch.nn import functional
-
-from pema.console import progress
-from pema.errors import AdapterError, ConfigError
-from pema.memory.build import Tokens
+from pema.errors import ConfigError
 from pema.methods.contract import Adapted, Job, Needs
+from pema.methods.distillation import distil
 from pema.methods.emulator import (
     MODEL,
     Plan,
     adapter_parameters,
-    input_of,
     layers_of,
     load_emulator,
-    own_weights,
     save_emulator,
     shortened,
 )
-from pema.methods.fine_tuning import CLIP, FineTuning, course
-from pema.methods.targets import target_logits
+from pema.methods.fine_tuning import FineTuning
 from pema.methods.tuned import Tuned, load_trained, perplexity, save_trained, twin
-from pema.owner.derivation import hooked
 from pema.owner.local import LocalPLM
 
 FILE = "adapter.safetensors"
-DISTIL_BATCH = 16
-DISTIL_WARMUP = 0.1
-HIDDEN_WEIGHT = 30.0
-"""Weight of the distance between hidden states beside the language modelling loss: what the authors' scripts take."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +87,7 @@ class OffsiteTuning(FineTuning):
         plan = Plan.of(len(layers_of(plm.model)), self.adapters, self.keep)
         emulator = shortened(plm.model, plan.chosen)
         if self.distil_steps:
-            self._distil(plm, emulator, plan, job)
+            distil(plm, emulator, plan, job, self.distil_steps, self.distil_learning_rate)
         plan.write(output)
         save_emulator(emulator, plm, output)
 
@@ -120,58 +107,6 @@ class OffsiteTuning(FineTuning):
         model = twin(plm.model)
         load_trained(adapter_parameters(model, Plan.read(prepared).adapters), trained / FILE)
         return _PluggedIn(plm, model, job, trained / FILE, prepared)
-
-    def _distil(self, plm: LocalPLM, emulator: Any, plan: Plan, job: Job) -> None:  # noqa: ANN401
-        """Bring what E* makes of a text nearer to what E makes of it, and its next tokens to the PLM's own."""
-        tokens = _generated(plm, job)
-        middle = layers_of(emulator)[plan.adapters : -plan.adapters]
-        parameters = own_weights(middle)
-        optimizer = torch.optim.AdamW(parameters, lr=self.distil_learning_rate, weight_decay=0.0, fused=True)
-        random = np.random.default_rng(0)
-        ends = [layers_of(model)[-plan.adapters] for model in (plm.model, emulator)]
-        with progress("distilling", self.distil_steps, "steps") as advance:
-            for step in range(self.distil_steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = self.distil_learning_rate * course((step + 0.5) / self.distil_steps, DISTIL_WARMUP)
-                batch = random.choice(len(tokens.cuts), min(DISTIL_BATCH, len(tokens.cuts)), replace=False).tolist()
-                seen: list[Any] = []
-                with hooked(*(input_of(layer, seen) for layer in ends)):
-                    with torch.no_grad():
-                        target_logits(plm.model, tokens, batch)
-                    logits, targets = target_logits(emulator, tokens, batch)
-                lengths = torch.from_numpy(tokens.starts[1:] - tokens.starts[:-1])[batch]
-                real = torch.arange(int(lengths.max())) < lengths[:, None]
-                theirs, mine = (hidden[real.to(hidden.device)].float() for hidden in seen)
-                distance = (theirs - mine).square().mean() / theirs.square().mean()
-                loss = functional.cross_entropy(logits.float(), targets) + HIDDEN_WEIGHT * distance
-                if not torch.isfinite(loss):
-                    raise AdapterError(
-                        f"offsite: the loss of distillation is {float(loss.detach())} at step {step + 1}: it diverged. "
-                        f"Lower distil_learning_rate (now {self.distil_learning_rate:g})."
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-                optimizer.step()
-                advance(1, note=f"distance {float(distance.detach()):.3f}")
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-
-
-def _generated(plm: LocalPLM, job: Job) -> Tokens:
-    """The prompts of the training examples, each with what the PLM generates greedily in the place of its target."""
-    prompts = job.task.template.encode_prompts(plm.tokenizer, [example.source for example in job.train])
-    texts = [encoded.prompt for encoded in prompts]
-    steps = [max(1, min(2 * each.source_length + 16, plm.max_length - len(each.prompt))) for each in prompts]
-    found: dict[int, list[int]] = {}
-    for represented in plm.predict(texts, steps):
-        assert represented.generated is not None
-        found[represented.index] = represented.generated.tolist()
-    rows = [[*text, *found[i]] for i, text in enumerate(texts)]
-    starts = np.cumsum([0, *map(len, rows)])
-    cuts = starts[:-1] + [len(text) for text in texts]
-    lengths = np.array([each.source_length for each in prompts])
-    return Tokens(np.concatenate([np.array(row, np.int32) for row in rows]), starts, cuts, lengths)
 
 
 class _PluggedIn(Tuned):
