@@ -63,7 +63,7 @@ function showSummary() {
   if (end.changed) {
     const was = steps[t].surfaces[steps[t].candidates.indexOf(steps[t].token)];
     parts.push(" At step ", element("strong", {}, t), ", ", shown(was), " becomes ");
-    parts.push(shown(steps[t].surfaces[end.best]), ".");
+    parts.push(shown(steps[t].surfaces[end.best]), end.certain ? "." : " or a token that is not stored.");
   } else if (!end.certain) {
     parts.push(` At step ${t} a token that is not stored could be the likeliest.`);
   } else if (!isAsGenerated()) {
