@@ -317,8 +317,9 @@ CONTRAST = """(selector) => {
   });
 }"""
 TEXTS = (
-    ".token .word, .token .tag, .token s, .token .blank, .token .name, .legend li, .swatch, .texts dt, #summary, .tick, "
-    ".settings label, .top caption, .top th, .top td, .top small, .figures dt, #detail .note, #all th, #all td, figcaption"
+    ".token .word, .token .tag, .token s, .token .blank, .token .name, .legend li, .swatch, .texts dt, #summary, "
+    ".settings label, .top caption, .top th, .top td, .top small, .figures dt, #detail .note, #all th, #all td, "
+    "figcaption, .tick"
 )
 
 
