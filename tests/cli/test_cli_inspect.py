@@ -88,7 +88,7 @@ def test_the_page_shows_what_generate_writes(run, folder, monkeypatch):
     assert data["fitted"] == FITTED.to_dict()
     page = (folder / "page.html").read_text(encoding="utf-8")
     assert "Das &lt;Haus&gt;" in page
-    assert "linear schedule with λ_max = 0.6" in page
+    assert "linear schedule with λ<sub>max</sub> = 0.6" in page
 
 
 @pytest.mark.parametrize(

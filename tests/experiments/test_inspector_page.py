@@ -5,13 +5,15 @@ import re
 
 import pytest
 import torch
+from recipes.inspector_example import EXAMPLE
+from recipes.inspector_example import SOURCE as SENTENCE
 
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
 from pema.errors import ConfigError
 from pema.experiments.inspector import page as inspector
 from pema.experiments.inspector.inspection import inspect_generation
-from pema.experiments.inspector.page import inspector_page, write_inspection
+from pema.experiments.inspector.page import SCRIPTS, inspector_page, write_inspection
 from pema.experiments.page import static
 from pema.generation.mixture import mix
 from pema.generation.schedule import Constant, Fitted, GradualUnrolling, Linear, NoAdapter, save_schedule
@@ -427,3 +429,15 @@ def test_a_written_page_has_the_adapters_fitted_schedule_and_a_signature(plm, ad
     written = path.read_bytes()
     write_inspection(path, plm, loaded, SOURCE, TASK, USED, **short)
     assert path.read_bytes() == written
+
+
+def test_the_example_in_the_documentation_is_of_this_page(visit):
+    text = EXAMPLE.read_text(encoding="utf-8")
+    assert len(text.encode()) < 300_000
+    for name in ("inspector.css", *SCRIPTS):
+        assert static(f"inspector/{name}") in text, "run python -m recipes.inspector_example"
+    page = visit(EXAMPLE)
+    states = in_browser(page, "replay(DATA.steps, DATA.schedule, DATA.source_length)")
+    assert all(state["reached"] and not state["changed"] for state in states)
+    assert {state["decidedBy"] for state in states} == {"pema", "plm"}
+    assert in_browser(page, "DATA.source") == SENTENCE

@@ -104,10 +104,11 @@ def inspector_page(
     texts = {"Source": inspection.source, "Generated": inspection.output}
     if reference is not None:
         texts["Reference"] = reference
-    texts["Made with"] = f"{inspection.plm} and its adapter, {_named(formula)}"
+    shown = [f'<dt>{name}</dt><dd dir="auto">{escape(text)}</dd>' for name, text in texts.items()]
+    shown.append(f"<dt>Made with</dt><dd>{escape(inspection.plm)} and its adapter, {_named(formula)}</dd>")
     steps = inspection.steps
     body = Template(static("inspector/body.html")).substitute(
-        texts="\n".join(f'<dt>{name}</dt><dd dir="auto">{escape(text)}</dd>' for name, text in texts.items()),
+        texts="\n".join(shown),
         prompt=escape(inspection.prompt),
         signature=escape(json.dumps(signature, indent=2, ensure_ascii=False)),
         stored=round(sum(len(step.candidates) for step in steps) / len(steps)),
@@ -125,12 +126,12 @@ def inspector_page(
 
 
 def _named(schedule: Formula) -> str:
-    """A schedule in words."""
+    """A schedule in words, as HTML."""
     match schedule:
         case GradualUnrolling(lambda_max):
-            return f"Gradual Unrolling with λ_max = {lambda_max:g}"
+            return f"Gradual Unrolling with λ<sub>max</sub> = {lambda_max:g}"
         case Linear(lambda_max):
-            return f"linear schedule with λ_max = {lambda_max:g}"
+            return f"linear schedule with λ<sub>max</sub> = {lambda_max:g}"
         case Constant(value):
             return f"constant weight {value:g}"
         case Fitted():
