@@ -1,6 +1,7 @@
 """The inspector's page in a real browser: what it recomputes is what Python computes, and everyone can use it."""
 
 import json
+import math
 import re
 
 import pytest
@@ -188,6 +189,24 @@ def test_a_step_that_is_not_certain_says_so(visit, flat, tmp_path):
     place = page.locator("#tokens .token").evaluate_all("all => all.findIndex(one => one.textContent.includes('?'))")
     assert after == [t > place for t in range(len(after))]
     assert "not stored" in page.locator("#summary").inner_text()
+
+
+def test_behind_a_step_that_is_not_certain_nothing_is_reached(visit, path):
+    """A known answer: at lambda 1/2 the stored token has (0.3 + 0.2) / 2, another one up to (0.25 + 0.3) / 2."""
+
+    def distribution(p, q, rest):
+        return {"log_p": [math.log(p), math.log(q)], "rest_mass": 1 - p - q, "rest_log_p": math.log(rest)}
+
+    step = {"token": 7, "candidates": [7, 9], "weight": 0.0}
+    step |= {"plm": distribution(0.3, 0.2, 0.25), "pema": distribution(0.2, 0.1, 0.3)}
+    page = visit(path)
+    for value, certain in ((0.1, True), (0.5, False), (0.0, True)):
+        given = {"steps": [step] * 3, "schedule": Constant(value).to_dict()}
+        states = in_browser(page, "replay(given.steps, given.schedule, 4)", given)
+        assert [state["certain"] for state in states] == [certain] * 3
+        assert not any(state["changed"] for state in states)
+        assert [state["reached"] for state in states] == [True, certain, certain]
+        assert states[0]["bound"] == pytest.approx(0.25 + 0.05 * value, abs=1e-6)
 
 
 def test_the_slider_recomputes_the_page(visit, path, inspection):
