@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pema.owner.contract import PLM
     from pema.tasks.registry import Task
 
-SCRIPTS = ("mixture.js", "shown.js", "chart.js", "inspector.js")
+SCRIPTS = ("mixture.js", "shown.js", "chart.js", "detail.js", "inspector.js")
 
 Formula = GradualUnrolling | Linear | Constant | Fitted | NoAdapter
 """The schedules that the page can compute by itself."""
