@@ -17,8 +17,8 @@ function detail(step, state, t) {
     parts.push(element("p", {}, ...verdict, ". The PLM alone would have chosen ", ...alone));
   } else {
     const text =
-      "With these settings the text is another one before this step. The figures are of the old text’s context, with " +
-      "the new weight.";
+      "With these settings the text before this step is another one, or may be. The figures are of the old text’s " +
+      "context, with the new weight.";
     parts.push(element("p", { class: "note" }, text));
   }
   if (!state.certain) {
