@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pema import __version__
-from pema.cli import audit, build, compare, demo, evaluate, generate, memory, release, serve, sweep, train
+from pema.cli import audit, build, compare, demo, evaluate, generate, inspect, memory, release, serve, sweep, train
 from pema.console import stdout
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ app.add_typer(memory.app, name="memory")
 app.command("train")(train.train)
 app.command("audit")(audit.audit)
 app.command("generate")(generate.generate)
+app.command("inspect")(inspect.inspect)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("sweep")(sweep.sweep)
