@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pema import __version__
-from pema.cli import audit, build, demo, evaluate, generate, memory, release, serve, train
+from pema.cli import audit, build, demo, evaluate, generate, memory, release, report, serve, train
 from pema.console import stdout
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ app.command("train")(train.train)
 app.command("audit")(audit.audit)
 app.command("generate")(generate.generate)
 app.command("evaluate")(evaluate.evaluate)
+app.command("report")(report.report)
 app.command("release")(release.release)
 app.command("serve")(serve.serve)
 app.command("serve-key")(serve.serve_key)

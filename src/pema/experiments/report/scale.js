@@ -1,0 +1,73 @@
+// Scales: from values to places between 0 and 1, with ticks that a reader can use.
+
+
+/** Three digits, and all of those before the point; as the table writes numbers. */
+function digits(value) {
+  if (value === 0) return "0";
+  const places = Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value))));
+  return value.toLocaleString("en", { maximumFractionDigits: Math.min(places, 20) }).replace("-", "−");
+}
+
+function scaled(value, unit = "") {
+  for (const [power, prefix] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
+    if (value >= 0.9995 * power) return `${digits(value / power)} ${prefix}${unit}`;
+  }
+  return `${digits(value)} ${unit}`.trimEnd();
+}
+
+const write = {
+  number: digits,
+  bytes: (value) => (value === 0 ? "0" : scaled(value, "B")),
+  seconds: (value) => (value > 0 && value < 0.1 ? `${digits(value * 1000)} ms` : `${digits(value)} s`),
+};
+
+/** A logarithmic scale where values are positive, or zero, and at least `far` times apart; a linear one elsewhere. */
+function makeScale(values, far = 20) {
+  const positive = values.filter((value) => value > 0);
+  const wide = positive.length > 1 && Math.max(...positive) / Math.min(...positive) >= far;
+  return wide && Math.min(...values) >= 0 ? logScale(positive, values.includes(0)) : linearScale(values);
+}
+
+function linearScale(values) {
+  let low = Math.min(...values);
+  let high = Math.max(...values);
+  const slack = (high - low) * 0.08 || Math.abs(high) * 0.1 || 1;
+  // An axis that begins near zero begins at it.
+  low = low >= 0 && low < (high - low) * 0.4 ? 0 : low - slack;
+  high += slack;
+  const step = niceStep((high - low) / 5);
+  const ticks = [];
+  for (let n = Math.ceil(low / step - 1e-9); n * step <= high; n += 1) ticks.push(Number((n * step).toPrecision(12)));
+  return { log: false, ticks, zero: null, at: (value) => (value - low) / (high - low) };
+}
+
+/** Logarithmic; zeros, which have no logarithm, get a place of their own before a break in the axis. */
+function logScale(positive, zeros) {
+  const first = zeros ? 0.13 : 0;
+  let low = Math.log10(Math.min(...positive));
+  let high = Math.log10(Math.max(...positive));
+  const slack = (high - low) * 0.08;
+  low -= slack;
+  high += slack;
+  const steps = high - low > 2.2 ? [1] : [1, 2, 5];
+  const every = Math.max(1, Math.round((high - low) / 6));
+  const ticks = zeros ? [0] : [];
+  for (let power = Math.floor(low); power <= high; power += 1) {
+    for (const step of steps) {
+      const exponent = power + Math.log10(step);
+      if (power % every === 0 && exponent >= low && exponent <= high) ticks.push(step * 10 ** power);
+    }
+  }
+  const at = (value) => (value <= 0 ? first * 0.4 : first + ((1 - first) * (Math.log10(value) - low)) / (high - low));
+  return { log: true, ticks, zero: zeros ? first * 0.75 : null, at };
+}
+
+/** A place for each value, in their order: for a swept setting that is no number. */
+function placesScale(names) {
+  return { log: false, ticks: names, zero: null, at: (name) => (names.indexOf(name) + 0.5) / names.length };
+}
+
+function niceStep(rough) {
+  const power = 10 ** Math.floor(Math.log10(rough));
+  return power * [1, 2, 5, 10].find((step) => step * power >= rough * 0.999);
+}

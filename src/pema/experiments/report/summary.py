@@ -1,0 +1,62 @@
+"""What the page's table and plots are made of: means over seeds, and the values that its scripts read."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from pema.experiments.report.formats import metric_name
+from pema.experiments.report.results import COSTS, Experiment
+
+
+def cost(experiment: Experiment, label: str, name: str) -> dict[str, float] | None:
+    """Mean and standard deviation over a method's seeds of one cost; None where it was not measured."""
+    return _spread([run["costs"][name] for run in experiment.runs[label]])
+
+
+def top(experiment: Experiment, metric: str) -> float:
+    """The metric's largest mean."""
+    return max(row["metrics"][metric]["mean"] for row in experiment.rows.values())
+
+
+def payload(experiment: Experiment) -> dict[str, Any]:
+    """The values that the page's scripts draw; methods are named by their place in the table."""
+    about = experiment.about
+    first = {label: runs[0] for label, runs in experiment.runs.items()}
+    return {
+        "kind": about["kind"],
+        "metrics": [{"key": name, "name": metric_name(name)} for name in about["metrics"]],
+        "axes": list(about.get("axes", {})),
+        "reference": about["methods"].index(about["reference"]),
+        "methods": [
+            {
+                "label": label,
+                "metrics": experiment.rows[label]["metrics"],
+                "costs": {name: cost(experiment, label, name) for name in COSTS},
+                "run": first[label]["run"],
+                "output": experiment.outputs[first[label]["run"]],
+            }
+            for label in about["methods"]
+        ],
+        "runs": [
+            {
+                "method": place,
+                "name": run["method"],
+                "seed": run["seed"],
+                "settings": {axis: run["settings"][axis] for axis in about.get("axes", {}) if axis in run["settings"]},
+                "scores": {name: run["scores"][name]["value"] for name in about["metrics"]},
+                "curve": [[point["epoch"], point["seconds"], point["held_out_loss"]] for point in run["curve"]],
+            }
+            for place, label in enumerate(about["methods"])
+            for run in experiment.runs[label]
+        ],
+        "examples": None if experiment.examples is None else [[e.source, e.target] for e in experiment.examples],
+    }
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float] | None:
+    known = [float(value) for value in values if value is not None]
+    if not known:
+        return None
+    return {"mean": statistics.fmean(known), "std": statistics.stdev(known) if len(known) > 1 else 0.0}
