@@ -1,4 +1,4 @@
-"""Made-up results in the format of `pema compare` and `pema sweep`: test data, no measurement stands behind a number."""
+"""Made-up results in the format of `pema compare` and `pema sweep`: test data, no number was measured."""
 
 import json
 import math
@@ -81,7 +81,9 @@ def run_of(label, method, bleu, costs, needs, seed, settings, dice):
             "chrf": {"value": round(24 + 1.3 * value, 4), "signature": "chrF2|nrefs:1|case:mixed|eff:yes|nc:6|nw:0"},
         },
         "dev_perplexity": round(math.exp(low), 3),
-        "trials": [{"settings": {"learning_rate": rate}, "dev_perplexity": 50 + rate} for rate in (3e-4, 1e-3) if epochs],
+        "trials": [
+            {"settings": {"learning_rate": rate}, "dev_perplexity": 50 + rate} for rate in (3e-4, 1e-3) if epochs
+        ],
         "costs": {
             "trainable_parameters": parameters,
             "prepare_seconds": 1.5,
@@ -123,7 +125,7 @@ def compared(runs, reference, dice):
     return {"rows": rows, "differences": differences, "signature": signature({"samples": 1000}, 0)}
 
 
-def write_experiment(folder, runs, *, kind, title, axes=None, examples=True, reference="PLM alone", count=len(SENTENCES)):
+def write_experiment(folder, runs, *, kind, title, axes=None, examples=True, reference="PLM alone", count=120):
     folder.mkdir(parents=True)
     dice = random.Random(1)
     for label, found in runs.items():
@@ -140,7 +142,13 @@ def write_experiment(folder, runs, *, kind, title, axes=None, examples=True, ref
         "kind": kind,
         "task": "translation",
         "data": {"name": "support", "sha256": "0" * 64, "train": 500, "dev": 61, "test": count},
-        "plm": {"name": "made-up-14m", "architecture": "Llama", "d": 384, "vocabulary_size": 8192, "parameters": 13983744},
+        "plm": {
+            "name": "made-up-14m",
+            "architecture": "Llama",
+            "d": 384,
+            "vocabulary_size": 8192,
+            "parameters": 13983744,
+        },
         "seeds": [0, 1, 2],
         "metrics": ["bleu", "chrf"],
         "reference": reference,

@@ -12,7 +12,8 @@ from pema.cli.options import AsJSON, show
 
 def report(
     results: Annotated[
-        Path, typer.Argument(help="Folder of `pema compare` or `pema sweep`, or a folder of several.", metavar="RESULTS")
+        Path,
+        typer.Argument(help="What `pema compare` or `pema sweep` wrote, or a folder of several.", metavar="RESULTS"),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the page goes.", metavar="FILE")],
     as_json: AsJSON = False,

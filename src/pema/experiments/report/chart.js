@@ -18,7 +18,10 @@ function mark(series, x, y, r = 5.5) {
     `M${x} ${y - 1.3 * r}L${x + 1.3 * r} ${y}L${x} ${y + 1.3 * r}L${x - 1.3 * r} ${y}Z`,
     `M${x} ${y + 1.25 * r}L${x + 1.2 * r} ${y - 0.9 * r}H${x - 1.2 * r}Z`,
   ];
-  return shape("path", { class: `mark series-${series % SERIES}`, d: forms[(series + Math.floor(series / SERIES)) % forms.length] });
+  return shape("path", {
+    class: `mark series-${series % SERIES}`,
+    d: forms[(series + Math.floor(series / SERIES)) % forms.length],
+  });
 }
 
 /**
@@ -84,7 +87,9 @@ function drawAxes(svg, area, at, x, y) {
   if (x.scale.zero != null) {
     const left = area.left + x.scale.zero * (area.right - area.left);
     axes.append(shape("path", { class: "gap", d: `M${left - 3} ${area.bottom}h6` }));
-    axes.append(shape("path", { class: "axis", d: `M${left - 6} ${area.bottom + 5}l6 -10M${left} ${area.bottom + 5}l6 -10` }));
+    axes.append(
+      shape("path", { class: "axis", d: `M${left - 6} ${area.bottom + 5}l6 -10M${left} ${area.bottom + 5}l6 -10` }),
+    );
   }
   const middle = (area.left + area.right) / 2;
   const scaleSaid = x.scale.log ? `${x.name}, logarithmic` : x.name;
@@ -118,7 +123,12 @@ function drawPoints(svg, points, at, area, box, tip) {
   }
   const texts = placed.map((point) => shape("text", { class: "label" }, point.label));
   svg.append(...texts);
-  const items = placed.map((point, n) => ({ x: point.left, y: point.top, width: texts[n].getComputedTextLength() + 4, height: 16 }));
+  const items = placed.map((point, n) => ({
+    x: point.left,
+    y: point.top,
+    width: texts[n].getComputedTextLength() + 4,
+    height: 16,
+  }));
   placeLabels(items, bars, { ...area, right: svg.width.baseVal.value - 2, top: 0 }).forEach((found, n) => {
     if (!found) return texts[n].remove();
     texts[n].setAttribute("x", found.left + 2);
@@ -130,8 +140,16 @@ function drawPoints(svg, points, at, area, box, tip) {
     return undefined;
   });
   for (const point of placed) {
-    const made = shape("g", { class: "point", tabindex: "0", role: "button", "aria-label": `${point.said}. Show its runs` });
-    made.append(shape("circle", { class: "reach", cx: point.left, cy: point.top, r: 12 }), mark(point.series, point.left, point.top));
+    const made = shape("g", {
+      class: "point",
+      tabindex: "0",
+      role: "button",
+      "aria-label": `${point.said}. Show its runs`,
+    });
+    made.append(
+      shape("circle", { class: "reach", cx: point.left, cy: point.top, r: 12 }),
+      mark(point.series, point.left, point.top),
+    );
     made.addEventListener("click", point.open);
     made.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" && event.key !== " ") return;
@@ -147,7 +165,10 @@ function labelEnds(svg, lines, area) {
   spreadEnds(lines, 15, area.top + 4, area.bottom);
   for (const line of lines) {
     const text = shape("text", { class: "label", x: area.right + 16, y: line.place + 4 }, line.label);
-    svg.append(shape("path", { class: "leader long", d: `M${line.endX + 6} ${line.y}L${area.right + 12} ${line.place}` }), text);
+    svg.append(
+      shape("path", { class: "leader long", d: `M${line.endX + 6} ${line.y}L${area.right + 12} ${line.place}` }),
+      text,
+    );
     const room = svg.width.baseVal.value - area.right - 18;
     if (text.getComputedTextLength() > room) {
       const kept = Math.floor((line.label.length * room) / text.getComputedTextLength()) - 1;

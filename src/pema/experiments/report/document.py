@@ -69,9 +69,15 @@ def _section(experiment: Experiment, key: str, alone: bool) -> str:
         ("Seeds", ", ".join(map(str, about["seeds"]))),
     )
     listed = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
-    sweep = f'<section class="drawn" id="{key}-sweep"><{part}>Sweep</{part}></section>' if about["kind"] == "sweep" else ""
-    curves = any(run["curve"] for runs in experiment.runs.values() for run in runs)
-    learning = f'<section class="drawn" id="{key}-curves"><{part}>Learning curves</{part}></section>' if curves else ""
+    drawn = {"chooser": "", "sweep": "Sweep", "cost": "Quality against cost", "curves": "Learning curves"}
+    if about["kind"] != "sweep":
+        del drawn["sweep"]
+    if not any(run["curve"] for runs in experiment.runs.values() for run in runs):
+        del drawn["curves"]
+    plots = "\n".join(
+        f'<section id="{key}-{name}">{heading and f"<{part}>{heading}</{part}>"}</section>'
+        for name, heading in drawn.items()
+    )
     return f"""<article class="experiment" id="{key}">
 {title}
 <dl class="facts">{listed}</dl>
@@ -79,15 +85,13 @@ def _section(experiment: Experiment, key: str, alone: bool) -> str:
 {comparison_table(experiment, key)}
 <p class="legend">Mean ± standard deviation over seeds, and the 95 % bootstrap interval of the mean. Against
 <b>{escape(about["reference"])}</b>: <span class="better">▲ significantly above</span>,
-<span class="worse">▼ significantly below</span>, <span class="same">≈ no significant difference</span>. The highest mean is
-bold. Costs are means over seeds; 1 MB is a million bytes. A method's name or score leads to its runs and their
-signatures.</p>
+<span class="worse">▼ significantly below</span>, <span class="same">≈ no significant difference</span>.
+The highest mean is bold. Costs are means over seeds; 1 MB is a million bytes. A method's name or score leads to its
+runs and their signatures.</p>
 </section>
-<section class="drawn chooser" id="{key}-chooser"></section>
-{sweep}
-<section class="drawn" id="{key}-cost"><{part}>Quality against cost</{part}></section>
-{learning}
-<section class="drawn" id="{key}-samples"><{part}>Samples</{part}></section>
+<noscript><p class="note">Plots and samples need scripts; this table and the signatures do not.</p></noscript>
+{plots}
+<section id="{key}-samples"><{part}>Samples</{part}></section>
 <section class="runs"><{part}>Every run and its signature</{part}>
 {all_runs(experiment, key)}
 </section>

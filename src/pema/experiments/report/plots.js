@@ -13,26 +13,46 @@ for (const [key, experiment] of Object.entries(DATA)) {
   const part = (name) => document.getElementById(`${key}-${name}`);
 
   part("chooser").append(
-    choice("Metric in the plots", experiment.metrics.map(({ name }) => name), state, "metric", changed),
+    choice(
+      "Metric in the plots",
+      experiment.metrics.map(({ name }) => name),
+      state,
+      "metric",
+      changed,
+    ),
     methodChips(experiment, state, changed),
   );
 
+  const named =
+    experiment.axes.length && oneMethod(experiment.runs, experiment.axes)
+      ? ` Points are named by ${experiment.axes.map(spaced).join(" / ")}.`
+      : "";
   const costs = element("div", { class: "pair" });
   part("cost").append(costs);
   for (const cost of COSTS) {
-    const chart = figure(costs, `Bars: 95 % interval of the mean; ± one standard deviation of the cost over seeds.`);
+    const chart = figure(
+      costs,
+      `Bars: 95 % interval of the mean; ± one standard deviation of the cost over seeds.${named}`,
+    );
     state.listeners.push(() => drawCost(chart, key, experiment, state, cost));
   }
 
   if (part("curves")) {
     part("curves").append(choice("Over", ["epochs", "seconds"], state, "curves", changed));
-    const chart = figure(part("curves"), "Strong lines: mean over seeds, as far as every seed went. Faint lines: one seed each.");
+    const chart = figure(
+      part("curves"),
+      "Strong lines: mean over seeds, as far as every seed went. Faint lines: one seed each.",
+    );
     state.listeners.push(() => drawCurves(chart, experiment, state));
   }
 
   if (part("sweep")) {
-    if (experiment.axes.length > 1) part("sweep").append(choice("Swept setting", experiment.axes.map(spaced), state, "axis", changed));
-    const chart = figure(part("sweep"), "Mean over seeds; bars: ± one standard deviation. Level lines: methods without this setting.");
+    if (experiment.axes.length > 1)
+      part("sweep").append(choice("Swept setting", experiment.axes.map(spaced), state, "axis", changed));
+    const chart = figure(
+      part("sweep"),
+      "Mean over seeds; bars: ± one standard deviation. Level lines: methods without this setting.",
+    );
     state.listeners.push(() => drawSweep(chart, experiment, state));
   }
 
@@ -98,7 +118,7 @@ function drawCost(chart, key, experiment, state, { key: cost, name, write: write
       xSpread: spent.std ? [Math.max(spent.mean - spent.std, 0), spent.mean + spent.std] : null,
       ySpread: [quality.low, quality.high],
       series: method,
-      label,
+      label: shortLabel(experiment, method),
       said: `${label}: ${metric.name} ${digits(quality.mean)}, ${name.toLowerCase()} ${writeCost(spent.mean)}`,
       open: () => showRuns(key, method),
     }));
@@ -119,9 +139,16 @@ function drawCurves(chart, experiment, state) {
       .map(({ curve }) => curve.filter((row) => row[2] != null));
     if (!curves.some((curve) => curve.length)) return [];
     const shared = Math.min(...curves.map((curve) => curve.length));
-    const means = Array.from({ length: shared }, (_, n) => [0, 1, 2].map((column) => mean(curves.map((curve) => curve[n][column]))));
+    const means = Array.from({ length: shared }, (_, n) =>
+      [0, 1, 2].map((column) => mean(curves.map((curve) => curve[n][column]))),
+    );
     const lowest = Math.min(...means.map((row) => row[2]));
-    const strong = { points: means.map(point), series, label, said: `${label}: lowest mean held-out loss ${digits(lowest)}` };
+    const strong = {
+      points: means.map(point),
+      series,
+      label: shortLabel(experiment, series),
+      said: `${label}: lowest mean held-out loss ${digits(lowest)}`,
+    };
     if (!means.length) return [];
     if (curves.length === 1) return [strong];
     return [...curves.map((curve) => ({ points: curve.map(point), series, faint: true })), strong];
@@ -145,8 +172,8 @@ function drawSweep(chart, experiment, state) {
   if (numbers) scale.ticks = values.sort((a, b) => a - b);
   const place = (value) => (numbers ? value : String(value));
 
-  const lines = [...grouped(swept, (run) => lineName(run, axis, experiment))].map(([label, runs], series) => ({
-    series,
+  const lines = [...grouped(swept, (run) => lineName(run, axis, experiment))].map(([label, runs], line) => ({
+    series: line + 1,
     label,
     marks: true,
     points: [...grouped(runs, ({ settings }) => settings[axis])]
@@ -165,7 +192,16 @@ function drawSweep(chart, experiment, state) {
     if (!ends.length) break;
     const y = mean(runs.map((run) => run.scores[metric.key]));
     const said = `${label}: ${metric.name} ${digits(y)}`;
-    lines.push({ series: lines.length, label, said, level: true, points: [{ x: ends[0], y }, { x: ends.at(-1), y }] });
+    lines.push({
+      series: 0,
+      label,
+      said,
+      level: true,
+      points: [
+        { x: ends[0], y },
+        { x: ends.at(-1), y },
+      ],
+    });
   }
   const heights = lines.flatMap((line) => line.points.flatMap(({ y, spread }) => [y, ...(spread ?? [])]));
   drawOrSay(chart, {
@@ -179,9 +215,21 @@ function drawSweep(chart, experiment, state) {
 /** What stays the same along a line: the method, where there are several, and the values of the other axes. */
 function lineName({ name, settings }, axis, experiment) {
   const others = experiment.axes.filter((other) => other !== axis && other in settings);
-  const several = new Set(experiment.runs.filter((run) => axis in run.settings).map((run) => run.name)).size > 1;
   const parts = others.map((other) => `${spaced(other)} ${settings[other]}`);
-  return (several || !parts.length ? [name, ...parts] : parts).join(", ");
+  return (oneMethod(experiment.runs, experiment.axes) && parts.length ? parts : [name, ...parts]).join(", ");
+}
+
+/** A method's name in a plot; in a sweep the values of its axes, where it has them: they are all that differs. */
+function shortLabel({ axes, methods, runs }, method) {
+  const { settings } = runs.find((run) => run.method === method);
+  const swept = axes.length && axes.every((axis) => axis in settings);
+  return swept && oneMethod(runs, axes) ? axes.map((axis) => settings[axis]).join(" / ") : methods[method].label;
+}
+
+function oneMethod(runs, axes) {
+  return (
+    new Set(runs.filter(({ settings }) => axes.some((axis) => axis in settings)).map(({ name }) => name)).size === 1
+  );
 }
 
 function grouped(items, key) {

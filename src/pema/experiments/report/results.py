@@ -16,6 +16,8 @@ EXPERIMENT = "experiment.json"
 COMPARISON = "comparison.json"
 EXAMPLES = "examples.jsonl"
 
+WEIGHTS = ("none", "some", "all")
+
 NUMBER = ((int, float), "a number")
 NUMBER_OR_NULL = ((int, float, type(None)), "a number or null")
 TEXT = ((str,), "text")
@@ -101,7 +103,9 @@ def read_results(results: Path) -> list[Experiment]:
     """
     if not results.is_dir():
         raise DataError(f"{results} is not a folder: give the folder that `pema compare` or `pema sweep` wrote.")
-    folders = [results] if (results / EXPERIMENT).exists() else sorted(p.parent for p in results.glob(f"*/{EXPERIMENT}"))
+    folders = [results]
+    if not (results / EXPERIMENT).exists():
+        folders = sorted(path.parent for path in results.glob(f"*/{EXPERIMENT}"))
     if not folders:
         raise DataError(
             f"{results} holds no experiment: no {EXPERIMENT} lies in it or in a folder of it. Make results with "
@@ -116,16 +120,20 @@ def _read_experiment(folder: Path) -> Experiment:
         raise DataError(f"{folder / EXPERIMENT}: kind is {about['kind']!r}, not 'compare' or 'sweep'.")
     for field in ("metrics", "methods"):
         if not about[field] or not all(isinstance(name, str) for name in about[field]):
-            raise DataError(f"{folder / EXPERIMENT}: {field} is {_short(about[field])}, not a list of names. {_again(about)}")
+            said = f"{field} is {_short(about[field])}, not a list of names"
+            raise DataError(f"{folder / EXPERIMENT}: {said}. {_again(about)}")
+    if about["kind"] == "sweep":
+        _require(about, folder / EXPERIMENT, {"axes": OBJECT})
     rows, differences = _read_comparison(folder / COMPARISON, about)
     runs = _read_runs(folder, about)
     for label, row in rows.items():
         if row["seeds"] != len(runs[label]):
             raise DataError(
-                f"{folder / COMPARISON} counts {row['seeds']} seeds of {label!r}, but {len(runs[label])} runs lie beside "
-                f"it. {_again(about)}"
+                f"{folder / COMPARISON} counts {row['seeds']} seeds of {label!r}, but {len(runs[label])} runs lie "
+                f"beside it. {_again(about)}"
             )
-    return Experiment(folder, about, rows, differences, runs, _read_outputs(folder, about, runs), _read_examples(folder, about))
+    outputs = _read_outputs(folder, about, runs)
+    return Experiment(folder, about, rows, differences, runs, outputs, _read_examples(folder, about))
 
 
 def _read_comparison(
@@ -165,6 +173,8 @@ def _read_runs(folder: Path, about: Mapping[str, Any]) -> dict[str, list[dict[st
             _require(point, path, FIELDS_OF_POINT, "a point of the curve")
         for trial in run["trials"]:
             _require(trial, path, {"settings": OBJECT, "dev_perplexity": NUMBER_OR_NULL}, "a trial")
+        if run["needs"]["weights"] not in WEIGHTS:
+            raise DataError(f"{path}: needs.weights is {run['needs']['weights']!r}, not one of {_names(WEIGHTS)}.")
         if run["run"] != path.stem:
             raise DataError(f"{path} holds the run {run['run']!r}: name the file {run['run']}.json, or remove it.")
         if run["label"] not in runs:

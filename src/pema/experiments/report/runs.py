@@ -32,8 +32,9 @@ def _run(run: Mapping[str, Any], metrics: Iterable[str]) -> str:
     values = " · ".join(f"{name} {value}" for name, value, _ in scores)
     parts = [
         _list("Scores", [(name, f"{value}  ({signature})") for name, value, signature in scores]),
-        _list("Settings", [("method", run["method"]), *_flat(run["settings"]), ("dev perplexity", run["dev_perplexity"])]),
-        _list("Costs and needs", [*_flat(run["costs"]), *_flat(run["needs"])]),
+        _list("Settings", [("method", run["method"]), *_flat(run["settings"])]),
+        _list("On dev data", [("perplexity", run["dev_perplexity"])]),
+        _list("Costs and needs", [*_flat(run["costs"]), *_flat(run["needs"], "needs ")]),
         _signature(run["signature"]),
         _trials(run["trials"]),
         _curve(run["curve"]),
@@ -53,7 +54,7 @@ def _signature(signature: Mapping[str, Any]) -> str:
         *_flat(signature["versions"]),
         *_flat(signature["machine"]),
     ]
-    return f"{_list('Signature', known)}<h5>Config</h5><pre tabindex=\"0\">{escape(config)}</pre>"
+    return f'{_list("Signature", known)}<p class="part">Config</p><pre tabindex="0">{escape(config)}</pre>'
 
 
 def _trials(trials: Iterable[Mapping[str, Any]]) -> str:
@@ -74,7 +75,7 @@ def _curve(curve: Iterable[Mapping[str, Any]]) -> str:
 
 def _list(title: str, rows: Iterable[tuple[str, Any]]) -> str:
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(_written(value))}</dd>" for name, value in rows)
-    return f"<h5>{escape(title)}</h5><dl>{items}</dl>" if items else ""
+    return f'<p class="part">{escape(title)}</p><dl>{items}</dl>' if items else ""
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -22,11 +22,20 @@ for (const [key, experiment] of Object.entries(DATA)) {
   const said = element("span", { role: "status" });
   const first = Array.from(new Set(methods.map(({ run }) => run))).join(", ");
   const buttons = Object.fromEntries(
-    [["First", () => 0], ["Previous", () => state.page - 1], ["Next", () => state.page + 1], ["Last", () => Infinity]].map(
-      ([name, to]) => [name, element("button", { class: "button", type: "button", onclick: () => turn(to()) }, name)],
-    ),
+    [
+      ["First", () => 0],
+      ["Previous", () => state.page - 1],
+      ["Next", () => state.page + 1],
+      ["Last", () => Infinity],
+    ].map(([name, to]) => [
+      name,
+      element("button", { class: "button", type: "button", onclick: () => turn(to()) }, name),
+    ]),
   );
-  const missing = element("input", { type: "checkbox", onchange: () => list.classList.toggle("show-missing", missing.checked) });
+  const missing = element("input", {
+    type: "checkbox",
+    onchange: () => list.classList.toggle("show-missing", missing.checked),
+  });
 
   const notice = examples
     ? null
@@ -37,15 +46,30 @@ for (const [key, experiment] of Object.entries(DATA)) {
       );
   section.append(
     ...[notice].filter(Boolean),
-    element("p", { class: "muted", title: first }, "One run of each method: its first seed. The other seeds' outputs lie beside the results."),
+    element(
+      "p",
+      { class: "muted", title: first },
+      "One run of each method: its first seed. The other seeds' outputs lie beside the results.",
+    ),
     element(
       "div",
       { class: "controls" },
       element("label", { class: "choice", for: search.id }, "Search all texts ", search),
-      choice("Mark what differs from", bases.map(([name]) => name), state, "base", show),
+      choice(
+        "Mark what differs from",
+        bases.map(([name]) => name),
+        state,
+        "base",
+        show,
+      ),
       element("label", { class: "choice check" }, missing, " show missing words"),
     ),
-    element("div", { class: "pager", role: "group", "aria-label": "Pages of samples" }, ...Object.values(buttons), said),
+    element(
+      "div",
+      { class: "pager", role: "group", "aria-label": "Pages of samples" },
+      ...Object.values(buttons),
+      said,
+    ),
     list,
   );
   search.addEventListener("input", () => find(search.value));
@@ -67,7 +91,12 @@ for (const [key, experiment] of Object.entries(DATA)) {
     const pages = Math.max(1, Math.ceil(state.found.length / PAGE));
     const matching = state.found.length === count ? `${count} examples` : `${state.found.length} of ${count} examples`;
     said.textContent = `Page ${state.page + 1} of ${pages}, ${matching}`;
-    for (const [name, step] of [["First", -1], ["Previous", -1], ["Next", 1], ["Last", 1]]) {
+    for (const [name, step] of [
+      ["First", -1],
+      ["Previous", -1],
+      ["Next", 1],
+      ["Last", 1],
+    ]) {
       // A button that has the focus keeps it: to a disabled one the keyboard could not come back.
       const over = state.page + step < 0 || state.page + step >= pages;
       buttons[name].setAttribute("aria-disabled", over);
@@ -78,7 +107,14 @@ for (const [key, experiment] of Object.entries(DATA)) {
 
   function sample(n) {
     const [name, base] = bases[state.base];
-    const rows = (examples ? [["Source", examples[n][0]], ["Reference", examples[n][1]]] : []).map(([title, text]) =>
+    const rows = (
+      examples
+        ? [
+            ["Source", examples[n][0]],
+            ["Reference", examples[n][1]],
+          ]
+        : []
+    ).map(([title, text]) =>
       element("div", { class: "given" }, element("dt", {}, title), element("dd", { dir: "auto" }, text)),
     );
     methods.forEach(({ label, output }, method) => {
@@ -88,7 +124,7 @@ for (const [key, experiment] of Object.entries(DATA)) {
       const shown = output[n].trim() ? text : [element("span", { class: "muted" }, "(empty)")];
       rows.push(element("div", {}, element("dt", {}, swatch, label), element("dd", { dir: "auto" }, ...shown)));
     });
-    const title = element("h4", { id: `${key}-sample-${n}` }, `Example ${n + 1}`);
+    const title = element("p", { id: `${key}-sample-${n}` }, `Example ${n + 1}`);
     return element("section", { class: "sample", "aria-labelledby": title.id }, title, element("dl", {}, ...rows));
   }
 }

@@ -1,6 +1,5 @@
 // Scales: from values to places between 0 and 1, with ticks that a reader can use.
 
-
 /** Three digits, and all of those before the point; as the table writes numbers. */
 function digits(value) {
   if (value === 0) return "0";
@@ -9,7 +8,11 @@ function digits(value) {
 }
 
 function scaled(value, unit = "") {
-  for (const [power, prefix] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
+  for (const [power, prefix] of [
+    [1e9, "G"],
+    [1e6, "M"],
+    [1e3, "k"],
+  ]) {
     if (value >= 0.9995 * power) return `${digits(value / power)} ${prefix}${unit}`;
   }
   return `${digits(value)} ${unit}`.trimEnd();
@@ -32,8 +35,8 @@ function linearScale(values) {
   let low = Math.min(...values);
   let high = Math.max(...values);
   const slack = (high - low) * 0.08 || Math.abs(high) * 0.1 || 1;
-  // An axis that begins near zero begins at it.
-  low = low >= 0 && low < (high - low) * 0.4 ? 0 : low - slack;
+  // Values that begin near zero are shown with it, and a mark on it with room to its left.
+  low = low >= 0 && low < (high - low) * 0.4 ? -slack / 2 : low - slack;
   high += slack;
   const step = niceStep((high - low) / 5);
   const ticks = [];

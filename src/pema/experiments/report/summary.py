@@ -17,7 +17,7 @@ def cost(experiment: Experiment, label: str, name: str) -> dict[str, float] | No
 
 def top(experiment: Experiment, metric: str) -> float:
     """The metric's largest mean."""
-    return max(row["metrics"][metric]["mean"] for row in experiment.rows.values())
+    return max(float(row["metrics"][metric]["mean"]) for row in experiment.rows.values())
 
 
 def payload(experiment: Experiment) -> dict[str, Any]:

@@ -18,7 +18,8 @@ COSTS = (
     ("disk_bytes", "Disk", lambda value: formats.scaled(value, "B")),
 )
 NEEDS = (("weights", "PLM weights"), ("targets_at_owner", "Targets at the owner"), ("gradients", "Gradients"))
-WORDS: dict[object, tuple[int, str]] = {"none": (0, "no"), "some": (1, "some"), "all": (2, "all"), False: (0, "no"), True: (1, "yes")}
+WORDS = {"none": "no", False: "no", True: "yes", "some": "some", "all": "all"}
+"""What is needed, in words, from the least to the most."""
 SERIES = 10
 """Colours of `page.css`; the eleventh method has the first one's, and another shape in the plots."""
 WIDTH = 120
@@ -70,8 +71,8 @@ def _row(experiment: Experiment, label: str, place: int, key: str) -> str:
         cells.append(f'<td data-value="{_sortable(value)}"{spread}>{write(value)}</td>')
     needs = experiment.runs[label][0]["needs"]
     for name, _ in NEEDS:
-        rank, word = WORDS.get(needs[name], (3, str(needs[name])))
-        cells.append(f'<td class="need" data-value="{rank}"><span class="need-{min(rank, 1)}">{escape(word)}</span></td>')
+        needed = "" if WORDS[needs[name]] == "no" else ' class="needed"'
+        cells.append(f'<td data-value="{[*WORDS].index(needs[name])}"{needed}>{WORDS[needs[name]]}</td>')
     return f'<tr data-method="{place}">{"".join(cells)}</tr>'
 
 
