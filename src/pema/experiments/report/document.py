@@ -12,7 +12,7 @@ from pema.experiments.report.runs import all_runs
 from pema.experiments.report.summary import payload, top
 from pema.experiments.report.table import comparison_table
 
-SCRIPTS = ("table.js", "scale.js", "chart.js", "labels.js", "plots.js", "difference.js", "samples.js")
+SCRIPTS = ("table.js", "scale.js", "chart.js", "labels.js", "plots.js", "controls.js", "difference.js", "samples.js")
 
 
 def report(results: Path) -> str:

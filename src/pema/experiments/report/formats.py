@@ -59,5 +59,6 @@ def digits(value: float) -> str:
     """Write three digits, and all of those before the point."""
     if value == 0:
         return "0"
-    places = max(0, 2 - math.floor(math.log10(abs(value))))
+    # Rounding comes first: 0.9996 has one digit before the point once it is written with three.
+    places = max(0, 2 - math.floor(math.log10(abs(float(f"{value:.3g}")))))
     return f"{value:,.{places}f}"

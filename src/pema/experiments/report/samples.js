@@ -54,7 +54,7 @@ for (const [key, experiment] of Object.entries(DATA)) {
     element(
       "div",
       { class: "controls" },
-      element("label", { class: "choice", for: search.id }, "Search all texts ", search),
+      element("span", { class: "choice" }, element("label", { for: search.id }, "Search all texts"), search),
       choice(
         "Mark what differs from",
         bases.map(([name]) => name),
