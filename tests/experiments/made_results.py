@@ -15,6 +15,7 @@ SENTENCES = [
         line.split("\t") for line in read_lines(ROOT / "src" / "pema" / "demo_data" / "support_test.tsv")
     )
 ]
+METRICS = ("bleu", "chrf", "formality_accuracy")
 # label, method, BLEU, trainable parameters, peak bytes, seconds, seconds a token, disk, weights, targets, gradients
 METHODS = (
     ("PLM alone", "zero_shot", 9.3, 0, 0, 0.0, 0.0011, 0, "none", False, False),
@@ -79,6 +80,7 @@ def run_of(label, method, bleu, costs, needs, seed, settings, dice):
         "scores": {
             "bleu": {"value": round(value, 4), "signature": "BLEU|nrefs:1|case:mixed|eff:no|tok:13a|version:2.6.0"},
             "chrf": {"value": round(24 + 1.3 * value, 4), "signature": "chrF2|nrefs:1|case:mixed|eff:yes|nc:6|nw:0"},
+            "formality_accuracy": {"value": round(value / 25, 4), "signature": "M-ACC|matching:tokens|case:mixed"},
         },
         "dev_perplexity": round(math.exp(low), 3),
         "trials": [
@@ -104,23 +106,24 @@ def compared(runs, reference, dice):
     rows, differences = [], []
     for label, found in runs.items():
         metrics = {}
-        for metric in ("bleu", "chrf"):
+        for metric in METRICS:
             values = [run["scores"][metric]["value"] for run in found]
             mean = statistics.fmean(values)
             std = statistics.stdev(values) if len(values) > 1 else None
-            metrics[metric] = {"mean": mean, "std": std, "low": mean - 1.1, "high": mean + 1.2}
+            metrics[metric] = {"mean": mean, "std": std, "low": mean * 0.93, "high": mean * 1.08}
         rows.append({"label": label, "seeds": len(found), "metrics": metrics})
     base = next(row for row in rows if row["label"] == reference)
     for row in rows:
-        for metric in ("bleu", "chrf"):
+        for metric in METRICS:
             if row is base:
                 continue
             gap = row["metrics"][metric]["mean"] - base["metrics"][metric]["mean"]
-            p_value = min(1.0, round(math.exp(-2.2 * abs(gap)) * dice.uniform(0.5, 1), 4))
+            share = abs(gap) / base["metrics"][metric]["mean"]
+            p_value = min(1.0, round(math.exp(-22 * share) * dice.uniform(0.5, 1), 4))
             difference = {"label": row["label"], "reference": reference, "metric": metric, "difference": gap}
             significant = p_value < 0.05
             differences.append(
-                difference | {"low": gap - 1, "high": gap + 1, "p_value": p_value, "significant": significant}
+                difference | {"low": gap * 0.8, "high": gap * 1.2, "p_value": p_value, "significant": significant}
             )
     return {"rows": rows, "differences": differences, "signature": signature({"samples": 1000}, 0)}
 
@@ -150,7 +153,7 @@ def write_experiment(folder, runs, *, kind, title, axes=None, examples=True, ref
             "parameters": 13983744,
         },
         "seeds": [0, 1, 2],
-        "metrics": ["bleu", "chrf"],
+        "metrics": list(METRICS),
         "reference": reference,
         "methods": list(runs),
         "signature": signature({"kind": kind}, 0),
@@ -183,7 +186,7 @@ def make_sweep(folder, *, title="Made-up sweep (test data)", **options):
     runs = {label: [run_of(label, method, bleu, numbers[:5], numbers[5:], 0, {}, dice)]}
     for rank in axes["rank"]:
         for rate in axes["learning_rate"]:
-            label = f"PEMA rank={rank} learning_rate={rate}"
+            label = f"PEMA, rank={rank}, learning_rate={rate}"
             bleu = 9 + 1.4 * math.log(rank) / math.log(4) - 1.2 * math.log10(rate / 3e-4) ** 2
             costs = (768 * rank, 60e6 + 80e3 * rank, 20 + rank / 12, 0.0013, 3072 * rank)
             settings = {"rank": rank, "learning_rate": rate}

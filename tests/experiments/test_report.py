@@ -98,9 +98,9 @@ def test_the_table_shows_every_method_with_its_numbers(results, page):
                 assert f"{difference['difference']:+.2f}, p " in cell
                 assert ("▲" in cell) == (difference["significant"] and difference["difference"] > 0)
         seconds = sum(run["costs"]["train_seconds"] for run in runs) / len(runs)
-        assert row[5] == formats.seconds(seconds)
-    assert rows["LoRA3"][8:] == ["all", "yes", "yes\n"]
-    assert rows["PLM alone1"][3:] == ["0", "0 B", "0 s", rows["PLM alone1"][6], "0 B", "no", "no", "no\n"]
+        assert row[6] == formats.seconds(seconds)
+    assert rows["LoRA3"][9:] == ["all", "yes", "yes\n"]
+    assert rows["PLM alone1"][4:] == ["0", "0 B", "0 s", rows["PLM alone1"][7], "0 B", "no", "no", "no\n"]
 
 
 def test_marks_say_above_below_and_no_difference(changeable):
@@ -111,9 +111,9 @@ def test_marks_say_above_below_and_no_difference(changeable):
             found |= {"difference": difference, "significant": significant, "p_value": 0.0123}
 
     text = "".join(Reader(report(changeable("comparison.json", edit))).text)
-    assert "▼significantly below the reference:  −1.50, p = 0.012" in text
-    assert "≈not significantly different from the reference:  +0.20, p = 0.012" in text
-    assert "▲significantly above the reference:  +3.00, p = 0.012" in text
+    assert "▼significantly below the reference:  −1.50, p = .012" in text
+    assert "≈not significantly different from the reference:  +0.20, p = .012" in text
+    assert "▲significantly above the reference:  +3.000, p = .012" in text
 
 
 def test_every_run_shows_its_signature(results, page):
@@ -139,8 +139,8 @@ def test_scripts_get_means_curves_and_swept_settings(results, page):
     ]
     assert len(comparison["examples"]) == 20
     assert sweep["axes"] == ["rank", "learning_rate"]
-    assert sweep["runs"][0]["settings"] == {}
-    assert sweep["runs"][1]["settings"] == {"rank": 16, "learning_rate": 1e-4}
+    assert [sweep["methods"][n]["entry"] for n in (0, 1, 12)] == ["PLM alone", "PEMA", "PEMA"]
+    assert [sweep["methods"][n]["settings"] for n in (0, 1)] == [{}, {"rank": 16, "learning_rate": 1e-4}]
     assert sweep["examples"] is None
 
 
@@ -194,8 +194,49 @@ def test_what_was_not_measured_is_a_dash(changeable):
     changeable("plm-alone-seed0.json", edit)
     document = report(changeable("knn-lm-seed0.json", edit))
     row = next(row for row in Reader(document).rows if row and row[0].startswith("PLM alone"))
-    assert row[4] == "–"
+    assert row[5] == "–"
     assert data_of(document)["e0"]["methods"][0]["costs"]["train_peak_bytes"] is None
+
+
+def test_without_a_reference_nothing_is_compared(changeable):
+    def edit(about):
+        about["reference"] = None
+
+    changeable("experiment.json", edit)
+    document = report(changeable("comparison.json", put("differences", [])))
+    assert "significantly" not in document.replace(static("report/report.css"), "")
+    assert data_of(document)["e0"]["reference"] is None
+
+
+def test_scores_of_another_environment_join_the_runs(changeable):
+    def edit(comparison):
+        for row in comparison["rows"]:
+            row["metrics"]["comet"] = {"mean": 0.75, "std": None, "low": 0.5, "high": 0.875}
+
+    folder = changeable("comparison.json", edit)
+    with pytest.raises(DataError, match=r"full-fine-tuning-seed0\.json: scores has no field 'comet\.value'"):
+        report(folder)
+    (folder / "comet").mkdir()
+    for path in folder.glob("*-seed*.json"):
+        write(folder / "comet" / path.name, {"metric": "comet", "segments": [0.25, 0.5], "signature": HOSTILE})
+    text = "".join(Reader(report(folder)).text)
+    assert text.count(f"0.375  ({HOSTILE})") == 25
+    assert "COMET" in text
+    write(folder / "comet" / "lora-seed0.json", {"metric": "comet", "segments": [0.25]})
+    with pytest.raises(DataError, match=r"lora-seed0\.json: has no field 'signature'"):
+        report(folder)
+
+
+def test_an_accelerators_memory_has_a_column_where_there_was_one(changeable):
+    def edit(run):
+        run["costs"]["train_peak_accelerator_bytes"] = 3e9
+
+    assert "<span>Peak accelerator memory</span>" not in report(changeable.folder)
+    document = report(changeable("lora-seed0.json", edit))
+    rows = [row for row in Reader(document).rows if row]
+    column = rows[1].index("Peak accelerator memory")
+    assert [row[column] for row in rows[2:]].count("–") == 8
+    assert next(row for row in rows if row[0].startswith("LoRA"))[column] == "3.00 GB"
 
 
 def drop(name):
@@ -233,8 +274,10 @@ AGAIN = r"Make the results again with `pema compare`"
         ),
         ("experiment.json", put("kind", "both"), "kind is 'both', not 'compare' or 'sweep'"),
         ("experiment.json", put("kind", "sweep"), "has no field 'axes'"),
-        ("experiment.json", put("metrics", []), rf"metrics is \[\], not a list of names\. {AGAIN}"),
-        ("experiment.json", put("methods", [1]), r"methods is \[1\], not a list of names"),
+        ("experiment.json", put("metrics", []), rf"metrics is \[\], not a list of different names\. {AGAIN}"),
+        ("experiment.json", put("methods", [1]), r"methods is \[1\], not a list of different names"),
+        ("experiment.json", put("metrics", ["bleu", "bleu"]), "not a list of different names"),
+        ("experiment.json", put("reference", 3), "has 3 as 'reference', not text or null"),
         ("experiment.json", put("reference", "none"), rf"names .*'LoRA'.* and the reference 'none'\. {AGAIN}"),
         ("experiment.json", put("data.test", 21), rf"seed0\.txt holds 20 lines for 21 test examples\. {AGAIN}"),
         (
@@ -313,8 +356,8 @@ def test_other_broken_files_are_named(changeable):
         (formats.score(0.985, 0.99), "0.985"),
         (formats.score(-1.234, 40, signed=True), "−1.23"),
         (formats.score(None, 40), "–"),
-        (formats.p_value(0.0004), "p < 0.001"),
-        (formats.p_value(0.05), "p = 0.050"),
+        (formats.p_value(0.0004), "p < .001"),
+        (formats.p_value(0.05), "p = .050"),
         (formats.metric_name("rougeL"), "ROUGE-L"),
         (formats.metric_name("my_metric"), "my metric"),
     ],

@@ -30,8 +30,8 @@ def column(page, number):
 def test_the_table_sorts_by_click_and_by_keyboard(visit, page):
     page = visit(page)
     heads = page.locator("#e0 thead tr:last-child th")
-    assert heads.count() == 11
-    assert heads.evaluate_all("all => all.map(h => h.ariaSort)") == ["ascending"] + ["none"] * 10
+    assert heads.count() == 12
+    assert heads.evaluate_all("all => all.map(h => h.ariaSort)") == ["ascending"] + ["none"] * 11
     heads.nth(1).get_by_role("button").click()
     assert heads.nth(1).get_attribute("aria-sort") == "descending"
     values = [float(value) for value in column(page, 2)]
@@ -42,9 +42,9 @@ def test_the_table_sorts_by_click_and_by_keyboard(visit, page):
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     page.keyboard.press("Space")
-    assert heads.nth(3).get_attribute("aria-sort") == "ascending"
+    assert heads.nth(3).get_attribute("aria-sort") == "descending"
     assert heads.nth(1).get_attribute("aria-sort") == "none"
-    for number in range(11):
+    for number in range(12):
         heads.nth(number).get_by_role("button").click()
         values = [float(value) for value in column(page, number + 1)]
         falls = heads.nth(number).get_attribute("aria-sort") == "descending"
@@ -61,7 +61,7 @@ def test_what_was_not_measured_sorts_last(visit, tmp_path):
     button = page.get_by_role("button", name="Peak training memory", exact=True)
     for _ in range(2):
         button.click()
-        assert column(page, 5)[-1] == ""
+        assert column(page, 6)[-1] == ""
     assert page.locator("#e0-cost .chart").first.locator(".point").count() == len(LABELS) - 1
 
 
@@ -87,7 +87,7 @@ def test_a_telephones_width_needs_no_sideways_scrolling(visit, page, scheme):
 
 def test_a_number_leads_to_its_runs_and_signatures(visit, page):
     page = visit(page)
-    page.locator("#e0 tbody tr").nth(2).locator("td").nth(5).click()
+    page.locator("#e0 tbody tr").nth(2).locator("td").nth(6).click()
     dialog = page.get_by_role("dialog", name="LoRA")
     assert dialog.locator("details.run").count() == 3
     opened = dialog.locator("details[open]")
@@ -197,6 +197,52 @@ def test_a_sweep_has_a_line_for_every_value_of_the_other_axis(visit, page):
     sweep.get_by_label("Swept setting").select_option("learning rate")
     assert sweep.locator(".line:not(.level)").count() == 4
     assert "rank 1024" in sweep.locator("text.label").all_text_contents()
+
+
+def test_two_entries_of_a_sweep_have_lines_of_their_own(visit, tmp_path):
+    """Of one method, under two labels; a setting of only one of them is a level line for the other."""
+    folder = make_sweep(tmp_path / "a", count=3)
+    for path in (*folder.glob("*rank-1024*.json"), folder / "experiment.json", folder / "comparison.json"):
+        text = path.read_text(encoding="utf-8")
+        for rate in ("0.0001", "0.0003", "0.001"):
+            text = text.replace(f"PEMA, rank=1024, learning_rate={rate}", f"Wide, learning_rate={rate}")
+        value = json.loads(text)
+        value.get("settings", {}).pop("rank", None)
+        write(path, value)
+    (tmp_path / "page.html").write_text(report(folder), encoding="utf-8")
+    page = visit(tmp_path / "page.html")
+    sweep = page.locator("#e0-sweep")
+    labels = sweep.locator("text.label").all_text_contents()
+    assert sum(label.startswith("PEMA, learning rate") for label in labels) == 3
+    assert sum(label.startswith("Wide, learning") for label in labels) == 3
+    assert sweep.locator(".line.level").count() == 4
+    sweep.get_by_label("Swept setting").select_option("learning rate")
+    assert {"PEMA, rank 16", "Wide"} <= set(sweep.locator("text.label").all_text_contents())
+    assert sweep.locator(".line.level").count() == 1
+
+
+def test_settings_that_are_no_numbers_have_places(visit, tmp_path):
+    folder = make_sweep(tmp_path / "a", count=3)
+    for path in folder.glob("*seed*.json"):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if "rank" in run["settings"]:
+            run["settings"]["rank"] = f"r{run['settings']['rank']}"
+        write(path, run)
+    (tmp_path / "page.html").write_text(report(folder), encoding="utf-8")
+    sweep = visit(tmp_path / "page.html").locator("#e0-sweep")
+    assert set(sweep.locator(".axes text").all_text_contents()) >= {"r16", "r64", "r256", "r1024"}
+    assert sweep.locator(".bar").count() == 12
+
+
+def test_memory_that_is_next_to_nothing_does_not_stretch_the_axis(visit, tmp_path):
+    folder = make_comparison(tmp_path / "a", count=3)
+    run = json.loads((folder / "plm-alone-seed0.json").read_text(encoding="utf-8"))
+    run["costs"]["train_peak_bytes"] = 8192
+    write(folder / "plm-alone-seed0.json", run)
+    (tmp_path / "page.html").write_text(report(folder), encoding="utf-8")
+    ticks = visit(tmp_path / "page.html").locator("#e0-cost .chart").first.locator(".axes text").all_text_contents()
+    assert "≈ 0" in ticks
+    assert {"100 MB", "1 GB"} <= set(ticks)
 
 
 def shown(page):

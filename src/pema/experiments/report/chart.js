@@ -76,8 +76,9 @@ function drawAxes(svg, area, at, x, y) {
   for (const value of x.scale.ticks) {
     const left = at.x(value);
     axes.append(shape("path", { class: "tick", d: `M${left} ${area.bottom}v5` }));
-    const text = shape("text", { x: left, y: area.bottom + 19, "text-anchor": "middle" }, x.write(value));
-    const half = x.write(value).length * 3.6;
+    const said = value === 0 && x.scale.nearly ? "≈ 0" : x.write(value);
+    const text = shape("text", { x: left, y: area.bottom + 19, "text-anchor": "middle" }, said);
+    const half = said.length * 3.6;
     if (left - half > free) {
       axes.append(text);
       free = left + half + 4;
@@ -116,7 +117,7 @@ function drawPoints(svg, points, at, area, box, tip) {
       bars.push({ left: point.left - 3, right: point.left + 3, top: high, bottom: low });
     }
     if (point.xSpread) {
-      const [low, high] = point.xSpread.map(at.x);
+      const [low, high] = point.xSpread.map((end) => Math.max(at.x(end), area.left));
       drawBar(svg, kind, low, point.top, high, point.top);
       bars.push({ left: low, right: high, top: point.top - 3, bottom: point.top + 3 });
     }
@@ -163,13 +164,16 @@ function drawPoints(svg, points, at, area, box, tip) {
 
 function labelEnds(svg, lines, area) {
   spreadEnds(lines, 15, area.top + 4, area.bottom);
+  const start = area.right + 28;
+  const room = svg.width.baseVal.value - start;
   for (const line of lines) {
-    const text = shape("text", { class: "label", x: area.right + 16, y: line.place + 4 }, line.label);
+    const text = shape("text", { class: "label", x: start, y: line.place + 4 }, line.label);
+    const leader = `M${line.endX + 6} ${line.y}L${area.right + 10} ${line.place}`;
     svg.append(
-      shape("path", { class: "leader long", d: `M${line.endX + 6} ${line.y}L${area.right + 12} ${line.place}` }),
+      shape("path", { class: "leader long", d: leader }),
+      mark(line.series, area.right + 18, line.place, 4),
       text,
     );
-    const room = svg.width.baseVal.value - area.right - 18;
     if (text.getComputedTextLength() > room) {
       const kept = Math.floor((line.label.length * room) / text.getComputedTextLength()) - 1;
       text.textContent = `${line.label.slice(0, kept)}…`;

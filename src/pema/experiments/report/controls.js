@@ -21,12 +21,12 @@ for (const [key, experiment] of Object.entries(DATA)) {
   );
 
   const named =
-    experiment.axes.length && oneMethod(experiment.runs, experiment.axes)
+    experiment.axes.length && oneEntry(experiment)
       ? ` Points are named by ${experiment.axes.map(spaced).join(" / ")}.`
       : "";
   const costs = element("div", { class: "pair" });
   part("cost").append(costs);
-  for (const cost of COSTS) {
+  for (const cost of COSTS.filter(({ key: name }) => experiment.methods.some(({ costs: spent }) => spent[name]))) {
     const chart = figure(
       costs,
       `Bars: 95 % interval of the mean; ± one standard deviation of the cost over seeds.${named}`,

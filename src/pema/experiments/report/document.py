@@ -46,7 +46,7 @@ def report(results: Path) -> str:
 def _contents(experiments: list[Experiment], keys: list[str]) -> str:
     items = []
     for experiment, key in zip(experiments, keys, strict=True):
-        metric = experiment.about["metrics"][0]
+        metric = experiment.metrics[0]
         label, row = max(experiment.rows.items(), key=lambda item: item[1]["metrics"][metric]["mean"])
         best = score(row["metrics"][metric]["mean"], top(experiment, metric))
         items.append(
@@ -69,6 +69,13 @@ def _section(experiment: Experiment, key: str, alone: bool) -> str:
         ("Seeds", ", ".join(map(str, about["seeds"]))),
     )
     listed = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
+    compared = ""
+    if about["reference"] is not None:
+        compared = (
+            f'Against <b>{escape(about["reference"])}</b>: <span class="better">▲&nbsp;significantly above</span>, '
+            '<span class="worse">▼&nbsp;significantly below</span>, '
+            '<span class="same">≈&nbsp;no significant difference</span>. '
+        )
     drawn = {"chooser": "", "sweep": "Sweep", "cost": "Quality against cost", "curves": "Learning curves"}
     if about["kind"] != "sweep":
         del drawn["sweep"]
@@ -83,11 +90,9 @@ def _section(experiment: Experiment, key: str, alone: bool) -> str:
 <dl class="facts">{listed}</dl>
 <section><{part}>Comparison</{part}>
 {comparison_table(experiment, key)}
-<p class="legend">Mean ± standard deviation over seeds, and the 95 % bootstrap interval of the mean. Against
-<b>{escape(about["reference"])}</b>: <span class="better">▲ significantly above</span>,
-<span class="worse">▼ significantly below</span>, <span class="same">≈ no significant difference</span>.
-The highest mean is bold. Costs are means over seeds; 1 MB is a million bytes. A method's name or score leads to its
-runs and their signatures.</p>
+<p class="legend">Mean ± standard deviation over seeds, and the 95 % bootstrap interval of the mean. {compared}The
+highest mean is bold. Costs are means over seeds; 1 MB is a million bytes. A method's name or score leads to its runs
+and their signatures.</p>
 </section>
 <noscript><p class="note">Plots and samples need scripts; this table and the signatures do not.</p></noscript>
 {plots}

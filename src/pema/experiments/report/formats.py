@@ -4,20 +4,9 @@ from __future__ import annotations
 
 import math
 
+from pema.experiments.table import NAMES
+
 NOTHING = "–"
-NAMES = {
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "comet": "COMET",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "exact_match": "Exact match",
-    "f1": "F1",
-    "accuracy": "Accuracy",
-    "formality_accuracy": "Formality accuracy",
-}
-"""Metrics as the field writes them; any other is called what the results call it."""
 
 
 def metric_name(metric: str) -> str:
@@ -35,7 +24,7 @@ def score(value: float | None, top: float, *, signed: bool = False) -> str:
 
 def p_value(value: float) -> str:
     """Write a p-value as in a paper."""
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+    return "p < .001" if value < 0.001 else f"p = {value:.3f}".replace("0.", ".")
 
 
 def scaled(value: float | None, unit: str = "") -> str:

@@ -2,6 +2,7 @@
 
 const COSTS = [
   { key: "train_peak_bytes", name: "Peak training memory", write: write.bytes },
+  { key: "train_peak_accelerator_bytes", name: "Peak accelerator memory", write: write.bytes },
   { key: "train_seconds", name: "Training time", write: write.seconds },
 ];
 /** Draw, or say why there is nothing to draw. */
@@ -25,9 +26,11 @@ function drawCost(chart, key, experiment, state, { key: cost, name, write: write
       said: `${label}: ${metric.name} ${digits(quality.mean)}, ${name.toLowerCase()} ${writeCost(spent.mean)}`,
       open: () => showRuns(key, method),
     }));
+  // Bars may leave the plot on the left, where a logarithm would stretch it for their sake.
+  const reached = points.flatMap(({ x, xSpread }) => (xSpread ? [Math.max(xSpread[0], x / 4), xSpread[1]] : [x]));
   drawOrSay(chart, {
     title: `${metric.name} against ${name.toLowerCase()}`,
-    x: { name, scale: makeScale(points.map(({ x }) => x)), write: writeCost },
+    x: { name, scale: makeScale(reached), write: writeCost },
     y: { name: metric.name, scale: linearScale(points.flatMap(({ ySpread }) => ySpread)), write: digits },
     points,
   });
@@ -60,7 +63,14 @@ function drawCurves(chart, experiment, state) {
   drawOrSay(chart, {
     title: `Held-out loss over ${over.name.toLowerCase()}`,
     x: { name: over.name, scale: linearScale(all.map(({ x }) => x)), write: digits },
-    y: { name: "Held-out loss", scale: makeScale(all.map(({ y }) => y)), write: digits },
+    y: {
+      name: "Held-out loss",
+      scale: makeScale(
+        all.map(({ y }) => y),
+        4,
+      ),
+      write: digits,
+    },
     lines,
   });
 }
@@ -68,45 +78,34 @@ function drawCurves(chart, experiment, state) {
 function drawSweep(chart, experiment, state) {
   const metric = experiment.metrics[state.metric];
   const axis = experiment.axes[state.axis];
-  const swept = experiment.runs.filter(({ settings, method }) => axis in settings && !state.hidden.has(method));
+  const shown = experiment.methods.filter(({ metrics }, n) => !state.hidden.has(n) && metrics[metric.key].mean != null);
+  const swept = shown.filter(({ settings }) => axis in settings);
   const values = [...new Set(swept.map(({ settings }) => settings[axis]))];
   const numbers = values.every((value) => typeof value === "number");
   const scale = numbers ? makeScale(values, 4) : placesScale(values.map(String));
   if (numbers) scale.ticks = values.sort((a, b) => a - b);
-  const place = (value) => (numbers ? value : String(value));
 
-  const lines = [...grouped(swept, (run) => lineName(run, axis, experiment))].map(([label, runs], line) => ({
+  const lines = [...grouped(swept, (method) => lineName(method, axis, experiment))].map(([label, methods], line) => ({
     series: line + 1,
     label,
     marks: true,
-    points: [...grouped(runs, ({ settings }) => settings[axis])]
-      .map(([value, same]) => {
-        const scores = same.map((run) => run.scores[metric.key]);
-        const middle = mean(scores);
-        const off = deviation(scores);
-        const said = `${label}, ${spaced(axis)} ${value}: ${metric.name} ${digits(middle)}${off ? ` ± ${digits(off)}` : ""}`;
-        return { x: place(value), y: middle, spread: off ? [middle - off, middle + off] : null, said };
+    points: methods
+      .map(({ settings, metrics }) => {
+        const { mean: middle, std } = metrics[metric.key];
+        const spread = std ? [middle - std, middle + std] : null;
+        const said = `${label}, ${spaced(axis)} ${settings[axis]}: ${metric.name} ${digits(middle)}`;
+        const x = numbers ? settings[axis] : String(settings[axis]);
+        return { x, y: middle, spread, said: std ? `${said} ± ${digits(std)}` : said };
       })
       .sort((a, b) => scale.at(a.x) - scale.at(b.x)),
   }));
-  const ends = lines.flatMap((line) => line.points.map(({ x }) => x)).sort((a, b) => scale.at(a) - scale.at(b));
-  const others = experiment.runs.filter(({ settings, method }) => !(axis in settings) && !state.hidden.has(method));
-  for (const [label, runs] of grouped(others, ({ method }) => experiment.methods[method].label)) {
-    if (!ends.length) break;
-    const y = mean(runs.map((run) => run.scores[metric.key]));
-    const said = `${label}: ${metric.name} ${digits(y)}`;
-    lines.push({
-      series: 0,
-      label,
-      said,
-      level: true,
-      points: [
-        { x: ends[0], y },
-        { x: ends.at(-1), y },
-      ],
-    });
+  const ends = lines.flatMap(({ points }) => points.map(({ x }) => x)).sort((a, b) => scale.at(a) - scale.at(b));
+  for (const { label, metrics } of shown.filter(({ settings }) => swept.length && !(axis in settings))) {
+    const y = metrics[metric.key].mean;
+    const points = [ends[0], ends.at(-1)].map((x) => ({ x, y }));
+    lines.push({ series: 0, label, said: `${label}: ${metric.name} ${digits(y)}`, level: true, points });
   }
-  const heights = lines.flatMap((line) => line.points.flatMap(({ y, spread }) => [y, ...(spread ?? [])]));
+  const heights = lines.flatMap(({ points }) => points.flatMap(({ y, spread }) => [y, ...(spread ?? [])]));
   drawOrSay(chart, {
     title: `${metric.name} over ${spaced(axis)}`,
     x: { name: spaced(axis), scale, write: numbers ? digits : (name) => name },
@@ -115,24 +114,22 @@ function drawSweep(chart, experiment, state) {
   });
 }
 
-/** What stays the same along a line: the method, where there are several, and the values of the other axes. */
-function lineName({ name, settings }, axis, experiment) {
-  const others = experiment.axes.filter((other) => other !== axis && other in settings);
-  const parts = others.map((other) => `${spaced(other)} ${settings[other]}`);
-  return (oneMethod(experiment.runs, experiment.axes) && parts.length ? parts : [name, ...parts]).join(", ");
+/** What stays the same along a line: the entry, where there are several, and the values of the other axes. */
+function lineName({ entry, settings }, axis, experiment) {
+  const parts = experiment.axes.filter((other) => other !== axis && other in settings);
+  const values = parts.map((other) => `${spaced(other)} ${settings[other]}`);
+  return (oneEntry(experiment) && values.length ? values : [entry, ...values]).join(", ");
 }
 
-/** A method's name in a plot; in a sweep the values of its axes, where it has them: they are all that differs. */
-function shortLabel({ axes, methods, runs }, method) {
-  const { settings } = runs.find((run) => run.method === method);
-  const swept = axes.length && axes.every((axis) => axis in settings);
-  return swept && oneMethod(runs, axes) ? axes.map((axis) => settings[axis]).join(" / ") : methods[method].label;
+/** A method's name in a plot; in a sweep of one entry the values of its axes: they are all that differs. */
+function shortLabel(experiment, method) {
+  const { label, settings } = experiment.methods[method];
+  const swept = experiment.axes.length && experiment.axes.every((axis) => axis in settings);
+  return swept && oneEntry(experiment) ? experiment.axes.map((axis) => settings[axis]).join(" / ") : label;
 }
 
-function oneMethod(runs, axes) {
-  return (
-    new Set(runs.filter(({ settings }) => axes.some((axis) => axis in settings)).map(({ name }) => name)).size === 1
-  );
+function oneEntry({ methods }) {
+  return new Set(methods.filter(({ settings }) => Object.keys(settings).length).map(({ entry }) => entry)).size === 1;
 }
 
 function grouped(items, key) {
@@ -143,12 +140,6 @@ function grouped(items, key) {
 
 function mean(values) {
   return values.reduce((sum, value) => sum + value, 0) / values.length;
-}
-
-function deviation(values) {
-  if (values.length < 2) return 0;
-  const middle = mean(values);
-  return Math.sqrt(values.reduce((sum, value) => sum + (value - middle) ** 2, 0) / (values.length - 1));
 }
 
 function spaced(name) {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pema.errors import DataError
@@ -15,12 +16,15 @@ from pema.tasks.readers import read_examples, read_lines
 EXPERIMENT = "experiment.json"
 COMPARISON = "comparison.json"
 EXAMPLES = "examples.jsonl"
+ELSEWHERE = "comet"
+"""Folder of the scores that `recipes/comet_score.py` gave the runs."""
 
 WEIGHTS = ("none", "some", "all")
 
 NUMBER = ((int, float), "a number")
 NUMBER_OR_NULL = ((int, float, type(None)), "a number or null")
 TEXT = ((str,), "text")
+TEXT_OR_NULL = ((str, type(None)), "text or null")
 LIST = ((list,), "a list")
 OBJECT = ((dict,), "an object")
 BOOLEAN = ((bool,), "true or false")
@@ -35,7 +39,8 @@ SIGNATURE: dict[str, Kind] = {
     "signature.machine": OBJECT,
 }
 FIELDS_OF_EXPERIMENT: dict[str, Kind] = {
-    **dict.fromkeys(("name", "title", "kind", "task", "data.name", "data.sha256", "reference", "plm.name"), TEXT),
+    **dict.fromkeys(("name", "title", "kind", "task", "data.name", "data.sha256", "plm.name"), TEXT),
+    "reference": TEXT_OR_NULL,
     **dict.fromkeys(("data.train", "data.dev", "data.test", "plm.d", "plm.vocabulary_size", "plm.parameters"), NUMBER),
     **dict.fromkeys(("seeds", "metrics", "methods"), LIST),
     **SIGNATURE,
@@ -55,6 +60,8 @@ COSTS = (
     "generated_tokens",
     "disk_bytes",
 )
+ACCELERATOR = "train_peak_accelerator_bytes"
+"""A cost that only runs on an accelerator have."""
 FIELDS_OF_RUN: dict[str, Kind] = {
     **dict.fromkeys(("run", "label", "method", "needs.weights"), TEXT),
     "settings": OBJECT,
@@ -78,6 +85,7 @@ class Experiment:
     Attributes:
         folder: where its results lie.
         about: `experiment.json`.
+        metrics: names, the leading one first; after those of `experiment.json` those that `comparison.json` adds to it.
         rows: of `comparison.json`, by label.
         differences: of `comparison.json`, by label and metric: against the reference.
         runs: every run's result by label, in the order of the methods and then of the seeds.
@@ -87,6 +95,7 @@ class Experiment:
 
     folder: Path
     about: dict[str, Any]
+    metrics: tuple[str, ...]
     rows: dict[str, dict[str, Any]]
     differences: dict[tuple[str, str], dict[str, Any]]
     runs: dict[str, list[dict[str, Any]]]
@@ -119,13 +128,15 @@ def _read_experiment(folder: Path) -> Experiment:
     if about["kind"] not in ("compare", "sweep"):
         raise DataError(f"{folder / EXPERIMENT}: kind is {about['kind']!r}, not 'compare' or 'sweep'.")
     for field in ("metrics", "methods"):
-        if not about[field] or not all(isinstance(name, str) for name in about[field]):
-            said = f"{field} is {_short(about[field])}, not a list of names"
+        names = [name for name in about[field] if isinstance(name, str)]
+        if not names or len(set(names)) < len(about[field]):
+            said = f"{field} is {_short(about[field])}, not a list of different names"
             raise DataError(f"{folder / EXPERIMENT}: {said}. {_again(about)}")
     if about["kind"] == "sweep":
         _require(about, folder / EXPERIMENT, {"axes": OBJECT})
     rows, differences = _read_comparison(folder / COMPARISON, about)
-    runs = _read_runs(folder, about)
+    metrics = tuple(dict.fromkeys([*about["metrics"], *rows[about["methods"][0]]["metrics"]]))
+    runs = _read_runs(folder, about, metrics)
     for label, row in rows.items():
         if row["seeds"] != len(runs[label]):
             raise DataError(
@@ -133,7 +144,7 @@ def _read_experiment(folder: Path) -> Experiment:
                 f"beside it. {_again(about)}"
             )
     outputs = _read_outputs(folder, about, runs)
-    return Experiment(folder, about, rows, differences, runs, outputs, _read_examples(folder, about))
+    return Experiment(folder, about, metrics, rows, differences, runs, outputs, _read_examples(folder, about))
 
 
 def _read_comparison(
@@ -144,11 +155,12 @@ def _read_comparison(
     for row in found["rows"]:
         _require(row, path, {"label": TEXT, "seeds": NUMBER, "metrics": OBJECT}, "a row")
         where = f"the row of {row['label']!r}"
-        for metric in about["metrics"]:
-            _require(row["metrics"], path, {metric: OBJECT}, where)
+        metrics = dict.fromkeys([*about["metrics"], *found["rows"][0]["metrics"]])
+        _require(row["metrics"], path, dict.fromkeys(metrics, OBJECT), where)
+        for metric in metrics:
             _require(row["metrics"][metric], path, FIELDS_OF_INTERVAL, f"{metric} in {where}")
         rows[row["label"]] = row
-    if set(rows) != set(about["methods"]) or about["reference"] not in rows:
+    if set(rows) != set(about["methods"]) or about["reference"] not in (*rows, None):
         raise DataError(
             f"{path} has rows of {_names(rows)}, {EXPERIMENT} names {_names(about['methods'])} and the reference "
             f"{about['reference']!r}. {_again(about)}"
@@ -161,13 +173,14 @@ def _read_comparison(
     return rows, differences
 
 
-def _read_runs(folder: Path, about: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def _read_runs(folder: Path, about: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     runs: dict[str, list[dict[str, Any]]] = {label: [] for label in about["methods"]}
     for path in sorted(folder.glob("*.json")):
         if path.name in (EXPERIMENT, COMPARISON):
             continue
         run = _require(read_json(path), path, FIELDS_OF_RUN, remedy=f"Remove it and {_again(about, start='make')}")
-        for metric in about["metrics"]:
+        run["scores"] |= _scored_elsewhere(folder / ELSEWHERE / path.name, metrics)
+        for metric in metrics:
             _require(run["scores"], path, {f"{metric}.value": NUMBER, f"{metric}.signature": TEXT}, "scores")
         for point in run["curve"]:
             _require(point, path, FIELDS_OF_POINT, "a point of the curve")
@@ -185,6 +198,16 @@ def _read_runs(folder: Path, about: Mapping[str, Any]) -> dict[str, list[dict[st
             raise DataError(f"{folder} holds no run of {label!r}. {_again(about)}")
         found.sort(key=lambda run: run["seed"])
     return runs
+
+
+def _scored_elsewhere(path: Path, metrics: Sequence[str]) -> dict[str, Any]:
+    """The score that another environment gave a run, where the comparison holds its metric."""
+    if not path.exists():
+        return {}
+    found = _require(read_json(path), path, {"metric": TEXT, "signature": TEXT, "segments": LIST})
+    if found["metric"] not in metrics:
+        return {}
+    return {found["metric"]: {"value": fmean(found["segments"]), "signature": found["signature"]}}
 
 
 def _read_outputs(

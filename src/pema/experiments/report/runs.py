@@ -16,7 +16,7 @@ def all_runs(experiment: Experiment, key: str) -> str:
     methods = "\n".join(
         f'<details class="method" id="{key}-m{place}"><summary>{escape(label)} '
         f'<span class="muted">{_count(len(experiment.runs[label]), "run")}</span></summary>\n'
-        + "\n".join(_run(run, experiment.about["metrics"]) for run in experiment.runs[label])
+        + "\n".join(_run(run, experiment.metrics) for run in experiment.runs[label])
         + "\n</details>"
         for place, label in enumerate(experiment.about["methods"])
     )
@@ -33,7 +33,7 @@ def _run(run: Mapping[str, Any], metrics: Iterable[str]) -> str:
     parts = [
         _list("Scores", [(name, f"{value}  ({signature})") for name, value, signature in scores]),
         _list("Settings", [("method", run["method"]), *_flat(run["settings"])]),
-        _list("On dev data", [("perplexity", run["dev_perplexity"])]),
+        _list("On dev data", [("perplexity", run["dev_perplexity"]), *_flat(run.get("chosen", {}), "chosen ")]),
         _list("Costs and needs", [*_flat(run["costs"]), *_flat(run["needs"], "needs ")]),
         _signature(run["signature"]),
         _trials(run["trials"]),

@@ -15,7 +15,7 @@ for (const [key, experiment] of Object.entries(DATA)) {
     ["nothing", null],
   ];
   // Without reference texts, what the comparison is with stands in for them.
-  const state = { page: 0, base: examples ? 0 : experiment.reference, found: [] };
+  const state = { page: 0, base: examples ? 0 : (experiment.reference ?? 0), found: [] };
 
   const search = element("input", { type: "search", id: `${key}-search`, autocomplete: "off" });
   const list = element("div", { class: "samples" });

@@ -1,5 +1,7 @@
 // Scales: from values to places between 0 and 1, with ticks that a reader can use.
 
+const NEGLIGIBLE = 10_000;
+
 /** Three digits, and all of those before the point; as the table writes numbers. */
 function digits(value) {
   if (value === 0) return "0";
@@ -24,11 +26,11 @@ const write = {
   seconds: (value) => (value > 0 && value < 0.1 ? `${digits(value * 1000)} ms` : `${digits(value)} s`),
 };
 
-/** A logarithmic scale where values are positive, or zero, and at least `far` times apart; a linear one elsewhere. */
+/** A logarithmic scale where values are positive, or as good as zero, and `far` times apart; a linear one elsewhere. */
 function makeScale(values, far = 20) {
-  const positive = values.filter((value) => value > 0);
-  const wide = positive.length > 1 && Math.max(...positive) / Math.min(...positive) >= far;
-  return wide && Math.min(...values) >= 0 ? logScale(positive, values.includes(0)) : linearScale(values);
+  const most = Math.max(...values);
+  const least = Math.min(...values.filter((value) => value > most / NEGLIGIBLE));
+  return Math.min(...values) >= 0 && most / least >= far ? logScale(values) : linearScale(values);
 }
 
 function linearScale(values) {
@@ -44,11 +46,16 @@ function linearScale(values) {
   return { log: false, ticks, zero: null, at: (value) => (value - low) / (high - low) };
 }
 
-/** Logarithmic; zeros, which have no logarithm, get a place of their own before a break in the axis. */
-function logScale(positive, zeros) {
+/**
+ * Logarithmic. Zeros, which have no logarithm, get a place of their own before a break in the axis, and so does what is
+ * as good as zero beside the rest: the pages that a process touched which trained nothing, say.
+ */
+function logScale(values) {
+  const least = Math.max(...values) / NEGLIGIBLE;
+  const zeros = values.some((value) => value <= least);
   const first = zeros ? 0.13 : 0;
-  let low = Math.log10(Math.min(...positive));
-  let high = Math.log10(Math.max(...positive));
+  let low = Math.log10(Math.min(...values.filter((value) => value > least)));
+  let high = Math.log10(Math.max(...values));
   const slack = (high - low) * 0.08;
   low -= slack;
   high += slack;
@@ -61,8 +68,15 @@ function logScale(positive, zeros) {
       if (power % every === 0 && exponent >= low && exponent <= high) ticks.push(step * 10 ** power);
     }
   }
-  const at = (value) => (value <= 0 ? first * 0.4 : first + ((1 - first) * (Math.log10(value) - low)) / (high - low));
-  return { log: true, ticks, zero: zeros ? first * 0.75 : null, at };
+  const at = (value) =>
+    value <= least ? first * 0.4 : first + ((1 - first) * (Math.log10(value) - low)) / (high - low);
+  return {
+    log: true,
+    ticks,
+    zero: zeros ? first * 0.75 : null,
+    nearly: values.some((value) => value > 0 && value <= least),
+    at,
+  };
 }
 
 /** A place for each value, in their order: for a swept setting that is no number. */

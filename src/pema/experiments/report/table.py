@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import escape
 
 from pema.experiments.report import formats
-from pema.experiments.report.results import Experiment
+from pema.experiments.report.results import ACCELERATOR, Experiment
 from pema.experiments.report.summary import cost, top
 
 COSTS = (
     ("trainable_parameters", "Trainable parameters", formats.scaled),
     ("train_peak_bytes", "Peak training memory", lambda value: formats.scaled(value, "B")),
+    (ACCELERATOR, "Peak accelerator memory", lambda value: formats.scaled(value, "B")),
     ("train_seconds", "Training time", formats.seconds),
     ("seconds_per_token", "Time per token", formats.seconds),
     ("disk_bytes", "Disk", lambda value: formats.scaled(value, "B")),
@@ -28,11 +29,11 @@ WIDTH = 120
 
 def comparison_table(experiment: Experiment, key: str) -> str:
     """Write the table; `key` is the prefix of the experiment's anchors."""
-    metrics = experiment.about["metrics"]
-    groups = (("", 1), ("Quality", len(metrics)), ("Cost", len(COSTS)), ("Needs", len(NEEDS)))
+    metrics, costs = experiment.metrics, _costs(experiment)
+    groups = (("", 1), ("Quality", len(metrics)), ("Cost", len(costs)), ("Needs", len(NEEDS)))
     heads = [("Method", "ascending", "")]
     heads += [(formats.metric_name(metric), "descending", ' class="quality"') for metric in metrics]
-    heads += [(title, "ascending", "") for _, title, _ in COSTS] + [(title, "ascending", "") for _, title in NEEDS]
+    heads += [(title, "ascending", "") for _, title, _ in costs] + [(title, "ascending", "") for _, title in NEEDS]
     group_row = "".join(
         f'<th scope="colgroup" colspan="{span}">{name}</th>' if name else "<td></td>" for name, span in groups
     )
@@ -55,6 +56,12 @@ def comparison_table(experiment: Experiment, key: str) -> str:
 </div>"""
 
 
+def _costs(experiment: Experiment) -> list[tuple[str, str, Callable[[float | None], str]]]:
+    """The costs that the table has columns for: memory of an accelerator where there was one."""
+    accelerated = any(cost(experiment, label, ACCELERATOR) for label in experiment.runs)
+    return [column for column in COSTS if accelerated or column[0] != ACCELERATOR]
+
+
 def _row(experiment: Experiment, label: str, place: int, key: str) -> str:
     seeds = experiment.rows[label]["seeds"]
     reference = ", reference" if label == experiment.about["reference"] else ""
@@ -63,8 +70,8 @@ def _row(experiment: Experiment, label: str, place: int, key: str) -> str:
         f'<a href="#{key}-m{place}">{escape(label)}</a>'
         f'<span class="seeds">{seeds} seed{"" if seeds == 1 else "s"}{reference}</span></th>'
     ]
-    cells += [_quality(experiment, label, metric, place, key) for metric in experiment.about["metrics"]]
-    for name, _, write in COSTS:
+    cells += [_quality(experiment, label, metric, place, key) for metric in experiment.metrics]
+    for name, _, write in _costs(experiment):
         found = cost(experiment, label, name)
         spread = f' title="± {write(found["std"])} over seeds"' if found and found["std"] else ""
         value = found["mean"] if found else None
