@@ -12,7 +12,10 @@ from pema.experiments.report.runs import all_runs
 from pema.experiments.report.summary import payload, top
 from pema.experiments.report.table import comparison_table
 
-SCRIPTS = ("table.js", "scale.js", "chart.js", "labels.js", "plots.js", "controls.js", "difference.js", "samples.js")
+STYLES = ("report/report.css", "report/plots.css")
+SCRIPTS = tuple(
+    f"report/{name}.js" for name in ("table", "scale", "chart", "labels", "plots", "controls", "difference", "samples")
+)
 
 
 def report(results: Path) -> str:
@@ -36,8 +39,8 @@ def report(results: Path) -> str:
     return html_page(
         title,
         body,
-        css=[static("report/report.css"), static("report/plots.css")],
-        js=[static(f"report/{name}") for name in SCRIPTS],
+        css=[static(name) for name in STYLES],
+        js=[static(name) for name in SCRIPTS],
         data={key: payload(experiment) for key, experiment in zip(keys, experiments, strict=True)},
         description=description,
     )
