@@ -392,6 +392,8 @@ def test_compared_words_are_a_longest_common_subsequence(visit, tmp_path):
         assert "".join(before) == "".join(a.split())
         assert "".join(after) == "".join(b.split())
         assert sum(kind == "same" for kind, _ in found) == longest_common(before, after)
-    kept = """pairs => pairs.map(([a, b]) => marked(a, b)
-      .filter((node) => node.nodeName !== "DEL").map((node) => node.textContent ?? node).join(""))"""
-    assert page.evaluate(kept, pairs) == [b for _, b in pairs]
+    without = """([kind, pairs]) => pairs.map(([a, b]) => marked(a, b)
+      .filter((node) => node.nodeName !== kind).map((node) => node.textContent ?? node).join(""))"""
+    assert page.evaluate(without, ["DEL", pairs]) == [b for _, b in pairs]
+    bases = page.evaluate(without, ["MARK", pairs])
+    assert ["".join(found.split()) for found in bases] == ["".join(a.split()) for a, _ in pairs]

@@ -36,27 +36,44 @@ function compareWords(base, text) {
   return found;
 }
 
-/** Write a text with what differs from the base marked; its spaces stay as they are. */
+/** Write a text with what differs from the base marked: itself as it is, between its words what it lacks. */
 function marked(base, text) {
   const nodes = [];
-  let at = 0;
-  let missing = [];
-  const flush = () => {
-    if (missing.length) nodes.push(element("del", { title: `missing: ${missing.join(" ")}` }, `${missing.join(" ")} `));
-    missing = [];
-  };
-  for (const [kind, word] of compareWords(base, text)) {
+  let [inBase, inText] = [0, 0];
+  for (const [kind, words] of joined(compareWords(base, text))) {
+    if (kind !== "new") inBase = base.indexOf(words[0], inBase);
+    const gap = text.slice(inText).match(/^\s*/)[0];
+    nodes.push(gap);
+    inText += gap.length;
     if (kind === "missing") {
-      missing.push(word);
+      const end = after(base, inBase, words);
+      const lacking = base.slice(inBase, end);
+      const lead = gap || inText === 0 ? "" : " ";
+      nodes.push(element("del", { title: `missing: ${lacking}` }, `${lead}${lacking} `));
+      inBase = end;
       continue;
     }
-    const start = text.indexOf(word, at);
-    nodes.push(text.slice(at, start));
-    flush();
-    nodes.push(kind === "new" ? element("mark", {}, word) : word);
-    at = start + word.length;
+    const end = after(text, inText, words);
+    const part = text.slice(inText, end);
+    nodes.push(kind === "new" ? element("mark", {}, part) : part);
+    inText = end;
+    if (kind === "same") inBase = after(base, inBase, words);
   }
-  nodes.push(text.slice(at));
-  flush();
+  nodes.push(text.slice(inText));
   return nodes;
+}
+
+/** Neighbours of one kind, together. */
+function joined(compared) {
+  const groups = [];
+  for (const [kind, word] of compared) {
+    if (groups.at(-1)?.[0] === kind) groups.at(-1)[1].push(word);
+    else groups.push([kind, [word]]);
+  }
+  return groups;
+}
+
+/** Where words that follow one another in a text end. */
+function after(text, start, words) {
+  return words.reduce((at, word) => text.indexOf(word, at) + word.length, start);
 }
