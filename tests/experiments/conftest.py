@@ -44,7 +44,7 @@ def visit(browser):
     def visit(path, *, width=1280, height=900, **options):
         address = path.resolve().as_uri()
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        context.set_default_timeout(5000)
+        context.set_default_timeout(20000)  # milliseconds; a busy machine is slow, not wrong
         contexts.append(context)
         page = context.new_page()
         page.on("request", lambda request: note(request.url) if request.url.split("#")[0] != address else None)
