@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from html import escape
 
 from pema.experiments.report import formats
-from pema.experiments.report.results import ACCELERATOR, Experiment
+from pema.experiments.report.fields import ACCELERATOR
+from pema.experiments.report.results import Experiment
 from pema.experiments.report.summary import cost, top
 
 COSTS = (
