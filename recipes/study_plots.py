@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from recipes.study_results import DEV, TITLES, Line, Results
 
@@ -53,7 +54,7 @@ def line_plot(results: Results, x: str, facet: str | None) -> bytes:
     lines = results.lines
     facets = list(dict.fromkeys(line.setting(facet) for line in lines if line.setting(facet))) if facet else [None]
     measures = _measures(results)
-    columns = len(facets) if facet else 2
+    columns = len(facets) if facet else 3 if len(measures) == 3 else 2
     rows = len(measures) if facet else -(-len(measures) // columns)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 2.3 * rows + 0.5), layout="constrained")
@@ -75,7 +76,7 @@ def line_plot(results: Results, x: str, facet: str | None) -> bytes:
         handles = {
             label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles) if len(handles) < 5 else 3)
         return _svg(figure, results)
 
 
@@ -111,13 +112,16 @@ def _draw_lines(
     axes.set_xticks(ticks, [f"{tick:,.3g}" if tick < 1000 else f"{tick:,.0f}" for tick in ticks])
     axes.minorticks_off()
     if measure == DEV:
-        _wide(axes, lines)
+        _wide(axes, lines, "y")
 
 
-def _wide(axes: Axes, lines: Sequence[Line]) -> None:
+def _wide(axes: Axes, lines: Sequence[Line], which: Literal["x", "y"]) -> None:
     means = [mean for line in lines if (mean := line.mean(DEV)) is not None]
     if means and max(means) > WIDE * min(means):
-        axes.set_yscale("log")
+        axes.set(**{f"{which}scale": "log"})
+        axis = axes.xaxis if which == "x" else axes.yaxis
+        for kind in (axis.set_major_formatter, axis.set_minor_formatter):
+            kind(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.6)))
 
 
 def dot_plot(results: Results) -> bytes:
@@ -141,6 +145,8 @@ def dot_plot(results: Results) -> bytes:
                 )
             axes.set_title(TITLES[measure])
             axes.margins(x=0.15)
+            if measure == DEV:
+                _wide(axes, results.lines, "x")
         row[0].set_yticks(range(len(lines)), [line.label for line in lines])
         row[0].set_ylim(len(lines) - 0.5, -0.5)
         handles, labels = row[0].get_legend_handles_labels()
