@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pema.errors import ConfigError
 from pema.methods.contract import Method
+from pema.methods.knn import KNN
 from pema.methods.pema import PEMA
 from pema.methods.plm_alone import PLMAlone
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (PLMAlone, PEMA)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (PLMAlone, PEMA, KNN)}
 
 
 def get_method(name: str) -> type[Method]:
