@@ -112,8 +112,7 @@ def block(name: str) -> str:
 def table(results: Results) -> str:
     """All lines, and what they are means of."""
     experiment, lines = results.experiment, results.lines
-    metrics = list(results.comparison["rows"][0]["metrics"])
-    measured = [line for line in lines if line.mean(DEV) is not None]
+    metrics, measured = results.metrics, [line for line in lines if line.mean(DEV) is not None]
     # Perplexities of different PLMs are of different tokens.
     chosen = (
         min(measured, key=lambda line: line.mean(DEV) or 0.0) if PLM not in experiment["axes"] and measured else None
@@ -124,7 +123,7 @@ def table(results: Results) -> str:
         perplexity = _cell(line, DEV, 2)
         cells = [_cell(line, name, 1 if _percent(lines, name) else 2, line.marks.get(name, "")) for name in metrics]
         cells += [f"**{perplexity}**" if line is chosen else perplexity]
-        text += row([line.label, *cells, f"{line.mean(PARAMETERS) or 0:,.0f}", _cell(line, SECONDS, 0)])
+        text += row([line.title, *cells, f"{line.mean(PARAMETERS) or 0:,.0f}", _cell(line, SECONDS, 0)])
     data, seeds = experiment["data"], ", ".join(map(str, experiment["seeds"]))
     text += f"\n{data['name']}: {data['train']:,} examples to learn from, {data['dev']} dev, {data['test']} test. "
     text += f"Mean ± standard deviation over seeds {seeds}" if len(experiment["seeds"]) > 1 else f"Seed {seeds}"

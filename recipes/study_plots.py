@@ -39,8 +39,8 @@ AXES = {
     "rank": "rank r",
     "plm": "parameters of the PLM (millions)",
     "examples": "training examples",
-    "lambda_max": "lambda_max",
 }
+"""Titles of horizontal axes, where it is not the setting's name."""
 
 
 def line_plot(results: Results, x: str, facet: str | None) -> bytes:
@@ -76,7 +76,8 @@ def line_plot(results: Results, x: str, facet: str | None) -> bytes:
         handles = {
             label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles) if len(handles) < 5 else 3)
+        columns = len(handles) if len(handles) < 5 else 3
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
         return _svg(figure, results)
 
 
@@ -157,7 +158,7 @@ def dot_plot(results: Results) -> bytes:
 
 def _measures(results: Results) -> list[str]:
     """The metrics on test, then the perplexity on dev."""
-    return [*results.comparison["rows"][0]["metrics"], DEV]
+    return [*results.metrics, DEV]
 
 
 def _svg(figure: Figure, results: Results) -> bytes:

@@ -36,6 +36,14 @@ class Line:
         """Whether it is the PLM alone."""
         return bool(self.runs[0]["method"] == PLM)
 
+    @property
+    def title(self) -> str:
+        """The label, with what dev data chose of the method's grid."""
+        run = self.runs[0]
+        return ", ".join(
+            [self.label, *(f"{name}={run['settings'][name]}" for name in run["signature"]["config"]["grid"])]
+        )
+
     def setting(self, name: str) -> Any:
         """The value of a setting, None where the method leaves it to its default; of `plm`, the PLM's parameters."""
         if name == PLM and name in self.runs[0]["settings"]:
@@ -85,6 +93,11 @@ class Results:
     experiment: Mapping[str, Any]
     comparison: Mapping[str, Any]
     lines: Sequence[Line]
+
+    @property
+    def metrics(self) -> list[str]:
+        """What every run was scored with, the leading one first."""
+        return list(self.lines[0].runs[0]["scores"])
 
 
 def read_results(folder: Path) -> Results:

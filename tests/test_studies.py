@@ -19,16 +19,15 @@ from pema.experiments.data import support_data
 SIGNATURE = {
     "versions": {"torch": "2.13"},
     "machine": {"processor": "made", "cores": 1, "cpu_capability": "AVX2"},
-    "config": {"plm": {"parameters": 9_000_000}},
 }
 
 
-def made(folder, lines, *, axes=None, seeds=(0, 1), reference="PLM alone"):
+def made(folder, lines, *, axes=None, seeds=(0, 1), reference="PLM alone", grid=None):
     """Write the results of lines: label -> (method, settings, chrF per seed, dev perplexity per seed[, PLM's size])."""
     folder.mkdir(parents=True)
-    runs, rows = {}, []
+    runs = {}
     for number, (label, (method, settings, scores, perplexities, *size)) in enumerate(lines.items()):
-        signature = SIGNATURE | {"config": {"plm": {"parameters": size[0] if size else 9_000_000}}}
+        signature = SIGNATURE | {"config": {"plm": {"parameters": size[0] if size else 9_000_000}, "grid": grid or {}}}
         for seed, (score, perplexity) in enumerate(zip(scores, perplexities, strict=True)):
             run = {
                 "method": method,
@@ -40,14 +39,12 @@ def made(folder, lines, *, axes=None, seeds=(0, 1), reference="PLM alone"):
             }
             runs.setdefault(label, []).append(f"line{number}-seed{seed}")
             (folder / f"line{number}-seed{seed}.json").write_text(json.dumps(run), encoding="utf-8")
-        rows.append({"label": label, "metrics": {"chrf": {}}})
     found = [
         {"label": label, "metric": "chrf", "difference": values[2][0] - 30, "significant": abs(values[2][0] - 30) > 5}
         for label, values in lines.items()
         if reference is not None and label != reference
     ]
     comparison = {
-        "rows": rows,
         "differences": found,
         "signature": SIGNATURE | {"config": {"runs": runs}},
     }
@@ -139,6 +136,12 @@ def test_the_table_holds_means_and_spreads(house):
     assert "made: 1,500 examples to learn from, 3 dev, 4 test." in block
     assert "over seeds 0, 1; + better, - worse than PLM alone" in block
     assert "`pema sweep configs/studies/rank.toml` on made" in block
+
+
+def test_what_dev_data_chose_of_a_grid_is_named(house):
+    lines = {"LoRA": ("lora", {"learning_rate": 0.003, "seconds": 20.0}, [31.0, 33.0], [20.0, 22.0])}
+    made(house / "results" / "equal-time", lines, grid={"learning_rate": [0.001, 0.003]})
+    assert "LoRA, learning_rate=0.003" in cells(studies.block("equal-time"))
 
 
 def test_perplexities_of_different_plms_are_not_compared(house):
