@@ -15,8 +15,8 @@ from pathlib import Path
 
 from pema.evaluation.perplexity import perplexity
 from pema.experiments.adaptation import adapt, adapter_of, memory_of
-from pema.experiments.demo import support_data
-from pema.experiments.setting import Data, Setting
+from pema.experiments.data import Data, support_data
+from pema.experiments.setting import Setting
 from pema.files import write_json
 from pema.generation.schedule import load_schedule
 from pema.memory.build import build_memory

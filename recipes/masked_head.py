@@ -27,8 +27,8 @@ from pema.adapter.module import Adapter
 from pema.evaluation.evaluate import evaluate
 from pema.evaluation.perplexity import perplexity
 from pema.experiments.adaptation import adapter_of, memory_of
-from pema.experiments.demo import support_data
-from pema.experiments.setting import Data, Setting
+from pema.experiments.data import Data, support_data
+from pema.experiments.setting import Setting
 from pema.files import write_json
 from pema.generation.decoding import generate
 from pema.generation.schedule import choose_schedule

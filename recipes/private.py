@@ -23,8 +23,7 @@ from pema.adapter.training import train
 from pema.evaluation.evaluate import evaluate
 from pema.evaluation.perplexity import perplexity
 from pema.experiments.audit import audit
-from pema.experiments.demo import support_data
-from pema.experiments.setting import Data
+from pema.experiments.data import Data, support_data
 from pema.files import write_json
 from pema.generation.decoding import generate
 from pema.generation.schedule import Constant, NoAdapter, Schedule

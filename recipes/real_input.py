@@ -21,7 +21,8 @@ import torch
 from pema.evaluation.evaluate import get_metric
 from pema.evaluation.significance import paired_bootstrap
 from pema.experiments.adaptation import adapt
-from pema.experiments.setting import Data, Setting
+from pema.experiments.data import Data
+from pema.experiments.setting import Setting
 from pema.files import write_json
 from pema.owner.local import LocalPLM
 from pema.signature import signature

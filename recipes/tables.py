@@ -92,7 +92,7 @@ def cell(folder: Path, metric: str, setting: Any) -> str:
     values = [read_json(file)[metric] for file in sorted(files) if file.exists()]
     if not values:
         return "-"
-    digits = 1 if metric == "bleu" else 2
+    digits = 2 if metric == "formality_accuracy" else 1
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
@@ -231,6 +231,27 @@ def private() -> str:
     return text + "\n" + attacks + "\n" + (source(found, "python -m recipes.private") if found else "")
 
 
+def paper() -> str:
+    """What was run of the paper's experiments: the WMT22 slice, with small PLMs."""
+    wanted = (
+        "PLM alone",
+        "paper, predicted, Gradual Unrolling",
+        "paper, teacher, Gradual Unrolling",
+        "best, teacher, Gradual Unrolling",
+    )
+    folders = sorted((RESULTS / "real_input").glob("*/wmt22"))
+    alone = [read_json(folder / "plm.test.json") for folder in folders]
+    text = row(["", *(f"{folder.parent.name} {name}" for folder in folders for name in ("BLEU", "chrF"))])
+    text += row(["---"] * (1 + 2 * len(folders)))
+    for label in wanted:
+        cells = [cell(folder, metric, LABELS[label]) for folder in folders for metric in ("bleu", "chrf")]
+        text += row([label, *cells])
+    sizes = [f"{found['signature']['config']['plm']['parameters'] / 1e6:.1f} M parameters" for found in alone]
+    text += "\n" + "; ".join(f"{folder.parent.name}: {size}" for folder, size in zip(folders, sizes, strict=True))
+    text += ". Mean and standard deviation over the seeds of training. "
+    return text + source(alone[0], "python -m recipes.real_input DATA --only wmt22 --plm PLM") + "\n"
+
+
 def results() -> str:
     """The README's figures."""
     parts = ((RESULTS / "demo.json", demo), (RESULTS / "real_input", real_input), (BENCHMARKS, benchmarks))
@@ -241,6 +262,7 @@ BLOCKS = {
     ROOT / "README.md": results,
     ROOT / "docs" / "presets.md": presets,
     ROOT / "docs" / "masked-head.md": masked_head,
+    ROOT / "docs" / "paper.md": paper,
     ROOT / "docs" / "private-training.md": private,
 }
 

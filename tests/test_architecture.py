@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "pema"
-ROOMS = ("tasks", "owner", "serving", "memory", "adapter", "generation", "evaluation", "experiments", "cli")
+ROOMS = ("tasks", "owner", "serving", "memory", "adapter", "generation", "evaluation", "methods", "experiments", "cli")
 FOUNDATION = ("errors", "files", "console", "signature", "__init__")
 
 

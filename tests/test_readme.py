@@ -10,7 +10,7 @@ import pytest
 from recipes import tables
 
 from pema.cli import main
-from pema.experiments.demo import support_data
+from pema.experiments.data import support_data
 from pema.serving.keys import digest, new_key
 
 ROOT = Path(__file__).parent.parent

@@ -141,6 +141,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def size(folder: Path) -> int:
+    """Bytes of all files below `folder`."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def sync(path: Path) -> None:
     """Flush a file or a folder entry to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -6,7 +6,8 @@ import pytest
 
 from pema.errors import ConfigError
 from pema.experiments import adaptation
-from pema.experiments.setting import Data, Setting
+from pema.experiments.data import Data
+from pema.experiments.setting import Setting
 from pema.files import read_json
 from pema.tasks.example import Example
 

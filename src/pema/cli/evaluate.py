@@ -20,6 +20,21 @@ def evaluate(
     informal: Annotated[
         Path | None, typer.Option("--informal", help="Informal references with CoCoA-MT formality marks, for M-ACC.")
     ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            help="A metric in place of the task's own; may be repeated. style_accuracy:MODEL, style_probability:MODEL "
+            "and style_improvement:MODEL ask a text-classification model.",
+        ),
+    ] = None,
+    sources: Annotated[
+        Path | None, typer.Option("--sources", help="Source texts, one a line, for style_improvement.")
+    ] = None,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option("--scores", help="Scores of these hypotheses from recipes/comet_score.py; may be repeated."),
+    ] = None,
     as_json: AsJSON = False,
 ) -> None:
     """Score hypotheses with the task's metrics; every score carries its signature.
@@ -27,15 +42,27 @@ def evaluate(
     Example: pema evaluate --task translation --hypotheses out.de --references test.de --json
     """
     from pema.errors import ConfigError
-    from pema.evaluation.evaluate import evaluate as score
+    from pema.evaluation.elsewhere import ScoredElsewhere
+    from pema.evaluation.evaluate import evaluate as evaluated
+    from pema.evaluation.score import score
     from pema.tasks.readers import read_lines
     from pema.tasks.registry import get_task
 
     if (formal is None) != (informal is None):
         raise ConfigError("--formal and --informal go together: M-ACC compares the marks of both references.")
     annotated = None if formal is None or informal is None else (read_lines(formal), read_lines(informal))
-    scores = score(get_task(task), read_lines(hypotheses), read_lines(references), annotated=annotated)
+    texts = read_lines(hypotheses), read_lines(references)
+    found = evaluated(
+        get_task(task),
+        *texts,
+        sources=None if sources is None else read_lines(sources),
+        annotated=annotated,
+        metrics=metrics or None,
+    )
+    for path in scores or []:
+        elsewhere = ScoredElsewhere([path])
+        found[elsewhere.name] = score(elsewhere, *texts)
     if as_json:
-        show({name: {"value": found.value, "signature": found.signature} for name, found in scores.items()}, True)
+        show({name: {"value": each.value, "signature": each.signature} for name, each in found.items()}, True)
     else:
-        show({name: f"{found.value:.2f}  {found.signature}" for name, found in scores.items()}, False)
+        show({name: f"{each.value:.2f}  {each.signature}" for name, each in found.items()}, False)

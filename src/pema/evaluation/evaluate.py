@@ -10,6 +10,7 @@ from pema.evaluation.answers import exact_match, f1
 from pema.evaluation.classification import accuracy
 from pema.evaluation.formality import FormalityAccuracy, Matching
 from pema.evaluation.score import Metric, Score, require_aligned, score
+from pema.evaluation.style import MEASURES, is_style, style
 from pema.evaluation.summarisation import rouge
 from pema.evaluation.translation import bleu, chrf
 from pema.tasks.registry import Task
@@ -25,7 +26,8 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "f1": f1,
     "accuracy": accuracy,
 }
-"""The metrics that need nothing but hypotheses and references; `formality_accuracy` needs annotated ones."""
+"""The metrics that need nothing but hypotheses and references. `formality_accuracy` needs annotated ones, and
+`MEASURE:MODEL` a classifier (see `pema.evaluation.style`)."""
 
 
 def evaluate(
@@ -44,7 +46,7 @@ def evaluate(
         task: its metrics are computed unless `metrics` names others.
         hypotheses: one per source.
         references: aligned with the hypotheses.
-        sources: aligned too, for metrics that read the source; none of those in `METRICS` does.
+        sources: aligned too, for `style_improvement`, the only metric that reads them.
         annotated: formal and informal references with [F]...[/F] marks; `formality_accuracy` is then computed as well.
         matching: how annotated phrases match; see `pema.evaluation.formality`.
         metrics: names of metrics.
@@ -54,26 +56,31 @@ def evaluate(
 
     Raises:
         DataError: the texts are not aligned, or there are none.
-        ConfigError: an unknown metric, or `formality_accuracy` without annotated references.
+        ConfigError: an unknown metric, or one without what it needs (annotated references, a classifier, sources).
+        OwnerError: a classifier that cannot be loaded.
     """
     aligned = {"hypotheses": hypotheses, "references": references}
     require_aligned(**aligned if sources is None else aligned | {"sources": sources})
     names = list(task.metrics if metrics is None else metrics)
     if metrics is None and annotated is not None and FORMALITY not in names:
         names.append(FORMALITY)
-    return {name: score(get_metric(name, annotated, matching), hypotheses, references) for name in names}
+    return {name: score(get_metric(name, annotated, matching, sources), hypotheses, references) for name in names}
 
 
 def get_metric(
     name: str,
     annotated: tuple[Sequence[str], Sequence[str]] | None = None,
     matching: Matching = "tokens",
+    sources: Sequence[str] | None = None,
 ) -> Metric:
     """The metric called `name`; see `evaluate` for the arguments and the errors."""
     if name == FORMALITY:
         if annotated is None:
             raise ConfigError(f"{FORMALITY} needs formal and informal references with [F]...[/F] marks: give both.")
         return FormalityAccuracy(*annotated, matching=matching)
+    if is_style(name):
+        return style(name, sources)
     if name not in METRICS:
-        raise ConfigError(f"no metric is called {name!r}: choose among {', '.join([*METRICS, FORMALITY])}.")
+        known = [*METRICS, FORMALITY, *(f"{measure}:MODEL" for measure in MEASURES)]
+        raise ConfigError(f"no metric is called {name!r}: choose among {', '.join(known)}.")
     return METRICS[name]()

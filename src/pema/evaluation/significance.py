@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,20 +72,90 @@ def paired_bootstrap(
     statistics = [metric.statistics(hypotheses, references) for hypotheses in (baseline, system)]
     scores = [Score(metric.value(each.sum(0)), metric.signature(each.sum(0))) for each in statistics]
     resampled = resample(metric, statistics, samples, seed)
-    differences = resampled[1] - resampled[0]
-    difference = scores[1].value - scores[0].value
-    # A difference that equals the observed one but for rounding counts as reached.
-    reached = np.abs(differences - differences.mean()) >= abs(difference) - 1e-9
-    low, high = np.percentile(differences, [2.5, 97.5])
+    found = _difference(resampled[1] - resampled[0], scores[1].value - scores[0].value)
     return Comparison(
         baseline=scores[0],
         system=scores[1],
-        difference=difference,
-        low=float(low),
-        high=float(high),
-        p_value=float((reached.sum() + 1) / (samples + 1)),
+        **vars(found),
         signature=f"paired bootstrap|n:{len(references)}|samples:{samples}|seed:{seed}|p:two-sided|interval:95%",
     )
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A system's score, the mean over its runs.
+
+    Attributes:
+        mean: over the runs.
+        std: sample standard deviation over the runs; None where there is one.
+        low: lower end of the 95 % interval of the mean, over resamples of the test set.
+        high: its upper end.
+    """
+
+    mean: float
+    std: float | None
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A system's mean score less the reference's; see `Comparison` for the fields."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def compare_means(
+    metric: Metric,
+    systems: Mapping[str, Sequence[Sequence[str]]],
+    references: Sequence[str],
+    against: str | None,
+    *,
+    samples: int = SAMPLES,
+    seed: int = SEED,
+) -> tuple[dict[str, Interval], dict[str, Difference]]:
+    """Compare systems of several runs each (seeds of training) on resamples of the same test set.
+
+    A system's score on a resample is the mean over its runs, so the intervals are those of `paired_bootstrap` for a
+    mean; they say how much the choice of test sentences matters, and `std` how much the seed does.
+
+    Args:
+        metric: from `pema.evaluation.evaluate.get_metric`.
+        systems: the hypotheses of each system's runs.
+        references: aligned with all of them.
+        against: the system that the others are compared with; None: none is.
+        samples: the number of resamples.
+        seed: of the resampling.
+
+    Raises:
+        DataError: the texts are not aligned, or there are none.
+    """
+    means, found = {}, {}
+    for name, runs in systems.items():
+        for run in runs:
+            require_aligned(**{name: run, "references": references})
+        statistics = [metric.statistics(run, references) for run in runs]
+        values = [metric.value(each.sum(0)) for each in statistics]
+        means[name] = np.mean(resample(metric, statistics, samples, seed), axis=0)
+        low, high = np.percentile(means[name], [2.5, 97.5])
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        found[name] = Interval(float(np.mean(values)), std, float(low), float(high))
+    differences = {}
+    for name in systems:
+        if against is not None and name != against:
+            difference = found[name].mean - found[against].mean
+            differences[name] = _difference(means[name] - means[against], difference)
+    return found, differences
+
+
+def _difference(resampled: Array, difference: float) -> Difference:
+    # A difference that equals the observed one but for rounding counts as reached.
+    reached = np.abs(resampled - resampled.mean()) >= abs(difference) - 1e-9
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return Difference(difference, float(low), float(high), float((reached.sum() + 1) / (len(resampled) + 1)))
 
 
 def resample(metric: Metric, statistics: Sequence[Array], samples: int, seed: int) -> list[Array]:

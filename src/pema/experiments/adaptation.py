@@ -11,7 +11,8 @@ from pema.adapter.module import Adapter
 from pema.adapter.training import train
 from pema.evaluation.evaluate import evaluate
 from pema.evaluation.outputs import write_hypotheses
-from pema.experiments.setting import Data, Setting
+from pema.experiments.data import Data
+from pema.experiments.setting import Setting
 from pema.files import read_json, write_json
 from pema.generation.decoding import generate
 from pema.generation.fitted import store_fitted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,12 @@ from rich.table import Table
 
 from pema.console import note
 from pema.evaluation.evaluate import get_metric
-from pema.evaluation.formality import strip_marks
 from pema.evaluation.significance import paired_bootstrap
 from pema.experiments.adaptation import adapt
-from pema.experiments.setting import Data, Setting
+from pema.experiments.data import Data, support_data
+from pema.experiments.setting import Setting
 from pema.owner.local import LocalPLM
 from pema.signature import signature
-from pema.tasks.example import Example
 from pema.tasks.readers import read_lines
 
 SETTINGS = {
@@ -28,24 +26,6 @@ SETTINGS = {
 }
 BEFORE, AFTER = "PLM alone", "PEMA best, teacher"
 COLUMNS = ("bleu", "chrf", "formality_accuracy", "memory_bytes", "train_seconds")
-
-
-def support_data() -> Data:
-    """The customer-support sentences that the package ships (see `demo_data/README.md`)."""
-    folder = Path(str(resources.files("pema") / "demo_data"))
-
-    def fields(name: str) -> list[list[str]]:
-        return [line.split("\t") for line in read_lines(folder / name)]
-
-    test = fields("support_test.tsv")
-    return Data(
-        name="support",
-        task="translation",
-        train=tuple(Example(source, target) for source, target in fields("support_train.tsv")),
-        dev=tuple(Example(source, target) for source, target in fields("support_dev.tsv")),
-        test=tuple(Example(source, strip_marks(formal)) for source, formal, _ in test),
-        annotated={"test": ([formal for _, formal, _ in test], [informal for _, _, informal in test])},
-    )
 
 
 def run_demo(folder: Path, *, seed: int = 0) -> tuple[dict[str, Any], list[dict[str, str]]]:

@@ -2,47 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pema.errors import ConfigError
 from pema.memory.manifest import Dtype
-from pema.tasks.example import Example
 
 Schedule = Literal["unrolling", "constant", "linear", "fitted"]
-
-
-@dataclass(frozen=True)
-class Data:
-    """A task's data.
-
-    Attributes:
-        name: what the data are called in results.
-        task: name of the task.
-        train: examples that the memory is built from; `pema train` takes its held-out part from these.
-        dev: examples that settings are chosen on.
-        test: examples that are reported.
-        annotated: formal and informal references with [F]...[/F] marks for (dev, test), each None where there are none.
-    """
-
-    name: str
-    task: str
-    train: tuple[Example, ...]
-    dev: tuple[Example, ...]
-    test: tuple[Example, ...]
-    annotated: Mapping[str, tuple[list[str], list[str]]] = field(default_factory=dict)
-
-    def digest(self) -> str:
-        """SHA-256 over all examples, so that a result says which data it was measured on."""
-        digest = hashlib.sha256()
-        for part in (self.train, self.dev, self.test):
-            for example in part:
-                digest.update(json.dumps([example.source, example.target], ensure_ascii=False).encode())
-            digest.update(b"|")
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

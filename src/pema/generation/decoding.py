@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +19,26 @@ from pema.tasks.registry import Task
 from pema.tasks.template import Encoded
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from pema.adapter.module import Adapter
     from pema.owner.contract import PLM
+
+Inputs = Callable[[list[int]], AbstractContextManager[object]]
+"""What stands around the model's call for a batch, given SL of each of its inputs."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What came of some sources.
+
+    Attributes:
+        texts: one line of text per source, in their order.
+        tokens: how many tokens were generated, end-of-sequence included.
+    """
+
+    texts: list[str]
+    tokens: int
 
 
 def generate(
@@ -62,40 +82,76 @@ def generate(
         ConfigError: batch_size, num_beams or max_new_tokens below 1.
         MismatchError: the adapter belongs to another PLM.
     """
-    for name, value in (("batch_size", batch_size), ("num_beams", num_beams), ("max_new_tokens", max_new_tokens)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} must be at least 1, not {value}.")
-    prompts = task.template.encode_prompts(plm.tokenizer, list(sources))
-    limits = [_limit(n, prompt, plm.description.max_length, max_new_tokens) for n, prompt in enumerate(prompts, 1)]
-    # Longest first: a batch that does not fit into memory fails at once, and padding is least.
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].prompt), limits[i]), reverse=True)
-    texts = [""] * len(prompts)
     with contextlib.ExitStack() as stack:
-        attached = None
+        inputs: Inputs = plain
         if adapter is not None:
             attached = stack.enter_context(
                 attach(plm.model, adapter, plm.head(), schedule, description=plm.description)
             )
+            inputs = attached.inputs
         if do_sample:
             devices = [] if plm.model.device.type == "cpu" else [plm.model.device]
             stack.enter_context(
                 torch.random.fork_rng(devices, device_type=plm.model.device.type if devices else "cuda")
             )
             torch.manual_seed(seed)
-        advance = stack.enter_context(progress("Generating", len(prompts), "texts"))
+        settings |= {"num_beams": num_beams, "num_return_sequences": 1, "do_sample": do_sample}
+        return decode(
+            plm, plm.model, sources, task, inputs, batch_size=batch_size, max_new_tokens=max_new_tokens, **settings
+        ).texts
+
+
+def decode(
+    plm: PLM,
+    model: PreTrainedModel,
+    sources: Sequence[str],
+    task: Task,
+    inputs: Inputs,
+    *,
+    batch_size: int = 32,
+    max_new_tokens: int | None = None,
+    **settings: Any,  # noqa: ANN401
+) -> Generated:
+    """Generate from a model as it stands, whatever is plugged into it; see `generate`.
+
+    Args:
+        plm: its tokenizer, context window and end-of-sequence tokens.
+        model: the PLM's model, or one that was made of it.
+        sources: what fills the template's slot.
+        task: its template makes the prompts.
+        inputs: what stands around the model's call for a batch.
+        batch_size: sequences at a time.
+        max_new_tokens: the longest output in tokens.
+        settings: further settings of the model's `generate`.
+    """
+    for name, value in (
+        ("batch_size", batch_size),
+        ("num_beams", settings.get("num_beams")),
+        ("max_new_tokens", max_new_tokens),
+    ):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, not {value}.")
+    prompts = task.template.encode_prompts(plm.tokenizer, list(sources))
+    limits = [_limit(n, prompt, plm.description.max_length, max_new_tokens) for n, prompt in enumerate(prompts, 1)]
+    # Longest first: a batch that does not fit into memory fails at once, and padding is least.
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].prompt), limits[i]), reverse=True)
+    texts, tokens = [""] * len(prompts), 0
+    with progress("Generating", len(prompts), "texts") as advance:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch, most = [prompts[i] for i in chosen], [limits[i] for i in chosen]
-            with contextlib.ExitStack() as block:
-                if attached is not None:
-                    block.enter_context(attached.inputs(source_lengths=[prompt.source_length for prompt in batch]))
-                outputs = _generate_batch(
-                    plm, batch, most, num_beams=num_beams, num_return_sequences=1, do_sample=do_sample, **settings
-                )
-            for i, text in zip(chosen, outputs, strict=True):
-                texts[i] = text
+            with inputs([prompt.source_length for prompt in batch]):
+                rows = _generate_batch(plm, model, batch, most, **settings)
+            for i, row in zip(chosen, rows, strict=True):
+                texts[i] = one_line(plm.tokenizer.decode(row, skip_special_tokens=True))
+                tokens += len(row)
             advance(len(chosen))
-    return texts
+    return Generated(texts, tokens)
+
+
+def plain(source_lengths: list[int]) -> AbstractContextManager[None]:
+    """`Inputs` of a model that asks for nothing."""
+    return contextlib.nullcontext()
 
 
 class Stop:
@@ -116,11 +172,13 @@ class Stop:
 @torch.no_grad()
 def _generate_batch(
     plm: PLM,
+    model: PreTrainedModel,
     batch: Sequence[Encoded],
     limits: Sequence[int],
     **settings: Any,  # noqa: ANN401
-) -> list[str]:
-    tokenizer, device = plm.tokenizer, plm.model.device
+) -> list[list[int]]:
+    """The new tokens of each row, up to its limit and its end-of-sequence token, which is the last one."""
+    tokenizer, device = plm.tokenizer, model.device
     ends = list(plm.description.eos_token_ids)
     pad = tokenizer.pad_token_id
     if pad is None:
@@ -132,7 +190,7 @@ def _generate_batch(
         ids[row, columns - len(encoded.prompt) :] = torch.tensor(encoded.prompt)
         mask[row, columns - len(encoded.prompt) :] = 1
     stop: Any = [Stop(columns, torch.tensor(limits))]
-    out = plm.model.generate(
+    out = model.generate(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
         max_new_tokens=max(limits),
@@ -141,11 +199,9 @@ def _generate_batch(
         eos_token_id=ends or None,
         **settings,
     )
-    rows = out[:, columns:].tolist()
-    return [
-        one_line(tokenizer.decode(row[:limit], skip_special_tokens=True))
-        for row, limit in zip(rows, limits, strict=True)
-    ]
+    rows = [row[:limit] for row, limit in zip(out[:, columns:].tolist(), limits, strict=True)]
+    firsts = [next((i for i, token in enumerate(row) if token in ends), len(row)) for row in rows]
+    return [row[: first + 1] for row, first in zip(rows, firsts, strict=True)]
 
 
 def one_line(text: str) -> str:

@@ -1,0 +1,20 @@
+"""`pema sweep`: every point of a grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pema.cli.compare import Config, DataRoot, Results, Work, run
+
+
+def sweep(
+    config: Config,
+    output: Results = Path("results"),
+    work: Work = Path("runs"),
+    data_root: DataRoot = None,
+) -> None:
+    """Run what is missing of every point of the config's grids, then print the table.
+
+    Example: pema sweep configs/studies/rank.toml -o results
+    """
+    run("sweep", config, output, work, data_root)

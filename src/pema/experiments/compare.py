@@ -1,0 +1,165 @@
+"""Comparisons and sweeps: run what is missing, one result file a run, then compare on the test examples."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pema.console import note, progress
+from pema.errors import DataError
+from pema.evaluation.evaluate import evaluate
+from pema.evaluation.outputs import write_hypotheses
+from pema.experiments.config import Entry, Experiment
+from pema.experiments.results import finished, slug, write_comparison, write_experiment
+from pema.experiments.workplace import Workplace
+from pema.files import exclusive, write_json
+from pema.signature import signature
+
+COSTS = ("prepare_seconds", "trainable_parameters", "train_peak_bytes", "train_peak_accelerator_bytes")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: an entry, and in a sweep one point of its grid."""
+
+    label: str
+    entry: Entry
+    settings: Mapping[str, Any] | None
+    """None: to be chosen on dev."""
+
+
+def run_experiment(experiment: Experiment, results: Path, work: Path) -> dict[str, Any]:
+    """Run what is missing of a comparison or of a sweep, and compare.
+
+    Args:
+        experiment: what to run.
+        results: the folder that gets a folder of the experiment's name, with one file a run.
+        work: where memories, trained adapters and models lie; what is there is used.
+
+    Returns:
+        What `comparison.json` holds.
+
+    Raises:
+        PemaError: a run failed; finished ones stay, and the same call goes on from there.
+        MismatchError: a result of other settings is in its place.
+        StorageError: another process runs the same experiment.
+    """
+    folder = results / experiment.name
+    place = Workplace(work, experiment)
+    lines = list(_lines(experiment))
+    with exclusive(folder):
+        runs: dict[str, list[str]] = {}
+        planned = [(line, seed) for line in lines for seed in _seeds(experiment, line)]
+        with progress(experiment.title, len(planned), "runs") as advance:
+            for line, seed in planned:
+                name = f"{slug(line.label)}-seed{seed}"
+                if name in itertools.chain(*runs.values()):
+                    raise DataError(f"the label {line.label!r} is too like another one: both would be {name}.json.")
+                advance(0, note=name)
+                _run(experiment, place, line, seed, folder / f"{name}.json")
+                runs.setdefault(line.label, []).append(name)
+                advance(1, note=name)
+        write_experiment(folder, experiment, list(runs), place.plm({}).description.to_dict())
+        return write_comparison(folder, experiment, runs)
+
+
+def _lines(experiment: Experiment) -> Iterator[Line]:
+    for entry in experiment.entries:
+        if experiment.kind == "sweep" and entry.grid:
+            for candidate in entry.candidates():
+                point = ", ".join(f"{name}={candidate[name]}" for name in entry.grid)
+                yield Line(f"{entry.label}, {point}", entry, candidate)
+        else:
+            yield Line(entry.label, entry, None if entry.grid else entry.settings)
+
+
+def _seeds(experiment: Experiment, line: Line) -> tuple[int, ...]:
+    return experiment.seeds if line.entry.method.seeded else experiment.seeds[:1]
+
+
+def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: Path) -> None:
+    """One run, unless it is finished."""
+    plm = place.plm(line.settings or line.entry.settings)
+    config = {
+        "experiment": experiment.name,
+        "kind": experiment.kind,
+        "method": line.entry.method.name,
+        "settings": dict(line.entry.settings if line.settings is None else line.settings),
+        "grid": {} if line.settings is not None else {name: list(values) for name, values in line.entry.grid.items()},
+        "budget": vars(experiment.budget),
+        "plm": plm.description.to_dict(),
+        "plm_dtype": experiment.plm_dtype,
+        "template": experiment.task.template.text,
+        "metrics": list(experiment.metrics),
+        "data": experiment.data.name,
+        "data_sha256": experiment.data.digest(),
+    }
+    if finished(file, config) is not None:
+        return
+    trials = [] if line.settings is not None else _trials(experiment, place, line.entry)
+    settings = line.settings if line.settings is not None else min(trials, key=_perplexity)["settings"]
+    stages = place.place(line.entry.method, settings, seed)
+    figures = place.figures(stages, plm)
+    test = experiment.data.test
+    with place.open(stages, plm) as adapted:
+        started = time.perf_counter()
+        generated = adapted.generate([example.source for example in test])
+        seconds = time.perf_counter() - started
+        disk_bytes, chosen = adapted.disk_bytes, dict(adapted.chosen)
+    scores = evaluate(
+        experiment.task,
+        generated.texts,
+        [example.target for example in test],
+        sources=[example.source for example in test],
+        annotated=experiment.data.annotated.get("test"),
+        metrics=experiment.metrics,
+    )
+    result = {
+        "run": file.stem,
+        "label": line.label,
+        "method": line.entry.method.name,
+        "settings": dict(settings),
+        "seed": seed,
+        "scores": {name: vars(score) for name, score in scores.items()},
+        "dev_perplexity": _finite(place.dev_perplexity(stages, plm)),
+        "trials": trials,
+        "chosen": chosen,
+        "costs": {name: figures[name] for name in COSTS if name in figures}
+        | {
+            "train_seconds": figures["seconds"],
+            "seconds_per_token": seconds / max(1, generated.tokens),
+            "generated_tokens": generated.tokens,
+            "disk_bytes": disk_bytes,
+        },
+        "needs": vars(stages.method.needs),
+        "curve": figures["curve"],
+        "signature": signature(config, seed),
+    }
+    write_hypotheses(file.with_suffix(".txt"), generated.texts)
+    write_json(file, result)
+    note(f"{file.stem}: " + ", ".join(f"{name} {score.value:.4g}" for name, score in scores.items()))
+
+
+def _trials(experiment: Experiment, place: Workplace, entry: Entry) -> list[dict[str, Any]]:
+    """Every candidate of the entry with the first seed, and its perplexity on dev."""
+    trials = []
+    for candidate in entry.candidates():
+        perplexity = place.dev_perplexity(
+            place.place(entry.method, candidate, experiment.seeds[0]), place.plm(candidate)
+        )
+        trials.append({"settings": candidate, "dev_perplexity": _finite(perplexity)})
+    return trials
+
+
+def _perplexity(trial: Mapping[str, Any]) -> float:
+    return math.inf if trial["dev_perplexity"] is None else float(trial["dev_perplexity"])
+
+
+def _finite(perplexity: float) -> float | None:
+    """JSON has no infinity; null stands for it."""
+    return perplexity if math.isfinite(perplexity) else None

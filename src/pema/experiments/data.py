@@ -1,0 +1,65 @@
+"""A task's data: what is learned from, what is chosen on, and what is reported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+from pema.evaluation.formality import strip_marks
+from pema.tasks.example import Example
+from pema.tasks.readers import read_lines
+
+SUPPORT = "support"
+"""The data that the package ships."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A task's data.
+
+    Attributes:
+        name: what the data are called in results.
+        task: name of the task.
+        train: examples that the memory is built from; `pema train` takes its held-out part from these.
+        dev: examples that settings are chosen on.
+        test: examples that are reported.
+        annotated: formal and informal references with [F]...[/F] marks for (dev, test), each None where there are none.
+    """
+
+    name: str
+    task: str
+    train: tuple[Example, ...]
+    dev: tuple[Example, ...]
+    test: tuple[Example, ...]
+    annotated: Mapping[str, tuple[list[str], list[str]]] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """SHA-256 over all examples, so that a result says which data it was measured on."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.dev, self.test):
+            for example in part:
+                digest.update(json.dumps([example.source, example.target], ensure_ascii=False).encode())
+            digest.update(b"|")
+        return digest.hexdigest()
+
+
+def support_data() -> Data:
+    """The customer-support sentences that the package ships (see `demo_data/README.md`)."""
+    folder = Path(str(resources.files("pema") / "demo_data"))
+
+    def fields(name: str) -> list[list[str]]:
+        return [line.split("\t") for line in read_lines(folder / name)]
+
+    test = fields("support_test.tsv")
+    return Data(
+        name="support",
+        task="translation",
+        train=tuple(Example(source, target) for source, target in fields("support_train.tsv")),
+        dev=tuple(Example(source, target) for source, target in fields("support_dev.tsv")),
+        test=tuple(Example(source, strip_marks(formal)) for source, formal, _ in test),
+        annotated={"test": ([formal for _, formal, _ in test], [informal for _, _, informal in test])},
+    )

@@ -1,0 +1,85 @@
+"""The table of a comparison, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.table import Table
+
+from pema.files import read_json
+
+NAMES = {
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "exact_match": "EM",
+    "f1": "F1",
+    "accuracy": "accuracy",
+    "formality_accuracy": "M-ACC",
+}
+WEIGHTS = {"none": "", "some": "some weights", "all": "weights"}
+
+
+def comparison_tables(folder: Path) -> list[Table]:
+    """Quality with its 95 % interval; then costs, and what each method needs of the PLM owner."""
+    experiment, comparison = read_json(folder / "experiment.json"), read_json(folder / "comparison.json")
+    runs = comparison["signature"]["config"]["runs"]
+    quality, costs = Table(title=experiment["title"]), Table()
+    for table in (quality, costs):
+        table.add_column("")
+    metrics = list(comparison["rows"][0]["metrics"])
+    for name in metrics:
+        quality.add_column(NAMES.get(name, name), justify="right")
+    for title in ("trained", "peak memory", "training", "a token", "disk"):
+        costs.add_column(title, justify="right")
+    costs.add_column("needs")
+    for row in comparison["rows"]:
+        results = [read_json(folder / f"{name}.json") for name in runs[row["label"]]]
+        differences = [each for each in comparison["differences"] if each["label"] == row["label"]]
+        scores = (_score(row["metrics"][name], differences, name) for name in metrics)
+        quality.add_row(row["label"], *scores)
+        costs.add_row(row["label"], *_costs(results), needs_in_words(results[0]["needs"]))
+    quality.caption = "mean over seeds ± standard deviation (95 % interval over test sentences)"
+    if experiment["reference"] is not None:
+        quality.caption += f"; + better, - worse than {experiment['reference']}, p < 0.05"
+    return [quality, costs]
+
+
+def _score(interval: Mapping[str, Any], differences: Sequence[Mapping[str, Any]], name: str) -> str:
+    digits = 1 if interval["high"] > 2 else 2
+    text = f"{interval['mean']:.{digits}f}"
+    if interval["std"] is not None:
+        text += f" ± {interval['std']:.{digits}f}"
+    text += f" ({interval['low']:.{digits}f}, {interval['high']:.{digits}f})"
+    for each in differences:
+        if each["metric"] == name:
+            text += (" +" if each["difference"] > 0 else " -") if each["significant"] else "  "
+    return text
+
+
+def _costs(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Means over the runs, in units for people."""
+    costs = [result["costs"] for result in results]
+    mean = {name: fmean(cost[name] for cost in costs) for name in costs[0]}
+    return (
+        f"{mean['trainable_parameters']:,.0f}",
+        f"{mean['train_peak_bytes'] / 1e6:,.0f} MB",
+        f"{mean['train_seconds']:,.0f} s",
+        f"{mean['seconds_per_token'] * 1e3:.2f} ms",
+        f"{mean['disk_bytes'] / 1e6:,.1f} MB",
+    )
+
+
+def needs_in_words(needs: Mapping[str, Any]) -> str:
+    """What a method needs of the PLM owner, in a few words."""
+    words = [
+        WEIGHTS[needs["weights"]],
+        "targets at owner" if needs["targets_at_owner"] else "",
+        "gradients" if needs["gradients"] else "",
+    ]
+    return ", ".join(filter(None, words)) or "-"

@@ -1,0 +1,139 @@
+"""One training in a process of its own, so that its peak memory is known.
+
+The process, `python -m pema.experiments.training_process`, reads a job from a file, trains, and leaves a folder with
+what the method keeps and `trained.json`: the method's figures and `train_peak_bytes`, the most memory that was
+resident above what the libraries take.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pema.errors import AdapterError, PemaError
+from pema.files import read_json, write_json, writing
+from pema.methods.contract import Budget, Job, Method
+from pema.methods.registry import get_method
+from pema.tasks.example import Example
+from pema.tasks.registry import get_task
+
+TRAINED = "trained.json"
+STATUS, PEAK_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def train_in_process(method: Method, job: Job, prepared: Path, output: Path) -> dict[str, Any]:
+    """Train in a new process; `output` is whole afterwards, or absent.
+
+    Returns:
+        What `trained.json` in `output` holds.
+
+    Raises:
+        PemaError: what the training raised, or its process ended without a word.
+    """
+    with tempfile.TemporaryDirectory(prefix="pema-job-") as folder:
+        order, answer = Path(folder) / "job.json", Path(folder) / "answer.json"
+        write_json(order, _written(method, job, prepared, output))
+        command = [sys.executable, "-m", "pema.experiments.training_process", str(order), str(answer)]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        said = read_json(answer) if answer.exists() else {}
+    if "error" in said:
+        raise AdapterError(f"{method.name}: {said['error']}")
+    if done.returncode:
+        ended = f"was killed by signal {-done.returncode}" if done.returncode < 0 else f"ended with {done.returncode}"
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise AdapterError(f"{method.name}: the training process {ended} ({last}). Is there enough memory?")
+    return read_json(output / TRAINED)
+
+
+def _written(method: Method, job: Job, prepared: Path, output: Path) -> dict[str, Any]:
+    return {
+        "method": method.name,
+        "settings": method.settings(),
+        "prepared": str(prepared.resolve()),
+        "output": str(output.resolve()),
+        "plm": job.plm,
+        "plm_dtype": job.plm_dtype,
+        "task": job.task.name,
+        "template": job.task.template.text,
+        "train": [[example.source, example.target] for example in job.train],
+        "dev": [[example.source, example.target] for example in job.dev],
+        "seed": job.seed,
+        "budget": {name: getattr(job.budget, name) for name in Budget.__dataclass_fields__},
+    }
+
+
+def _read(order: dict[str, Any]) -> tuple[Method, Job]:
+    method = get_method(order["method"]).of(order["settings"])
+    train, dev = (tuple(Example(*pair) for pair in order[part]) for part in ("train", "dev"))
+    task = get_task(order["task"], order["template"])
+    return method, Job(order["plm"], order["plm_dtype"], task, train, dev, order["seed"], Budget(**order["budget"]))
+
+
+def resident() -> tuple[int, int]:
+    """Bytes of this process that are in memory now, and the most that were since the peak was last reset."""
+    if STATUS.exists():
+        found = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", STATUS.read_text(encoding="ascii"), re.MULTILINE))
+        return int(found["VmRSS"]) * 1024, int(found["VmHWM"]) * 1024
+    # Where the system keeps no status file, the peak of the whole process is all that is known.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak, peak
+
+
+def _load_libraries() -> None:
+    """What the methods import, all of it, so that each one's memory is counted from the same start.
+
+    The first step of an optimizer makes torch import its compiler, so a step of a few numbers is done here.
+    """
+    import torch
+
+    for name in ("transformers.models.auto.modeling_auto", "faiss", "peft"):
+        if importlib.util.find_spec(name.partition(".")[0]):
+            importlib.import_module(name)
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
+    layer(torch.zeros(1, 2)).sum().backward()
+    optimizer.step()
+
+
+def run(order: dict[str, Any]) -> None:
+    """Train as the order says."""
+    import torch
+
+    method, job = _read(order)
+    _load_libraries()
+    if PEAK_RESET.exists():
+        PEAK_RESET.write_text("5", encoding="ascii")
+    before, _ = resident()
+    with writing(Path(order["output"])) as temporary:
+        temporary.mkdir()
+        trained = method.train(job, Path(order["prepared"]), temporary)
+        figures = trained.to_dict() | {"train_peak_bytes": resident()[1] - before}
+        if torch.cuda.is_available():
+            figures["train_peak_accelerator_bytes"] = torch.cuda.max_memory_allocated()
+        write_json(temporary / TRAINED, figures)
+
+
+def main() -> None:
+    """Run the order in the first file; what went wrong is written to the second."""
+    order, answer = Path(sys.argv[1]), Path(sys.argv[2])
+    try:
+        run(read_json(order))
+    except PemaError as error:
+        write_json(answer, {"error": str(error)})
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        # torch says a RuntimeError where memory cannot be had.
+        write_json(answer, {"error": f"the training failed: {json.dumps(str(error))}"})
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

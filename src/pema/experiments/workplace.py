@@ -1,0 +1,107 @@
+"""What runs leave for one another: what the owner prepared, what was trained, and how it does on dev."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pema.experiments.config import EXAMPLES, PLM, Experiment, made
+from pema.experiments.training_process import TRAINED, train_in_process
+from pema.files import read_json, write_json, writing
+from pema.methods.contract import Adapted, Job, Method, digest
+from pema.owner.local import LocalPLM
+
+PREPARED, DEV = "prepared.json", "dev.json"
+
+
+@dataclass(frozen=True)
+class Place:
+    """One setting with one seed: what is given, and where its stages lie.
+
+    Attributes:
+        method: the method with its settings.
+        job: what it is given.
+        prepared: folder of what the PLM owner made.
+        trained: folder of what training left.
+    """
+
+    method: Method
+    job: Job
+    prepared: Path
+    trained: Path
+
+
+class Workplace:
+    """The folder of an experiment's work; what is finished there is used, whatever experiment made it."""
+
+    def __init__(self, folder: Path, experiment: Experiment) -> None:
+        self._folder, self._experiment = folder, experiment
+        self._plm: tuple[str, LocalPLM] | None = None
+
+    def plm(self, settings: Mapping[str, Any]) -> LocalPLM:
+        """The PLM of a run; the last one stays loaded."""
+        name = settings.get(PLM, self._experiment.plm)
+        if self._plm is None or self._plm[0] != name:
+            self._plm = name, LocalPLM.load(name, dtype=self._experiment.plm_dtype)
+        return self._plm[1]
+
+    def place(self, method: type[Method], settings: Mapping[str, Any], seed: int) -> Place:
+        """Where the run of these settings lies; equal names are equal in everything that a stage depends on."""
+        experiment, description = self._experiment, self.plm(settings).description
+        train = experiment.data.train[: settings.get(EXAMPLES)]
+        name = settings.get(PLM, experiment.plm)
+        job = Job(name, experiment.plm_dtype, experiment.task, train, experiment.data.dev, seed, experiment.budget)
+        one = made(method, settings)
+        given = {
+            "plm": [description.fingerprint, description.tokenizer_fingerprint, experiment.plm_dtype],
+            "template": experiment.task.template.text,
+            "train": [[example.source, example.target] for example in train],
+        }
+        prepared: dict[str, Any] = {"given": given, "prepared_by": one.prepared_by}
+        if not one.shared:
+            prepared |= {"method": one.name, "seed": seed}
+        budget = {key: value for key, value in vars(experiment.budget).items() if key != "trials"}
+        trained = prepared | {"method": one.name, "trained_by": one.trained_by, "seed": seed, "budget": budget}
+        return Place(
+            one,
+            job,
+            self._folder / "prepared" / digest(prepared),
+            self._folder / "trained" / f"{one.name}-{digest(trained)}",
+        )
+
+    def figures(self, place: Place, plm: LocalPLM) -> dict[str, Any]:
+        """What preparing and training cost; what is not finished is done now."""
+        prepared, method = {"prepare_seconds": 0.0}, place.method
+        if method.prepared_by is not None:
+            if not (place.prepared / PREPARED).exists():
+                with writing(place.prepared) as temporary:
+                    temporary.mkdir()
+                    started = time.perf_counter()
+                    method.prepare(plm, place.job, temporary)
+                    seconds = round(time.perf_counter() - started, 3)
+                    write_json(temporary / PREPARED, {"prepare_seconds": seconds})
+            prepared = read_json(place.prepared / PREPARED)
+        if not (place.trained / TRAINED).exists():
+            train_in_process(method, place.job, place.prepared, place.trained)
+        return prepared | read_json(place.trained / TRAINED)
+
+    def open(self, place: Place, plm: LocalPLM) -> Adapted:
+        """The adapted PLM of a place whose stages are done."""
+        return place.method.open(plm, place.job, place.prepared, place.trained)
+
+    def dev_perplexity(self, place: Place, plm: LocalPLM) -> float:
+        """Perplexity of the dev targets, kept beside what was trained."""
+        dev = [[example.source, example.target] for example in place.job.dev]
+        file = place.trained / f"{digest([place.method.settings(), dev])}.{DEV}"
+        if not file.exists():
+            self.figures(place, plm)
+            with self.open(place, plm) as adapted:
+                perplexity = adapted.perplexity(place.job.dev)
+            # JSON has no infinity; null stands for it.
+            write_json(file, {"dev_perplexity": perplexity if math.isfinite(perplexity) else None})
+        found = read_json(file)["dev_perplexity"]
+        return math.inf if found is None else float(found)

@@ -1,0 +1,1 @@
+"""PEMA and what it is compared with, on one contract."""

@@ -1,0 +1,76 @@
+"""What the methods share that learn from an external memory: the PLM owner builds it, and keeps everything else."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pema.errors import ConfigError
+from pema.memory.build import build_memory
+from pema.memory.manifest import Dtype, Targets
+from pema.memory.reader import Memory
+from pema.methods.contract import Job, Method, Needs
+from pema.owner.contract import Contexts
+
+if TYPE_CHECKING:
+    from pema.owner.local import LocalPLM
+    from pema.tasks.example import Example
+    from pema.tasks.registry import Task
+
+MEMORY = "memory"
+
+
+@dataclass(frozen=True)
+class OnMemory(Method):
+    """A method that learns from (f(c_i), y_i) alone.
+
+    Attributes:
+        contexts: `teacher` or `predicted`.
+        targets: pairing in `predicted` mode: by `position`, or `aligned`.
+        dtype: storage of the memory.
+    """
+
+    shared: ClassVar[bool] = True
+
+    contexts: Contexts = "teacher"
+    targets: Targets = "position"
+    dtype: Dtype = "float16"
+
+    def __post_init__(self) -> None:
+        if self.contexts == "teacher" and self.targets == "aligned":
+            raise ConfigError(
+                "targets='aligned' is for contexts='predicted': teacher contexts agree with their targets."
+            )
+
+    @property
+    def needs(self) -> Needs:
+        """Representations and the LM head; in `teacher` mode whoever runs the PLM sees the targets."""
+        return Needs("none", targets_at_owner=self.contexts == "teacher", gradients=False)
+
+    @property
+    def prepared_by(self) -> Mapping[str, Any]:
+        """The memory's own settings."""
+        return {MEMORY: {name: getattr(self, name) for name in ("contexts", "targets", "dtype")}}
+
+    def prepare(self, plm: LocalPLM, job: Job, output: Path) -> None:
+        """Build the memory of the training examples."""
+        build_memory(
+            plm,
+            list(job.train),
+            job.task,
+            output / MEMORY,
+            contexts=self.contexts,
+            targets=self.targets,
+            dtype=self.dtype,
+        )
+
+
+@contextlib.contextmanager
+def memory_of(plm: LocalPLM, task: Task, examples: Sequence[Example]) -> Iterator[Memory]:
+    """A memory of `teacher` contexts, for as long as the block runs: to measure on, not to learn from."""
+    with tempfile.TemporaryDirectory(prefix="pema-measured-") as folder:
+        yield build_memory(plm, list(examples), task, Path(folder) / MEMORY, dtype="float32")

@@ -1,0 +1,142 @@
+"""PEMA as one method among others."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pema.adapter.config import TrainConfig, preset
+from pema.adapter.module import Adapter
+from pema.adapter.training import train
+from pema.errors import ConfigError
+from pema.evaluation.perplexity import perplexity
+from pema.files import size
+from pema.generation.decoding import Generated, decode
+from pema.generation.fitted import store_fitted
+from pema.generation.plugin import attach
+from pema.generation.schedule import LAMBDA_MAX, Schedule, choose_schedule
+from pema.memory.reader import Memory
+from pema.methods.contract import Adapted, Job, Trained
+from pema.methods.on_memory import MEMORY, OnMemory, memory_of
+from pema.owner.local import LocalPLM
+from pema.tasks.example import Example
+
+ADAPTER, LOG = "adapter", "training.jsonl"
+
+
+@dataclass(frozen=True)
+class PEMA(OnMemory):
+    """P = lambda_t P_PEMA + (1 - lambda_t) P_LM; every setting of `TrainConfig` may be given beside these.
+
+    Attributes:
+        preset: `paper` or `best`.
+        schedule: the mixture weight's course; None is what suits the contexts (`choose_schedule`).
+        lambda_max: the weight at the first token, for every schedule but `fitted`.
+        changes: settings of the adapter's training that differ from the preset's.
+    """
+
+    name: ClassVar[str] = "pema"
+
+    preset: str = "best"
+    schedule: str | None = None
+    lambda_max: float = LAMBDA_MAX
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        preset(self.preset, **self.changes)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """See `Method.of`; what is not a setting of the method is one of the adapter's training."""
+        own = {each.name for each in fields(cls)} - {"changes"}
+        budgeted = {"seed", "patience", "dev_fraction"} & settings.keys()
+        if budgeted:
+            raise ConfigError(f"{sorted(budgeted)[0]} belongs to the budget or to the run, not to a method's settings.")
+        changes = {name: value for name, value in settings.items() if name not in own}
+        return cls(**{name: value for name, value in settings.items() if name in own}, changes=changes)
+
+    def settings(self) -> dict[str, Any]:
+        """JSON-ready values of all settings, those of the training among the others."""
+        own = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "changes"}
+        return own | dict(self.changes)
+
+    @property
+    def trained_by(self) -> Mapping[str, Any]:
+        """All but the schedule: an adapter serves every one."""
+        return {name: value for name, value in self.settings().items() if name not in ("schedule", "lambda_max")}
+
+    def config(self, job: Job) -> TrainConfig:
+        """The settings of the adapter's training, within the budget."""
+        wanted = preset(self.preset, **self.changes)
+        budget = job.budget
+        return replace(
+            wanted,
+            seed=job.seed,
+            epochs=min(wanted.epochs, budget.epochs),
+            patience=budget.patience,
+            dev_fraction=budget.dev_fraction,
+        )
+
+    def train(self, job: Job, prepared: Path, output: Path) -> Trained:
+        """See `Method.train`; the memory and the head are all that it reads."""
+        memory = Memory.open(prepared / MEMORY)
+        config = self.config(job)
+        started = time.perf_counter()
+        adapter, figures = train(memory, config, output / ADAPTER)
+        if config.dp_epsilon is not None:
+            # Neither losses nor a schedule are read off the examples without noise.
+            return Trained(figures["parameters"], round(time.perf_counter() - started, 3))
+        store_fitted(adapter, memory, config, output / ADAPTER)
+        seconds = round(time.perf_counter() - started, 3)
+        return Trained(figures["parameters"], seconds, tuple(curve(output / ADAPTER / LOG)))
+
+    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:
+        """See `Method.open`."""
+        adapter = Adapter.from_pretrained(trained / ADAPTER)
+        schedule = choose_schedule(trained / ADAPTER, self.schedule, self.lambda_max, contexts=self.contexts)
+        return _Mixed(plm, job, adapter, schedule, trained / ADAPTER)
+
+
+class _Mixed(Adapted):
+    def __init__(self, plm: LocalPLM, job: Job, adapter: Adapter, schedule: Schedule, folder: Path) -> None:
+        self._plm, self._job, self._adapter, self._schedule = plm, job, adapter, schedule
+        self._folder = folder
+
+    @property
+    def disk_bytes(self) -> int:
+        return size(self._folder)
+
+    def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> Generated:
+        plm = self._plm
+        with attach(plm.model, self._adapter, plm.head(), self._schedule, description=plm.description) as attached:
+            return decode(plm, plm.model, sources, self._job.task, attached.inputs, batch_size=batch_size)
+
+    def perplexity(self, examples: Sequence[Example]) -> float:
+        with memory_of(self._plm, self._job.task, examples) as memory:
+            return perplexity(memory.view(), memory.head(), self._adapter, self._schedule)
+
+
+def curve(log: Path) -> list[dict[str, float]]:
+    """The learning curve in a training's log; see `Trained.curve`."""
+    points: list[dict[str, float]] = []
+    seconds = 0.0
+    for line in log.read_text(encoding="utf-8").splitlines():
+        event = json.loads(line)
+        if event["event"] == "start":
+            points.append({"epoch": 0, "seconds": 0.0, "held_out_loss": event["held_out"]["cross_entropy"]})
+        elif event["event"] == "epoch":
+            seconds += event["seconds"]
+            points.append(
+                {
+                    "epoch": event["epoch"],
+                    "seconds": round(seconds, 3),
+                    "train_loss": event["train"]["cross_entropy"],
+                    "held_out_loss": event["held_out"]["cross_entropy"],
+                }
+            )
+    return points

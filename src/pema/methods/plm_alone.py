@@ -1,0 +1,52 @@
+"""The PLM as it is, prompted with the task's template: what every adaptation starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from pema.evaluation.perplexity import perplexity
+from pema.generation.decoding import Generated, decode, plain
+from pema.methods.contract import Adapted, Job, Method, Needs, Trained
+from pema.methods.on_memory import memory_of
+from pema.owner.local import LocalPLM
+from pema.tasks.example import Example
+
+
+@dataclass(frozen=True)
+class PLMAlone(Method):
+    """P(y | c) = P_LM(y | c)."""
+
+    name: ClassVar[str] = "plm"
+    seeded: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> Needs:
+        """Nothing."""
+        return Needs("none", targets_at_owner=False, gradients=False)
+
+    def train(self, job: Job, prepared: Path, output: Path) -> Trained:
+        """Nothing to train."""
+        return Trained(0, 0.0)
+
+    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:
+        """See `Method.open`."""
+        return _Plain(plm, job)
+
+
+class _Plain(Adapted):
+    def __init__(self, plm: LocalPLM, job: Job) -> None:
+        self._plm, self._job = plm, job
+
+    @property
+    def disk_bytes(self) -> int:
+        return 0
+
+    def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> Generated:
+        return decode(self._plm, self._plm.model, sources, self._job.task, plain, batch_size=batch_size)
+
+    def perplexity(self, examples: Sequence[Example]) -> float:
+        with memory_of(self._plm, self._job.task, examples) as memory:
+            return perplexity(memory.view(), memory.head())

@@ -1,0 +1,21 @@
+"""The methods that pema knows by name."""
+
+from __future__ import annotations
+
+from pema.errors import ConfigError
+from pema.methods.contract import Method
+from pema.methods.pema import PEMA
+from pema.methods.plm_alone import PLMAlone
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (PLMAlone, PEMA)}
+
+
+def get_method(name: str) -> type[Method]:
+    """The method called `name`; `get_method(name).of(settings)` is one with its settings.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"method {name!r} is not known: choose one of {', '.join(METHODS)}.")
+    return METHODS[name]
