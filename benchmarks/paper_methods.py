@@ -183,8 +183,10 @@ def owner(shape: Shape, setting: Setting, device: torch.device, _memory: Path, _
 
     @torch.no_grad()
     def generate() -> Tensor:
-        tokens = {"max_new_tokens": setting.new_tokens, "min_new_tokens": setting.new_tokens}
-        made: Tensor = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, **tokens)
+        mask, tokens = torch.ones_like(prompt), setting.new_tokens
+        made: Tensor = model.generate(
+            input_ids=prompt, attention_mask=mask, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens
+        )
         finish(device)
         return made
 

@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="only these shapes")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="only these methods")
     parser.add_argument("--threads", type=int, default=Setting.threads, help="threads of torch")
-    parser.add_argument("--device", default=Setting.device, help="cpu, cuda, or auto: an accelerator where there is one")
+    parser.add_argument("--device", default=Setting.device, help="cpu, cuda, or auto")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="the results file")
     given = parser.parse_args()
     setting = Setting(threads=given.threads, device=given.device)

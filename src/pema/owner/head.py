@@ -314,7 +314,7 @@ ROWS = 4096
 
 def _read(path: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The tensors of a bundle, mapped from the file; W_hd in `dtype`."""
-    tensors = load_file(path)
+    tensors: dict[str, Tensor] = load_file(path)
     stored = tensors["weight"]
     if dtype is None or stored.dtype == dtype:
         return tensors
