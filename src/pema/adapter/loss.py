@@ -21,6 +21,12 @@ CHUNK_BYTES = {"cpu": 16 << 20}
 LEAST_ROWS = 256
 """Fewer rows than this make the matrix products slow; a chunk of it takes 256 / d of what W_hd takes."""
 
+WIDENED_BYTES = 1 << 28
+"""A W_hd that is stored in half precision and takes no more than this in float32 is widened once, which is faster."""
+
+PIECES = 8
+"""A piece of W_hd that is widened takes this part of a chunk's bytes: it is read again at once, from a core's cache."""
+
 
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the processor multiplies bfloat16 matrices itself; without that they are slower than float32."""
@@ -76,7 +82,8 @@ class CrossEntropy:
     Each chunk yields its loss and its gradient in one go: dL/dh = (softmax(W_hd h) - onehot(y)) W_hd / n. W_hd is
     frozen, so this is all that the backward pass needs, and the logits are dropped with the chunk.
 
-    A large W_hd that is stored in half precision stays so: for products in float32 it is widened a piece at a time.
+    A large W_hd that is stored in half precision stays so: for products in float32 it is widened a piece at a time,
+    which costs a few per cent of the time and halves its memory.
     """
 
     def __init__(
@@ -95,8 +102,9 @@ class CrossEntropy:
         weight, device = head.weight.detach(), head.weight.device
         self.V, d = weight.shape
         chunk_bytes = chunk_bytes or CHUNK_BYTES.get(device.type, 256 << 20)
-        self.rows, self.piece = (max(LEAST_ROWS, chunk_bytes // (4 * width)) for width in (self.V, d))
-        if bfloat16 or self.piece >= self.V:
+        self.rows = max(LEAST_ROWS, chunk_bytes // (4 * self.V))
+        self.piece = max(LEAST_ROWS, chunk_bytes // PIECES // (4 * d))
+        if bfloat16 or 4 * self.V * d <= WIDENED_BYTES:
             weight = weight.to(self.dtype)
         self.W_hd = weight.contiguous()
         self._logits = torch.empty(0, device=device)
