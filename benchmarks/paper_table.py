@@ -139,7 +139,9 @@ def signed(results: list[dict[str, Any]]) -> str:
         where = machine.get("accelerator") if result["device"] == "cuda" else machine["processor"]
         threads = result["signature"]["config"]["threads"]
         machines[f"{where}, {machine['cpu_capability']}, {threads} thread(s), torch {versions['torch']}"] = None
-    return "Made by `python -m benchmarks.paper_shape` on " + "; ".join(machines) + ".\n"
+    busiest = max((result["load_average"][0] for result in results if result["fits"]), default=0.0)
+    beside = f", with a load average of up to {busiest:.1f}" if busiest else ""
+    return "Made by `python -m benchmarks.paper_shape` on " + "; ".join(machines) + beside + ".\n"
 
 
 assert set(TITLES) | {"owner"} == set(METHODS)

@@ -158,6 +158,7 @@ def test_the_table_shows_measured_and_missing_methods():
     peaks = {"resident": 500_000_000, "anonymous": 400_000_000, "allocated": None}
     step = {"seconds_per_step": 1.5, "tokens_per_step": 256, "seconds_per_token": 1.5 / 256}
     pema = common | {"method": "pema-paper", "fits": True, "peak_bytes": peaks, "trainable_parameters": 2_097_152}
+    pema |= {"load_average": [1.5, 1.0, 0.5]}
     full = common | {"method": "full", "fits": False, "why": "needs at least 21.1 GB, 9.0 GB are free"}
     content = {"setting": Setting().to_dict(), "results": [pema | step, full]}
     text = paper_table.page(content)
@@ -165,6 +166,7 @@ def test_the_table_shows_measured_and_missing_methods():
     assert "| full fine-tuning, float32 | does not fit here; by arithmetic at least 21,052 |" in text
     assert "full fine-tuning, float32 (arithmetic) | 1/42.1 | < 1/40 | yes |" in text
     assert "| PEMA, preset `paper` | 478 | 477 |" in text
+    assert "torch 2, with a load average of up to 1.5." in text
 
 
 def test_the_memory_holds_W_hd_in_half_precision(tmp_path):  # noqa: N802

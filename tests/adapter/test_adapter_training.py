@@ -50,7 +50,8 @@ def test_training_teaches(name, vocabulary, tmp_path):
 
 
 def test_early_stopping_keeps_the_best_weights(memory, tmp_path):
-    config = preset("paper", epochs=60, batch_size=32, learning_rate=0.2, dropout=0.0, patience=2, kappa=0.0)
+    settings = {"dropout": 0.0, "patience": 2, "kappa": 0.0, "precision": "float32"}
+    config = preset("paper", epochs=60, batch_size=32, learning_rate=0.2, **settings)
     adapter, figures = train(memory, config, tmp_path / "adapter")
     _, held_out = memory.split(config.dev_fraction, config.seed)
     losses = [
