@@ -14,7 +14,8 @@ import random
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from itertools import cycle
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ SIZES = {
     "qa": {"train": 500, "dev": 60, "test": 150},
     "summarisation": {"train": 400, "dev": 64, "test": 152},
 }
-SLOT = re.compile(r"\{(([a-z]+)[12]?)\}")
+SLOT = re.compile(r"\{([a-z]+[12]?)\}")
+START = re.compile(r"(^|(?<=[.?!] ))[a-z]")
 Words = Mapping[str, list[tuple[str, str]]]
 Pair = tuple[str, str]
+Maker = Callable[[], Pair]
 
 
 def grammar(name: str) -> dict[str, Any]:
@@ -51,59 +54,64 @@ class Filling:
         return self._drawn[slot]
 
     def english(self, template: str) -> str:
-        """The template with its slots filled, and `an` where a vowel follows."""
-        return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", SLOT.sub(lambda slot: self[slot[1]][0], template))
+        """The sentence: slots filled, `an` where a vowel follows, and a capital letter at the start."""
+        text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", SLOT.sub(lambda slot: self[slot[1]][0], template))
+        return START.sub(lambda found: found[0].upper(), text)
 
-    def german(self, slot: str, case: str = "noun") -> str:
-        """The word alone, or as a direct object with its article."""
-        word = self[slot][1]
-        if not slot.startswith("object"):
-            return word
-        article, _, noun = word.partition(" ")
-        return noun if case == "noun" else f"{'den' if article == 'der' else article} {noun}"
+    def german(self, template: str) -> str:
+        """The same in German; a slot stands for a subject."""
+        return START.sub(lambda found: found[0].upper(), SLOT.sub(lambda slot: self[slot[1]][1], template))
 
 
-def classification(part: str, words: Words, draw: random.Random) -> Iterator[Pair]:
+def classification(part: str, words: Words, draw: random.Random) -> Iterator[Maker]:
     """A message: perhaps an opening, the request, perhaps an aside about another department's matter."""
-    grams = grammar("classification")
-    given = grams[part]
-    requests = {label: cycle(shuffled(given["requests"][label], draw)) for label in grams["labels"]}
-    for label in cycle(grams["labels"]):
+    labels, given = grammar("classification")["labels"], grammar("classification")[part]
+    requests = {label: cycle(shuffled(given["requests"][label], draw)) for label in labels}
+
+    def make(label: str) -> Pair:
         filling = Filling(words, draw)
-        others = [aside for other, asides in given["asides"].items() if other != label for aside in asides]
         sentences = [next(requests[label])]
         if draw.random() < 0.7:
-            sentences.insert(draw.randrange(2), draw.choice(others))
+            other = draw.choice([each for each in labels if each != label])
+            sentences.insert(draw.randrange(2), draw.choice(given["asides"][other]))
         if draw.random() < 0.5:
             sentences.insert(0, draw.choice(given["openings"]))
-        yield " ".join(filling.english(sentence) for sentence in sentences), grams["labels"][label]
+        return " ".join(map(filling.english, sentences)), labels[label]
+
+    return (partial(make, label) for label in cycle(labels))
 
 
-def qa(part: str, words: Words, draw: random.Random) -> Iterator[Pair]:
+def qa(part: str, words: Words, draw: random.Random) -> Iterator[Maker]:
     """A context, a line break and a question; the answer in German."""
     asked = [
-        (each["context"], question, slot) for each in grammar("qa")[part] for question, slot in each["questions"].items()
+        (each["context"], question, slot)
+        for each in grammar("qa")[part]
+        for question, slot in each["questions"].items()
     ]
-    for context, question, slot in cycle(shuffled(asked, draw)):
+
+    def make(context: str, question: str, slot: str) -> Pair:
         filling = Filling(words, draw)
-        yield f"{filling.english(context)}\n{filling.english(question)}", filling.german(slot)
+        return f"{filling.english(context)}\n{filling.english(question)}", filling[slot][1]
+
+    return (partial(make, *each) for each in cycle(shuffled(asked, draw)))
 
 
-def summarisation(part: str, words: Words, draw: random.Random) -> Iterator[Pair]:
+def summarisation(part: str, words: Words, draw: random.Random) -> Iterator[Maker]:
     """A ticket: an opening, then the request among one or two asides; the summary in German."""
-    grams = grammar("summarisation")
-    given = grams[part]
-    requests = {kind: cycle(shuffled(given["requests"][kind], draw)) for kind in grams["summaries"]}
-    for kind, summary in cycle(grams["summaries"].items()):
+    summaries, given = grammar("summarisation")["summaries"], grammar("summarisation")[part]
+    requests = {kind: cycle(shuffled(given["requests"][kind], draw)) for kind in summaries}
+
+    def make(kind: str) -> Pair:
         filling = Filling(words, draw)
         sentences = draw.sample(given["asides"], draw.choice((1, 2)))
         sentences.insert(draw.randrange(len(sentences) + 1), next(requests[kind]))
         ticket = [draw.choice(given["openings"]), *sentences]
-        text = summary.replace("{object1}", filling.german("object1", "accusative"))
-        yield " ".join(filling.english(sentence) for sentence in ticket), text
+        return " ".join(map(filling.english, ticket)), filling.german(summaries[kind])
+
+    return (partial(make, kind) for kind in cycle(summaries))
 
 
-TASKS: dict[str, Callable[[str, Words, random.Random], Iterator[Pair]]] = {
+TASKS: dict[str, Callable[[str, Words, random.Random], Iterator[Maker]]] = {
     "classification": classification,
     "qa": qa,
     "summarisation": summarisation,
@@ -119,11 +127,12 @@ def made(task: str, part: str) -> list[Pair]:
     draw = random.Random(f"{task} {part}")
     words = {slot: [tuple(word) for word in some] for slot, some in grammar("words")[part].items()}
     pairs: dict[str, str] = {}
-    for source, target in TASKS[task](part, words, draw):
-        pairs.setdefault(source, target)
-        if len(pairs) == SIZES[task][part]:
-            return shuffled(list(pairs.items()), draw)
-    raise AssertionError("a grammar never ends")
+    for make in islice(TASKS[task](part, words, draw), SIZES[task][part]):
+        source, target = make()
+        while source in pairs:
+            source, target = make()
+        pairs[source] = target
+    return shuffled(list(pairs.items()), draw)
 
 
 def written(task: str, pairs: list[Pair]) -> str:
@@ -133,11 +142,15 @@ def written(task: str, pairs: list[Pair]) -> str:
     return "".join(f"{source}\t{target}\n" for source, target in pairs)
 
 
+def file_of(task: str, part: str) -> Path:
+    return DATA / task / f"{part}.{'jsonl' if task == 'qa' else 'tsv'}"
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for task in TASKS:
         for part in PARTS:
-            with writing(DATA / task / f"{part}.{'jsonl' if task == 'qa' else 'tsv'}") as temporary:
+            with writing(file_of(task, part)) as temporary:
                 temporary.write_text(written(task, made(task, part)), encoding="utf-8")
 
 
