@@ -16,6 +16,7 @@ from pema.errors import ConfigError, ExternalMemoryError
 from pema.memory.manifest import HEAD, RESTORE, Manifest, require_complete
 from pema.memory.shard import DTYPES, Integers, ShardFile, restore
 from pema.owner.head import Head
+from pema.tasks.held_out import draw_held_out
 
 BUFFER_BYTES = 1 << 26
 """Stored representations that are in RAM at a time, for shuffling."""
@@ -131,13 +132,8 @@ class Memory:
         Raises:
             ConfigError: the fraction is not between 0 and 1, or there is only one example.
         """
-        if not 0 < dev_fraction < 1:
-            raise ConfigError(f"dev_fraction={dev_fraction} must lie between 0 and 1.")
-        if self.examples < 2:
-            raise ConfigError(f"{self.path} holds {self.examples} example: a split needs at least two.")
-        held_out = min(max(round(self.examples * dev_fraction), 1), self.examples - 1)
-        order = np.random.default_rng(seed).permutation(self.examples)
-        return View(self, np.sort(order[held_out:])), View(self, np.sort(order[:held_out]))
+        train, held_out = draw_held_out(self.examples, dev_fraction, seed, str(self.path))
+        return View(self, train), View(self, held_out)
 
 
 @dataclass(frozen=True)
