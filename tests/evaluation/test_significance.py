@@ -9,7 +9,7 @@ from pema.errors import ConfigError, DataError
 from pema.evaluation.answers import exact_match
 from pema.evaluation.evaluate import get_metric
 from pema.evaluation.formality import FormalityAccuracy
-from pema.evaluation.significance import paired_bootstrap, resample
+from pema.evaluation.significance import compare_means, paired_bootstrap, resample
 
 WORDS = ["the", "cat", "sat", "on", "the", "mat", "and", "saw", "a", "small", "house", "near", "the", "river"]
 
@@ -103,3 +103,32 @@ def test_what_cannot_be_compared():
         paired_bootstrap(exact_match(), ["a"], ["a"], ["a"], samples=0)
     with pytest.raises(DataError, match="not aligned: 1 baseline, 2 system, 1 references"):
         paired_bootstrap(exact_match(), ["a"], ["a", "b"], ["a"])
+
+
+def test_means_of_one_run_each_are_the_paired_bootstrap():
+    references, baseline, system = corpus()
+    metric = get_metric("bleu")
+    single = paired_bootstrap(metric, baseline, system, references, samples=200)
+    intervals, differences = compare_means(metric, {"a": [baseline], "b": [system]}, references, "a", samples=200)
+    assert intervals["b"].mean == single.system.value
+    assert intervals["b"].std is None
+    assert vars(differences["b"]) == {name: getattr(single, name) for name in vars(differences["b"])}
+    assert set(differences) == {"b"}
+
+
+def test_a_mean_over_runs_is_resampled_with_all_of_them():
+    references, low, _ = corpus()
+    metric = get_metric("f1")
+    right = list(references)
+    intervals, _ = compare_means(metric, {"both": [right, low]}, references, None, samples=300)
+    alone, _ = compare_means(metric, {"one": [low]}, references, None, samples=300)
+    both, one = intervals["both"], alone["one"]
+    assert both.mean == pytest.approx((100 + one.mean) / 2)
+    assert both.low == pytest.approx((100 + one.low) / 2)
+    assert both.high == pytest.approx((100 + one.high) / 2)
+    assert both.std == pytest.approx((100 - one.mean) / 2**0.5)
+
+
+def test_systems_that_are_not_aligned_are_refused():
+    with pytest.raises(DataError, match="not aligned"):
+        compare_means(get_metric("bleu"), {"short": [["one"]]}, ["one", "two"], None)

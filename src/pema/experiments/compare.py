@@ -115,6 +115,7 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
         experiment.task,
         generated.texts,
         [example.target for example in test],
+        sources=[example.source for example in test],
         annotated=experiment.data.annotated.get("test"),
         metrics=experiment.metrics,
     )

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from pema.errors import ConfigError, DataError, PemaError
-from pema.evaluation.evaluate import FORMALITY, METRICS
+from pema.evaluation.evaluate import FORMALITY, get_metric
+from pema.evaluation.style import is_style
 from pema.experiments.data import SUPPORT, Data, support_data
 from pema.methods.contract import Budget, Method
 from pema.methods.registry import get_method
-from pema.tasks.readers import read_examples, read_lines
+from pema.tasks.example import Example
+from pema.tasks.gyafc import read_gyafc
+from pema.tasks.readers import HUB, read_examples, read_lines
 from pema.tasks.registry import Task, get_task
 
 Kind = Literal["compare", "sweep"]
@@ -171,10 +174,8 @@ def _experiment(table: _Table, name: str, kind: Kind, root: Path) -> Experiment:
     data = _data(table.table("data"), task.name, root)
     metrics = tuple(table.take("metrics", list, [*task.metrics, *([FORMALITY] if "test" in data.annotated else [])]))
     for metric in metrics:
-        if metric not in (*METRICS, FORMALITY):
-            raise ConfigError(f"metric {metric!r} is not known: choose among {', '.join((*METRICS, FORMALITY))}.")
-    if FORMALITY in metrics and "test" not in data.annotated:
-        raise ConfigError(f"metric {FORMALITY!r} needs annotated test data: give formal and informal in [data] test.")
+        if not is_style(str(metric)):  # its classifier is loaded when there is something to classify
+            get_metric(str(metric), data.annotated.get("test"))
     if not metrics:
         raise ConfigError("metrics is empty: name at least one.")
     experiment = Experiment(
@@ -232,22 +233,26 @@ def _data(table: _Table, task: str, root: Path) -> Data:
         formal, informal = (given.take(key, str, None) for key in ("formal", "informal"))
         if (formal is None) != (informal is None):
             raise ConfigError(f"[data] {part}: give formal and informal, both or neither.")
-        parts[part] = tuple(read_examples(**_arguments(given, root)))
+        parts[part] = tuple(_examples(given, root))
         if formal is not None:
             annotated[part] = (read_lines(root / formal), read_lines(root / informal))
     table.end()
     return Data(name, task, parts["train"], parts["dev"], parts["test"], annotated)
 
 
-def _arguments(table: _Table, root: Path) -> dict[str, Any]:
-    """The arguments of `read_examples`, with paths that start from `root`."""
-    found: dict[str, Any] = {}
-    for key in ("source_field", "target_field"):
-        found[key] = table.take(key, str, key.partition("_")[0])
-    found["limit"] = table.take("limit", int, None)
-    keep: Callable[[str], str] = lambda value: value if value.startswith("hf:") else str(root / value)  # noqa: E731
-    for key in ("data", "source", "target"):
-        value = table.take(key, str, None)
-        found[key] = None if value is None else keep(value)
+def _examples(table: _Table, root: Path) -> list[Example]:
+    """The examples that the keyword arguments of `read_examples` or `read_gyafc` name; paths start from `root`."""
+    limit = table.take("limit", int, None)
+    gyafc = table.take("gyafc", str, None)
+    if gyafc is not None:
+        part, domain = table.take("part", str), table.take("domain", str, None)
+        reference = table.take("reference", int, 0)
+        table.end()
+        return read_gyafc(root / gyafc, part=part, domain=domain, reference=reference, limit=limit)
+    paths: dict[str, Any] = {key: table.take(key, str, None) for key in ("data", "source", "target")}
+    names = {key: table.take(key, str, key.partition("_")[0]) for key in ("source_field", "target_field")}
     table.end()
-    return found
+    for key, value in paths.items():
+        if value is not None and not value.startswith(HUB):
+            paths[key] = root / value
+    return read_examples(**paths, **names, limit=limit)

@@ -9,15 +9,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pema.console import note
 from pema.errors import MismatchError
+from pema.evaluation.elsewhere import ScoredElsewhere
 from pema.evaluation.evaluate import get_metric
+from pema.evaluation.score import Metric
 from pema.evaluation.significance import SAMPLES, SEED, compare_means
 from pema.experiments.config import Experiment
 from pema.files import read_json, write_json, writing
 from pema.signature import signature
 from pema.tasks.readers import read_lines
 
-EXPERIMENT, COMPARISON, TEST = "experiment.json", "comparison.json", "examples.jsonl"
+EXPERIMENT, COMPARISON, TEST, COMET = "experiment.json", "comparison.json", "examples.jsonl", "comet"
 SIGNIFICANT = 0.05
 
 
@@ -86,14 +89,17 @@ def write_comparison(folder: Path, experiment: Experiment, runs: Mapping[str, Se
         experiment: its metrics and reference.
         runs: names of each label's runs, in the order of the table.
     """
-    references = [example.target for example in experiment.data.test]
+    data = experiment.data
+    references = [example.target for example in data.test]
     systems = {label: [read_lines(folder / f"{name}.txt") for name in names] for label, names in runs.items()}
     rows: dict[str, dict[str, Any]] = {
         label: {"label": label, "seeds": len(names), "metrics": {}} for label, names in runs.items()
     }
+    sources = [example.source for example in data.test]
+    metrics = {name: get_metric(name, data.annotated.get("test"), sources=sources) for name in experiment.metrics}
+    metrics |= _comet(folder, [name for names in runs.values() for name in names])
     differences = []
-    for name in experiment.metrics:
-        metric = get_metric(name, experiment.data.annotated.get("test"))
+    for name, metric in metrics.items():
         intervals, found = compare_means(metric, systems, references, experiment.reference)
         for label, interval in intervals.items():
             rows[label]["metrics"][name] = asdict(interval)
@@ -111,3 +117,16 @@ def write_comparison(folder: Path, experiment: Experiment, runs: Mapping[str, Se
     comparison = {"rows": list(rows.values()), "differences": differences, "signature": signature(config, SEED)}
     write_json(folder / COMPARISON, comparison)
     return comparison
+
+
+def _comet(folder: Path, runs: Sequence[str]) -> dict[str, Metric]:
+    """The scores that `recipes/comet_score.py` left in the folder `comet`, where it scored every run."""
+    files = [folder / COMET / f"{name}.json" for name in runs]
+    missing = [file.name for file in files if not file.exists()]
+    if len(missing) == len(files):
+        return {}
+    if missing:
+        note(f"{folder / COMET} lacks {', '.join(missing)}: its scores are left out of the comparison.")
+        return {}
+    metric = ScoredElsewhere(files)
+    return {metric.name: metric}

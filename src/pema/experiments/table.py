@@ -32,7 +32,8 @@ def comparison_tables(folder: Path) -> list[Table]:
     quality, costs = Table(title=experiment["title"]), Table()
     for table in (quality, costs):
         table.add_column("")
-    for name in experiment["metrics"]:
+    metrics = list(comparison["rows"][0]["metrics"])
+    for name in metrics:
         quality.add_column(NAMES.get(name, name), justify="right")
     for title in ("trained", "peak memory", "training", "a token", "disk"):
         costs.add_column(title, justify="right")
@@ -40,7 +41,7 @@ def comparison_tables(folder: Path) -> list[Table]:
     for row in comparison["rows"]:
         results = [read_json(folder / f"{name}.json") for name in runs[row["label"]]]
         differences = [each for each in comparison["differences"] if each["label"] == row["label"]]
-        scores = (_score(row["metrics"][name], differences, name) for name in experiment["metrics"])
+        scores = (_score(row["metrics"][name], differences, name) for name in metrics)
         quality.add_row(row["label"], *scores)
         costs.add_row(row["label"], *_costs(results), needs_in_words(results[0]["needs"]))
     quality.caption = "mean over seeds ± standard deviation (95 % interval over test sentences)"

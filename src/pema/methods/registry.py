@@ -5,13 +5,14 @@ from __future__ import annotations
 from pema.errors import ConfigError
 from pema.methods.contract import Method
 from pema.methods.full import FullFineTuning
+from pema.methods.knn import KNN
 from pema.methods.offsite import OffsiteTuning
 from pema.methods.peft_methods import IA3, LoRA, PrefixTuning
 from pema.methods.pema import PEMA
 from pema.methods.plm_alone import PLMAlone
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (PLMAlone, PEMA, FullFineTuning, LoRA, IA3, PrefixTuning, OffsiteTuning)
+    method.name: method for method in (PLMAlone, PEMA, KNN, FullFineTuning, LoRA, IA3, PrefixTuning, OffsiteTuning)
 }
 
 

@@ -1,0 +1,197 @@
+"""Comparisons and sweeps from end to end, on a tiny PLM: what is run, what is skipped, what is left behind."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+from tests.tiny import build_model, build_tokenizer
+
+from pema.cli import main
+from pema.errors import AdapterError, MismatchError
+from pema.experiments import compare, training_process
+from pema.experiments.compare import run_experiment
+from pema.experiments.config import read_config
+from pema.files import read_json
+
+CONFIG = """
+title = "Tiny"
+plm = "PLM"
+seeds = [0, 1]
+reference = "alone"
+metrics = ["chrf", "bleu"]
+[data]
+name = "made"
+train = { data = "train.tsv" }
+dev = { data = "dev.tsv" }
+test = { data = "test.tsv" }
+[budget]
+epochs = 2
+[[methods]]
+label = "alone"
+method = "plm"
+[[methods]]
+label = "PEMA"
+method = "pema"
+settings = { rank = 16, schedule = "constant", lambda_max = 1.0 }
+grid = { learning_rate = [1e-6, 3e-2] }
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    build_model(seed=3).save_pretrained(folder / "plm")
+    build_tokenizer().save_pretrained(folder / "plm")
+    for part, numbers in (("train", range(20)), ("dev", range(20, 23)), ("test", range(30, 34))):
+        rows = "".join(f"the house {i}\tdas Haus {i}\n" for i in numbers)
+        (folder / f"{part}.tsv").write_text(rows, encoding="utf-8")
+    (folder / "tiny.toml").write_text(CONFIG.replace("PLM", str(folder / "plm"), 1), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(folder):
+    experiment = read_config(folder / "tiny.toml", "compare")
+    return experiment, run_experiment(experiment, folder / "results", folder / "work")
+
+
+def results(folder):
+    return {path.stem: read_json(path) for path in (folder / "results" / "tiny").glob("*seed*.json")}
+
+
+def test_one_result_a_run_and_one_for_a_method_without_seeds(folder, compared):
+    found = results(folder)
+    assert set(found) == {"alone-seed0", "pema-seed0", "pema-seed1"}
+    for name, result in found.items():
+        assert result["run"] == name
+        assert set(result["scores"]) == {"chrf", "bleu"}
+        assert result["signature"]["config"]["data_sha256"]
+        assert len((folder / "results" / "tiny" / f"{name}.txt").read_text(encoding="utf-8").splitlines()) == 4
+
+
+def test_the_grid_is_decided_on_dev_with_the_first_seed(folder, compared):
+    result = results(folder)["pema-seed1"]
+    tried = {trial["settings"]["learning_rate"]: trial["dev_perplexity"] for trial in result["trials"]}
+    assert set(tried) == {1e-6, 3e-2}
+    assert tried[3e-2] < tried[1e-6]
+    assert result["settings"]["learning_rate"] == 3e-2
+    assert result["trials"] == results(folder)["pema-seed0"]["trials"]
+
+
+def test_costs_are_measured(folder, compared):
+    costs = results(folder)["pema-seed0"]["costs"]
+    assert costs["trainable_parameters"] == 2 * 16 * 32
+    assert costs["train_seconds"] > 0
+    assert costs["prepare_seconds"] > 0
+    assert costs["seconds_per_token"] > 0
+    assert costs["disk_bytes"] > 2 * 16 * 32 * 4
+    assert 0 < costs["train_peak_bytes"] < 1e9
+    alone = results(folder)["alone-seed0"]
+    assert alone["costs"]["trainable_parameters"] == alone["costs"]["disk_bytes"] == 0
+
+
+def test_the_comparison_is_that_of_the_results(folder, compared):
+    _, comparison = compared
+    found = results(folder)
+    (alone, pema) = comparison["rows"]
+    assert alone["metrics"]["chrf"]["std"] is None
+    mean = (found["pema-seed0"]["scores"]["chrf"]["value"] + found["pema-seed1"]["scores"]["chrf"]["value"]) / 2
+    assert pema["metrics"]["chrf"]["mean"] == pytest.approx(mean)
+    (difference,) = [each for each in comparison["differences"] if each["metric"] == "chrf"]
+    assert difference["difference"] == pytest.approx(mean - alone["metrics"]["chrf"]["mean"])
+    assert difference["significant"] == (difference["p_value"] < 0.05)
+
+
+def test_finished_runs_are_skipped_and_the_table_is_the_same(folder, compared, monkeypatch):
+    experiment, comparison = compared
+    monkeypatch.setattr(compare, "evaluate", None)  # whatever ran would need it
+    monkeypatch.setattr(training_process, "train_in_process", None)
+    again = run_experiment(experiment, folder / "results", folder / "work")
+    assert again["rows"] == comparison["rows"]
+    assert again["differences"] == comparison["differences"]
+
+
+def test_what_was_trained_is_used_by_another_experiment(folder, compared, monkeypatch):
+    monkeypatch.setattr("pema.experiments.workplace.train_in_process", None)
+    text = (folder / "tiny.toml").read_text(encoding="utf-8").replace("lambda_max = 1.0", "lambda_max = 0.5")
+    (folder / "half.toml").write_text(text.replace("[1e-6, 3e-2]", "[3e-2]"), encoding="utf-8")
+    run_experiment(read_config(folder / "half.toml", "compare"), folder / "results", folder / "work")
+    assert (folder / "results" / "half" / "pema-seed1.json").exists()
+
+
+def test_a_result_of_other_settings_is_refused_by_name(folder, compared):
+    changed = (folder / "tiny.toml").read_text(encoding="utf-8").replace("rank = 16", "rank = 8")
+    (folder / "changed.toml").write_text('name = "tiny"\n' + changed, encoding="utf-8")
+    with pytest.raises(MismatchError, match=r"pema-seed0.json was made with another settings: .*16.*not.*8"):
+        run_experiment(read_config(folder / "changed.toml", "compare"), folder / "results", folder / "work")
+
+
+def test_a_failed_training_leaves_no_result(folder, compared):
+    text = (folder / "tiny.toml").read_text(encoding="utf-8").replace("[1e-6, 3e-2]", "[1e30]")
+    (folder / "diverged.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(AdapterError, match=r"pema: the .*loss is .*training diverged"):
+        run_experiment(read_config(folder / "diverged.toml", "compare"), folder / "results", folder / "work")
+    left = [path.name for path in (folder / "results" / "diverged").iterdir()]
+    assert sorted(left) == ["alone-seed0.json", "alone-seed0.txt"]
+    assert not list((folder / "work" / "trained").glob("*.partial"))
+
+
+def test_a_training_that_is_killed_says_so(folder, compared, monkeypatch):
+    def killed(command, **options):
+        return subprocess.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], **options)
+
+    monkeypatch.setattr(training_process, "subprocess", type("s", (), {"run": killed, "DEVNULL": -3, "PIPE": -1}))
+    text = (folder / "tiny.toml").read_text(encoding="utf-8").replace("rank = 16", "rank = 4")
+    (folder / "killed.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(AdapterError, match=r"the training process was killed by signal 9 .* Is there enough memory"):
+        run_experiment(read_config(folder / "killed.toml", "compare"), folder / "results", folder / "work")
+
+
+def test_a_sweep_reports_every_point(folder, compared, capsys, monkeypatch):
+    text = (folder / "tiny.toml").read_text(encoding="utf-8").replace("seeds = [0, 1]", "seeds = [0]")
+    text = text.replace("rank = 16, ", "rank = 16, learning_rate = 3e-2, ")
+    text = text.replace("learning_rate = [1e-6, 3e-2]", "examples = [10, 20]")
+    (folder / "swept.toml").write_text(text, encoding="utf-8")
+    arguments = ["sweep", str(folder / "swept.toml"), "-o", str(folder / "results"), "--work", str(folder / "work")]
+    monkeypatch.setattr("sys.argv", ["pema", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    shown = capsys.readouterr().out
+    assert "PEMA, examples=10" in shown
+    assert "PEMA, examples=20" in shown
+    common = read_json(folder / "results" / "swept" / "experiment.json")
+    assert common["axes"] == {"examples": [10, 20]}
+    assert common["methods"] == ["alone", "PEMA, examples=10", "PEMA, examples=20"]
+    few, all_ = (read_json(folder / "results" / "swept" / f"pema-examples={n}-seed0.json") for n in (10, 20))
+    assert few["dev_perplexity"] != all_["dev_perplexity"]
+    assert few["trials"] == []
+
+
+def test_the_examples_lie_beside_the_outputs(folder, compared):
+    lines = (folder / "results" / "tiny" / "examples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["source"] for line in lines] == [f"the house {i}" for i in range(30, 34)]
+
+
+def test_comet_scores_join_the_comparison_when_every_run_has_them(folder, compared, monkeypatch):
+    from pema.evaluation.elsewhere import digest
+    from pema.tasks.readers import read_lines
+
+    experiment, _ = compared
+    place = folder / "results" / "tiny"
+    (place / "comet").mkdir()
+    references = [example.target for example in experiment.data.test]
+    for number, name in enumerate(("alone-seed0", "pema-seed0", "pema-seed1")):
+        scores = {
+            "metric": "comet",
+            "segments": [number / 2] * 4,
+            "signature": "made",
+            "hypotheses_sha256": digest(read_lines(place / f"{name}.txt")),
+            "references_sha256": digest(references),
+        }
+        (place / "comet" / f"{name}.json").write_text(json.dumps(scores), encoding="utf-8")
+        found = run_experiment(experiment, folder / "results", folder / "work")
+        assert ("comet" in found["rows"][0]["metrics"]) == (number == 2)
+    assert math.isclose(found["rows"][1]["metrics"]["comet"]["mean"], 0.75)

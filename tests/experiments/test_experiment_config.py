@@ -1,0 +1,132 @@
+"""What a comparison's file may hold, and what is refused by name."""
+
+import pytest
+
+from pema.errors import ConfigError, DataError
+from pema.experiments.config import made, read_config
+
+WHOLE = """
+title = "A comparison"
+plm = "embedded"
+seeds = [0, 1]
+reference = "alone"
+[data]
+name = "made"
+train = { data = "train.tsv" }
+dev = { data = "dev.tsv", limit = 2 }
+test = { source = "test.en", target = "test.de" }
+[budget]
+trials = 2
+epochs = 3
+[[methods]]
+label = "alone"
+method = "plm"
+[[methods]]
+label = "PEMA"
+method = "pema"
+settings = { preset = "paper", examples = 2 }
+grid = { learning_rate = [1e-3, 1e-4] }
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for part in ("train", "dev"):
+        rows = "".join(f"the {part} {i}\tdas {part} {i}\n" for i in range(4))
+        (tmp_path / f"{part}.tsv").write_text(rows, encoding="utf-8")
+    for side in ("en", "de"):
+        (tmp_path / f"test.{side}").write_text(f"one {side}\ntwo {side}\n", encoding="utf-8")
+    return tmp_path
+
+
+def read(folder, text=WHOLE, kind="compare", **options):
+    file = folder / "small.toml"
+    file.write_text(text, encoding="utf-8")
+    return read_config(file, kind, **options)
+
+
+def test_a_whole_one(folder):
+    found = read(folder)
+    assert (found.name, found.title, found.seeds, found.reference) == ("small", "A comparison", (0, 1), "alone")
+    assert found.metrics == ("bleu", "chrf")
+    assert [len(part) for part in (found.data.train, found.data.dev, found.data.test)] == [4, 2, 2]
+    assert (found.budget.trials, found.budget.epochs, found.budget.patience) == (2, 3, 3)
+    pema = found.entries[1]
+    assert [candidate["learning_rate"] for candidate in pema.candidates()] == [1e-3, 1e-4]
+    assert made(pema.method, next(pema.candidates())).changes == {"learning_rate": 1e-3}
+
+
+def test_data_start_from_the_data_root(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    assert read_config_from(elsewhere, folder).data.train
+    with pytest.raises(DataError, match=r"train\.tsv"):
+        read(elsewhere)
+
+
+def read_config_from(configs, data):
+    file = configs / "small.toml"
+    file.write_text(WHOLE, encoding="utf-8")
+    return read_config(file, "compare", data)
+
+
+def test_the_data_that_the_package_ships(folder):
+    data = WHOLE.split("[data]")[0] + '[data]\nname = "support"\n' + WHOLE[WHOLE.index("[budget]") :]
+    found = read(folder, data)
+    assert found.metrics == ("bleu", "chrf", "formality_accuracy")
+    assert len(found.data.train) == 500
+
+
+def test_annotated_references(folder):
+    for register in ("formal", "informal"):
+        (folder / register).write_text("[F]Sie[/F]\n[F]Sie[/F]\n", encoding="utf-8")
+    test = 'target = "test.de", formal = "formal", informal = "informal"'
+    assert read(folder, WHOLE.replace('target = "test.de"', test)).metrics[-1] == "formality_accuracy"
+
+
+def test_a_sweep_may_have_more_points_than_trials(folder):
+    many = WHOLE.replace("[1e-3, 1e-4]", "[1e-3, 1e-4, 1e-5]")
+    assert len(list(read(folder, many, "sweep").entries[1].candidates())) == 3
+    with pytest.raises(ConfigError, match=r"PEMA: 3 candidates are more than the budget's trials=2"):
+        read(folder, many)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('title = "A', 'titel = "A', r"small.toml: 'titel' in the file means nothing"),
+        ('title = "A comparison"', "title = 3", "title in the file must be of type str, not 3"),
+        ("seeds = [0, 1]", "seeds = [1, 1]", r"seeds \[1, 1\] must be one or more different numbers"),
+        ('reference = "alone"', 'reference = "none"', "reference 'none' is no label: choose one of alone, PEMA"),
+        ('name = "made"', "", r"'name' is missing in \[data\]"),
+        ('title = "A comparison"', 'name = "../up"', "name '../up' becomes a folder"),
+        ('title = "A comparison"', 'metrics = ["blue"]', "no metric is called 'blue'"),
+        ('title = "A comparison"', 'metrics = ["formality_accuracy"]', "needs formal and informal references"),
+        ('title = "A comparison"', "metrics = []", "metrics is empty"),
+        ("limit = 2", "lines = 2", r"'lines' in \[data\] dev means nothing"),
+        ("limit = 2", 'formal = "dev.tsv"', r"\[data\] dev: give formal and informal, both or neither"),
+        ("trials = 2", "trails = 2", r"'trails' in \[budget\] means nothing"),
+        ("epochs = 3", "epochs = 0", "budget: epochs must be at least 1, not 0"),
+        ('label = "PEMA"', 'label = "alone"', "two methods are labelled 'alone'"),
+        ('method = "pema"', 'method = "pemma"', "method 'pemma' is not known"),
+        ("learning_rate = [1e-3, 1e-4]", "learning_rate = 1e-3", "PEMA: grid.learning_rate must be a list"),
+        ("learning_rate = [1e-3, 1e-4]", 'preset = ["best"]', "PEMA: 'preset' is given in settings and in grid"),
+        ("learning_rate = [1e-3, 1e-4]", "leraning_rate = [1e-3]", "PEMA: .*leraning_rate"),
+        ('preset = "paper"', 'preset = "papers"', "PEMA: preset 'papers' is not known"),
+        ("examples = 2", 'learning_rate = "fast"', "PEMA: .*learning_rate"),
+        ("[budget]", "[budget", "small.toml is not TOML"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_by_name(folder, old, new, message):
+    assert WHOLE.count(old) >= 1
+    with pytest.raises(ConfigError, match=message):
+        read(folder, WHOLE.replace(old, new, 1))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match=r"none.toml cannot be read"):
+        read_config(tmp_path / "none.toml", "compare")
+
+
+def test_nothing_to_run(folder):
+    with pytest.raises(ConfigError, match="there is nothing to run"):
+        read(folder, WHOLE[: WHOLE.index("[[methods]]")].replace('reference = "alone"', ""))
