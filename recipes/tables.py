@@ -11,11 +11,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks import paper_table
+
 from pema.experiments.setting import Setting
 from pema.files import read_json, writing
 
 ROOT = Path(__file__).parent.parent
 RESULTS, BENCHMARKS = ROOT / "results", ROOT / "benchmarks" / "results"
+PAPER_SHAPE = BENCHMARKS / "paper_shape.json"
 BEGIN, END = "<!-- begin results -->\n", "<!-- end results -->\n"
 
 LABELS = {
@@ -122,7 +125,7 @@ def benchmarks() -> str:
     text = "### Benchmarks\n\n" + row(["benchmark", "measured", "value", "against", "ratio", "aim", "met"])
     text += row(["---"] * 7)
     found: dict[str, Any] = {}
-    for file in sorted(BENCHMARKS.rglob("*.json")):
+    for file in sorted(set(BENCHMARKS.rglob("*.json")) - {PAPER_SHAPE}):
         found = read_json(file)
         name = found["benchmark"]
         if name == "reconstruction":
@@ -252,6 +255,11 @@ def paper() -> str:
     return text + source(alone[0], "python -m recipes.real_input DATA --only wmt22 --plm PLM") + "\n"
 
 
+def paper_shape() -> str:
+    """Memory and time at the paper's shape."""
+    return paper_table.page(read_json(PAPER_SHAPE))
+
+
 def results() -> str:
     """The README's figures."""
     parts = ((RESULTS / "demo.json", demo), (RESULTS / "real_input", real_input), (BENCHMARKS, benchmarks))
@@ -263,6 +271,7 @@ BLOCKS = {
     ROOT / "docs" / "presets.md": presets,
     ROOT / "docs" / "masked-head.md": masked_head,
     ROOT / "docs" / "paper.md": paper,
+    ROOT / "docs" / "paper-shape.md": paper_shape,
     ROOT / "docs" / "private-training.md": private,
 }
 

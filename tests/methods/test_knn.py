@@ -117,6 +117,13 @@ def test_the_distribution_is_that_of_a_slow_loop(plm, index, pairs):
     assert torch.allclose(found.sum(1), torch.ones(9), atol=1e-5)
 
 
+def test_few_queries_and_many_find_the_same(index):
+    f = torch.randn(9, 32, generator=torch.Generator().manual_seed(5))
+    together, apart = index.search(f, 6), [index.search(row[None], 6) for row in f]
+    assert torch.equal(together.targets, torch.cat([one.targets for one in apart]))
+    assert torch.allclose(together.distances, torch.cat([one.distances for one in apart]), rtol=1e-4)
+
+
 def test_more_neighbours_than_pairs_are_all_pairs(index, pairs):
     assert index.search(torch.zeros(2, 32), 10_000).targets.shape == (2, len(pairs))
 

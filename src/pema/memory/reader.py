@@ -96,14 +96,17 @@ class Memory:
         """Width of the head's input, and of the representations in a `Batch`."""
         return self.manifest.plm.d
 
-    def head(self) -> Head:
+    def head(self, dtype: torch.dtype | None = None) -> Head:
         """The head bundle that lies beside the shards.
+
+        Args:
+            dtype: what W_hd is cast to while it is read; as stored where None.
 
         Raises:
             OwnerError, MismatchError: it is damaged.
             ExternalMemoryError: it is not the head of the memory's PLM.
         """
-        head = Head.load(self.path / HEAD)
+        head = Head.load(self.path / HEAD, dtype)
         if head.fingerprint != self.manifest.plm.head_fingerprint:
             raise ExternalMemoryError(
                 f"{self.path / HEAD} is not the head of {self.manifest.plm.name} (its fingerprint differs): {RESTORE}"

@@ -48,7 +48,7 @@ class OffsiteTuning(FineTuning):
     name: ClassVar[str] = "offsite"
     shared: ClassVar[bool] = True
 
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     adapters: int | None = None
     keep: float = 0.5
     distil_steps: int = 0

@@ -1,0 +1,145 @@
+"""The made tasks: what the recipe writes, split without leakage, and with nothing to be had for free."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+from recipes.made_tasks import DATA, PARTS, SIZES, SLOT, TASKS, file_of, grammar, made, written
+
+from pema.experiments.config import read_config
+from pema.owner.local import LocalPLM
+from pema.tasks.readers import read_examples
+from pema.tasks.registry import get_task
+
+CONFIGS = DATA.parent.parent / "tasks"
+EVERY = [(task, part) for task in TASKS for part in PARTS]
+PAIRS = [("dev", "train"), ("test", "train"), ("test", "dev")]
+
+
+def examples(task: str, part: str) -> list[tuple[str, str]]:
+    return [(example.source, example.target) for example in read_examples(data=file_of(task, part))]
+
+
+def templates(task: str, part: str) -> list[str]:
+    """Every sentence of the part's grammar, its slots open."""
+    given = grammar(task)[part]
+    if task == "qa":
+        return [text for each in given for text in (each["context"], *each["questions"])]
+    asides = given["asides"]
+    some = asides if task == "summarisation" else [text for texts in asides.values() for text in texts]
+    return [*given["openings"], *some, *(text for texts in given["requests"].values() for text in texts)]
+
+
+def pattern(template: str) -> re.Pattern[str]:
+    """What the template looks like whatever fills it."""
+    pieces = [re.escape(piece) for piece in SLOT.sub("{}", template).split("{}")]
+    return re.compile(r"\w+( \w+)?".join(pieces).replace(r"\ a\ ", r"\ an?\ "))
+
+
+@pytest.mark.parametrize(("task", "part"), EVERY)
+def test_the_recipe_makes_the_committed_bytes(task, part):
+    assert file_of(task, part).read_bytes() == written(task, made(task, part)).encode()
+
+
+@pytest.mark.parametrize(("task", "part"), EVERY)
+def test_the_files_hold_what_was_made(task, part):
+    assert examples(task, part) == made(task, part)
+    assert len(examples(task, part)) == SIZES[task][part]
+    assert len({source for source, _ in examples(task, part)}) == SIZES[task][part]
+
+
+def test_the_files_are_small():
+    assert sum(file.stat().st_size for file in DATA.rglob("*.*")) < 300_000
+
+
+@pytest.mark.parametrize(("task", "part"), EVERY)
+def test_no_slot_stays_open_and_articles_fit(task, part):
+    for source, target in examples(task, part):
+        assert not set("{}") & set(source + target)
+        assert not re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]", source), source
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("held_out", "other"), PAIRS)
+def test_no_text_is_of_another_parts_template(task, held_out, other):
+    for template in templates(task, other):
+        found = [source for source, _ in examples(task, held_out) if pattern(template).search(source)]
+        assert not found, (template, found)
+
+
+@pytest.mark.parametrize(("task", "part"), EVERY)
+def test_a_pattern_finds_its_own_texts(task, part):
+    found = [
+        any(pattern(template).search(source) for source, _ in examples(task, part))
+        for template in templates(task, part)
+    ]
+    assert all(found)
+
+
+@pytest.mark.parametrize(("held_out", "other"), PAIRS)
+def test_no_word_that_fills_a_slot_is_of_two_parts(held_out, other):
+    words = grammar("words")
+    for slot, some in words[held_out].items():
+        assert not {english for english, _ in some} & {english for english, _ in words[other][slot]}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_labels_are_balanced(part):
+    counts = Counter(target for _, target in examples("classification", part))
+    assert set(counts) == set(grammar("classification")["labels"].values())
+    assert len(set(counts.values())) == 1
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_kinds_of_request_are_balanced(part):
+    ends = [SLOT.sub("", summary) for summary in grammar("summarisation")["summaries"].values()]
+    counts = [sum(target.endswith(end) for _, target in examples("summarisation", part)) for end in ends]
+    assert len(set(counts)) == 1
+    assert sum(counts) == SIZES["summarisation"][part]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_matter_of_every_department_is_mentioned_to_others(part):
+    given = grammar("classification")
+    for label, asides in given[part]["asides"].items():
+        told = {
+            target
+            for aside in asides
+            for source, target in examples("classification", part)
+            if pattern(aside).search(source)
+        }
+        assert len(told) >= 2
+        assert given["labels"][label] not in told
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_context_alone_does_not_answer(part):
+    for each in grammar("qa")[part]:
+        assert len(set(each["questions"].values())) >= 3
+
+
+@pytest.mark.parametrize(("task", "most"), [("qa", 0.15), ("summarisation", 0.08)])
+@pytest.mark.parametrize("part", PARTS)
+def test_no_answer_serves_for_many(task, most, part):
+    counts = Counter(target for _, target in examples(task, part))
+    assert counts.most_common(1)[0][1] <= most * SIZES[task][part]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_config_reads_them(task):
+    experiment = read_config(CONFIGS / f"{task}.toml", "compare")
+    for part in PARTS:
+        assert [(e.source, e.target) for e in getattr(experiment.data, part)] == examples(task, part)
+    assert experiment.task.name == task
+    assert experiment.reference == "PLM alone"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_they_fit_the_plm_and_answers_fit_the_limit(task):
+    plm = LocalPLM.load("embedded")
+    for part in PARTS:
+        for encoded in get_task(task).template.encode(plm.tokenizer, read_examples(data=file_of(task, part))):
+            assert len(encoded.target) <= 2 * encoded.source_length + 16  # the longest output of `generate`
+            assert len(encoded.prompt) + 2 * encoded.source_length + 16 <= plm.description.max_length
