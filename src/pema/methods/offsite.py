@@ -48,7 +48,6 @@ class OffsiteTuning(FineTuning):
     name: ClassVar[str] = "offsite"
     shared: ClassVar[bool] = True
 
-    learning_rate: float = 1e-3
     adapters: int | None = None
     keep: float = 0.5
     distil_steps: int = 0
