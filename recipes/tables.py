@@ -50,20 +50,31 @@ def row(cells: list[str]) -> str:
 def demo() -> str:
     """The demo's table."""
     found = read_json(RESULTS / "demo.json")
-    text = "### The demo\n\n500 customer-support pairs; 120 test sentences that share no template with them.\n\n"
-    text += row(["", "BLEU", "chrF", "formality accuracy", "memory (MB)", "training (s)"]) + row(["---"] * 6)
-    for r in found["rows"]:
-        cells = [r["name"], f"{r['bleu']:.1f}", f"{r['chrf']:.1f}", f"{r['formality_accuracy']:.2f}"]
-        built = [f"{r['memory_bytes'] / 1e6:.1f}", f"{r['train_seconds']:.0f}"] if r["memory_bytes"] else ["-", "-"]
-        text += row(cells + built)
-    text += "\nPaired bootstrap (1,000 resamples), best with teacher contexts against the PLM alone: "
     names = {"bleu": "BLEU", "chrf": "chrF", "formality_accuracy": "formality accuracy"}
+    text = "### The demo\n\n500 customer-support pairs; 120 test sentences that share no template with them.\n\n"
+    text += row(["", *names.values(), "peak memory (MB)", "training (s)", "disk (MB)"]) + row(["---"] * 7)
+    for run in found["runs"]:
+        costs = run["costs"]
+        cells = [score_text(name, run["scores"][name]["value"]) for name in names]
+        made = [
+            f"{costs['train_peak_bytes'] / 1e6:.0f}",
+            f"{costs['train_seconds']:.0f}",
+            f"{costs['disk_bytes'] / 1e6:.1f}",
+        ]
+        text += row([run["label"], *cells, *(made if costs["trainable_parameters"] else ["-"] * 3)])
+    text += "\nPaired bootstrap (1,000 resamples), best with teacher contexts against the PLM alone: "
     text += "; ".join(
         f"{names[c['metric']]} {c['difference']:+.2f} (95 % interval {c['low']:+.2f} to {c['high']:+.2f}, p "
         f"{c['p_value']:.3f})"
-        for c in found["comparisons"]
+        for c in found["differences"]
+        if c["label"] == "PEMA best, teacher"
     )
     return text + ".\n\n" + source(found, "pema demo --json results/demo.json") + "\n"
+
+
+def score_text(name: str, value: float) -> str:
+    """A score with the digits that its scale asks for."""
+    return f"{value:.2f}" if name in ("formality_accuracy", "accuracy") else f"{value:.1f}"
 
 
 def real_input() -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from recipes import data as recipe
-from recipes.studies import CONFIGS
+from recipes.studies import CONFIGS, STUDIES
 
 from pema.errors import DataError
 from pema.experiments.config import read_config
@@ -87,8 +87,9 @@ def test_the_command_writes_what_the_configs_name(given, tmp_path, monkeypatch, 
     monkeypatch.setattr("sys.argv", ["data", str(given), "-o", str(tmp_path)])
     recipe.main()
     assert "multi30k: 1500 train, 200 dev, 300 test" in capsys.readouterr().out
+    experiments = {name: read_config(CONFIGS / f"{name}.toml", study.kind, tmp_path) for name, study in STUDIES.items()}
     for name, made in (("ablations", recipe.cocoa(given)), ("memory-size", recipe.multi30k(given, None))):
-        data = read_config(CONFIGS / f"{name}.toml", "sweep", tmp_path).data
+        data = experiments[name].data
         assert data.digest() == made.digest()
         assert data.annotated.get("test") == made.annotated.get("test")
 

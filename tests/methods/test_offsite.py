@@ -145,6 +145,7 @@ def test_training_lowers_the_perplexity_of_the_emulator_and_of_the_plm(made):
     with METHOD.open(plm, given, prepared, output) as adapted:
         found = adapted.chosen
         assert adapted.perplexity(given.dev) == found["plugged_in_perplexity"] < 0.7 * found["plm_perplexity"]
+    assert METHOD.open(plm, dataclasses.replace(given, dev=()), prepared, output).chosen == {}
     alone = PLMAlone().open(plm, given, prepared, output)
     assert alone.perplexity(given.dev) == pytest.approx(found["plm_perplexity"], rel=1e-4)
     assert found["emulator_perplexity"] < 0.7 * found["emulator_alone_perplexity"]

@@ -44,9 +44,9 @@ class FineTuning(Method):
             seed need not give the same weights.
     """
 
-    learning_rate: float = 1e-4
+    learning_rate: float = 1e-3
     batch_size: int = 16
-    epochs: int = 10
+    epochs: int = 8
     warmup: float = 0.1
     weight_decay: float = 0.0
     seconds: float | None = None

@@ -21,7 +21,7 @@ class FullFineTuning(FineTuning):
 
     name: ClassVar[str] = "full"
 
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
 
     def trainable(self, plm: LocalPLM, prepared: Path) -> tuple[Any, Callable[[Path], None]]:
         """See `FineTuning.trainable`."""

@@ -48,7 +48,6 @@ class OffsiteTuning(FineTuning):
     name: ClassVar[str] = "offsite"
     shared: ClassVar[bool] = True
 
-    learning_rate: float = 3e-4
     adapters: int | None = None
     keep: float = 0.5
     distil_steps: int = 0
@@ -117,6 +116,8 @@ class _PluggedIn(Tuned):
     @cached_property
     def chosen(self) -> Mapping[str, Any]:
         """Perplexities on dev around the plug-in gap: what the emulator promised, and what became of it."""
+        if not self._job.dev:
+            return {}
         emulator = load_emulator(self._prepared, str(self.model.dtype).removeprefix("torch."))
         found = {
             "plm_perplexity": perplexity(self._plm, self._plm.model, self._job, self._job.dev),

@@ -95,7 +95,6 @@ class LoRA(_Merged, PeftMethod):
     name: ClassVar[str] = "lora"
     remedy: ClassVar[str] = "give target_modules that it has."
 
-    learning_rate: float = 1e-3
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.05
@@ -136,7 +135,7 @@ class IA3(_Merged, PeftMethod):
     name: ClassVar[str] = "ia3"
     remedy: ClassVar[str] = "give target_modules and feedforward_modules, names of its linear layers."
 
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-2
     target_modules: Sequence[str] | None = None
     feedforward_modules: Sequence[str] | None = None
 
@@ -167,7 +166,7 @@ class PrefixTuning(PeftMethod):
     name: ClassVar[str] = "prefix-tuning"
     remedy: ClassVar[str] = "choose lora, which asks only for linear layers."
 
-    learning_rate: float = 1e-2
+    learning_rate: float = 5e-2
     prefix_length: int = 20
 
     def __post_init__(self) -> None:
