@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint types check bench results nightly wheel clean
+.PHONY: setup demo test lint types check bench studies results nightly wheel clean
 
 setup: .venv/installed ## make .venv with everything that the other targets need
 
@@ -31,6 +31,9 @@ check: lint types test
 
 bench: setup ## the benchmarks; results go to benchmarks/results
 	$(BIN)/python -m benchmarks
+
+studies: setup ## run what is missing of the studies, on the data in DATA, and write their pages
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.studies --run "$(DATA)"
 
 wheel: setup
 	rm -rf dist

@@ -52,17 +52,26 @@ def plm_memory(options: Options, folder: Path, plm: LocalPLM | None = None) -> M
     return Memory.open(path)
 
 
-def synthetic_memory(options: Options, shape: Shape, folder: Path) -> Memory:
+def synthetic_memory(
+    options: Options, shape: Shape, folder: Path, *, stored: torch.dtype = torch.float32, to_learn: bool = True
+) -> Memory:
     """Representations and targets for a head of `shape`, written on first use.
 
     f = U s g with g from N(0, 1), s falling as 1 / sqrt(1 + i) and U a random rotation, as the spectrum of a PLM's
     representations falls; W_hd from N(0, 1 / d); targets drawn from softmax(4 W_hd f), float16 storage.
+
+    Args:
+        options: how many pairs, and the seed.
+        shape: d and V.
+        folder: where the memory is written.
+        stored: type of W_hd on the disk.
+        to_learn: without it the targets are drawn evenly from all V, which at a large V takes far less time.
     """
     path = folder / f"synthetic-{shape.d}-{shape.V}"
     if path.exists():
         return Memory.open(path)
     draw = torch.Generator().manual_seed(options.seed)
-    head = Head(torch.randn(shape.V, shape.d, generator=draw) * shape.d**-0.5)
+    head = Head((torch.randn(shape.V, shape.d, generator=draw) * shape.d**-0.5).to(stored))
     head.save(path / HEAD)
     described = PLMDescription(
         name=shape.name,
@@ -94,19 +103,25 @@ def synthetic_memory(options: Options, shape: Shape, folder: Path) -> Memory:
     U *= shape.d**0.5 / U.norm()
     for start in range(0, count, PAIRS_PER_SHARD // PAIRS_PER_EXAMPLE):
         here = min(PAIRS_PER_SHARD // PAIRS_PER_EXAMPLE, count - start)
-        manifest = manifest.add(write_shard(path, len(manifest.shards), _draw(head, U, here, draw)))
+        drawn = _draw(head, U, here, draw, to_learn)
+        manifest = manifest.add(write_shard(path, len(manifest.shards), drawn))
     manifest.write(path)
     return Memory.open(path)
 
 
-def _draw(head: Head, U: Tensor, count: int, draw: torch.Generator) -> Contents:
+def _draw(head: Head, U: Tensor, count: int, draw: torch.Generator, to_learn: bool) -> Contents:
     n = count * PAIRS_PER_EXAMPLE
     f = torch.randn(n, U.shape[1], generator=draw) @ U.T
-    targets = [torch.multinomial(torch.softmax(4 * head.logits(rows), -1), 1, generator=draw) for rows in f.split(512)]
+    if to_learn:
+        parts = f.split(512)
+        drawn = [torch.multinomial(torch.softmax(4 * head.logits(rows), -1), 1, generator=draw) for rows in parts]
+        targets = torch.cat(drawn)[:, 0]
+    else:
+        targets = torch.randint(head.vocabulary_size, (n,), generator=draw)
     return Contents(
         representations=f.half(),
         scales=None,
-        targets=torch.cat(targets)[:, 0].int(),
+        targets=targets.int(),
         example_offsets=torch.arange(count + 1) * PAIRS_PER_EXAMPLE,
         source_lengths=torch.full((count,), PAIRS_PER_EXAMPLE, dtype=torch.int32),
     )

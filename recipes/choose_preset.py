@@ -23,7 +23,7 @@ from pema.memory.build import build_memory
 from pema.owner.local import LocalPLM
 from pema.signature import signature
 from pema.tasks.registry import get_task
-from recipes.real_input import cocoa, multi30k
+from recipes.data import cocoa, multi30k
 
 RESULTS = Path(__file__).parent.parent / "results" / "presets"
 GELU = {"residual": True, "activation": "gelu", "kappa": 0.0, "rank": 2048, "epochs": 12, "fit_rank": True}

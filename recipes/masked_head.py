@@ -39,7 +39,7 @@ from pema.owner.mask import Mask, MaskedPLM, rotate
 from pema.signature import signature
 from pema.tasks.example import Example
 from pema.tasks.registry import get_task
-from recipes.real_input import cocoa
+from recipes.data import cocoa
 
 RESULTS = Path(__file__).parent.parent / "results" / "masked_head"
 KNOWN = (20, 40, 80, 160, 320)  # rows of the true table that someone knows already; d is 320

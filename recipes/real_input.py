@@ -26,64 +26,10 @@ from pema.experiments.setting import Setting
 from pema.files import write_json
 from pema.owner.local import LocalPLM
 from pema.signature import signature
-from pema.tasks.example import Example
-from pema.tasks.readers import read_examples, read_lines
+from pema.tasks.readers import read_lines
+from recipes.data import cocoa, multi30k, wmt22
 
 RESULTS = Path(__file__).parent.parent / "results" / "real_input"
-LONGEST = 80  # tokens of a source or a target: the PLMs have windows of 256 and 512 and learned on short sentences
-
-
-def cocoa(folder: Path) -> Data:
-    """Formal German for chat and telephony: 340 examples to train, 60 as dev, the topical chat test set."""
-    folder = folder / "cocoa-mt-en-de"
-
-    def examples(part: str) -> list[Example]:
-        return read_examples(source=folder / f"{part}.en", target=folder / f"{part}.formal.de")
-
-    def annotated(part: str) -> list[tuple[str, str]]:
-        formal, informal = (
-            read_lines(folder / f"{part}.{register}.annotated.de") for register in ("formal", "informal")
-        )
-        return list(zip(formal, informal, strict=True))
-
-    parts = ("train.telephony", "train.topical_chat")
-    both = [pair for part in parts for pair in zip(examples(part), annotated(part), strict=True)]
-    dev = both[30:200:6] + both[230:400:6]
-    train = [pair for pair in both if pair not in dev]
-    marks = {"dev": [m for _, m in dev], "test": annotated("test.topical_chat")}
-    return Data(
-        name="cocoa-mt-formal",
-        task="translation",
-        train=tuple(e for e, _ in train),
-        dev=tuple(e for e, _ in dev),
-        test=tuple(examples("test.topical_chat")),
-        annotated={part: ([f for f, _ in some], [i for _, i in some]) for part, some in marks.items()},
-    )
-
-
-def multi30k(folder: Path, examples: int = 1000) -> Data:
-    """Image captions: the first examples, 200 of val as dev, the first 300 of the 2016 test set."""
-    folder = folder / "multi30k-en-de"
-
-    def part(name: str, limit: int | None = None) -> tuple[Example, ...]:
-        return tuple(read_examples(source=folder / f"{name}.en.gz", target=folder / f"{name}.de.gz", limit=limit))
-
-    name = "multi30k" if examples == 1000 else f"multi30k-{examples}"
-    return Data(name, "translation", part("train", examples), part("val", 200), part("test_2016_flickr", 300))
-
-
-def wmt22(folder: Path, plm: LocalPLM) -> Data:
-    """News: the first 500 examples, 100 as dev and 200 as test, of those with short sources and targets."""
-    folder = folder / "wmt22-en-de"
-
-    def part(name: str, limit: int) -> tuple[Example, ...]:
-        found = read_examples(data=str(folder / f"{name}.jsonl.gz"), source_field="en", target_field="du")
-        sources = plm.tokenizer([e.source for e in found])["input_ids"]
-        targets = plm.tokenizer([e.target for e in found])["input_ids"]
-        sides = zip(found, sources, targets, strict=True)
-        return tuple(e for e, s, t in sides if max(len(s), len(t)) <= LONGEST)[:limit]
-
-    return Data("wmt22", "translation", part("train", 500), part("dev", 100), part("test", 200))
 
 
 def settings(seeds: int) -> Iterator[Setting]:
@@ -141,7 +87,7 @@ def main() -> None:
     makers = {
         "cocoa": cocoa,
         "multi30k": multi30k,
-        "wmt22": lambda folder: wmt22(folder, plm),
+        "wmt22": lambda folder: wmt22(folder, plm.tokenizer),
         "multi30k-4000": lambda folder: multi30k(folder, 4000),
     }
     for which in args.only:

@@ -11,11 +11,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks import paper_table
+
 from pema.experiments.setting import Setting
 from pema.files import read_json, writing
 
 ROOT = Path(__file__).parent.parent
 RESULTS, BENCHMARKS = ROOT / "results", ROOT / "benchmarks" / "results"
+PAPER_SHAPE = BENCHMARKS / "paper_shape.json"
 BEGIN, END = "<!-- begin results -->\n", "<!-- end results -->\n"
 
 LABELS = {
@@ -47,20 +50,31 @@ def row(cells: list[str]) -> str:
 def demo() -> str:
     """The demo's table."""
     found = read_json(RESULTS / "demo.json")
-    text = "### The demo\n\n500 customer-support pairs; 120 test sentences that share no template with them.\n\n"
-    text += row(["", "BLEU", "chrF", "formality accuracy", "memory (MB)", "training (s)"]) + row(["---"] * 6)
-    for r in found["rows"]:
-        cells = [r["name"], f"{r['bleu']:.1f}", f"{r['chrf']:.1f}", f"{r['formality_accuracy']:.2f}"]
-        built = [f"{r['memory_bytes'] / 1e6:.1f}", f"{r['train_seconds']:.0f}"] if r["memory_bytes"] else ["-", "-"]
-        text += row(cells + built)
-    text += "\nPaired bootstrap (1,000 resamples), best with teacher contexts against the PLM alone: "
     names = {"bleu": "BLEU", "chrf": "chrF", "formality_accuracy": "formality accuracy"}
+    text = "### The demo\n\n500 customer-support pairs; 120 test sentences that share no template with them.\n\n"
+    text += row(["", *names.values(), "peak memory (MB)", "training (s)", "disk (MB)"]) + row(["---"] * 7)
+    for run in found["runs"]:
+        costs = run["costs"]
+        cells = [score_text(name, run["scores"][name]["value"]) for name in names]
+        made = [
+            f"{costs['train_peak_bytes'] / 1e6:.0f}",
+            f"{costs['train_seconds']:.0f}",
+            f"{costs['disk_bytes'] / 1e6:.1f}",
+        ]
+        text += row([run["label"], *cells, *(made if costs["trainable_parameters"] else ["-"] * 3)])
+    text += "\nPaired bootstrap (1,000 resamples), best with teacher contexts against the PLM alone: "
     text += "; ".join(
         f"{names[c['metric']]} {c['difference']:+.2f} (95 % interval {c['low']:+.2f} to {c['high']:+.2f}, p "
         f"{c['p_value']:.3f})"
-        for c in found["comparisons"]
+        for c in found["differences"]
+        if c["label"] == "PEMA best, teacher"
     )
     return text + ".\n\n" + source(found, "pema demo --json results/demo.json") + "\n"
+
+
+def score_text(name: str, value: float) -> str:
+    """A score with the digits that its scale asks for."""
+    return f"{value:.2f}" if name in ("formality_accuracy", "accuracy") else f"{value:.1f}"
 
 
 def real_input() -> str:
@@ -122,7 +136,7 @@ def benchmarks() -> str:
     text = "### Benchmarks\n\n" + row(["benchmark", "measured", "value", "against", "ratio", "aim", "met"])
     text += row(["---"] * 7)
     found: dict[str, Any] = {}
-    for file in sorted(BENCHMARKS.rglob("*.json")):
+    for file in sorted(set(BENCHMARKS.rglob("*.json")) - {PAPER_SHAPE}):
         found = read_json(file)
         name = found["benchmark"]
         if name == "reconstruction":
@@ -252,6 +266,11 @@ def paper() -> str:
     return text + source(alone[0], "python -m recipes.real_input DATA --only wmt22 --plm PLM") + "\n"
 
 
+def paper_shape() -> str:
+    """Memory and time at the paper's shape."""
+    return paper_table.page(read_json(PAPER_SHAPE))
+
+
 def results() -> str:
     """The README's figures."""
     parts = ((RESULTS / "demo.json", demo), (RESULTS / "real_input", real_input), (BENCHMARKS, benchmarks))
@@ -263,6 +282,7 @@ BLOCKS = {
     ROOT / "docs" / "presets.md": presets,
     ROOT / "docs" / "masked-head.md": masked_head,
     ROOT / "docs" / "paper.md": paper,
+    ROOT / "docs" / "paper-shape.md": paper_shape,
     ROOT / "docs" / "private-training.md": private,
 }
 

@@ -35,7 +35,7 @@ def here(tmp_path, monkeypatch):
 def test_the_commands_run(here, monkeypatch, capsys):
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("pema ")]
     verbs = {line.split()[1] for line in lines}
-    assert verbs == {"build", "memory", "train", "generate", "evaluate", "release"}
+    assert verbs == {"build", "memory", "train", "generate", "inspect", "evaluate", "release"}
     for line in lines:
         monkeypatch.setattr("sys.argv", shlex.split(line))
         with pytest.raises(SystemExit) as stop:

@@ -81,9 +81,13 @@ FAMILIES = {
 }
 
 
-def build_model(family="llama", *, seed=0, dtype=torch.float32, vocab_size=VOCABULARY):
-    """A causal LM of `family` with random weights, norm weights and biases among them."""
+def build_model(family="llama", *, seed=0, dtype=torch.float32, vocab_size=VOCABULARY, layers=None):
+    """A causal LM of `family` with random weights, norm weights and biases among them; of 2 layers if not told."""
     config = FAMILIES[family]()
+    if layers is not None:
+        config.num_hidden_layers = layers
+        # Where the kinds of the layers were listed for 2, the list for `layers` is made anew.
+        config = type(config)(**{k: v for k, v in config.to_dict().items() if k != "layer_types"})
     config.vocab_size = vocab_size
     with torch.random.fork_rng():
         torch.manual_seed(seed)

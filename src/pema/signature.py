@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("pema", "torch", "transformers", "tokenizers", "safetensors", "numpy", "sacrebleu")
+PACKAGES = ("pema", "torch", "transformers", "tokenizers", "safetensors", "numpy", "sacrebleu", "faiss-cpu", "peft")
 
 
 def signature(config: Mapping[str, Any], seed: int | None) -> dict[str, Any]:

@@ -45,6 +45,34 @@ def test_cross_entropy_and_its_gradient_are_autograds(kind, n):
     assert torch.allclose(mine.grad.double(), theirs.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_a_large_head_in_half_precision_is_widened_a_piece_at_a_time(kind, stored, monkeypatch):
+    monkeypatch.setattr("pema.adapter.loss.WIDENED_BYTES", 0)
+    vocabulary = 2 * LEAST_ROWS + 5
+    head = make_head(D, vocabulary, **HEADS[kind]).to(stored)
+    h, _ = batch(30)
+    y = torch.randint(0, vocabulary, (30,), generator=torch.Generator().manual_seed(1))
+    pieces, whole = CrossEntropy(head, chunk_bytes=1), CrossEntropy(head.float())
+    assert pieces.W_hd.dtype == stored
+    assert [tokens for tokens, _ in pieces.pieces()] == [slice(0, 256), slice(256, 512), slice(512, 517)]
+    assert [tokens for tokens, _ in whole.pieces()] == [slice(0, vocabulary)]
+    losses, gradients = [], []
+    for cross_entropy in (pieces, whole):
+        mine = h.clone().requires_grad_()
+        loss = cross_entropy(mine, y)
+        loss.backward()
+        losses.append(float(loss.detach()))
+        gradients.append(mine.grad)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_a_small_head_is_widened_once():
+    cross_entropy = CrossEntropy(make_head(D, V).half())
+    assert cross_entropy.W_hd.dtype == torch.float32
+
+
 @given(n=st.integers(1, 400), seed=st.integers(0, 99), spread=st.sampled_from([0.1, 3.0, 300.0]))
 @settings(max_examples=30, deadline=None)
 def test_cross_entropy_is_finite_and_right_at_any_scale(n, seed, spread):

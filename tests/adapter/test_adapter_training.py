@@ -32,7 +32,7 @@ def log(folder, event):
 @pytest.mark.parametrize("vocabulary", ["full", "seen"])
 def test_training_teaches(name, vocabulary, tmp_path):
     memory = make_memory(tmp_path / "memory", examples=120, used=9)
-    config = preset(name, epochs=25, batch_size=64, learning_rate=1e-2, vocabulary=vocabulary)
+    config = preset(name, epochs=25, batch_size=64, learning_rate=1e-2, vocabulary=vocabulary, precision="float32")
     adapter, figures = train(memory, config, tmp_path / "adapter")
     _, held_out = memory.split(config.dev_fraction, config.seed)
     head = memory.head()
@@ -50,7 +50,8 @@ def test_training_teaches(name, vocabulary, tmp_path):
 
 
 def test_early_stopping_keeps_the_best_weights(memory, tmp_path):
-    config = preset("paper", epochs=60, batch_size=32, learning_rate=0.2, dropout=0.0, patience=2, kappa=0.0)
+    settings = {"dropout": 0.0, "patience": 2, "kappa": 0.0, "precision": "float32"}
+    config = preset("paper", epochs=60, batch_size=32, learning_rate=0.2, **settings)
     adapter, figures = train(memory, config, tmp_path / "adapter")
     _, held_out = memory.split(config.dev_fraction, config.seed)
     losses = [

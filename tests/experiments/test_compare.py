@@ -13,6 +13,7 @@ from pema.errors import AdapterError, MismatchError
 from pema.experiments import compare, training_process
 from pema.experiments.compare import run_experiment
 from pema.experiments.config import read_config
+from pema.experiments.report.document import report
 from pema.files import read_json
 
 CONFIG = """
@@ -168,6 +169,9 @@ def test_a_sweep_reports_every_point(folder, compared, capsys, monkeypatch):
     few, all_ = (read_json(folder / "results" / "swept" / f"pema-examples={n}-seed0.json") for n in (10, 20))
     assert few["dev_perplexity"] != all_["dev_perplexity"]
     assert few["trials"] == []
+    document = report(folder / "results" / "swept")
+    assert '"entry":"PEMA","settings":{"examples":10}' in document
+    assert few["signature"]["config"]["data_sha256"] in document
 
 
 def test_the_examples_lie_beside_the_outputs(folder, compared):
@@ -195,3 +199,6 @@ def test_comet_scores_join_the_comparison_when_every_run_has_them(folder, compar
         found = run_experiment(experiment, folder / "results", folder / "work")
         assert ("comet" in found["rows"][0]["metrics"]) == (number == 2)
     assert math.isclose(found["rows"][1]["metrics"]["comet"]["mean"], 0.75)
+    document = report(place)
+    assert '<th scope="col" data-first="descending" class="quality"><span>COMET</span></th>' in document
+    assert "<dt>COMET</dt><dd>0.5  (made)</dd>" in document

@@ -260,6 +260,20 @@ def test_saving_and_loading_returns_the_same_head(tiny_model, tmp_path, family):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["head"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_W_hd_is_cast_while_it_is_read(tmp_path, monkeypatch, dtype):  # noqa: N802
+    monkeypatch.setattr("pema.owner.head.ROWS", 7)
+    weight, bias = torch.randn(24, 8).half(), torch.randn(24).half()
+    Head(weight, bias, scale=2.0).save(tmp_path / "head")
+    as_stored, cast = Head.load(tmp_path / "head"), Head.load(tmp_path / "head", dtype)
+    assert cast.weight.dtype == dtype
+    assert torch.equal(cast.weight, weight.to(dtype))
+    assert cast.bias.dtype == torch.float16
+    assert torch.equal(cast.bias, bias)
+    assert cast.scale == 2.0
+    assert cast.fingerprint == as_stored.fingerprint
+
+
 def test_the_fingerprint_survives_casts_and_tells_heads_apart(tiny_model, tmp_path):
     half = derive_head(tiny_model(dtype=torch.bfloat16), "norm_input")
     wide = derive_head(tiny_model(dtype=torch.bfloat16).float(), "norm_input")

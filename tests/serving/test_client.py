@@ -11,6 +11,7 @@ from pema.adapter.config import AdapterConfig, preset
 from pema.adapter.module import Adapter
 from pema.adapter.training import train
 from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError, OwnerError
+from pema.experiments.inspector.inspection import inspect_generation
 from pema.generation.decoding import generate
 from pema.generation.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.memory.build import build_memory
@@ -112,6 +113,15 @@ def test_generation_gives_the_same_tokens(client, plm, schedule, settings):
     assert generate(across, adapter, SOURCES, TASK, schedule, **settings) == local
     opened = sum(r[:2] == ("POST", "/v1/sessions") for r in wire.requests)
     assert opened == sum(r[0] == "DELETE" for r in wire.requests) > 0
+
+
+def test_an_inspection_is_the_same_across_the_network_and_closes_its_session(client, plm):
+    across, wire = remote(client)
+    adapter = adapter_of(plm)
+    here, there = (inspect_generation(one, adapter, SOURCES[1], TASK, GradualUnrolling(0.9)) for one in (plm, across))
+    assert [step.token for step in there.steps] == [step.token for step in here.steps]
+    assert there.output == here.output
+    assert [r[0] for r in wire.requests].count("DELETE") == 1
 
 
 def test_a_masked_plm_gives_the_same_tokens_across_the_network(plm, tmp_path):

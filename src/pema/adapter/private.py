@@ -74,7 +74,8 @@ class PrivateRun:
             self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16(self.device))
-        self.cross_entropy = CrossEntropy(memory.head().to(self.device), bfloat16=self.bfloat16)
+        head = memory.head(torch.bfloat16 if self.bfloat16 else None).to(self.device)
+        self.cross_entropy = CrossEntropy(head, bfloat16=self.bfloat16)
         if checkpoint.exists():
             self.state, tensors = checkpoint.load()
             self.secret = Secret(bytes(tensors["secret"].tolist()))

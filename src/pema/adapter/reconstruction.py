@@ -11,7 +11,10 @@ from pema.errors import AdapterError, ConfigError
 from pema.memory.reader import View
 
 ROWS = 8192
-"""Representations read at a time."""
+"""Representations read at a time, at most."""
+
+ROWS_BYTES = 1 << 24
+"""The same in bytes of float32."""
 
 STRIPES = 4
 """The second moment is symmetric: so many stripes of it are computed from the diagonal on, 5/8 of the products."""
@@ -38,7 +41,7 @@ def closed_form(view: View, rank: int, d: int) -> tuple[Tensor, Tensor, float]:
     _check(view, rank, d)
     moment = torch.zeros(d, d, dtype=torch.float64)
     with progress("reconstruction", view.pairs, "pairs") as advance:
-        for batch in view.batches(ROWS):
+        for batch in view.batches(_rows(d)):
             add_products(moment, batch.representations)
             advance(len(batch.representations))
     moment /= view.pairs
@@ -126,7 +129,7 @@ def fit_reconstruction_sgd(
 def reconstruction_error(view: View, A: Tensor, B_rct: Tensor) -> float:
     """Mean over pairs and entries of (f - B_rct A f)^2: A (r, d), B_rct (d, r)."""
     total = 0.0
-    for batch in view.batches(ROWS):
+    for batch in view.batches(_rows(A.shape[1])):
         f = batch.representations
         total += float((f - (f @ A.T) @ B_rct.T).square().sum(dtype=torch.float64))
     return total / (view.pairs * A.shape[1])
@@ -145,6 +148,11 @@ def where_not_finite(view: View, otherwise: str = "the loss is not finite.") -> 
             )
         first += len(bad)
     return otherwise
+
+
+def _rows(d: int) -> int:
+    """How many representations of width d are read at a time."""
+    return max(min(ROWS, ROWS_BYTES // (4 * d)), 1)
 
 
 def _check(view: View, rank: int, d: int) -> None:

@@ -130,8 +130,8 @@ class _Run:
                 self.best[name].copy_(stored[1][f"best.{name}"])
             restore_optimizer(self.optimizer, self.parameters, stored[1])
         bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16(self.device))
-        head, tokens = memory.head().to(self.device), self.adapter.tokens
-        self.loss = JointLoss(head, config.kappa, tokens, bfloat16=bfloat16)
+        head = memory.head(torch.bfloat16 if bfloat16 else None).to(self.device)
+        self.loss = JointLoss(head, config.kappa, self.adapter.tokens, bfloat16=bfloat16)
         self.dropout = Dropout(config.dropout, config.seed, self.device)
         self.steps_per_epoch = math.ceil(self.train_view.pairs / config.batch_size)
         self.steps = config.epochs * self.steps_per_epoch

@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from pema import __version__
-from pema.cli import audit, build, compare, demo, evaluate, generate, memory, release, serve, sweep, train
+from pema.cli import (
+    audit,
+    build,
+    compare,
+    demo,
+    evaluate,
+    generate,
+    inspect,
+    memory,
+    release,
+    report,
+    serve,
+    sweep,
+    train,
+)
 from pema.console import stdout
 
 app = typer.Typer(
@@ -44,9 +58,11 @@ app.add_typer(memory.app, name="memory")
 app.command("train")(train.train)
 app.command("audit")(audit.audit)
 app.command("generate")(generate.generate)
+app.command("inspect")(inspect.inspect)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("sweep")(sweep.sweep)
+app.command("report")(report.report)
 app.command("release")(release.release)
 app.command("serve")(serve.serve)
 app.command("serve-key")(serve.serve_key)

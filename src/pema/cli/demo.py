@@ -10,7 +10,7 @@ import typer
 
 def demo(
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the table and its signature to this file.", metavar="FILE")
+        Path | None, typer.Option("--json", help="Also write all results to this file.", metavar="FILE")
     ] = None,
     folder: Annotated[
         Path | None, typer.Option("--keep", help="Keep memories, adapters and outputs in this folder.", metavar="DIR")
@@ -24,12 +24,14 @@ def demo(
     import tempfile
 
     from pema.console import stdout
-    from pema.experiments.demo import run_demo, show_demo
+    from pema.experiments.demo import demo_experiment, run_demo, show_demo
     from pema.files import write_json
 
+    experiment = demo_experiment(seed)
     with tempfile.TemporaryDirectory(prefix="pema-demo-") as temporary:
-        result, examples = run_demo(folder or Path(temporary), seed=seed)
-    for table in show_demo(result, examples):
-        stdout.print(table)
+        place = folder or Path(temporary)
+        result = run_demo(experiment, place)
+        for table in show_demo(experiment, place):
+            stdout.print(table)
     if json_file is not None:
         write_json(json_file, result)

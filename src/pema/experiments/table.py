@@ -21,6 +21,7 @@ NAMES = {
     "f1": "F1",
     "accuracy": "accuracy",
     "formality_accuracy": "M-ACC",
+    "comet": "COMET",
 }
 WEIGHTS = {"none": "", "some": "some weights", "all": "weights"}
 

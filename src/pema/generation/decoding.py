@@ -110,6 +110,7 @@ def decode(
     *,
     batch_size: int = 32,
     max_new_tokens: int | None = None,
+    max_length: int | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> Generated:
     """Generate from a model as it stands, whatever is plugged into it; see `generate`.
@@ -122,6 +123,7 @@ def decode(
         inputs: what stands around the model's call for a batch.
         batch_size: sequences at a time.
         max_new_tokens: the longest output in tokens.
+        max_length: tokens that a prompt and its output may have together; the PLM's context window where not given.
         settings: further settings of the model's `generate`.
     """
     for name, value in (
@@ -132,7 +134,8 @@ def decode(
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}.")
     prompts = task.template.encode_prompts(plm.tokenizer, list(sources))
-    limits = [_limit(n, prompt, plm.description.max_length, max_new_tokens) for n, prompt in enumerate(prompts, 1)]
+    window = plm.description.max_length if max_length is None else max_length
+    limits = [token_limit(n, prompt, window, max_new_tokens) for n, prompt in enumerate(prompts, 1)]
     # Longest first: a batch that does not fit into memory fails at once, and padding is least.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].prompt), limits[i]), reverse=True)
     texts, tokens = [""] * len(prompts), 0
@@ -209,8 +212,18 @@ def one_line(text: str) -> str:
     return " ".join(part for line in text.splitlines() if (part := line.strip()))
 
 
-def _limit(number: int, encoded: Encoded, max_length: int, max_new_tokens: int | None) -> int:
-    """New tokens that this prompt may have, at least one."""
+def token_limit(number: int, encoded: Encoded, max_length: int, max_new_tokens: int | None) -> int:
+    """New tokens that a prompt may have: `max_new_tokens`, or 2 SL + 16, within the PLM's context window.
+
+    Args:
+        number: which source it is, counted from 1, for the message.
+        encoded: the prompt.
+        max_length: tokens that the PLM takes.
+        max_new_tokens: what the user set, if anything.
+
+    Raises:
+        DataError: the prompt leaves no room for one.
+    """
     room = max_length - len(encoded.prompt)
     if room < 1:
         raise DataError(

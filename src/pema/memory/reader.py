@@ -16,6 +16,7 @@ from pema.errors import ConfigError, ExternalMemoryError
 from pema.memory.manifest import HEAD, RESTORE, Manifest, require_complete
 from pema.memory.shard import DTYPES, Integers, ShardFile, restore
 from pema.owner.head import Head
+from pema.tasks.held_out import draw_held_out
 
 BUFFER_BYTES = 1 << 26
 """Stored representations that are in RAM at a time, for shuffling."""
@@ -95,14 +96,17 @@ class Memory:
         """Width of the head's input, and of the representations in a `Batch`."""
         return self.manifest.plm.d
 
-    def head(self) -> Head:
+    def head(self, dtype: torch.dtype | None = None) -> Head:
         """The head bundle that lies beside the shards.
+
+        Args:
+            dtype: what W_hd is cast to while it is read; as stored where None.
 
         Raises:
             OwnerError, MismatchError: it is damaged.
             ExternalMemoryError: it is not the head of the memory's PLM.
         """
-        head = Head.load(self.path / HEAD)
+        head = Head.load(self.path / HEAD, dtype)
         if head.fingerprint != self.manifest.plm.head_fingerprint:
             raise ExternalMemoryError(
                 f"{self.path / HEAD} is not the head of {self.manifest.plm.name} (its fingerprint differs): {RESTORE}"
@@ -131,13 +135,8 @@ class Memory:
         Raises:
             ConfigError: the fraction is not between 0 and 1, or there is only one example.
         """
-        if not 0 < dev_fraction < 1:
-            raise ConfigError(f"dev_fraction={dev_fraction} must lie between 0 and 1.")
-        if self.examples < 2:
-            raise ConfigError(f"{self.path} holds {self.examples} example: a split needs at least two.")
-        held_out = min(max(round(self.examples * dev_fraction), 1), self.examples - 1)
-        order = np.random.default_rng(seed).permutation(self.examples)
-        return View(self, np.sort(order[held_out:])), View(self, np.sort(order[:held_out]))
+        train, held_out = draw_held_out(self.examples, dev_fraction, seed, str(self.path))
+        return View(self, train), View(self, held_out)
 
 
 @dataclass(frozen=True)

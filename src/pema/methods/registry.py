@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from pema.errors import ConfigError
 from pema.methods.contract import Method
+from pema.methods.full import FullFineTuning
+from pema.methods.knn import KNN
+from pema.methods.offsite import OffsiteTuning
+from pema.methods.peft_methods import IA3, LoRA, PrefixTuning
 from pema.methods.pema import PEMA
 from pema.methods.plm_alone import PLMAlone
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (PLMAlone, PEMA)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (PLMAlone, PEMA, KNN, FullFineTuning, LoRA, IA3, PrefixTuning, OffsiteTuning)
+}
 
 
 def get_method(name: str) -> type[Method]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -250,8 +250,13 @@ class Head(nn.Module):
             (temporary / SETTINGS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> Head:
+    def load(cls, folder: Path, dtype: torch.dtype | None = None) -> Head:
         """Read a bundle that `save` wrote.
+
+        Args:
+            folder: the bundle.
+            dtype: what W_hd is cast to while it is read, so that it is never whole in memory twice; as stored where
+                None.
 
         Raises:
             OwnerError: the folder holds no bundle, or one of another format.
@@ -276,7 +281,7 @@ class Head(nn.Module):
                 "Copy it again, or write it again with `pema release`."
             )
         try:
-            tensors = load_file(path)
+            tensors = _read(path, dtype)
         except (SafetensorError, OSError) as error:
             raise OwnerError(f"the head bundle {folder} cannot be read: {error}.") from error
         return cls.of(tensors, content["settings"], content["fingerprint"])
@@ -301,6 +306,27 @@ class Head(nn.Module):
             _ = self.fingerprint
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+ROWS = 4096
+"""Of W_hd that are read at a time where it is cast."""
+
+
+def _read(path: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The tensors of a bundle, mapped from the file; W_hd in `dtype`."""
+    tensors: dict[str, Tensor] = load_file(path)
+    stored = tensors["weight"]
+    if dtype is None or stored.dtype == dtype:
+        return tensors
+    shape = stored.shape
+    # Pages of a file stay resident while anything maps it, so each piece is read through a mapping of its own.
+    tensors = {name: tensor.clone() for name, tensor in tensors.items() if name != "weight"}
+    del stored
+    weight = tensors["weight"] = torch.empty(shape, dtype=dtype)
+    for start in range(0, len(weight), ROWS):
+        with safe_open(path, framework="pt") as opened:
+            weight[start : start + ROWS] = opened.get_slice("weight")[start : start + ROWS]
+    return tensors
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

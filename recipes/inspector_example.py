@@ -1,0 +1,42 @@
+"""The example of the inspector: the embedded PLM with an adapter of the demo's training sentences, on a test sentence.
+
+    python -m recipes.inspector_example -o runs/inspector
+
+Writes `docs/examples/inspector.html`; its adapter is preset `best` on teacher contexts, seed 0, and stays below the
+folder that `-o` names. The text is Gradual Unrolling's, so that the page shows both parties at work.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pema.experiments.adaptation import adapter_of, memory_of
+from pema.experiments.data import support_data
+from pema.experiments.inspector.page import write_inspection
+from pema.experiments.setting import Setting
+from pema.generation.schedule import GradualUnrolling
+from pema.owner.local import LocalPLM
+from pema.tasks.registry import get_task
+
+EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "inspector.html"
+SOURCE = "As your invoice was lost in the mail, we print another."
+
+
+def make(folder: Path, page: Path) -> None:
+    plm, data = LocalPLM.load("embedded"), support_data()
+    setting = Setting("best", contexts="teacher")
+    memory, _ = memory_of(plm, data, setting, folder)
+    adapter, _ = adapter_of(memory, setting, folder)
+    (reference,) = [example.target for example in data.test if example.source == SOURCE]
+    write_inspection(page, plm, adapter, SOURCE, get_task(data.task), GradualUnrolling(), reference=reference)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/inspector"))
+    make(parser.parse_args().output, EXAMPLE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The studies: run them, and write their pages in `docs/studies/` from their committed results.
+
+    python -m recipes.studies              rewrite the plots and tables of all studies that have results
+    python -m recipes.studies --run FOLDER run what is missing of every study first, the most telling ones first
+
+FOLDER holds what `python -m recipes.data` wrote and, for the study of PLM size, folders of PLMs. Results go to
+`results/studies/NAME/`; finished runs are skipped, so a study that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pema.errors import PemaError
+from pema.experiments.compare import run_experiment
+from pema.experiments.config import Kind, read_config
+from pema.experiments.results import COMPARISON
+from pema.files import writing
+from recipes.study_plots import dot_plot, line_plot
+from recipes.study_results import DEV, PARAMETERS, PLM, SECONDS, TITLES, Line, Results, read_results
+from recipes.tables import BEGIN, END, parts_of, row, source
+
+ROOT = Path(__file__).parent.parent
+CONFIGS, RESULTS, PAGES = ROOT / "configs" / "studies", ROOT / "results" / "studies", ROOT / "docs" / "studies"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study asks and how its plot shows it.
+
+    Attributes:
+        question: in one sentence.
+        x: the swept setting on the plot's horizontal axis; None: one row a method.
+        facet: a setting with a column of panels for each of its values.
+        kind: what the config is for.
+    """
+
+    question: str
+    x: str | None = None
+    facet: str | None = None
+    kind: Kind = "sweep"
+
+
+STUDIES = {
+    "rank": Study(
+        "Is quality flat in the rank r, as LoRA's paper finds for itself, or does the last layer want more?", "rank"
+    ),
+    "schedules": Study(
+        "Which course of the mixture weight, and which lambda_max, for which contexts?", "lambda_max", "contexts"
+    ),
+    "memory-size": Study("Where does quality level off as the memory grows?", "examples"),
+    "ablations": Study("What do the residual, the activation, the width and the seen vocabulary each do?"),
+    "kappa": Study("How much reconstruction should the joint loss have?", "kappa"),
+    "targets": Study("With contexts that the PLM predicted: targets by position, or aligned?"),
+    "equal-time": Study("What do full fine-tuning and LoRA reach in the time that PEMA trains?", kind="compare"),
+    "plm-size": Study("Does PEMA help a larger PLM as much as a smaller one?", "plm"),
+}
+"""By name, in the order in which they are run."""
+
+
+def run(folder: Path, work: Path, names: Sequence[str]) -> list[str]:
+    """Run what is missing of these studies.
+
+    Args:
+        folder: data and PLMs.
+        work: memories and trained models.
+        names: of studies.
+
+    Returns:
+        Why the ones that failed did; the others are run nevertheless.
+    """
+    failed, work = [], work.resolve()
+    # A PLM's folder is named from the working directory.
+    with contextlib.chdir(folder):
+        for name in names:
+            print(f"{name} ...", flush=True)
+            try:
+                experiment = read_config(CONFIGS / f"{name}.toml", STUDIES[name].kind, Path())
+                run_experiment(experiment, RESULTS, work)
+            except PemaError as error:
+                failed.append(f"{name}: {error}")
+    return failed
+
+
+def finished() -> list[str]:
+    """The studies that have results."""
+    return [name for name in STUDIES if (RESULTS / name / COMPARISON).exists()]
+
+
+def plot(name: str) -> bytes:
+    """The SVG file of a study."""
+    study, results = STUDIES[name], read_results(RESULTS / name)
+    return dot_plot(results) if study.x is None else line_plot(results, study.x, study.facet)
+
+
+def block(name: str) -> str:
+    """What stands between the markers of a study's page."""
+    results, command = read_results(RESULTS / name), f"pema {STUDIES[name].kind} configs/studies/{name}.toml"
+    return (
+        f"![{results.experiment['title']}]({name}.svg)\n\n"
+        + table(results)
+        + "\n"
+        + source(results.comparison, command)
+    )
+
+
+def table(results: Results) -> str:
+    """All lines, and what they are means of."""
+    experiment, lines = results.experiment, results.lines
+    metrics, measured = results.metrics, [line for line in lines if line.mean(DEV) is not None]
+    # Perplexities of different PLMs are of different tokens.
+    chosen = (
+        min(measured, key=lambda line: line.mean(DEV) or 0.0) if PLM not in experiment["axes"] and measured else None
+    )
+    text = row(["", *(TITLES.get(name, name) for name in (*metrics, DEV, PARAMETERS, SECONDS))])
+    text += row(["---"] * (4 + len(metrics)))
+    for line in lines:
+        perplexity = _cell(line, DEV, 2)
+        cells = [_cell(line, name, 1 if _percent(lines, name) else 2, line.marks.get(name, "")) for name in metrics]
+        cells += [f"**{perplexity}**" if line is chosen else perplexity]
+        text += row([line.title, *cells, f"{line.mean(PARAMETERS) or 0:,.0f}", _cell(line, SECONDS, 0)])
+    data, seeds = experiment["data"], ", ".join(map(str, experiment["seeds"]))
+    text += f"\n{data['name']}: {data['train']:,} examples to learn from, {data['dev']} dev, {data['test']} test. "
+    text += f"Mean ± standard deviation over seeds {seeds}" if len(experiment["seeds"]) > 1 else f"Seed {seeds}"
+    if experiment["reference"] is not None:
+        text += f"; + better, - worse than {experiment['reference']} (paired bootstrap over test sentences, p < 0.05)"
+    return text + (". **Bold**: what dev data choose.\n" if chosen else ".\n")
+
+
+def _percent(lines: Sequence[Line], metric: str) -> bool:
+    """Whether a metric goes to 100 and not to 1."""
+    return any((line.mean(metric) or 0) > 2 for line in lines)
+
+
+def _cell(line: Line, measure: str, digits: int, mark: str = "") -> str:
+    mean, spread = line.mean(measure), line.spread(measure)
+    if mean is None:
+        return "-"
+    text = f"{mean:,.{digits}f}" + ("" if spread is None else f" ± {spread:,.{digits}f}")
+    return f"{text} {mark}".rstrip()
+
+
+def index() -> str:
+    """One line a study that has results."""
+    titles = {name: read_results(RESULTS / name).experiment["title"] for name in finished()}
+    return "".join(f"- [{title}]({name}.md): {STUDIES[name].question}\n" for name, title in titles.items())
+
+
+def write_pages() -> None:
+    """Write the plot and the block of every study with results, and the index; a new page is begun."""
+    for name in finished():
+        page = PAGES / f"{name}.md"
+        if not page.exists():
+            title = read_results(RESULTS / name).experiment["title"]
+            _write(page, f"# {title}\n\n{STUDIES[name].question}\n\n{BEGIN}{END}".encode())
+        _write(PAGES / f"{name}.svg", plot(name))
+        _replace(page, block(name))
+    _replace(PAGES / "README.md", index())
+
+
+def _replace(page: Path, made: str) -> None:
+    before, _, after = parts_of(page)
+    _write(page, (before + BEGIN + made + END + after).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    with writing(path) as partial:
+        partial.write_bytes(content)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="run the studies on what is in this folder")
+    parser.add_argument("--only", nargs="+", choices=STUDIES, default=list(STUDIES), metavar="NAME", help="run these")
+    parser.add_argument("--work", type=Path, default=Path("runs"), help="where memories and trained models lie")
+    args = parser.parse_args()
+    failed = run(args.run, args.work, args.only) if args.run else []
+    write_pages()
+    if failed:
+        sys.exit("\n".join(failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""What the results of a study hold, as its table and its plot need it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from pema.experiments.results import COMPARISON, EXPERIMENT
+from pema.experiments.table import NAMES
+from pema.files import read_json
+
+DEV, SECONDS, PARAMETERS = "dev_perplexity", "train_seconds", "trainable_parameters"
+TITLES = NAMES | {DEV: "dev perplexity", SECONDS: "training (s)", PARAMETERS: "trained parameters"}
+PLM = "plm"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: the runs of one label, one a seed.
+
+    Attributes:
+        label: what the results call it.
+        runs: their result files.
+        marks: by metric, "+" or "-" where it is better or worse than the reference by more than chance.
+    """
+
+    label: str
+    runs: Sequence[Mapping[str, Any]]
+    marks: Mapping[str, str]
+
+    @property
+    def is_plm(self) -> bool:
+        """Whether it is the PLM alone."""
+        return bool(self.runs[0]["method"] == PLM)
+
+    @property
+    def title(self) -> str:
+        """The label, with what dev data chose of the method's grid."""
+        run = self.runs[0]
+        return ", ".join(
+            [self.label, *(f"{name}={run['settings'][name]}" for name in run["signature"]["config"]["grid"])]
+        )
+
+    def setting(self, name: str) -> Any:
+        """The value of a setting, None where the method leaves it to its default; of `plm`, the PLM's parameters."""
+        if name == PLM and name in self.runs[0]["settings"]:
+            return self.runs[0]["signature"]["config"]["plm"]["parameters"]
+        return self.runs[0]["settings"].get(name)
+
+    def named_without(self, *names: str) -> str:
+        """The label without these settings, be they given as `name=value` or by the value alone."""
+        given = self.runs[0]["settings"]
+        left_out = {form for name in names if name in given for form in (f"{name}={given[name]}", f"{given[name]}")}
+        return ", ".join(part for part in self.label.split(", ") if part not in left_out)
+
+    def values(self, measure: str) -> list[float]:
+        """A metric, the dev perplexity or a cost, of every run; empty where a run lacks it."""
+        found = []
+        for run in self.runs:
+            if measure == DEV:
+                value = run[DEV]
+            elif measure in (SECONDS, PARAMETERS):
+                value = run["costs"][measure]
+            else:
+                value = run["scores"][measure]["value"]
+            found.append(value)
+        return [] if None in found else found
+
+    def mean(self, measure: str) -> float | None:
+        """Over seeds."""
+        values = self.values(measure)
+        return fmean(values) if values else None
+
+    def spread(self, measure: str) -> float | None:
+        """Standard deviation over seeds, None of a single one."""
+        values = self.values(measure)
+        return stdev(values) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Results:
+    """All of a study.
+
+    Attributes:
+        experiment: what its runs have in common.
+        comparison: the comparison on the test examples.
+        lines: in the table's order.
+    """
+
+    experiment: Mapping[str, Any]
+    comparison: Mapping[str, Any]
+    lines: Sequence[Line]
+
+    @property
+    def metrics(self) -> list[str]:
+        """What every run was scored with, the leading one first."""
+        return list(self.lines[0].runs[0]["scores"])
+
+
+def read_results(folder: Path) -> Results:
+    """The results in the folder of an experiment."""
+    comparison = read_json(folder / COMPARISON)
+    marks: dict[str, dict[str, str]] = {}
+    for each in comparison["differences"]:
+        if each["significant"]:
+            marks.setdefault(each["label"], {})[each["metric"]] = "+" if each["difference"] > 0 else "-"
+    runs = comparison["signature"]["config"]["runs"]
+    lines = [
+        Line(label, [read_json(folder / f"{name}.json") for name in names], marks.get(label, {}))
+        for label, names in runs.items()
+    ]
+    return Results(read_json(folder / EXPERIMENT), comparison, lines)

@@ -1,0 +1,1 @@
+"""The inspector: which distribution decided each generated token, on one self-contained page."""

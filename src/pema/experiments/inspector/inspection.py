@@ -1,0 +1,230 @@
+"""Inspect one generation: both next-token distributions, their mixture and its weight at every step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pema.errors import ConfigError
+from pema.experiments.inspector.surface import Surface, surfaces
+from pema.generation.decoding import one_line, token_limit
+from pema.generation.mixture import mix
+from pema.generation.schedule import Schedule
+from pema.generation.steps import Weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from pema.adapter.module import Adapter
+    from pema.owner.contract import PLM
+    from pema.tasks.registry import Task
+
+CANDIDATES = 50
+"""Tokens of each distribution that are kept per step; pages stay near 4 kB a step."""
+
+SHOWN = 5
+"""Tokens of each distribution that the page shows."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A next-token distribution at the candidates, and what is known of all other tokens.
+
+    Attributes:
+        log_p: log-probability of each candidate, in the order of `Step.candidates`; -inf where it is impossible.
+        rest_mass: probability of all other tokens together.
+        rest_log_p: log-probability of the likeliest of them; -inf where there is none.
+    """
+
+    log_p: tuple[float, ...]
+    rest_mass: float
+    rest_log_p: float
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready; null stands for -inf."""
+        return {
+            "log_p": [_number(value) for value in self.log_p],
+            "rest_mass": float(f"{self.rest_mass:.6g}"),
+            "rest_log_p": _number(self.rest_log_p),
+        }
+
+
+@dataclass(frozen=True)
+class Step:
+    """What decided one generated token.
+
+    Attributes:
+        token: the generated token y_t, the likeliest of the mixture.
+        weight: lambda_t.
+        candidates: token ids, ascending: the likeliest of P_LM, of P_PEMA and of the mixture.
+        surfaces: what to show for each.
+        plm: P_LM.
+        pema: P_PEMA.
+    """
+
+    token: int
+    weight: float
+    candidates: tuple[int, ...]
+    surfaces: tuple[Surface, ...]
+    plm: Distribution
+    pema: Distribution
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "token": self.token,
+            "weight": self.weight,
+            "candidates": list(self.candidates),
+            "surfaces": [surface.to_json() for surface in self.surfaces],
+            "plm": self.plm.to_json(),
+            "pema": self.pema.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A greedy generation with all that decided it.
+
+    Attributes:
+        plm: the PLM's name.
+        source: the input.
+        prompt: the prompt's tokens as text.
+        output: the generated text, as `generate` returns it.
+        source_length: SL, tokens of the input.
+        ended: whether the last token ends the sequence; else the limit did.
+        steps: one per generated token.
+    """
+
+    plm: str
+    source: str
+    prompt: str
+    output: str
+    source_length: int
+    ended: bool
+    steps: tuple[Step, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "plm": self.plm,
+            "source": self.source,
+            "prompt": self.prompt,
+            "output": self.output,
+            "source_length": self.source_length,
+            "ended": self.ended,
+            "steps": [step.to_json() for step in self.steps],
+        }
+
+
+@torch.no_grad()
+def inspect_generation(
+    plm: PLM,
+    adapter: Adapter,
+    source: str,
+    task: Task,
+    schedule: Schedule,
+    *,
+    max_new_tokens: int | None = None,
+    candidates: int = CANDIDATES,
+) -> Inspection:
+    """Generate a text greedily, as `pema.generate` does, and keep what decided each token.
+
+    Works on the PLM's decoding session, so it is the same for a PLM in this process, behind its owner's server, and
+    with a masked head.
+
+    Args:
+        plm: the PLM.
+        adapter: the adapter.
+        source: what fills the template's slot.
+        task: its template makes the prompt.
+        schedule: the adapter's weight per step.
+        max_new_tokens: the longest output in tokens; 2 SL + 16 where it is not given.
+        candidates: how many of the likeliest tokens of P_LM, of P_PEMA and of the mixture are kept per step.
+
+    Raises:
+        DataError: the source is blank, or too long for the PLM.
+        ConfigError: max_new_tokens below 1, or fewer candidates than the page shows.
+        MismatchError: the adapter belongs to another PLM.
+    """
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
+    if candidates < SHOWN:
+        raise ConfigError(f"candidates must be at least {SHOWN}, as many as are shown, not {candidates}.")
+    adapter.require(plm.description)
+    (prompt,) = task.template.encode_prompts(plm.tokenizer, [source])
+    limit = token_limit(1, prompt, plm.description.max_length, max_new_tokens)
+    head, tokenizer, ends = plm.head(), plm.tokenizer, plm.description.eos_token_ids
+    adapter.to(head.weight.device)
+    weights = Weights(schedule, torch.tensor([prompt.source_length]), 1)
+    steps: list[Step] = []
+    generated: list[int] = []
+    session = plm.open_session([prompt.prompt])
+    try:
+        while True:
+            t = len(steps)
+            weights.until(t)
+            # f is rounded to the head's type before the adapter reads it, as where the plug-in stands.
+            f = head.normalise(session.representations.to(head.weight.device)).to(head.weight.dtype)
+            log_p_plm = head.logits(f).log_softmax(-1)
+            log_p_pema = adapter.log_probs(f, head)
+            before = [*prompt.prompt, *generated]
+            weight = weights.table(t, t)[:, 0]
+            steps.append(_step(tokenizer, before, log_p_plm.cpu()[0], log_p_pema.cpu()[0], weight.cpu()[0], candidates))
+            generated.append(steps[-1].token)
+            if generated[-1] in ends or len(generated) == limit:
+                break
+            session.advance(generated[-1:])
+    finally:
+        session.close()
+    return Inspection(
+        plm=plm.description.name,
+        source=source,
+        prompt=tokenizer.decode(prompt.prompt, skip_special_tokens=False),
+        output=one_line(tokenizer.decode(generated, skip_special_tokens=True)),
+        source_length=prompt.source_length,
+        ended=generated[-1] in ends,
+        steps=tuple(steps),
+    )
+
+
+def _step(
+    tokenizer: PreTrainedTokenizerBase,
+    before: Sequence[int],
+    log_p_plm: Tensor,
+    log_p_pema: Tensor,
+    weight: Tensor,
+    candidates: int,
+) -> Step:
+    """One step of (V,) log P_LM, (V,) log P_PEMA and lambda_t, behind the tokens `before`."""
+    mixed = mix(log_p_plm, log_p_pema, weight)
+    best = min(candidates, len(mixed))
+    likeliest = [log_p.topk(best).indices for log_p in (log_p_plm, log_p_pema, mixed)]
+    kept = torch.tensor(sorted(set(torch.cat(likeliest).tolist())))
+    return Step(
+        token=int(mixed.argmax()),
+        weight=float(weight),
+        candidates=tuple(kept.tolist()),
+        surfaces=tuple(surfaces(tokenizer, before, kept.tolist())),
+        plm=_distribution(log_p_plm, kept),
+        pema=_distribution(log_p_pema, kept),
+    )
+
+
+def _distribution(log_p: Tensor, kept: Tensor) -> Distribution:
+    rest = torch.ones_like(log_p, dtype=torch.bool).index_fill_(0, kept, False)
+    others = log_p[rest].double()
+    return Distribution(
+        log_p=tuple(log_p[kept].tolist()),
+        rest_mass=float(others.exp().sum()),
+        rest_log_p=float(others.max()) if len(others) else -math.inf,
+    )
+
+
+def _number(log_p: float) -> float | None:
+    """A log-probability with six decimals, which keeps a probability to one in a million; None for -inf."""
+    return None if log_p == -math.inf else round(log_p, 6)

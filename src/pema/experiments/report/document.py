@@ -1,0 +1,106 @@
+"""The report: every experiment's table, plots, samples and signatures on one page."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from pema.experiments.page import html_page, static
+from pema.experiments.report.formats import metric_name, score
+from pema.experiments.report.results import Experiment, read_results
+from pema.experiments.report.runs import all_runs
+from pema.experiments.report.summary import payload, top
+from pema.experiments.report.table import comparison_table
+
+STYLES = ("report/report.css", "report/plots.css")
+SCRIPTS = tuple(
+    f"report/{name}.js" for name in ("table", "scale", "chart", "labels", "plots", "controls", "difference", "samples")
+)
+
+
+def report(results: Path) -> str:
+    """Make the page of one experiment's folder, or of a folder of several.
+
+    The same results make the same bytes.
+
+    Raises:
+        DataError: as `read_results`.
+    """
+    experiments = read_results(results)
+    keys = [f"e{place}" for place in range(len(experiments))]
+    alone = len(experiments) == 1
+    body = "\n".join(_section(experiment, key, alone) for experiment, key in zip(experiments, keys, strict=True))
+    if alone:
+        title, description = experiments[0].about["title"], ""
+    else:
+        title = f"{len(experiments)} experiments"
+        description = "Comparisons and sweeps of adaptation methods, each with its samples and signatures."
+        body = _contents(experiments, keys) + body
+    return html_page(
+        title,
+        body,
+        css=[static(name) for name in STYLES],
+        js=[static(name) for name in SCRIPTS],
+        data={key: payload(experiment) for key, experiment in zip(keys, experiments, strict=True)},
+        description=description,
+    )
+
+
+def _contents(experiments: list[Experiment], keys: list[str]) -> str:
+    items = []
+    for experiment, key in zip(experiments, keys, strict=True):
+        metric = experiment.metrics[0]
+        label, row = max(experiment.rows.items(), key=lambda item: item[1]["metrics"][metric]["mean"])
+        best = score(row["metrics"][metric]["mean"], top(experiment, metric))
+        items.append(
+            f'<li><a href="#{key}">{escape(experiment.about["title"])}</a>'
+            f'<span class="muted">highest {escape(metric_name(metric))}: {best}, {escape(label)}</span></li>'
+        )
+    return f'<nav aria-label="Experiments"><ol class="contents">{"".join(items)}</ol></nav>\n'
+
+
+def _section(experiment: Experiment, key: str, alone: bool) -> str:
+    # Of one experiment the page's own heading is the title, and the parts' headings move up.
+    title = "" if alone else f'<h2 id="{key}-title">{escape(experiment.about["title"])}</h2>'
+    part = "h2" if alone else "h3"
+    about = experiment.about
+    data, plm = about["data"], about["plm"]
+    facts = (
+        ("Task", about["task"]),
+        ("Data", f"{data['name']}: {data['train']:,} train, {data['dev']:,} dev, {data['test']:,} test"),
+        ("PLM", f"{plm['name']}: {plm['parameters']:,} parameters, d {plm['d']:,}, {plm['vocabulary_size']:,} tokens"),
+        ("Seeds", ", ".join(map(str, about["seeds"]))),
+    )
+    listed = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
+    compared = ""
+    if about["reference"] is not None:
+        compared = (
+            f'Against <b>{escape(about["reference"])}</b>: <span class="better">▲&nbsp;significantly above</span>, '
+            '<span class="worse">▼&nbsp;significantly below</span>, '
+            '<span class="same">≈&nbsp;no significant difference</span>. '
+        )
+    drawn = {"chooser": "", "sweep": "Sweep", "cost": "Quality against cost", "curves": "Learning curves"}
+    if about["kind"] != "sweep":
+        del drawn["sweep"]
+    if not any(run["curve"] for runs in experiment.runs.values() for run in runs):
+        del drawn["curves"]
+    plots = "\n".join(
+        f'<section id="{key}-{name}">{heading and f"<{part}>{heading}</{part}>"}</section>'
+        for name, heading in drawn.items()
+    )
+    return f"""<article class="experiment" id="{key}">
+{title}
+<dl class="facts">{listed}</dl>
+<section><{part}>Comparison</{part}>
+{comparison_table(experiment, key)}
+<p class="legend">Mean ± standard deviation over seeds, and the 95 % bootstrap interval of the mean. {compared}The
+highest mean is bold. Costs are means over seeds; 1 MB is a million bytes. A method's name or score leads to its runs
+and their signatures.</p>
+</section>
+<noscript><p class="note">Plots and samples need scripts; this table and the signatures do not.</p></noscript>
+{plots}
+<section id="{key}-samples"><{part}>Samples</{part}></section>
+<section class="runs"><{part}>Every run and its signature</{part}>
+{all_runs(experiment, key)}
+</section>
+</article>"""

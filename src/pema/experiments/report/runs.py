@@ -1,0 +1,104 @@
+"""Where every number comes from: each run's scores, settings, costs and signature, folded under its method."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+from pema.experiments.report.formats import NOTHING, metric_name
+from pema.experiments.report.results import Experiment
+
+
+def all_runs(experiment: Experiment, key: str) -> str:
+    """Write one disclosure a method with one a run in it; the table and the plots point at them."""
+    methods = "\n".join(
+        f'<details class="method" id="{key}-m{place}"><summary>{escape(label)} '
+        f'<span class="muted">{_count(len(experiment.runs[label]), "run")}</span></summary>\n'
+        + "\n".join(_run(run, experiment.metrics) for run in experiment.runs[label])
+        + "\n</details>"
+        for place, label in enumerate(experiment.about["methods"])
+    )
+    whole = _signature(experiment.about["signature"])
+    return f'{methods}\n<details class="method"><summary>The experiment as a whole</summary>\n{whole}</details>'
+
+
+def _run(run: Mapping[str, Any], metrics: Iterable[str]) -> str:
+    scores = [
+        (metric_name(metric), f"{run['scores'][metric]['value']:.6g}", run["scores"][metric]["signature"])
+        for metric in metrics
+    ]
+    values = " · ".join(f"{name} {value}" for name, value, _ in scores)
+    parts = [
+        _list("Scores", [(name, f"{value}  ({signature})") for name, value, signature in scores]),
+        _list("Settings", [("method", run["method"]), *_flat(run["settings"])]),
+        _list("On dev data", [("perplexity", run["dev_perplexity"]), *_flat(run.get("chosen", {}), "chosen ")]),
+        _list("Costs and needs", [*_flat(run["costs"]), *_flat(run["needs"], "needs ")]),
+        _signature(run["signature"]),
+        _trials(run["trials"]),
+        _curve(run["curve"]),
+    ]
+    return (
+        f'<details class="run"><summary><b>{escape(run["run"])}</b> <span class="muted">seed {run["seed"]} · '
+        f"{escape(values)}</span></summary>\n{''.join(parts)}</details>"
+    )
+
+
+def _signature(signature: Mapping[str, Any]) -> str:
+    config = json.dumps(signature["config"], indent=2, ensure_ascii=False)
+    known = [
+        ("commit", signature["commit"] or "not run from a checkout"),
+        ("time", signature.get("time")),
+        ("seed", signature["seed"]),
+        *_flat(signature["versions"]),
+        *_flat(signature["machine"]),
+    ]
+    return f'{_list("Signature", known)}<p class="part">Config</p><pre tabindex="0">{escape(config)}</pre>'
+
+
+def _trials(trials: Iterable[Mapping[str, Any]]) -> str:
+    rows = [
+        (", ".join(f"{name} {value}" for name, value in _flat(trial["settings"])), trial["dev_perplexity"])
+        for trial in trials
+    ]
+    return _list("Tried on dev data: dev perplexity", rows)
+
+
+def _curve(curve: Iterable[Mapping[str, Any]]) -> str:
+    rows = [
+        (f"epoch {point['epoch']}, {_written(point['seconds'])} s", f"{_written(point['held_out_loss'])}")
+        for point in curve
+    ]
+    return _list("Held-out loss", rows)
+
+
+def _list(title: str, rows: Iterable[tuple[str, Any]]) -> str:
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(_written(value))}</dd>" for name, value in rows)
+    return f'<p class="part">{escape(title)}</p><dl>{items}</dl>' if items else ""
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat += _flat(value, f"{prefix}{name}.")
+        else:
+            flat.append((f"{prefix}{name}".replace("_", " "), value))
+    return flat
+
+
+def _written(value: Any) -> str:  # noqa: ANN401
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -1,0 +1,108 @@
+"""Distillation of the middle of a PLM into that of its emulator, at the PLM owner's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from pema.console import progress
+from pema.errors import AdapterError
+from pema.memory.build import Tokens
+from pema.methods.contract import Job
+from pema.methods.emulator import Plan, layers_of
+from pema.methods.fine_tuning import CLIP, course
+from pema.methods.targets import target_logits
+from pema.owner.derivation import hooked
+from pema.owner.local import LocalPLM
+
+BATCH = 16
+WARMUP = 0.1
+HIDDEN_WEIGHT = 30.0
+"""Weight of the distance between hidden states beside the language modelling loss: what the authors' scripts take."""
+
+
+def distil(plm: LocalPLM, emulator: PreTrainedModel, plan: Plan, job: Job, steps: int, learning_rate: float) -> None:
+    """Bring what E* makes of a text nearer to what E makes of it, and its next tokens to the PLM's own.
+
+    The text is what the PLM generates from the prompts of the training examples; their targets are not looked at. Both
+    models have the same first layers, so E and E* have the same input. The loss is that of the authors' scripts:
+    cross-entropy, and the squared distance of the outputs of E* and E as a share of the latter's squared size.
+
+    Args:
+        plm: the PLM, which stays as it is.
+        emulator: a `shortened` twin of its model; its middle layers are trained.
+        plan: which layers those are.
+        job: its task and training sources.
+        steps: of AdamW, with `BATCH` texts each.
+        learning_rate: its highest value, on the course of `fine_tuning.course`.
+
+    Raises:
+        AdapterError: it diverged.
+    """
+    tokens = _generated(plm, job)
+    parameters = [p for layer in layers_of(emulator)[plan.adapters : -plan.adapters] for p in layer.parameters()]
+    for parameter in parameters:
+        # The twin's weights are the PLM's own memory, and these are trained.
+        parameter.data = parameter.data.clone()
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
+    random = np.random.default_rng(0)
+    ends = [layers_of(model)[-plan.adapters] for model in (plm.model, emulator)]
+    with progress("distilling", steps, "steps") as advance:
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * course((step + 0.5) / steps, WARMUP)
+            batch = random.choice(len(tokens.cuts), min(BATCH, len(tokens.cuts)), replace=False).tolist()
+            seen: list[Any] = []
+            with hooked(*(_input_of(layer, seen) for layer in ends)):
+                with torch.no_grad():
+                    target_logits(plm.model, tokens, batch)
+                logits, targets = target_logits(emulator, tokens, batch)
+            lengths = torch.from_numpy(tokens.starts[1:] - tokens.starts[:-1])[batch]
+            real = torch.arange(int(lengths.max())) < lengths[:, None]
+            theirs, mine = (hidden[real.to(hidden.device)].float() for hidden in seen)
+            distance = (theirs - mine).square().mean() / theirs.square().mean()
+            loss = functional.cross_entropy(logits.float(), targets) + HIDDEN_WEIGHT * distance
+            if not torch.isfinite(loss):
+                raise AdapterError(
+                    f"offsite: the loss of distillation is {float(loss.detach())} at step {step + 1}: it diverged. "
+                    f"Lower distil_learning_rate (now {learning_rate:g})."
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+            optimizer.step()
+            advance(1, note=f"distance {float(distance.detach()):.3f}")
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+
+
+def _input_of(layer: nn.Module, seen: list[Any]) -> RemovableHandle:
+    """Keep the hidden states that go into a layer."""
+
+    def hook(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        seen.append(given[0] if given else named["hidden_states"])
+
+    return layer.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _generated(plm: LocalPLM, job: Job) -> Tokens:
+    """The prompts of the training examples, each with what the PLM generates greedily in the place of its target."""
+    prompts = job.task.template.encode_prompts(plm.tokenizer, [example.source for example in job.train])
+    texts = [encoded.prompt for encoded in prompts]
+    steps = [max(1, min(2 * each.source_length + 16, plm.max_length - len(each.prompt))) for each in prompts]
+    found: dict[int, list[int]] = {}
+    for represented in plm.predict(texts, steps):
+        assert represented.generated is not None
+        found[represented.index] = represented.generated.tolist()
+    rows = [[*text, *found[i]] for i, text in enumerate(texts)]
+    starts = np.cumsum([0, *map(len, rows)])
+    cuts = starts[:-1] + [len(text) for text in texts]
+    lengths = np.array([each.source_length for each in prompts])
+    return Tokens(np.concatenate([np.array(row, np.int32) for row in rows]), starts, cuts, lengths)

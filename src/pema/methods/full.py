@@ -1,0 +1,35 @@
+"""Full fine-tuning: every weight of the PLM is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pema.methods.contract import Adapted, Job
+from pema.methods.fine_tuning import FineTuning
+from pema.methods.tuned import Tuned, load_trained, save_trained, twin
+from pema.owner.local import LocalPLM
+
+FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class FullFineTuning(FineTuning):
+    """All weights, embeddings and LM head among them; what is kept is a whole model."""
+
+    name: ClassVar[str] = "full"
+
+    learning_rate: float = 3e-4
+
+    def trainable(self, plm: LocalPLM, prepared: Path) -> tuple[Any, Callable[[Path], None]]:
+        """See `FineTuning.trainable`."""
+        plm.model.requires_grad_(True)
+        return plm.model, lambda output: save_trained(dict(plm.model.named_parameters()), output / FILE)
+
+    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:
+        """See `Method.open`."""
+        model = twin(plm.model)
+        load_trained(dict(model.named_parameters()), trained / FILE)
+        return Tuned(plm, model, job, trained / FILE)

@@ -1,0 +1,130 @@
+"""kNN-LM (Khandelwal et al. 2020, arXiv 1911.00172) on the external memory that PEMA learns from."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from pema.adapter.likelihood import log_p
+from pema.errors import ConfigError
+from pema.evaluation.perplexity import LOGITS_BYTES
+from pema.files import size
+from pema.generation.decoding import Generated, decode, plain
+from pema.memory.reader import Memory
+from pema.methods.contract import Adapted, Job, Trained
+from pema.methods.knn_index import Index, Neighbours, faiss_library
+from pema.methods.knn_mixture import Chosen, Measured, choose, log_p_mixed, plugged
+from pema.methods.on_memory import MEMORY, OnMemory, memory_of
+from pema.owner.local import LocalPLM
+from pema.tasks.example import Example
+
+INDEX = "index"
+KS = tuple(2**power for power in range(11))
+"""Numbers of neighbours that are compared on dev: up to the paper's 1,024."""
+
+
+@dataclass(frozen=True)
+class KNN(OnMemory):
+    """P(y|c) = lambda P_kNN(y|c) + (1 - lambda) P_LM(y|c), with P_kNN over the k pairs whose f is nearest.
+
+    What is not given of k, temperature and weight is what makes the dev targets likeliest. Their contexts are `teacher`
+    ones whatever the memory's are, so whoever runs the PLM sees the dev targets unless all three are given.
+
+    Attributes:
+        index: FAISS factory string; `Flat` is exact search, `IVF4096,PQ64` an approximate one for millions of pairs.
+        k: neighbours.
+        temperature: T in exp(-d / T), in units of squared L2 distance.
+        weight: lambda, the share of P_kNN.
+    """
+
+    name: ClassVar[str] = "knn-lm"
+    seeded: ClassVar[bool] = False
+
+    index: str = "Flat"
+    k: int | None = None
+    temperature: float | None = None
+    weight: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.k is not None and self.k < 1:
+            raise ConfigError(f"k counts neighbours, so it must be at least 1, not {self.k}.")
+        if self.temperature is not None and not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise ConfigError(f"temperature must be a positive number, not {self.temperature}.")
+        if self.weight is not None and not 0 <= self.weight <= 1:
+            raise ConfigError(f"weight is a share of the mixture, so it must lie in [0, 1]: {self.weight} does not.")
+
+    @property
+    def trained_by(self) -> Mapping[str, Any]:
+        """All but what is chosen on dev: an index serves every k, temperature and weight."""
+        return {n: value for n, value in self.settings().items() if n not in ("k", "temperature", "weight")}
+
+    def train(self, job: Job, prepared: Path, output: Path) -> Trained:
+        """Index the memory; nothing is trained."""
+        memory = Memory.open(prepared / MEMORY)
+        faiss_library()  # So that the seconds do not hold its import.
+        started = time.perf_counter()
+        Index.build(memory, self.index).save(output / INDEX)
+        return Trained(0, round(time.perf_counter() - started, 3))
+
+    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:
+        """See `Method.open`; chooses what is not given.
+
+        Raises:
+            ConfigError: something is to be chosen, and there are no dev examples.
+            ExternalMemoryError, MismatchError: as `Index.load`.
+        """
+        index = Index.load(trained / INDEX, plm.description)
+        return _Neighbouring(plm, job, index, self.choose(plm, job, index), trained / INDEX)
+
+    def choose(self, plm: LocalPLM, job: Job, index: Index) -> Chosen:
+        """The settings that are given, and for the others those that make `job.dev` likeliest."""
+        if self.k is not None and self.temperature is not None and self.weight is not None:
+            return Chosen(self.k, self.temperature, self.weight)
+        if not job.dev:
+            raise ConfigError("knn-lm chooses k, temperature and weight on dev examples: give some, or all three.")
+        ks = [k for k in KS if k <= len(index)] if self.k is None else [self.k]
+        return choose(measure(plm, job, job.dev, index, max(ks)), ks, self.temperature, self.weight)
+
+
+class _Neighbouring(Adapted):
+    def __init__(self, plm: LocalPLM, job: Job, index: Index, chosen: Chosen, folder: Path) -> None:
+        self._plm, self._job, self._index, self._chosen, self._folder = plm, job, index, chosen, folder
+
+    @property
+    def disk_bytes(self) -> int:
+        return size(self._folder)
+
+    @property
+    def chosen(self) -> Mapping[str, Any]:
+        return self._chosen.to_dict()
+
+    def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> Generated:
+        plm = self._plm
+        with plugged(plm.model, self._index, self._chosen):
+            return decode(plm, plm.model, sources, self._job.task, plain, batch_size=batch_size)
+
+    def perplexity(self, examples: Sequence[Example]) -> float:
+        measured = measure(self._plm, self._job, examples, self._index, self._chosen.k)
+        return float(torch.exp(-log_p_mixed(measured, self._chosen).double().mean()))
+
+
+@torch.no_grad()
+def measure(plm: LocalPLM, job: Job, examples: Sequence[Example], index: Index, k: int) -> Measured:
+    """The targets of examples after c = [I; X; y_<i], under the PLM and with their k neighbours."""
+    plm_parts, distances, found, targets = [], [], [], []
+    with memory_of(plm, job.task, examples) as memory:
+        head = memory.head()
+        for batch in memory.view().batches(max(16, LOGITS_BYTES // (4 * head.vocabulary_size))):
+            neighbours = index.search(batch.representations, k)
+            plm_parts.append(log_p(head, batch.representations, batch.targets))
+            distances.append(neighbours.distances)
+            found.append(neighbours.targets)
+            targets.append(batch.targets)
+    return Measured(torch.cat(plm_parts), Neighbours(torch.cat(distances), torch.cat(found)), torch.cat(targets))

@@ -1,0 +1,130 @@
+"""Offsite-Tuning: the outer layers of the PLM are trained around a compressed stand-in for its inner ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pema.errors import ConfigError
+from pema.methods.contract import Adapted, Job, Needs
+from pema.methods.distillation import distil
+from pema.methods.emulator import (
+    MODEL,
+    Plan,
+    adapter_parameters,
+    layers_of,
+    load_emulator,
+    save_emulator,
+    shortened,
+)
+from pema.methods.fine_tuning import FineTuning
+from pema.methods.tuned import Tuned, load_trained, perplexity, save_trained, twin
+from pema.owner.local import LocalPLM
+
+FILE = "adapter.safetensors"
+
+
+@dataclass(frozen=True)
+class OffsiteTuning(FineTuning):
+    """Offsite-Tuning (Xiao, Lin and Han, arXiv 2302.04870, section 3).
+
+    The PLM is cut into [A_1, E, A_2]. Its owner hands out the adapter A_1, A_2 (the first and the last layers, the
+    embeddings and the LM head) and an emulator E* of the middle E, made by leaving layers out evenly. The data owner
+    trains the adapter in [A_1, E*, A_2]; the owner puts it into [A_1, E, A_2]. The embeddings, the final norm and the
+    head stay as they are.
+
+    Attributes:
+        adapters: layers of A_1 and of A_2 each; None is 2, as in the paper, or 1 where the PLM has fewer than 8 layers.
+        keep: the share of the middle's layers that the emulator keeps, at least one; the paper's OPT-1.3B keeps 0.4.
+        distil_steps: steps of distillation of E into E*, 0 for none. The paper distils on a large public corpus; here
+            the owner has the prompts of the training examples, and distils on what the PLM itself generates from
+            them: it sees no target.
+        distil_learning_rate: its highest learning rate.
+    """
+
+    name: ClassVar[str] = "offsite"
+    shared: ClassVar[bool] = True
+
+    adapters: int | None = None
+    keep: float = 0.5
+    distil_steps: int = 0
+    distil_learning_rate: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, wrong, range_ in (
+            ("adapters", self.adapters is not None and self.adapters < 1, "at least 1, or None"),
+            ("keep", not 0 < self.keep <= 1, "greater than 0 and at most 1"),
+            ("distil_steps", self.distil_steps < 0, "at least 0"),
+            ("distil_learning_rate", not self.distil_learning_rate > 0, "greater than 0"),
+        ):
+            if wrong:
+                raise ConfigError(f"offsite: {name}={getattr(self, name)} must be {range_}.")
+
+    @property
+    def needs(self) -> Needs:
+        """Some layers and a stand-in for the others; the targets stay at the data owner's."""
+        return Needs("some", targets_at_owner=False, gradients=True)
+
+    @property
+    def prepared_by(self) -> Mapping[str, Any]:
+        """The emulator's own settings."""
+        names = ["adapters", "keep", "distil_steps"] + ["distil_learning_rate"] * bool(self.distil_steps)
+        return {MODEL: {name: getattr(self, name) for name in names}}
+
+    def prepare(self, plm: LocalPLM, job: Job, output: Path) -> None:
+        """Make the emulator, at the PLM owner's; it does not depend on the run's seed.
+
+        Raises:
+            ConfigError: the PLM has too few layers.
+            OwnerError: its layers are not found, or cannot be left out.
+            AdapterError: distillation diverged.
+        """
+        plan = Plan.of(len(layers_of(plm.model)), self.adapters, self.keep)
+        emulator = shortened(plm.model, plan.chosen)
+        if self.distil_steps:
+            distil(plm, emulator, plan, job, self.distil_steps, self.distil_learning_rate)
+        plan.write(output)
+        save_emulator(emulator, plm, output)
+
+    def source(self, job: Job, prepared: Path) -> Path:
+        """The emulator: all that the data owner sees of the PLM."""
+        return prepared / MODEL
+
+    def trainable(self, plm: LocalPLM, prepared: Path) -> tuple[Any, Callable[[Path], None]]:
+        """See `FineTuning.trainable`."""
+        parameters = adapter_parameters(plm.model, Plan.read(prepared).adapters)
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        return plm.model, lambda output: save_trained(parameters, output / FILE)
+
+    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:
+        """See `Method.open`; the adapter is put into the whole PLM."""
+        model = twin(plm.model)
+        load_trained(adapter_parameters(model, Plan.read(prepared).adapters), trained / FILE)
+        return _PluggedIn(plm, model, job, trained / FILE, prepared)
+
+
+class _PluggedIn(Tuned):
+    def __init__(self, plm: LocalPLM, model: Any, job: Job, kept: Path, prepared: Path) -> None:  # noqa: ANN401
+        super().__init__(plm, model, job, kept)
+        self._prepared = prepared
+
+    @cached_property
+    def chosen(self) -> Mapping[str, Any]:
+        """Perplexities on dev around the plug-in gap: what the emulator promised, and what became of it."""
+        if not self._job.dev:
+            return {}
+        emulator = load_emulator(self._prepared, str(self.model.dtype).removeprefix("torch."))
+        found = {
+            "plm_perplexity": perplexity(self._plm, self._plm.model, self._job, self._job.dev),
+            "emulator_alone_perplexity": perplexity(self._plm, emulator.model, self._job, self._job.dev),
+        }
+        load_trained(adapter_parameters(emulator.model, Plan.read(self._prepared).adapters), self._kept)
+        return found | {
+            "emulator_perplexity": perplexity(self._plm, emulator.model, self._job, self._job.dev),
+            "plugged_in_perplexity": self.perplexity(self._job.dev),
+        }

@@ -1,0 +1,101 @@
+"""How likely a causal language model makes the targets of examples; gradients flow through the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pema.errors import DataError
+from pema.evaluation.perplexity import LOGITS_BYTES
+from pema.memory.build import Tokens
+from pema.owner.batching import length_batches, pad_right
+from pema.owner.derivation import hooked, output_embedding
+from pema.owner.local import LocalPLM
+from pema.tasks.example import Example
+from pema.tasks.template import Template
+
+
+def encode(plm: LocalPLM, template: Template, examples: Sequence[Example], virtual_tokens: int = 0) -> Tokens:
+    """The tokens of examples, exactly those that a memory is built from.
+
+    Args:
+        plm: whose tokenizer and context window it is.
+        template: makes the prompts.
+        examples: the pairs.
+        virtual_tokens: positions of the context window that are taken before the prompt begins.
+
+    Raises:
+        DataError: an example that the PLM cannot read; the message names it.
+    """
+    tokens = Tokens.encode(plm, template, examples)
+    lengths = tokens.starts[1:] - tokens.starts[:-1]
+    longest = int(lengths.argmax())
+    if lengths[longest] + virtual_tokens > plm.max_length:
+        raise DataError(
+            f"{examples[longest].where or f'example {longest + 1}'}: it has {lengths[longest]:,} tokens, and behind "
+            f"{virtual_tokens:,} virtual ones {plm.description.name} reads {plm.max_length - virtual_tokens:,}: "
+            "shorten the example, leave it out, or take fewer virtual tokens."
+        )
+    return tokens
+
+
+def cross_entropy(model: Any, tokens: Tokens, which: Sequence[int]) -> tuple[Tensor, int]:  # noqa: ANN401
+    """Sum of -log P(y_i | c_i) over the target tokens of some examples in one forward pass, in nats; and their number.
+
+    The head multiplies target positions only. A causal model never looks at the padding on its right, so no mask is
+    given.
+
+    Args:
+        model: a causal language model of transformers, or one that `peft` made of it.
+        tokens: all examples.
+        which: numbers of those that are meant.
+    """
+    logits, targets = target_logits(model, tokens, which)
+    return functional.cross_entropy(logits.float(), targets, reduction="sum"), len(targets)
+
+
+def target_logits(model: Any, tokens: Tokens, which: Sequence[int]) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    """The (n, V) logits in front of the n target tokens of some examples, and those (n,) tokens."""
+    padded = pad_right([tokens.sequence(i) for i in which])
+    width = padded.shape[1]
+    begins = [int(tokens.cuts[i] - tokens.starts[i]) for i in which]
+    ends = [int(tokens.starts[i + 1] - tokens.starts[i]) for i in which]
+    places = torch.cat(
+        [torch.arange(begin, end) + row * width for row, (begin, end) in enumerate(zip(begins, ends, strict=True))]
+    )
+    embedding = output_embedding(model)
+
+    def at_head(_module: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:  # noqa: ANN401
+        hidden = given[0].flatten(0, -2)
+        # The logits in front of a token are at the position before it.
+        return (hidden.index_select(0, places.to(hidden.device) - 1)[None], *given[1:])
+
+    with hooked(embedding.register_forward_pre_hook(at_head)):
+        logits = model(input_ids=padded.to(model.device), use_cache=False).logits[0]
+    return logits, padded.flatten()[places].to(logits.device)
+
+
+@torch.no_grad()
+def mean_cross_entropy(model: Any, tokens: Tokens, which: Sequence[int]) -> float:  # noqa: ANN401
+    """Mean of -log P(y_i | c_i) over the target tokens of some examples, in nats, without dropout."""
+    training, total, count = model.training, 0.0, 0
+    model.eval()
+    weight: Any = output_embedding(model).weight
+    lengths = [int(tokens.starts[i + 1] - tokens.starts[i]) for i in which]
+    try:
+        for batch in length_batches(lengths, max(16, LOGITS_BYTES // (4 * len(weight)))):
+            loss, n = cross_entropy(model, tokens, [which[i] for i in batch])
+            total, count = total + float(loss), count + n
+    finally:
+        model.train(training)
+    return total / count
+
+
+def perplexity_of(mean: float) -> float:
+    """The exponential of a mean cross-entropy; infinity where it is beyond float64."""
+    return math.exp(mean) if mean < 709 else math.inf

@@ -1,0 +1,116 @@
+"""A PLM some of whose weights were trained, beside the PLM itself, with which it shares the memory of the others."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pema.errors import AdapterError, MismatchError, OwnerError
+from pema.generation.decoding import Generated, decode, plain
+from pema.methods.contract import Adapted, Job
+from pema.methods.targets import encode, mean_cross_entropy, perplexity_of
+from pema.owner.local import LocalPLM
+from pema.tasks.example import Example
+
+
+def twin(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of its own with the weights of another, in the same memory; both stay as they are when one gets others.
+
+    New weights go to `parameter.data`; nothing may write into the old ones.
+
+    Raises:
+        OwnerError: the model is spread over devices.
+    """
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise OwnerError(
+            f"the weights of {type(model).__name__} are spread over devices by accelerate, and an adapted model cannot "
+            "be made beside it: load the PLM on one device."
+        )
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    memo |= {id(buffer): buffer for buffer in model.buffers()}
+    return copy.deepcopy(model, memo)
+
+
+def save_trained(parameters: Mapping[str, nn.Parameter], path: Path) -> None:
+    """Write those that were trained to a safetensors file."""
+    save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items() if p.requires_grad}, path)
+
+
+def load_trained(parameters: Mapping[str, nn.Parameter], path: Path) -> None:
+    """Give parameters the values in a file that `save_trained` wrote.
+
+    Raises:
+        AdapterError: the file is missing or damaged.
+        MismatchError: it is of another model.
+    """
+    try:
+        stored: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{path} cannot be read ({error}): train again.") from error
+    for name, value in stored.items():
+        parameter = parameters.get(name)
+        if parameter is None or parameter.shape != value.shape:
+            has = "not among its weights" if parameter is None else f"{tuple(parameter.shape)} in it"
+            raise MismatchError(
+                f"{path} was trained on another PLM: {name} {tuple(value.shape)} is {has}. Give that PLM."
+            )
+        parameter.data = value.to(parameter.device, parameter.dtype)
+
+
+class Tuned(Adapted):
+    """An adapted PLM that is a model of its own, so the PLM stays untouched.
+
+    Attributes:
+        model: what generates.
+    """
+
+    def __init__(
+        self,
+        plm: LocalPLM,
+        model: Any,  # noqa: ANN401
+        job: Job,
+        kept: Path,
+        virtual_tokens: int = 0,
+    ) -> None:
+        self.model = model.eval()
+        self._plm, self._job, self._kept, self._virtual_tokens = plm, job, kept, virtual_tokens
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of the file that training kept."""
+        return self._kept.stat().st_size
+
+    def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> Generated:
+        """See `Adapted.generate`."""
+        return decode(
+            self._plm,
+            self.model,
+            sources,
+            self._job.task,
+            plain,
+            batch_size=batch_size,
+            max_length=self._plm.max_length - self._virtual_tokens,
+        )
+
+    def perplexity(self, examples: Sequence[Example]) -> float:
+        """See `Adapted.perplexity`."""
+        return perplexity(self._plm, self.model, self._job, examples, self._virtual_tokens)
+
+
+def perplexity(
+    plm: LocalPLM,
+    model: Any,  # noqa: ANN401
+    job: Job,
+    examples: Sequence[Example],
+    virtual_tokens: int = 0,
+) -> float:
+    """Perplexity of the targets of examples under a model that was made of the PLM; see `Adapted.perplexity`."""
+    tokens = encode(plm, job.task.template, examples, virtual_tokens)
+    return perplexity_of(mean_cross_entropy(model, tokens, range(len(examples))))

@@ -1,0 +1,33 @@
+"""Which examples a training holds out: one draw, so that every method of a comparison holds out the same ones."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pema.errors import ConfigError
+
+Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+def draw_held_out(examples: int, dev_fraction: float, seed: int, holder: str) -> tuple[Numbers, Numbers]:
+    """Draw whole examples at random for held-out use.
+
+    Args:
+        examples: how many there are.
+        dev_fraction: the share of them that is held out; at least one is, and at least one is not.
+        seed: the same seed draws the same examples.
+        holder: what holds them, for the message.
+
+    Returns:
+        The numbers of those to train on and of those held out, each rising.
+
+    Raises:
+        ConfigError: the fraction is not between 0 and 1, or there is only one example.
+    """
+    if not 0 < dev_fraction < 1:
+        raise ConfigError(f"dev_fraction={dev_fraction} must lie between 0 and 1.")
+    if examples < 2:
+        raise ConfigError(f"{holder} holds {examples} example: a split needs at least two.")
+    held_out = min(max(round(examples * dev_fraction), 1), examples - 1)
+    order = np.random.default_rng(seed).permutation(examples)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
