@@ -65,15 +65,20 @@ class Filling:
 
 def classification(part: str, words: Words, draw: random.Random) -> Iterator[Maker]:
     """A message: perhaps an opening, the request, perhaps an aside about another department's matter."""
-    labels, given = grammar("classification")["labels"], grammar("classification")[part]
+    grams = grammar("classification")
+    labels, phrases, given = grams["labels"], grams["phrases"], grams[part]
     requests = {label: cycle(shuffled(given["requests"][label], draw)) for label in labels}
+
+    def phrased(frames: list[str], label: str) -> str:
+        return draw.choice(frames).replace("{phrase}", draw.choice(phrases[label]))
 
     def make(label: str) -> Pair:
         filling = Filling(words, draw)
-        sentences = [next(requests[label])]
+        sentences = [next(requests[label]) if draw.random() < 0.5 else phrased(given["wishes"], label)]
         if draw.random() < 0.7:
             other = draw.choice([each for each in labels if each != label])
-            sentences.insert(draw.randrange(2), draw.choice(given["asides"][other]))
+            aside = draw.choice(given["asides"][other]) if draw.random() < 0.5 else phrased(given["refusals"], other)
+            sentences.insert(draw.randrange(2), aside)
         if draw.random() < 0.5:
             sentences.insert(0, draw.choice(given["openings"]))
         return " ".join(map(filling.english, sentences)), labels[label]
