@@ -41,8 +41,8 @@ def comparisons() -> str:
         plm, machine = about["plm"], found["signature"]["machine"]
         text += (
             f"\n{plm['name']} ({plm['parameters'] / 1e6:.1f} M parameters), examples: {parts}; mean ± standard "
-            f"deviation over {len(about['seeds'])} seeds. **+** and **-**: better and worse than {about['reference']}, p < 0.05 "
-            f"(paired bootstrap). Made by `pema compare configs/compare/{about['name']}.toml` on "
+            f"deviation over {len(about['seeds'])} seeds. **+** and **-**: better and worse than {about['reference']}, "
+            f"p < 0.05 (paired bootstrap). Made by `pema compare configs/compare/{about['name']}.toml` on "
             f"{machine['processor']}, {machine['cores']} cores, {machine['cpu_capability']}, "
             f"torch {found['signature']['versions']['torch']}.\n\n"
         )

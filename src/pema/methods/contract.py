@@ -174,6 +174,11 @@ class Method(ABC):
         return None
 
     @property
+    def implied(self) -> Mapping[str, Any]:
+        """JSON-ready values that a name among the settings (a preset) stands for, so that a change of them is seen."""
+        return {}
+
+    @property
     def trained_by(self) -> Mapping[str, Any]:
         """The settings that `train` depends on: all, unless some only matter in `open`."""
         return self.settings()
