@@ -20,6 +20,9 @@ from pema.experiments.workplace import Workplace
 from pema.files import exclusive, write_json
 from pema.signature import signature
 
+WARM_UP = 2
+"""Sentences that are generated from before time is taken: the first call of a process loads and allocates."""
+
 COSTS = ("prepare_seconds", "trainable_parameters", "train_peak_bytes", "train_peak_accelerator_bytes")
 
 
@@ -113,16 +116,18 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
     stages = place.place(line.entry.method, settings, seed)
     figures = place.figures(stages, plm)
     test = experiment.data.test
+    sources = [example.source for example in test]
     with place.open(stages, plm) as adapted:
+        adapted.generate(sources[:WARM_UP])
         started = time.perf_counter()
-        generated = adapted.generate([example.source for example in test])
+        generated = adapted.generate(sources)
         seconds = time.perf_counter() - started
         disk_bytes, chosen = adapted.disk_bytes, dict(adapted.chosen)
     scores = evaluate(
         experiment.task,
         generated.texts,
         [example.target for example in test],
-        sources=[example.source for example in test],
+        sources=sources,
         annotated=experiment.data.annotated.get("test"),
         metrics=experiment.metrics,
     )
