@@ -1,4 +1,4 @@
-"""Write the README's figures from the committed result files.
+"""Write the figures of README and docs from the committed result files.
 
 python -m recipes.tables          rewrite the block between the markers
 python -m recipes.tables --check  exit with 1 where it is not what the result files say
@@ -15,6 +15,7 @@ from benchmarks import paper_table
 
 from pema.experiments.setting import Setting
 from pema.files import read_json, writing
+from recipes.comparison_tables import comparisons
 
 ROOT = Path(__file__).parent.parent
 RESULTS, BENCHMARKS = ROOT / "results", ROOT / "benchmarks" / "results"
@@ -273,12 +274,12 @@ def paper_shape() -> str:
 
 def results() -> str:
     """The README's figures."""
-    parts = ((RESULTS / "demo.json", demo), (RESULTS / "real_input", real_input), (BENCHMARKS, benchmarks))
-    return "".join(made() for path, made in parts if path.exists())
+    return demo() + comparisons() + benchmarks()
 
 
 BLOCKS = {
     ROOT / "README.md": results,
+    ROOT / "docs" / "results.md": real_input,
     ROOT / "docs" / "presets.md": presets,
     ROOT / "docs" / "masked-head.md": masked_head,
     ROOT / "docs" / "paper.md": paper,

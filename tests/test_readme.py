@@ -44,6 +44,22 @@ def test_the_commands_run(here, monkeypatch, capsys):
     assert len((here / "out.de").read_text(encoding="utf-8").splitlines()) == 3
 
 
+def test_the_comparison_runs(here, monkeypatch, capsys):
+    for side in ("en", "de"):
+        lines = (here / f"train.{side}").read_text(encoding="utf-8").splitlines(keepends=True)
+        (here / f"dev.{side}").write_text("".join(lines[-2:]), encoding="utf-8")
+        (here / f"train.{side}").write_text("".join(lines[:-2]), encoding="utf-8")
+    (config,) = blocks("toml")
+    (here / "methods.toml").write_text(config, encoding="utf-8")
+    for line in blocks("sh compare")[0].splitlines():
+        monkeypatch.setattr("sys.argv", shlex.split(line))
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert not stop.value.code, f"{line}\n{capsys.readouterr().err}"
+    page = (here / "results.html").read_text(encoding="utf-8")
+    assert all(label in page for label in ("PLM alone", "kNN-LM", "LoRA", "PEMA"))
+
+
 def test_the_two_parties_commands_run(here, monkeypatch, capsys):
     """Owner and customer as the README has them: the server a process of its own, under a policy with one key."""
     (serve,) = [line for line in blocks("sh owner")[0].splitlines() if line.startswith("pema serve ")]

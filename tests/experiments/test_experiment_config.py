@@ -86,8 +86,13 @@ def test_annotated_references(folder):
 def test_a_sweep_may_have_more_points_than_trials(folder):
     many = WHOLE.replace("[1e-3, 1e-4]", "[1e-3, 1e-4, 1e-5]")
     assert len(list(read(folder, many, "sweep").entries[1].candidates())) == 3
-    with pytest.raises(ConfigError, match=r"PEMA: 3 candidates are more than the budget's trials=2"):
+    with pytest.raises(ConfigError, match=r"PEMA: 3 trainings are more than the budget's trials=2"):
         read(folder, many)
+
+
+def test_candidates_that_share_a_training_are_one_trial(folder):
+    many = WHOLE.replace("[1e-3, 1e-4]", "[1e-3, 1e-4], lambda_max = [0.3, 0.6, 0.9]")
+    assert len(list(read(folder, many).entries[1].candidates())) == 6
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,9 @@ def test_settings_are_those_of_the_method_and_of_its_training():
     method = PEMA.of({"preset": "paper", "rank": 8, "kappa": 0.5, "schedule": "linear"})
     assert method.changes == {"rank": 8, "kappa": 0.5}
     assert PEMA.of(method.settings()) == method
-    assert "schedule" not in method.trained_by
+    assert method.trained_by == PEMA.of({"preset": "paper", "rank": 8, "kappa": 0.5}).trained_by
+    assert method.trained_by != PEMA.of({"preset": "best", "rank": 8}).trained_by
+    assert method.implied["learning_rate"] == 1e-3
     assert method.prepared_by == PEMA().prepared_by
 
 

@@ -125,6 +125,11 @@ def test_the_default_dtype_is_the_checkpoints_on_a_fast_processor(tmp_path, fold
     monkeypatch.setattr(loading, "_fast_bfloat16", lambda: True)
     fast = LocalPLM.load(tmp_path)
     assert fast.model.dtype == torch.bfloat16
+    tiny_model(dtype=torch.float16).save_pretrained(tmp_path / "half")
+    shutil.copytree(
+        folder, tmp_path / "half", ignore=shutil.ignore_patterns("*.safetensors", "config.json"), dirs_exist_ok=True
+    )
+    assert LocalPLM.load(tmp_path / "half").model.dtype == torch.float32
     # What one machine built in bfloat16 is of the same PLM on another that computes in float32.
     slow.description.require_same(fast.description, "the memory")
 

@@ -14,7 +14,7 @@ from pema.console import note, progress
 from pema.errors import DataError
 from pema.evaluation.evaluate import evaluate
 from pema.evaluation.outputs import write_hypotheses
-from pema.experiments.config import Entry, Experiment
+from pema.experiments.config import Entry, Experiment, made
 from pema.experiments.results import finished, slug, write_comparison, write_experiment
 from pema.experiments.workplace import Workplace
 from pema.files import exclusive, write_json
@@ -31,6 +31,10 @@ class Line:
     entry: Entry
     settings: Mapping[str, Any] | None
     """None: to be chosen on dev."""
+
+    def candidates(self) -> Iterator[Mapping[str, Any]]:
+        """The settings themselves, or those to choose among."""
+        return self.entry.candidates() if self.settings is None else iter([self.settings])
 
 
 def run_experiment(experiment: Experiment, results: Path, work: Path) -> dict[str, Any]:
@@ -85,7 +89,7 @@ def _seeds(experiment: Experiment, line: Line) -> tuple[int, ...]:
 def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: Path) -> None:
     """One run, unless it is finished."""
     plm = place.plm(line.settings or line.entry.settings)
-    config = {
+    config: dict[str, Any] = {
         "experiment": experiment.name,
         "kind": experiment.kind,
         "method": line.entry.method.name,
@@ -99,6 +103,9 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
         "data": experiment.data.name,
         "data_sha256": experiment.data.digest(),
     }
+    implied = [made(line.entry.method, each).implied for each in line.candidates()]
+    if any(implied):
+        config["implied"] = [dict(each) for each in implied]
     if finished(file, config) is not None:
         return
     trials = [] if line.settings is not None else _trials(experiment, place, line.entry)

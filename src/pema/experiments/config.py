@@ -13,7 +13,7 @@ from pema.errors import ConfigError, DataError, PemaError
 from pema.evaluation.evaluate import FORMALITY, get_metric
 from pema.evaluation.style import is_style
 from pema.experiments.data import SUPPORT, Data, support_data
-from pema.methods.contract import Budget, Method
+from pema.methods.contract import Budget, Method, digest
 from pema.methods.registry import get_method
 from pema.tasks.example import Example
 from pema.tasks.gyafc import read_gyafc
@@ -102,11 +102,11 @@ class Experiment:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds {list(self.seeds)} must be one or more different numbers.")
         for entry in self.entries:
-            candidates = len(list(entry.candidates()))
-            if self.kind == "compare" and candidates > self.budget.trials:
+            trainings = {digest(made(entry.method, each).trained_by) for each in entry.candidates()}
+            if self.kind == "compare" and len(trainings) > self.budget.trials:
                 raise ConfigError(
-                    f"{entry.label}: {candidates} candidates are more than the budget's trials={self.budget.trials}. "
-                    "Shorten the grid, or give every method more trials."
+                    f"{entry.label}: {len(trainings)} trainings are more than the budget's trials="
+                    f"{self.budget.trials}: shorten the grid, or give all methods more trials."
                 )
 
 

@@ -48,7 +48,8 @@ class Budget:
     """What training may use, the same for every method of a comparison.
 
     Attributes:
-        trials: most candidate settings that are trained and compared on dev.
+        trials: most candidates that are trained and compared on dev; settings that need no training of their own (a
+            schedule) do not count.
         epochs: most passes over the training examples.
         patience: epochs without a lower held-out loss after which training stops.
         dev_fraction: the share of the training examples that training holds out, for early stopping and for the fitted
@@ -172,6 +173,11 @@ class Method(ABC):
     def prepared_by(self) -> Mapping[str, Any] | None:
         """The settings that `prepare` depends on, None where there is nothing to prepare."""
         return None
+
+    @property
+    def implied(self) -> Mapping[str, Any]:
+        """JSON-ready values that a name among the settings (a preset) stands for, so that a change of them is seen."""
+        return {}
 
     @property
     def trained_by(self) -> Mapping[str, Any]:

@@ -66,9 +66,14 @@ class PEMA(OnMemory):
         return own | dict(self.changes)
 
     @property
+    def implied(self) -> Mapping[str, Any]:
+        """Every setting of the adapter's training."""
+        return preset(self.preset, **self.changes).to_dict()
+
+    @property
     def trained_by(self) -> Mapping[str, Any]:
         """All but the schedule: an adapter serves every one."""
-        return {name: value for name, value in self.settings().items() if name not in ("schedule", "lambda_max")}
+        return {"training": self.implied, **self.prepared_by}
 
     def config(self, job: Job) -> TrainConfig:
         """The settings of the adapter's training, within the budget."""

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pema.errors import ConfigError, OwnerError
 
@@ -63,6 +63,10 @@ def load(
     placement = {} if device_map is None else {"device_map": device_map}
     wanted = _dtype(dtype, device_map)
     try:
+        if wanted is None:
+            # A processor that is fast in bfloat16 is slow in float16, and bfloat16 would round such weights.
+            stored = AutoConfig.from_pretrained(place, **common).dtype
+            wanted = torch.float32 if stored == torch.float16 else "auto"
         model, info = AutoModelForCausalLM.from_pretrained(
             place, dtype=wanted, output_loading_info=True, **placement, **common
         )
@@ -128,8 +132,11 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _dtype(dtype: str | torch.dtype | None, device_map: DeviceMap) -> str | torch.dtype:
-    """The type to load in: the checkpoint's own, but float32 on a processor that is slow in half precision."""
+def _dtype(dtype: str | torch.dtype | None, device_map: DeviceMap) -> str | torch.dtype | None:
+    """The type to load in: the checkpoint's own, but float32 on a processor that is slow in it.
+
+    None where that is to be seen from the checkpoint.
+    """
     if isinstance(dtype, str) and dtype != "auto":
         found = getattr(torch, dtype, None)
         if not isinstance(found, torch.dtype) or not found.is_floating_point:
@@ -140,7 +147,9 @@ def _dtype(dtype: str | torch.dtype | None, device_map: DeviceMap) -> str | torc
     if dtype is not None:
         return dtype
     on_cpu = device_map in (None, "cpu") or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    return torch.float32 if on_cpu and not _fast_bfloat16() else "auto"
+    if not on_cpu:
+        return "auto"
+    return None if _fast_bfloat16() else torch.float32
 
 
 def _fast_bfloat16() -> bool:
