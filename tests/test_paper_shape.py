@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,7 +103,9 @@ def test_an_allocation_that_fails_is_recorded_and_another_error_is_not(tmp_path,
 def test_the_peak_is_that_of_the_block():
     before = torch.ones(8 << 20)
     with peak.Peak(torch.device("cpu")) as found:
-        torch.ones(16 << 20)
+        held = torch.ones(16 << 20)
+        time.sleep(0.05)  # what is anonymous is sampled
+    assert held.sum() == 16 << 20
     assert 64e6 < found.resident < 90e6
     assert 60e6 < found.anonymous < 90e6
     assert found.allocated is None

@@ -39,7 +39,7 @@ def finished(file: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     result = read_json(file)
     before, now = result["signature"]["config"], json.loads(json.dumps(config))
-    for key in sorted(before.keys() | now.keys()):
+    for key in (*now, *(key for key in before if key not in now)):
         if before.get(key) != now.get(key):
             raise MismatchError(
                 f"{file} was made with another {key}: {before.get(key)!r}, not {now.get(key)!r}. Remove it to run it "
