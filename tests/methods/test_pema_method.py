@@ -57,6 +57,15 @@ def test_the_plm_alone_generates_what_the_plm_generates(plm, tmp_path):
     assert PLMAlone().train(job(), tmp_path, tmp_path).trainable_parameters == 0
 
 
+def test_a_plm_that_samples_by_default_is_decoded_greedily(tmp_path):
+    sampling = LocalPLM(build_model(), build_tokenizer(), name="sampling")
+    greedy = generate(sampling, None, SOURCES, TASK, NoAdapter())
+    sampling.model.generation_config.do_sample = True
+    sampling.model.generation_config.temperature = 5.0
+    with PLMAlone().open(sampling, job(), tmp_path, tmp_path) as adapted:
+        assert adapted.generate(SOURCES).texts == greedy
+
+
 def test_training_lowers_the_perplexity_of_what_it_was_trained_on(plm, trained, tmp_path):
     method, figures, folder = trained
     with (

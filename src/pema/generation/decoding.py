@@ -95,7 +95,7 @@ def generate(
                 torch.random.fork_rng(devices, device_type=plm.model.device.type if devices else "cuda")
             )
             torch.manual_seed(seed)
-        settings |= {"num_beams": num_beams, "num_return_sequences": 1, "do_sample": do_sample}
+        settings |= {"num_beams": num_beams, "do_sample": do_sample}
         return decode(
             plm, plm.model, sources, task, inputs, batch_size=batch_size, max_new_tokens=max_new_tokens, **settings
         ).texts
@@ -113,7 +113,9 @@ def decode(
     max_length: int | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> Generated:
-    """Generate from a model as it stands, whatever is plugged into it; see `generate`.
+    """Generate from a model as it stands, whatever is plugged into it, greedily unless `settings` say otherwise.
+
+    The model's own generation settings do not decide: what samples by default would make every comparison chance.
 
     Args:
         plm: its tokenizer, context window and end-of-sequence tokens.
@@ -126,9 +128,10 @@ def decode(
         max_length: tokens that a prompt and its output may have together; the PLM's context window where not given.
         settings: further settings of the model's `generate`.
     """
+    settings = {"num_beams": 1, "num_return_sequences": 1, "do_sample": False} | settings
     for name, value in (
         ("batch_size", batch_size),
-        ("num_beams", settings.get("num_beams")),
+        ("num_beams", settings["num_beams"]),
         ("max_new_tokens", max_new_tokens),
     ):
         if value is not None and value < 1:
