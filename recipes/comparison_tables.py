@@ -49,12 +49,16 @@ def comparisons() -> str:
     return text
 
 
+def score_text(name: str, value: float) -> str:
+    """A score with the digits that its scale asks for."""
+    return f"{value:.2f}" if name in ("formality_accuracy", "accuracy") else f"{value:.1f}"
+
+
 def score(name: str, interval: Mapping[str, Any], difference: Mapping[str, Any] | None) -> str:
     """Mean, spread, and whether it differs from the reference."""
-    digits = 2 if name in ("formality_accuracy", "accuracy") else 1
-    text = f"{interval['mean']:.{digits}f}"
+    text = score_text(name, interval["mean"])
     if interval["std"] is not None:
-        text += f" ± {interval['std']:.{digits}f}"
+        text += f" ± {score_text(name, interval['std'])}"
     if difference is not None and difference["significant"]:
         text += " **+**" if difference["difference"] > 0 else " **-**"
     return text

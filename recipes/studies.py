@@ -21,9 +21,10 @@ from pema.experiments.compare import run_experiment
 from pema.experiments.config import Kind, read_config
 from pema.experiments.results import COMPARISON
 from pema.files import writing
+from recipes.comparison_tables import row
 from recipes.study_plots import dot_plot, line_plot
 from recipes.study_results import DEV, PARAMETERS, PLM, SECONDS, TITLES, Line, Results, read_results
-from recipes.tables import BEGIN, END, parts_of, row, source
+from recipes.tables import BEGIN, END, parts_of, source
 
 ROOT = Path(__file__).parent.parent
 CONFIGS, RESULTS, PAGES = ROOT / "configs" / "studies", ROOT / "results" / "studies", ROOT / "docs" / "studies"

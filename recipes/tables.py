@@ -1,7 +1,6 @@
 """Write the figures of README and docs from the committed result files.
 
 python -m recipes.tables          rewrite the block between the markers
-python -m recipes.tables --check  exit with 1 where it is not what the result files say
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from benchmarks import paper_table
 
 from pema.experiments.setting import Setting
 from pema.files import read_json, writing
-from recipes.comparison_tables import comparisons
+from recipes.comparison_tables import comparisons, row, score_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS, BENCHMARKS = ROOT / "results", ROOT / "benchmarks" / "results"
@@ -44,10 +43,6 @@ LABELS = {
 }
 
 
-def row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |\n"
-
-
 def demo() -> str:
     """The demo's table."""
     found = read_json(RESULTS / "demo.json")
@@ -71,11 +66,6 @@ def demo() -> str:
         if c["label"] == "PEMA best, teacher"
     )
     return text + ".\n\n" + source(found, "pema demo --json results/demo.json") + "\n"
-
-
-def score_text(name: str, value: float) -> str:
-    """A score with the digits that its scale asks for."""
-    return f"{value:.2f}" if name in ("formality_accuracy", "accuracy") else f"{value:.1f}"
 
 
 def real_input() -> str:

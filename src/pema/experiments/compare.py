@@ -123,6 +123,7 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
         generated = adapted.generate(sources)
         seconds = time.perf_counter() - started
         disk_bytes, chosen = adapted.disk_bytes, dict(adapted.chosen)
+        perplexity = place.dev_perplexity(stages, plm, adapted)
     scores = evaluate(
         experiment.task,
         generated.texts,
@@ -138,7 +139,7 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
         "settings": dict(settings),
         "seed": seed,
         "scores": {name: vars(score) for name, score in scores.items()},
-        "dev_perplexity": _finite(place.dev_perplexity(stages, plm)),
+        "dev_perplexity": perplexity,
         "trials": trials,
         "chosen": chosen,
         "costs": {name: figures[name] for name in COSTS if name in figures}
@@ -164,14 +165,9 @@ def _trials(experiment: Experiment, place: Workplace, entry: Entry) -> list[dict
         perplexity = place.dev_perplexity(
             place.place(entry.method, candidate, experiment.seeds[0]), place.plm(candidate)
         )
-        trials.append({"settings": candidate, "dev_perplexity": _finite(perplexity)})
+        trials.append({"settings": candidate, "dev_perplexity": perplexity})
     return trials
 
 
 def _perplexity(trial: Mapping[str, Any]) -> float:
     return math.inf if trial["dev_perplexity"] is None else float(trial["dev_perplexity"])
-
-
-def _finite(perplexity: float) -> float | None:
-    """JSON has no infinity; null stands for it."""
-    return perplexity if math.isfinite(perplexity) else None

@@ -13,7 +13,8 @@ from pema.errors import ConfigError, DataError, PemaError
 from pema.evaluation.evaluate import FORMALITY, get_metric
 from pema.evaluation.style import is_style
 from pema.experiments.data import SUPPORT, Data, support_data
-from pema.methods.contract import Budget, Method, digest
+from pema.memory.manifest import digest
+from pema.methods.contract import Budget, Method
 from pema.methods.registry import get_method
 from pema.tasks.example import Example
 from pema.tasks.gyafc import read_gyafc
@@ -102,7 +103,7 @@ class Experiment:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds {list(self.seeds)} must be one or more different numbers.")
         for entry in self.entries:
-            trainings = {digest(made(entry.method, each).trained_by) for each in entry.candidates()}
+            trainings = {digest(dict(made(entry.method, each).trained_by)) for each in entry.candidates()}
             if self.kind == "compare" and len(trainings) > self.budget.trials:
                 raise ConfigError(
                     f"{entry.label}: {len(trainings)} trainings are more than the budget's trials="

@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def _written(method: Method, job: Job, prepared: Path, output: Path) -> dict[str
         "train": [[example.source, example.target] for example in job.train],
         "dev": [[example.source, example.target] for example in job.dev],
         "seed": job.seed,
-        "budget": {name: getattr(job.budget, name) for name in Budget.__dataclass_fields__},
+        "budget": asdict(job.budget),
     }
 
 

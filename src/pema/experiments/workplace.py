@@ -12,10 +12,13 @@ from typing import Any
 from pema.experiments.config import EXAMPLES, PLM, Experiment, made
 from pema.experiments.training_process import TRAINED, train_in_process
 from pema.files import read_json, write_json, writing
-from pema.methods.contract import Adapted, Job, Method, digest
+from pema.memory.manifest import digest
+from pema.methods.contract import Adapted, Job, Method
 from pema.owner.local import LocalPLM
 
 PREPARED, DEV = "prepared.json", "dev.json"
+SHORT = 12
+"""Digits of a digest that name a folder."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,8 @@ class Workplace:
         return Place(
             one,
             job,
-            self._folder / "prepared" / digest(prepared),
-            self._folder / "trained" / f"{one.name}-{digest(trained)}",
+            self._folder / "prepared" / digest(prepared)[:SHORT],
+            self._folder / "trained" / f"{one.name}-{digest(trained)[:SHORT]}",
         )
 
     def figures(self, place: Place, plm: LocalPLM) -> dict[str, Any]:
@@ -93,15 +96,23 @@ class Workplace:
         """The adapted PLM of a place whose stages are done."""
         return place.method.open(plm, place.job, place.prepared, place.trained)
 
-    def dev_perplexity(self, place: Place, plm: LocalPLM) -> float:
-        """Perplexity of the dev targets, kept beside what was trained."""
+    def dev_perplexity(self, place: Place, plm: LocalPLM, adapted: Adapted | None = None) -> float | None:
+        """Perplexity of the dev targets, kept beside what was trained; None where it is infinite, as in JSON.
+
+        Args:
+            place: the run.
+            plm: its PLM.
+            adapted: the adapted PLM where it is open already.
+        """
         dev = [[example.source, example.target] for example in place.job.dev]
-        file = place.trained / f"{digest([place.method.settings(), dev])}.{DEV}"
+        file = place.trained / f"{digest({'settings': place.method.settings(), 'dev': dev})[:SHORT]}.{DEV}"
         if not file.exists():
-            self.figures(place, plm)
-            with self.open(place, plm) as adapted:
+            if adapted is None:
+                self.figures(place, plm)
+                with self.open(place, plm) as opened:
+                    perplexity = opened.perplexity(place.job.dev)
+            else:
                 perplexity = adapted.perplexity(place.job.dev)
-            # JSON has no infinity; null stands for it.
             write_json(file, {"dev_perplexity": perplexity if math.isfinite(perplexity) else None})
-        found = read_json(file)["dev_perplexity"]
-        return math.inf if found is None else float(found)
+        found: float | None = read_json(file)["dev_perplexity"]
+        return found

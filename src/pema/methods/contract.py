@@ -9,8 +9,6 @@ A run has three stages, so that each one's cost can be told from the others':
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -223,9 +221,3 @@ class Method(ABC):
     @abstractmethod
     def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:
         """The adapted PLM from what the other stages left; `plm` is the one that `prepare` was given."""
-
-
-def digest(values: Any) -> str:  # noqa: ANN401
-    """A short name for JSON-ready values: equal values have equal names."""
-    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

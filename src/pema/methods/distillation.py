@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from pema.console import progress
 from pema.errors import AdapterError
+from pema.generation.decoding import token_limit
 from pema.memory.build import Tokens
 from pema.methods.contract import Job
 from pema.methods.emulator import Plan, layers_of
@@ -96,7 +97,7 @@ def _generated(plm: LocalPLM, job: Job) -> Tokens:
     """The prompts of the training examples, each with what the PLM generates greedily in the place of its target."""
     prompts = job.task.template.encode_prompts(plm.tokenizer, [example.source for example in job.train])
     texts = [encoded.prompt for encoded in prompts]
-    steps = [max(1, min(2 * each.source_length + 16, plm.max_length - len(each.prompt))) for each in prompts]
+    steps = [token_limit(i, each, plm.max_length, None) for i, each in enumerate(prompts, 1)]
     found: dict[int, list[int]] = {}
     for represented in plm.predict(texts, steps):
         assert represented.generated is not None
