@@ -18,7 +18,8 @@ from pathlib import Path
 
 from pema.errors import PemaError
 from pema.experiments.compare import run_experiment
-from pema.experiments.config import Kind, read_config
+from pema.experiments.config import read_config
+from pema.experiments.experiment import Kind
 from pema.experiments.results import COMPARISON
 from pema.files import writing
 from recipes.comparison_tables import row

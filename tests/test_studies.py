@@ -13,8 +13,8 @@ from recipes.study_results import DEV, read_results
 from recipes.tables import BEGIN, END, parts_of
 
 from pema.errors import AdapterError
-from pema.experiments.config import Experiment
 from pema.experiments.data import support_data
+from pema.experiments.experiment import Experiment
 
 SIGNATURE = {
     "versions": {"torch": "2.13"},

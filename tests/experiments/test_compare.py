@@ -174,6 +174,22 @@ def test_a_sweep_reports_every_point(folder, compared, capsys, monkeypatch):
     assert few["signature"]["config"]["data_sha256"] in document
 
 
+def test_a_sweep_chooses_on_dev_at_every_point(folder, compared):
+    text = (folder / "tiny.toml").read_text(encoding="utf-8").replace("seeds = [0, 1]", "seeds = [0]")
+    text = text.replace("rank = 16, ", "rank = 16, learning_rate = 3e-2, ").replace(", lambda_max = 1.0", "")
+    text = text.replace("grid = { learning_rate = [1e-6, 3e-2] }", "grid = { examples = [10, 20] }")
+    (folder / "chosen.toml").write_text(text + "choose = { lambda_max = [1e-3, 0.9] }\n", encoding="utf-8")
+    run_experiment(read_config(folder / "chosen.toml", "sweep"), folder / "results", folder / "work")
+    for examples in (10, 20):
+        result = read_json(folder / "results" / "chosen" / f"pema-examples={examples}-seed0.json")
+        tried = {trial["settings"]["lambda_max"]: trial["dev_perplexity"] for trial in result["trials"]}
+        assert tried[0.9] < tried[1e-3]
+        assert result["settings"]["lambda_max"] == 0.9
+        assert result["settings"]["examples"] == examples
+        assert result["dev_perplexity"] == tried[0.9]
+    assert read_json(folder / "results" / "chosen" / "experiment.json")["axes"] == {"examples": [10, 20]}
+
+
 def test_the_examples_lie_beside_the_outputs(folder, compared):
     lines = (folder / "results" / "tiny" / "examples.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["source"] for line in lines] == [f"the house {i}" for i in range(30, 34)]

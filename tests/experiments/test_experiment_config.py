@@ -3,7 +3,8 @@
 import pytest
 
 from pema.errors import ConfigError, DataError
-from pema.experiments.config import made, read_config
+from pema.experiments.config import read_config
+from pema.experiments.experiment import made
 
 WHOLE = """
 title = "A comparison"
@@ -51,9 +52,27 @@ def test_a_whole_one(folder):
     assert found.metrics == ("bleu", "chrf")
     assert [len(part) for part in (found.data.train, found.data.dev, found.data.test)] == [4, 2, 2]
     assert (found.budget.trials, found.budget.epochs, found.budget.patience) == (2, 3, 3)
-    pema = found.entries[1]
+    (_, pema) = found.lines()
     assert [candidate["learning_rate"] for candidate in pema.candidates()] == [1e-3, 1e-4]
     assert made(pema.method, next(pema.candidates())).changes == {"learning_rate": 1e-3}
+
+
+def test_a_sweep_chooses_at_every_point_of_its_grid(folder):
+    text = WHOLE + "choose = { lambda_max = [0.5, 0.7, 0.9] }\n"
+    (_, *lines) = read(folder, text, "sweep").lines()
+    assert [line.label for line in lines] == ["PEMA, learning_rate=0.001", "PEMA, learning_rate=0.0001"]
+    for line, learning_rate in zip(lines, (1e-3, 1e-4), strict=True):
+        tried = [(each["learning_rate"], each["lambda_max"]) for each in line.candidates()]
+        assert tried == [(learning_rate, 0.5), (learning_rate, 0.7), (learning_rate, 0.9)]
+    with pytest.raises(ConfigError, match="`choose` is for sweeps: in a comparison, name 'lambda_max' in `grid`"):
+        read(folder, text)
+
+
+def test_a_sweep_chooses_among_no_more_trainings_than_a_comparison(folder):
+    with pytest.raises(ConfigError, match=r"PEMA, learning_rate=0.001: 3 trainings .* budget's trials=2"):
+        read(folder, WHOLE + "choose = { rank = [4, 8, 16] }\n", "sweep")
+    with pytest.raises(ConfigError, match="'learning_rate' is given in grid and in choose"):
+        read(folder, WHOLE + "choose = { learning_rate = [1e-2] }\n", "sweep")
 
 
 def test_data_start_from_the_data_root(folder, tmp_path_factory):
@@ -85,14 +104,15 @@ def test_annotated_references(folder):
 
 def test_a_sweep_may_have_more_points_than_trials(folder):
     many = WHOLE.replace("[1e-3, 1e-4]", "[1e-3, 1e-4, 1e-5]")
-    assert len(list(read(folder, many, "sweep").entries[1].candidates())) == 3
-    with pytest.raises(ConfigError, match=r"PEMA: 3 trainings are more than the budget's trials=2"):
+    assert len(list(read(folder, many, "sweep").lines())) == 1 + 3
+    with pytest.raises(ConfigError, match=r"PEMA: 3 trainings to choose among are more than the budget's trials=2"):
         read(folder, many)
 
 
 def test_candidates_that_share_a_training_are_one_trial(folder):
     many = WHOLE.replace("[1e-3, 1e-4]", "[1e-3, 1e-4], lambda_max = [0.3, 0.6, 0.9]")
-    assert len(list(read(folder, many).entries[1].candidates())) == 6
+    (_, pema) = read(folder, many).lines()
+    assert len(list(pema.candidates())) == 6
 
 
 @pytest.mark.parametrize(

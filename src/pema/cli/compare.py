@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pema.experiments.config import Kind
+    from pema.experiments.experiment import Kind
 
 Config = Annotated[Path, typer.Argument(help="TOML file: methods, data, budget, seeds.", metavar="CONFIG")]
 Results = Annotated[Path, typer.Option("-o", "--output", help="Gets a folder with one result file a run.")]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from pema.console import note, progress
 from pema.errors import DataError
 from pema.evaluation.evaluate import evaluate
 from pema.evaluation.outputs import write_hypotheses
-from pema.experiments.config import Entry, Experiment, made
+from pema.experiments.experiment import Experiment, Line, made
 from pema.experiments.results import finished, slug, write_comparison, write_experiment
 from pema.experiments.workplace import Workplace
 from pema.files import exclusive, write_json
@@ -24,20 +23,6 @@ WARM_UP = 2
 """Sentences that are generated from before time is taken: the first call of a process loads and allocates."""
 
 COSTS = ("prepare_seconds", "trainable_parameters", "train_peak_bytes", "train_peak_accelerator_bytes")
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of the table: an entry, and in a sweep one point of its grid."""
-
-    label: str
-    entry: Entry
-    settings: Mapping[str, Any] | None
-    """None: to be chosen on dev."""
-
-    def candidates(self) -> Iterator[Mapping[str, Any]]:
-        """The settings themselves, or those to choose among."""
-        return self.entry.candidates() if self.settings is None else iter([self.settings])
 
 
 def run_experiment(experiment: Experiment, results: Path, work: Path) -> dict[str, Any]:
@@ -58,10 +43,9 @@ def run_experiment(experiment: Experiment, results: Path, work: Path) -> dict[st
     """
     folder = results / experiment.name
     place = Workplace(work, experiment)
-    lines = list(_lines(experiment))
     with exclusive(folder):
         runs: dict[str, list[str]] = {}
-        planned = [(line, seed) for line in lines for seed in _seeds(experiment, line)]
+        planned = [(line, seed) for line in experiment.lines() for seed in _seeds(experiment, line)]
         with progress(experiment.title, len(planned), "runs") as advance:
             for line, seed in planned:
                 name = f"{slug(line.label)}-seed{seed}"
@@ -75,29 +59,19 @@ def run_experiment(experiment: Experiment, results: Path, work: Path) -> dict[st
         return write_comparison(folder, experiment, runs)
 
 
-def _lines(experiment: Experiment) -> Iterator[Line]:
-    for entry in experiment.entries:
-        if experiment.kind == "sweep" and entry.grid:
-            for candidate in entry.candidates():
-                point = ", ".join(f"{name}={candidate[name]}" for name in entry.grid)
-                yield Line(f"{entry.label}, {point}", entry, candidate)
-        else:
-            yield Line(entry.label, entry, None if entry.grid else entry.settings)
-
-
 def _seeds(experiment: Experiment, line: Line) -> tuple[int, ...]:
-    return experiment.seeds if line.entry.method.seeded else experiment.seeds[:1]
+    return experiment.seeds if line.method.seeded else experiment.seeds[:1]
 
 
 def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: Path) -> None:
     """One run, unless it is finished."""
-    plm = place.plm(line.settings or line.entry.settings)
+    plm = place.plm(line.settings)
     config: dict[str, Any] = {
         "experiment": experiment.name,
         "kind": experiment.kind,
-        "method": line.entry.method.name,
-        "settings": dict(line.entry.settings if line.settings is None else line.settings),
-        "grid": {} if line.settings is not None else {name: list(values) for name, values in line.entry.grid.items()},
+        "method": line.method.name,
+        "settings": dict(line.settings),
+        "grid": {name: list(values) for name, values in line.choice.items()},
         "budget": vars(experiment.budget),
         "plm": plm.description.to_dict(),
         "plm_dtype": experiment.plm_dtype,
@@ -106,14 +80,14 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
         "data": experiment.data.name,
         "data_sha256": experiment.data.digest(),
     }
-    implied = [made(line.entry.method, each).implied for each in line.candidates()]
+    implied = [made(line.method, each).implied for each in line.candidates()]
     if any(implied):
         config["implied"] = [dict(each) for each in implied]
     if finished(file, config) is not None:
         return
-    trials = [] if line.settings is not None else _trials(experiment, place, line.entry)
-    settings = line.settings if line.settings is not None else min(trials, key=_perplexity)["settings"]
-    stages = place.place(line.entry.method, settings, seed)
+    trials = _trials(experiment, place, line)
+    settings = min(trials, key=_perplexity)["settings"] if trials else line.settings
+    stages = place.place(line.method, settings, seed)
     figures = place.figures(stages, plm)
     test = experiment.data.test
     sources = [example.source for example in test]
@@ -135,7 +109,7 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
     result = {
         "run": file.stem,
         "label": line.label,
-        "method": line.entry.method.name,
+        "method": line.method.name,
         "settings": dict(settings),
         "seed": seed,
         "scores": {name: vars(score) for name, score in scores.items()},
@@ -158,14 +132,12 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
     note(f"{file.stem}: " + ", ".join(f"{name} {score.value:.4g}" for name, score in scores.items()))
 
 
-def _trials(experiment: Experiment, place: Workplace, entry: Entry) -> list[dict[str, Any]]:
-    """Every candidate of the entry with the first seed, and its perplexity on dev."""
+def _trials(experiment: Experiment, place: Workplace, line: Line) -> list[dict[str, Any]]:
+    """Every candidate with the first seed, and its perplexity on dev; none where there is nothing to choose."""
     trials = []
-    for candidate in entry.candidates():
-        perplexity = place.dev_perplexity(
-            place.place(entry.method, candidate, experiment.seeds[0]), place.plm(candidate)
-        )
-        trials.append({"settings": candidate, "dev_perplexity": perplexity})
+    for candidate in line.candidates() if line.choice else ():
+        stages = place.place(line.method, candidate, experiment.seeds[0])
+        trials.append({"settings": candidate, "dev_perplexity": place.dev_perplexity(stages, place.plm(candidate))})
     return trials
 
 

@@ -4,116 +4,22 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pema.errors import ConfigError, DataError, PemaError
+from pema.errors import ConfigError, DataError
 from pema.evaluation.evaluate import FORMALITY, get_metric
 from pema.evaluation.style import is_style
 from pema.experiments.data import SUPPORT, Data, support_data
-from pema.memory.manifest import digest
-from pema.methods.contract import Budget, Method
+from pema.experiments.experiment import Entry, Experiment, Kind
+from pema.methods.contract import Budget
 from pema.methods.registry import get_method
 from pema.tasks.example import Example
 from pema.tasks.gyafc import read_gyafc
 from pema.tasks.readers import HUB, read_examples, read_lines
-from pema.tasks.registry import Task, get_task
-
-Kind = Literal["compare", "sweep"]
-EXAMPLES = "examples"
-PLM = "plm"
-OF_THE_RUN = (EXAMPLES, PLM)
-"""Settings that every method has: learn from so many of the training examples only; adapt another PLM."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A line of the table.
-
-    Attributes:
-        label: what the table calls it.
-        method: the method's class.
-        settings: that hold in all its runs.
-        grid: settings with candidates: `compare` chooses among them on dev, `sweep` reports all.
-    """
-
-    label: str
-    method: type[Method]
-    settings: Mapping[str, Any]
-    grid: Mapping[str, Sequence[Any]]
-
-    def __post_init__(self) -> None:
-        for candidate in self.candidates():
-            try:
-                made(self.method, candidate)
-            except PemaError as error:
-                raise ConfigError(f"{self.label}: {error}") from error
-            except TypeError as error:
-                raise ConfigError(f"{self.label}: a setting is of the wrong type: {error}.") from error
-
-    def candidates(self) -> Iterator[dict[str, Any]]:
-        """Every combination of the grid, with the other settings."""
-        for values in itertools.product(*self.grid.values()):
-            yield {**self.settings, **dict(zip(self.grid, values, strict=True))}
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What `pema compare` and `pema sweep` are given.
-
-    Attributes:
-        name: folder of the results.
-        title: what the report calls it.
-        kind: `compare` or `sweep`.
-        task: template and default metrics.
-        plm: name or folder, as `LocalPLM.load` takes it.
-        plm_dtype: precision to load it in; None is the library's own choice.
-        seeds: every setting that is reported runs once with each.
-        metrics: names; the first one leads.
-        reference: label of the entry that the others are compared with; None: none is.
-        data: the data.
-        budget: of every method.
-        entries: the table's lines, in order.
-    """
-
-    name: str
-    title: str
-    kind: Kind
-    task: Task
-    plm: str
-    plm_dtype: str | None
-    seeds: tuple[int, ...]
-    metrics: tuple[str, ...]
-    reference: str | None
-    data: Data
-    budget: Budget
-    entries: tuple[Entry, ...]
-
-    def __post_init__(self) -> None:
-        labels = [entry.label for entry in self.entries]
-        if not labels:
-            raise ConfigError("there is nothing to run: give at least one [[methods]].")
-        twice = {label for label in labels if labels.count(label) > 1}
-        if twice:
-            raise ConfigError(f"two methods are labelled {sorted(twice)[0]!r}: give each a label of its own.")
-        if self.reference is not None and self.reference not in labels:
-            raise ConfigError(f"reference {self.reference!r} is no label: choose one of {', '.join(labels)}.")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(f"seeds {list(self.seeds)} must be one or more different numbers.")
-        for entry in self.entries:
-            trainings = {digest(dict(made(entry.method, each).trained_by)) for each in entry.candidates()}
-            if self.kind == "compare" and len(trainings) > self.budget.trials:
-                raise ConfigError(
-                    f"{entry.label}: {len(trainings)} trainings are more than the budget's trials="
-                    f"{self.budget.trials}: shorten the grid, or give all methods more trials."
-                )
-
-
-def made(method: type[Method], settings: Mapping[str, Any]) -> Method:
-    """The method with its own settings; those of the run are left out."""
-    return method.of({name: value for name, value in settings.items() if name not in OF_THE_RUN})
+from pema.tasks.registry import get_task
 
 
 def read_config(path: Path, kind: Kind, data_root: Path | None = None) -> Experiment:
@@ -211,17 +117,18 @@ def _budget(table: _Table) -> Budget:
 def _entry(table: _Table) -> Entry:
     label = table.take("label", str)
     table.where = f"[[methods]] {label!r}"
-    grid = table.take("grid", dict, {})
-    for name, values in grid.items():
-        if not isinstance(values, list) or not values:
-            raise ConfigError(f"{label}: grid.{name} must be a list of candidates, not {values!r}.")
     method = get_method(table.take("method", str))
-    entry = Entry(label, method, table.take("settings", dict, {}), grid)
+    settings, grid, choose = (table.take(key, dict, {}) for key in ("settings", "grid", "choose"))
     table.end()
-    both = entry.settings.keys() & entry.grid.keys()
-    if both:
-        raise ConfigError(f"{label}: {sorted(both)[0]!r} is given in settings and in grid: leave one out.")
-    return entry
+    for key, candidates in (("grid", grid), ("choose", choose)):
+        for name, values in candidates.items():
+            if not isinstance(values, list) or not values:
+                raise ConfigError(f"{label}: {key}.{name} must be a list of candidates, not {values!r}.")
+    named = [("settings", settings), ("grid", grid), ("choose", choose)]
+    for (one, first), (other, second) in itertools.combinations(named, 2):
+        for name in sorted(first.keys() & second.keys()):
+            raise ConfigError(f"{label}: {name!r} is given in {one} and in {other}: leave one out.")
+    return Entry(label, method, settings, grid, choose)
 
 
 def _data(table: _Table, task: str, root: Path) -> Data:

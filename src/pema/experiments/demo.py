@@ -10,8 +10,9 @@ from typing import Any
 from rich.table import Table
 
 from pema.experiments.compare import run_experiment
-from pema.experiments.config import Experiment, read_config
+from pema.experiments.config import read_config
 from pema.experiments.data import Data
+from pema.experiments.experiment import Experiment
 from pema.experiments.table import comparison_tables
 from pema.files import read_json
 from pema.tasks.readers import read_lines

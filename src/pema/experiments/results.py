@@ -15,7 +15,7 @@ from pema.evaluation.elsewhere import ScoredElsewhere
 from pema.evaluation.evaluate import get_metric
 from pema.evaluation.score import Metric
 from pema.evaluation.significance import SAMPLES, SEED, compare_means
-from pema.experiments.config import Experiment
+from pema.experiments.experiment import Experiment
 from pema.files import read_json, write_json, writing
 from pema.signature import signature
 from pema.tasks.readers import read_lines

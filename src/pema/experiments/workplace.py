@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pema.experiments.config import EXAMPLES, PLM, Experiment, made
+from pema.experiments.experiment import EXAMPLES, PLM, Experiment, made
 from pema.experiments.training_process import TRAINED, train_in_process
 from pema.files import read_json, write_json, writing
 from pema.memory.manifest import digest

@@ -1,0 +1,150 @@
+"""What a comparison and a sweep are: methods, data, budget and seeds, and the lines of the table that come of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pema.errors import ConfigError, PemaError
+from pema.experiments.data import Data
+from pema.memory.manifest import digest
+from pema.methods.contract import Budget, Method
+from pema.tasks.registry import Task
+
+Kind = Literal["compare", "sweep"]
+EXAMPLES = "examples"
+PLM = "plm"
+OF_THE_RUN = (EXAMPLES, PLM)
+"""Settings that every method has: learn from so many of the training examples only; adapt another PLM."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method as the config gives it.
+
+    Attributes:
+        label: what the table calls it.
+        method: the method's class.
+        settings: that hold in all its runs.
+        grid: settings with candidates: `compare` chooses among them on dev, `sweep` reports all.
+        choose: settings with candidates that a sweep chooses among on dev, at every point of the grid anew.
+    """
+
+    label: str
+    method: type[Method]
+    settings: Mapping[str, Any]
+    grid: Mapping[str, Sequence[Any]]
+    choose: Mapping[str, Sequence[Any]]
+
+    def lines(self, kind: Kind) -> Iterator[Line]:
+        """Its line of a comparison, or its lines of a sweep."""
+        if kind == "compare":
+            if self.choose:
+                name = next(iter(self.choose))
+                raise ConfigError(f"{self.label}: `choose` is for sweeps: in a comparison, name {name!r} in `grid`.")
+            yield Line(self.label, self.method, self.settings, self.grid)
+            return
+        for point in product(self.grid):
+            label = ", ".join([self.label, *(f"{name}={value}" for name, value in point.items())])
+            yield Line(label, self.method, {**self.settings, **point}, self.choose)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table.
+
+    Attributes:
+        label: what the table calls it.
+        method: the method's class.
+        settings: that hold in all its runs.
+        choice: settings with candidates, to be chosen among on dev; empty: nothing is left open.
+    """
+
+    label: str
+    method: type[Method]
+    settings: Mapping[str, Any]
+    choice: Mapping[str, Sequence[Any]]
+
+    def __post_init__(self) -> None:
+        for candidate in self.candidates():
+            try:
+                made(self.method, candidate)
+            except PemaError as error:
+                raise ConfigError(f"{self.label}: {error}") from error
+            except TypeError as error:
+                raise ConfigError(f"{self.label}: a setting is of the wrong type: {error}.") from error
+
+    def candidates(self) -> Iterator[dict[str, Any]]:
+        """The settings with every combination of the choice."""
+        for point in product(self.choice):
+            yield {**self.settings, **point}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What `pema compare` and `pema sweep` are given.
+
+    Attributes:
+        name: folder of the results.
+        title: what the report calls it.
+        kind: `compare` or `sweep`.
+        task: template and default metrics.
+        plm: name or folder, as `LocalPLM.load` takes it.
+        plm_dtype: precision to load it in; None is the library's own choice.
+        seeds: every setting that is reported runs once with each.
+        metrics: names; the first one leads.
+        reference: label of the entry that the others are compared with; None: none is.
+        data: the data.
+        budget: of every method.
+        entries: the methods, in the table's order.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    task: Task
+    plm: str
+    plm_dtype: str | None
+    seeds: tuple[int, ...]
+    metrics: tuple[str, ...]
+    reference: str | None
+    data: Data
+    budget: Budget
+    entries: tuple[Entry, ...]
+
+    def __post_init__(self) -> None:
+        labels = [entry.label for entry in self.entries]
+        if not labels:
+            raise ConfigError("there is nothing to run: give at least one [[methods]].")
+        twice = {label for label in labels if labels.count(label) > 1}
+        if twice:
+            raise ConfigError(f"two methods are labelled {sorted(twice)[0]!r}: give each a label of its own.")
+        if self.reference is not None and self.reference not in labels:
+            raise ConfigError(f"reference {self.reference!r} is no label: choose one of {', '.join(labels)}.")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds {list(self.seeds)} must be one or more different numbers.")
+        for line in self.lines():
+            trainings = {digest(dict(made(line.method, each).trained_by)) for each in line.candidates()}
+            if len(trainings) > self.budget.trials:
+                raise ConfigError(
+                    f"{line.label}: {len(trainings)} trainings to choose among are more than the budget's trials="
+                    f"{self.budget.trials}: leave candidates out, or give all methods more trials."
+                )
+
+    def lines(self) -> Iterator[Line]:
+        """The lines of the table, in order."""
+        for entry in self.entries:
+            yield from entry.lines(self.kind)
+
+
+def made(method: type[Method], settings: Mapping[str, Any]) -> Method:
+    """The method with its own settings; those of the run are left out."""
+    return method.of({name: value for name, value in settings.items() if name not in OF_THE_RUN})
+
+
+def product(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Every combination of the candidates, by setting; of no settings, the empty one."""
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
