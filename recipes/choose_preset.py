@@ -1,10 +1,10 @@
-"""Choose preset `best` on dev data of real tasks: held-out perplexity of the mixture, and BLEU.
+"""Choose preset `best` on dev data of real tasks: perplexity of the mixture, and BLEU.
 
-    python -m recipes.choose_preset DATA --plm PLM -o runs/presets
+    python -m recipes.choose_preset DATA -o runs
 
 Every candidate is trained on the demo's sentences, CoCoA-MT (formal) and 400 pairs of Multi30k, teacher contexts, seed
-0, and scored on their dev data with the fitted schedule. Results go to `results/presets/PLM.json`; test data are not
-touched.
+0, embedded PLM, and scored on their dev data with the constant weight that suits it best there. Results go to
+`results/presets/DATA/`; finished ones are skipped, and test data are not touched.
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from pema.evaluation.perplexity import perplexity
-from pema.experiments.adaptation import adapt, adapter_of, memory_of
+from pema.evaluation.evaluate import FORMALITY
+from pema.experiments.compare import run_experiment
 from pema.experiments.data import Data, support_data
-from pema.experiments.setting import Setting
-from pema.files import write_json
-from pema.generation.schedule import load_schedule
-from pema.memory.build import build_memory
-from pema.owner.local import LocalPLM
-from pema.signature import signature
+from pema.experiments.experiment import Entry, Experiment
+from pema.methods.contract import Budget
+from pema.methods.pema import PEMA
+from pema.methods.plm_alone import PLMAlone
 from pema.tasks.registry import get_task
 from recipes.data import cocoa, multi30k
 
@@ -36,39 +34,42 @@ CANDIDATES: dict[str, dict[str, object]] = {
     "gelu, seen vocabulary": CURVED | {"vocabulary": "seen"},
     "gelu, 0.3 of the learning rate": CURVED | {"learning_rate": 3e-4},
 }
+WEIGHTS = {"lambda_max": [0.3, 0.5, 0.7, 0.9]}
+
+
+def experiment(data: Data) -> Experiment:
+    """The comparison of all candidates on what is dev data everywhere else."""
+    annotated = {"test": data.annotated["dev"]} if "dev" in data.annotated else {}
+    task = get_task(data.task)
+    alone = Entry("PLM alone", PLMAlone, {}, {}, {})
+    candidates = (
+        Entry(label, PEMA, {"preset": "paper", "schedule": "constant"} | changes, WEIGHTS, {})
+        for label, changes in CANDIDATES.items()
+    )
+    return Experiment(
+        name=data.name,
+        title=f"Candidates for preset best, dev data of {data.name}",
+        kind="compare",
+        task=task,
+        plm="embedded",
+        plm_dtype="float32",
+        seeds=(0,),
+        metrics=(*task.metrics, *([FORMALITY] if annotated else [])),
+        reference="paper",
+        data=replace(data, test=data.dev, annotated=annotated),
+        budget=Budget(),
+        entries=(alone, *candidates),
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--plm", default="embedded")
-    parser.add_argument("-o", "--output", type=Path, default=Path("runs/presets"), help="memories and adapters")
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs"), help="memories and adapters")
     args = parser.parse_args()
-    plm = LocalPLM.load(args.plm, dtype="float32")
-    name = plm.description.name
-    captions = multi30k(args.data)
-    rows = []
-    for data in (support_data(), cocoa(args.data), replace(captions, train=captions.train[:400])):
-        folder = args.output / name / data.name
-        held_out = build_memory(plm, list(data.dev), get_task(data.task), folder / "dev")
-        alone = adapt(plm, data, Setting(), folder, part="dev")
-        rows.append(line(data, "PLM alone", perplexity(held_out.view(), held_out.head()), alone))
-        for label, changes in CANDIDATES.items():
-            setting = Setting("paper", changes=changes)
-            memory, _ = memory_of(plm, data, setting, folder)
-            adapter, _ = adapter_of(memory, setting, folder)
-            schedule = load_schedule(folder / "adapters" / setting.adapter_key)
-            found = perplexity(held_out.view(), held_out.head(), adapter, schedule)
-            rows.append(line(data, label, found, adapt(plm, data, setting, folder, part="dev")))
-            print(name, rows[-1], flush=True)
-    config = {"candidates": CANDIDATES, "plm": plm.description.to_dict()}
-    write_json(RESULTS / f"{name}.json", {"rows": rows, "signature": signature(config, 0)})
-
-
-def line(data: Data, label: str, found: float, result: dict[str, float]) -> dict[str, object]:
-    """One candidate on one task's dev data."""
-    kept = {k: result[k] for k in ("bleu", "chrf", "formality_accuracy", "train_seconds", "best_epoch") if k in result}
-    return {"data": data.name, "candidate": label, "dev_perplexity": round(found, 3), **kept}
+    captions = multi30k(args.data, 400)
+    for data in (support_data(), cocoa(args.data), captions):
+        run_experiment(experiment(data), RESULTS, args.output)
 
 
 if __name__ == "__main__":

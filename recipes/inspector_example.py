@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pema.experiments.adaptation import adapter_of, memory_of
+from pema.adapter.config import preset
+from pema.adapter.training import train
 from pema.experiments.data import support_data
 from pema.experiments.inspector.page import write_inspection
-from pema.experiments.setting import Setting
 from pema.generation.schedule import GradualUnrolling
+from pema.memory.build import build_memory
 from pema.owner.local import LocalPLM
 from pema.tasks.registry import get_task
 
@@ -25,11 +26,11 @@ SOURCE = "As your invoice was lost in the mail, we print another."
 
 def make(folder: Path, page: Path) -> None:
     plm, data = LocalPLM.load("embedded"), support_data()
-    setting = Setting("best", contexts="teacher")
-    memory, _ = memory_of(plm, data, setting, folder)
-    adapter, _ = adapter_of(memory, setting, folder)
+    task = get_task(data.task)
+    memory = build_memory(plm, list(data.train), task, folder / "memory")
+    adapter, _ = train(memory, preset("best"), folder / "adapter", resume=(folder / "adapter").exists())
     (reference,) = [example.target for example in data.test if example.source == SOURCE]
-    write_inspection(page, plm, adapter, SOURCE, get_task(data.task), GradualUnrolling(), reference=reference)
+    write_inspection(page, plm, adapter, SOURCE, task, GradualUnrolling(), reference=reference)
 
 
 def main() -> None:

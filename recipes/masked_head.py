@@ -23,15 +23,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from pema.adapter.config import preset as preset_of
 from pema.adapter.module import Adapter
+from pema.adapter.training import train
 from pema.evaluation.evaluate import evaluate
 from pema.evaluation.perplexity import perplexity
-from pema.experiments.adaptation import adapter_of, memory_of
 from pema.experiments.data import Data, support_data
-from pema.experiments.setting import Setting
 from pema.files import write_json
 from pema.generation.decoding import generate
-from pema.generation.schedule import choose_schedule
+from pema.generation.fitted import store_fitted
+from pema.generation.schedule import load_schedule
 from pema.memory.build import build_memory
 from pema.owner.contract import PLM, PLMDescription
 from pema.owner.local import LocalPLM
@@ -71,21 +72,23 @@ def unmasked(adapter: Adapter, Q: Tensor, description: PLMDescription) -> Adapte
     return plain.eval()
 
 
-def compare(plm: LocalPLM, data: Data, setting: Setting, *, masked: bool, work: Path) -> dict[str, Any]:
+def compare(plm: LocalPLM, data: Data, preset: str, seed: int, *, masked: bool, work: Path) -> dict[str, Any]:
     """Train one adapter and score it.
 
     Returns:
         Cross-entropy in nats a token and perplexity of P_PEMA alone and of the mixture with the fitted schedule, on
         dev and test, and the metrics of the test texts.
     """
-    mask = published_mask(setting.seed)
+    mask = published_mask(seed)
     owner: PLM = MaskedPLM(plm, mask) if masked else plm
-    folder = work / (f"masked{setting.seed}" if masked else "plain")
-    memory, _ = memory_of(owner, data, setting, folder)
-    adapter, trained = adapter_of(memory, setting, folder)
-    schedule = choose_schedule(folder / "adapters" / setting.adapter_key, setting.schedule, setting.lambda_max)
+    folder = work / (f"masked{seed}" if masked else "plain")
+    task, config = get_task(data.task), preset_of(preset, seed=seed)
+    memory = build_memory(owner, list(data.train), task, folder / "memory")
+    path = folder / f"{preset}-seed{seed}"
+    adapter, trained = train(memory, config, path, resume=path.exists())
+    store_fitted(adapter, memory, config, path)
+    schedule = load_schedule(path)
     result = {"data": data.name, "head": "masked" if masked else "plain"} | {k: trained[k] for k in KEPT}
-    task = get_task(data.task)
     for part in ("dev", "test"):
         view = build_memory(owner, examples(data, part), task, folder / part).view()
         result[f"{part}_perplexity_plm"] = perplexity(view, owner.head())
@@ -99,8 +102,9 @@ def compare(plm: LocalPLM, data: Data, setting: Setting, *, masked: bool, work: 
     scores = evaluate(task, hypotheses, [e.target for e in data.test], annotated=data.annotated.get("test"))
     result |= {name: round(score.value, 4) for name, score in scores.items()}
     result["metrics"] = {name: score.signature for name, score in scores.items()}
-    config = setting.to_dict() | {"plm": owner.description.to_dict(), "data": data.name, "data_sha256": data.digest()}
-    return result | {"signature": signature(config, setting.seed)}
+    made = {"preset": preset, "training": config.to_dict(), "plm": owner.description.to_dict()}
+    made |= {"data": data.name, "data_sha256": data.digest()}
+    return result | {"signature": signature(made, seed)}
 
 
 def examples(data: Data, part: str) -> list[Example]:
@@ -173,7 +177,7 @@ def main() -> None:
     for seed, preset, masked in product(range(args.seeds), ("best", "paper"), (False, True)):
         file = RESULTS / data.name / f"{preset}-seed{seed}-{'masked' if masked else 'plain'}.json"
         if not file.exists():
-            result = compare(plm, data, Setting(preset, seed=seed), masked=masked, work=args.output / data.name)
+            result = compare(plm, data, preset, seed, masked=masked, work=args.output / data.name)
             write_json(file, result)
             print(file.name, {k: v for k, v in result.items() if isinstance(v, float)}, flush=True)
 

@@ -20,12 +20,12 @@ from pema.errors import PemaError
 from pema.experiments.compare import run_experiment
 from pema.experiments.config import read_config
 from pema.experiments.experiment import Kind
-from pema.experiments.results import COMPARISON
+from pema.experiments.layout import COMPARISON
 from pema.files import writing
-from recipes.comparison_tables import row
+from recipes.comparison_tables import row, source
 from recipes.study_plots import dot_plot, line_plot
 from recipes.study_results import DEV, PARAMETERS, PLM, SECONDS, TITLES, Line, Results, read_results
-from recipes.tables import BEGIN, END, parts_of, source
+from recipes.tables import BEGIN, END, parts_of
 
 ROOT = Path(__file__).parent.parent
 CONFIGS, RESULTS, PAGES = ROOT / "configs" / "studies", ROOT / "results" / "studies", ROOT / "docs" / "studies"

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from pema.experiments.results import COMPARISON, EXPERIMENT
+from pema.experiments.layout import COMPARISON, EXPERIMENT
 from pema.experiments.table import NAMES
 from pema.files import read_json
 

@@ -12,35 +12,15 @@ from typing import Any
 
 from benchmarks import paper_table
 
-from pema.experiments.setting import Setting
+from pema.experiments.layout import COMPARISON
 from pema.files import read_json, writing
-from recipes.comparison_tables import comparisons, row, score_text
+from recipes.comparison_tables import comparison, comparisons, row, score_text, source, summary
+from recipes.study_results import read_results
 
 ROOT = Path(__file__).parent.parent
 RESULTS, BENCHMARKS = ROOT / "results", ROOT / "benchmarks" / "results"
 PAPER_SHAPE = BENCHMARKS / "paper_shape.json"
 BEGIN, END = "<!-- begin results -->\n", "<!-- end results -->\n"
-
-LABELS = {
-    "PLM alone": lambda seed: Setting(),
-    "paper, teacher, Gradual Unrolling": lambda seed: Setting("paper", schedule="unrolling", seed=seed),
-    "paper, predicted, Gradual Unrolling": lambda seed: Setting("paper", "predicted", schedule="unrolling", seed=seed),
-    "paper, teacher, constant": lambda seed: Setting("paper", schedule="constant", seed=seed),
-    "paper, teacher, linear": lambda seed: Setting("paper", schedule="linear", seed=seed),
-    "paper, teacher, fitted": lambda seed: Setting("paper", schedule="fitted", seed=seed),
-    "best, teacher, Gradual Unrolling": lambda seed: Setting("best", schedule="unrolling", seed=seed),
-    "best, teacher, constant": lambda seed: Setting("best", schedule="constant", seed=seed),
-    "best, teacher, linear": lambda seed: Setting("best", schedule="linear", seed=seed),
-    "best, teacher, fitted": lambda seed: Setting("best", schedule="fitted", seed=seed),
-    "best, predicted (position), Gradual Unrolling": lambda seed: Setting(
-        "best", "predicted", "position", schedule="unrolling", seed=seed
-    ),
-    "best, predicted (aligned), Gradual Unrolling": lambda seed: Setting(
-        "best", "predicted", "aligned", schedule="unrolling", seed=seed
-    ),
-    "best, predicted (position), fitted": lambda seed: Setting("best", "predicted", "position", seed=seed),
-    "best, predicted (aligned), fitted": lambda seed: Setting("best", "predicted", "aligned", seed=seed),
-}
 
 
 def demo() -> str:
@@ -68,60 +48,6 @@ def demo() -> str:
     return text + ".\n\n" + source(found, "pema demo --json results/demo.json") + "\n"
 
 
-def real_input() -> str:
-    """One table a PLM: every setting on every data set, the mean and the spread over seeds."""
-    text = ""
-    for plm in sorted(path for path in (RESULTS / "real_input").iterdir() if path.is_dir()):
-        folders = sorted(path for path in plm.iterdir() if path.is_dir())
-        parameters = read_json(folders[0] / "plm.test.json")["signature"]["config"]["plm"]["parameters"]
-        text += f"### Real input, {plm.name} ({parameters / 1e6:.1f} M parameters)\n\n"
-        columns = [(f, "bleu") for f in folders]
-        columns += [
-            (f, "formality_accuracy") for f in folders if "formality_accuracy" in read_json(f / "plm.test.json")
-        ]
-        titles = [f"{f.name} {'BLEU' if metric == 'bleu' else 'M-ACC'}" for f, metric in columns]
-        text += row(["", *titles]) + row(["---"] * (1 + len(columns)))
-        for label, setting in LABELS.items():
-            cells = [cell(folder, metric, setting) for folder, metric in columns]
-            if any(each != "-" for each in cells):
-                text += row([label, *cells])
-        text += "\nMean over seeds, with the standard deviation where there are several. "
-        text += source(read_json(folders[0] / "plm.test.json"), f"python -m recipes.real_input DATA --plm {plm.name}")
-        text += "\n" + significant(folders)
-    return text
-
-
-def cell(folder: Path, metric: str, setting: Any) -> str:
-    """The mean of a metric over the seeds that are there."""
-    files = {folder / f"{setting(seed).key}.test.json" for seed in range(10)}
-    values = [read_json(file)[metric] for file in sorted(files) if file.exists()]
-    if not values:
-        return "-"
-    digits = 2 if metric == "formality_accuracy" else 1
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
-
-
-def significant(folders: list[Path]) -> str:
-    """What the paired bootstrap says of the presets, seed 0."""
-    paper, best = Setting("paper", schedule="unrolling").key, Setting("best").key
-    predicted = Setting("best", "predicted", "aligned", schedule="unrolling").key
-    names = {"plm": "PLM alone", paper: "paper", best: "best", predicted: "best, predicted"}
-    text = "Paired bootstrap (1,000 resamples, seed 0, teacher contexts unless it says predicted, 95 % interval of the "
-    text += "difference):\n\n"
-    text += row(["data", "comparison", "metric", "difference", "interval", "p"]) + row(["---"] * 6)
-    for folder in folders:
-        for c in read_json(folder / "significance.json")["comparisons"]:
-            if c["baseline"] in names and c["system"] in names:
-                digits, found = 1 if c["metric"] == "bleu" else 2, c["found"]
-                comparison = f"{names[c['system']]} against {names[c['baseline']]}"
-                interval = f"{found['low']:+.{digits}f} to {found['high']:+.{digits}f}"
-                metric = "BLEU" if c["metric"] == "bleu" else "M-ACC"
-                cells = [folder.name, comparison, metric, f"{found['difference']:+.{digits}f}", interval]
-                text += row([*cells, f"{found['p_value']:.3f}"])
-    return text + "\n"
-
-
 def benchmarks() -> str:
     """What each benchmark measured against its floor, and whether the aim was met."""
     text = "### Benchmarks\n\n" + row(["benchmark", "measured", "value", "against", "ratio", "aim", "met"])
@@ -142,30 +68,22 @@ def benchmarks() -> str:
     return text + source(found, command) + "\n"
 
 
-def source(result: dict[str, Any], command: str) -> str:
-    """Which command made a result, on which machine and commit."""
-    signature = result["signature"]
-    machine = signature["machine"]
-    where = f"{machine['processor']}, {machine['cores']} cores, {machine['cpu_capability']}"
-    return f"Made by `{command}` on {where}, torch {signature['versions']['torch']}.\n"
-
-
 def presets() -> str:
     """What dev data said of each candidate for preset `best`."""
-    text = ""
-    for file in sorted((RESULTS / "presets").glob("*.json")):
-        found = read_json(file)
-        text += row(["data (dev)", "candidate", "perplexity", "BLEU", "chrF", "M-ACC", "training (s)"]) + row(
-            ["---"] * 7
-        )
-        for r in found["rows"]:
-            formality = f"{r['formality_accuracy']:.2f}" if "formality_accuracy" in r else "-"
-            scores = [f"{r['dev_perplexity']:.2f}", f"{r['bleu']:.1f}", f"{r['chrf']:.1f}", formality]
-            text += row([r["data"], r["candidate"], *scores, f"{r['train_seconds']:.0f}"])
-        text += (
-            f"\nPLM: {file.stem}. " + source(found, f"python -m recipes.choose_preset DATA --plm {file.stem}") + "\n"
-        )
-    return text
+    columns = {"bleu": "BLEU", "chrf": "chrF", "formality_accuracy": "M-ACC"}
+    text = row(["data (dev)", "candidate", "lambda_max", "perplexity", *columns.values(), "training (s)"])
+    text += row(["---"] * 8)
+    found: dict[str, Any] = {}
+    for folder in sorted(path.parent for path in (RESULTS / "presets").glob(f"*/{COMPARISON}")):
+        results = read_results(folder)
+        found = dict(results.comparison)
+        for line in results.lines:
+            (run,) = line.runs
+            scores = [score_text(n, run["scores"][n]["value"]) if n in run["scores"] else "-" for n in columns]
+            weight = run["settings"].get("lambda_max", "-")
+            made = [f"{run['dev_perplexity']:.2f}", *scores, f"{run['costs']['train_seconds']:.0f}"]
+            text += row([folder.name, line.label, str(weight), *made])
+    return text + "\n" + source(found, "python -m recipes.choose_preset DATA") + "\n"
 
 
 def masked_head() -> str:
@@ -238,23 +156,7 @@ def private() -> str:
 
 def paper() -> str:
     """What was run of the paper's experiments: the WMT22 slice, with small PLMs."""
-    wanted = (
-        "PLM alone",
-        "paper, predicted, Gradual Unrolling",
-        "paper, teacher, Gradual Unrolling",
-        "best, teacher, Gradual Unrolling",
-    )
-    folders = sorted((RESULTS / "real_input").glob("*/wmt22"))
-    alone = [read_json(folder / "plm.test.json") for folder in folders]
-    text = row(["", *(f"{folder.parent.name} {name}" for folder in folders for name in ("BLEU", "chrF"))])
-    text += row(["---"] * (1 + 2 * len(folders)))
-    for label in wanted:
-        cells = [cell(folder, metric, LABELS[label]) for folder in folders for metric in ("bleu", "chrf")]
-        text += row([label, *cells])
-    sizes = [f"{found['signature']['config']['plm']['parameters'] / 1e6:.1f} M parameters" for found in alone]
-    text += "\n" + "; ".join(f"{folder.parent.name}: {size}" for folder, size in zip(folders, sizes, strict=True))
-    text += ". Mean and standard deviation over the seeds of training. "
-    return text + source(alone[0], "python -m recipes.real_input DATA --only wmt22 --plm PLM") + "\n"
+    return comparison(RESULTS / "compare" / "wmt22") + comparison(RESULTS / "compare" / "wmt22-14m")
 
 
 def paper_shape() -> str:
@@ -264,12 +166,12 @@ def paper_shape() -> str:
 
 def results() -> str:
     """The README's figures."""
-    return demo() + comparisons() + benchmarks()
+    return demo() + summary() + benchmarks()
 
 
 BLOCKS = {
     ROOT / "README.md": results,
-    ROOT / "docs" / "results.md": real_input,
+    ROOT / "docs" / "results.md": comparisons,
     ROOT / "docs" / "presets.md": presets,
     ROOT / "docs" / "masked-head.md": masked_head,
     ROOT / "docs" / "paper.md": paper,

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from recipes import choose_preset, masked_head
 from recipes import embedded_plm as recipe
-from recipes import masked_head
 
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
+from pema.experiments.data import support_data
 from pema.owner.mask import MaskedPLM, rotate
 
 PREFIX = [1, 5, 6]
@@ -82,3 +83,11 @@ def test_an_adapter_of_a_masked_memory_turned_back_does_the_same(tiny_plm, setti
     Qf = rotate(f, Q.float())
     torch.testing.assert_close(plain.log_probs(f, plm.head()), adapter.log_probs(Qf, masked.head()), atol=1e-4, rtol=0)
     torch.testing.assert_close(rotate(plain.reconstruct(f), Q.float()), adapter.reconstruct(Qf), atol=1e-4, rtol=1e-4)
+
+
+def test_the_preset_is_chosen_without_test_data():
+    data = support_data()
+    experiment = choose_preset.experiment(data)
+    assert experiment.data.test == experiment.data.dev == data.dev
+    assert not {e.source for e in data.test} & {e.source for e in (*experiment.data.train, *experiment.data.test)}
+    assert [line.label for line in experiment.lines()] == ["PLM alone", *choose_preset.CANDIDATES]

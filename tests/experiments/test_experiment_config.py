@@ -95,6 +95,13 @@ def test_the_data_that_the_package_ships(folder):
     assert len(found.data.train) == 500
 
 
+def test_the_digest_of_the_data_changes_with_one_character(folder):
+    before = read(folder).data.digest()
+    text = (folder / "test.de").read_text(encoding="utf-8")
+    (folder / "test.de").write_text(text.replace("one", "ane"), encoding="utf-8")
+    assert read(folder).data.digest() != before
+
+
 def test_annotated_references(folder):
     for register in ("formal", "informal"):
         (folder / register).write_text("[F]Sie[/F]\n[F]Sie[/F]\n", encoding="utf-8")

@@ -13,6 +13,7 @@ from pema.experiments.compare import run_experiment
 from pema.experiments.config import read_config
 from pema.experiments.data import Data
 from pema.experiments.experiment import Experiment
+from pema.experiments.layout import COMPARISON
 from pema.experiments.table import comparison_tables
 from pema.files import read_json
 from pema.tasks.readers import read_lines
@@ -42,7 +43,7 @@ def run_demo(experiment: Experiment, folder: Path) -> dict[str, Any]:
 def show_demo(experiment: Experiment, folder: Path) -> list[Table]:
     """The tables and three test sentences, ready to print."""
     place = folder / "results" / experiment.name
-    runs = read_json(place / "comparison.json")["signature"]["config"]["runs"]
+    runs = read_json(place / COMPARISON)["signature"]["config"]["runs"]
     outputs = {label: read_lines(place / f"{runs[label][0]}.txt") for label in SHOWN}
     sides = Table(title="Side by side", show_header=False)
     for example in pick_examples(experiment.data, outputs):

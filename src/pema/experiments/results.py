@@ -16,11 +16,11 @@ from pema.evaluation.evaluate import get_metric
 from pema.evaluation.score import Metric
 from pema.evaluation.significance import SAMPLES, SEED, compare_means
 from pema.experiments.experiment import Experiment
+from pema.experiments.layout import COMET, COMPARISON, EXPERIMENT, TEST
 from pema.files import read_json, write_json, writing
 from pema.signature import signature
 from pema.tasks.readers import read_lines
 
-EXPERIMENT, COMPARISON, TEST, COMET = "experiment.json", "comparison.json", "examples.jsonl", "comet"
 SIGNIFICANT = 0.05
 
 

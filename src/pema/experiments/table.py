@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from pema.experiments.layout import COMPARISON, EXPERIMENT
 from pema.files import read_json
 
 NAMES = {
@@ -28,7 +29,7 @@ WEIGHTS = {"none": "", "some": "some weights", "all": "weights"}
 
 def comparison_tables(folder: Path) -> list[Table]:
     """Quality with its 95 % interval; then costs, and what each method needs of the PLM owner."""
-    experiment, comparison = read_json(folder / "experiment.json"), read_json(folder / "comparison.json")
+    experiment, comparison = read_json(folder / EXPERIMENT), read_json(folder / COMPARISON)
     runs = comparison["signature"]["config"]["runs"]
     quality, costs = Table(title=experiment["title"]), Table()
     for table in (quality, costs):

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from pema.errors import DataError
+from pema.experiments.layout import COMET, COMPARISON, EXPERIMENT, TEST
 from pema.experiments.report.fields import (
     FIELDS_OF_DIFFERENCE,
     FIELDS_OF_EXPERIMENT,
@@ -26,12 +27,6 @@ from pema.experiments.report.fields import (
 from pema.files import read_json
 from pema.tasks.example import Example
 from pema.tasks.readers import read_examples, read_lines
-
-EXPERIMENT = "experiment.json"
-COMPARISON = "comparison.json"
-EXAMPLES = "examples.jsonl"
-ELSEWHERE = "comet"
-"""Folder of the scores that `recipes/comet_score.py` gave the runs."""
 
 WEIGHTS = ("none", "some", "all")
 
@@ -137,7 +132,7 @@ def _read_runs(folder: Path, about: Mapping[str, Any], metrics: Sequence[str]) -
         if path.name in (EXPERIMENT, COMPARISON):
             continue
         run = require(read_json(path), path, FIELDS_OF_RUN, remedy=f"Remove it and {_again(about, start='make')}")
-        run["scores"] |= _scored_elsewhere(folder / ELSEWHERE / path.name, metrics)
+        run["scores"] |= _scored_elsewhere(folder / COMET / path.name, metrics)
         for metric in metrics:
             require(run["scores"], path, {f"{metric}.value": NUMBER, f"{metric}.signature": TEXT}, "scores")
         for point in run["curve"]:
@@ -179,10 +174,10 @@ def _read_outputs(
 
 
 def _read_examples(folder: Path, about: Mapping[str, Any]) -> list[Example] | None:
-    if not (folder / EXAMPLES).exists():
+    if not (folder / TEST).exists():
         return None
-    examples = read_examples(data=str(folder / EXAMPLES))
-    _require_count(folder / EXAMPLES, len(examples), about)
+    examples = read_examples(data=str(folder / TEST))
+    _require_count(folder / TEST, len(examples), about)
     return examples
 
 
