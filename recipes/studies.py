@@ -40,12 +40,14 @@ class Study:
         x: the swept setting on the plot's horizontal axis; None: one row a method.
         facet: a setting with a column of panels for each of its values.
         kind: what the config is for.
+        shipped: whether its data lie in the repository, at paths from the config.
     """
 
     question: str
     x: str | None = None
     facet: str | None = None
     kind: Kind = "sweep"
+    shipped: bool = False
 
 
 STUDIES = {
@@ -61,6 +63,9 @@ STUDIES = {
     "targets": Study("With contexts that the PLM predicted: targets by position, or aligned?"),
     "equal-time": Study("What do full fine-tuning and LoRA reach in the time that PEMA trains?", kind="compare"),
     "plm-size": Study("Does PEMA help a larger PLM as much as a smaller one?", "plm"),
+    "classification": Study("A task with one word to say: which department?", kind="compare", shipped=True),
+    "qa": Study("A task with a few words to find: what does the text answer?", kind="compare", shipped=True),
+    "summarisation": Study("A task with a sentence to write: what is the ticket about?", kind="compare", shipped=True),
 }
 """By name, in the order in which they are run."""
 
@@ -82,7 +87,9 @@ def run(folder: Path, work: Path, names: Sequence[str]) -> list[str]:
         for name in names:
             print(f"{name} ...", flush=True)
             try:
-                experiment = read_config(CONFIGS / f"{name}.toml", STUDIES[name].kind, Path())
+                study = STUDIES[name]
+                root = None if study.shipped else Path()
+                experiment = read_config(CONFIGS / f"{name}.toml", study.kind, root)
                 run_experiment(experiment, RESULTS, work)
             except PemaError as error:
                 failed.append(f"{name}: {error}")

@@ -14,7 +14,7 @@ from pema.owner.local import LocalPLM
 from pema.tasks.readers import read_examples
 from pema.tasks.registry import get_task
 
-CONFIGS = DATA.parent.parent / "tasks"
+CONFIGS = DATA.parent.parent / "studies"
 EVERY = [(task, part) for task in TASKS for part in PARTS]
 PAIRS = [("dev", "train"), ("test", "train"), ("test", "dev")]
 

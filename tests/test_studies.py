@@ -114,7 +114,8 @@ def test_every_config_is_run_and_says_what_it_costs():
 
 def test_only_sentences_that_the_package_ships_are_committed_with_results():
     for path in studies.CONFIGS.glob("*.toml"):
-        shipped = tomllib.loads(path.read_text(encoding="utf-8"))["data"]["name"] == support_data().name
+        data = tomllib.loads(path.read_text(encoding="utf-8"))["data"]["name"]
+        shipped = data == support_data().name or studies.STUDIES[path.stem].shipped
         file = f"results/studies/{path.stem}/examples.jsonl"
         try:
             found = subprocess.run(["git", "check-ignore", "-q", file], cwd=studies.ROOT, check=False)
