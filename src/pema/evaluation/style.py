@@ -16,12 +16,12 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from pema.console import note
-from pema.errors import ConfigError, OwnerError
+from pema.errors import ConfigError
 from pema.evaluation.score import Array, require_aligned
-from pema.owner.loading import NO_LIMIT, max_length, name_of, resolve
+from pema.owner.loading import NO_LIMIT, load_as, max_length, name_of, resolve
 from pema.owner.weights import fingerprint
 
 PROBABILITY, ACCURACY, IMPROVEMENT = MEASURES = ("style_probability", "style_accuracy", "style_improvement")
@@ -163,20 +163,8 @@ def load_classifier(name: str) -> StyleClassifier:
         OwnerError: it cannot be loaded, or the checkpoint lacks the classifier's weights.
     """
     place, called = resolve(name)
-    try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            place, dtype=torch.float32, output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(place)
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError and safetensors' own.
-        reason = str(error).strip().partition("\n")[0]
-        raise OwnerError(f"{called} cannot be loaded as a text classifier: {reason}") from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise OwnerError(
-            f"{called} lacks {len(missing)} of the weights of {type(model).__name__} ({missing[0]}, ...): they would "
-            "be random. Give a model that was trained to classify."
-        )
+    kind = AutoModelForSequenceClassification
+    model, tokenizer = load_as(kind, "a text classifier", place, called, dtype=torch.float32)
     return StyleClassifier(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
 
 

@@ -14,6 +14,14 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
+/** Make an element of a drawing; attributes that are null are left out. */
+function shape(name, attributes = {}, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) if (value != null) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
 {
   const root = document.documentElement;
   const systemDark = matchMedia("(prefers-color-scheme: dark)");

@@ -9,15 +9,24 @@ import platform
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from pema.errors import ConfigError, OwnerError
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = "tatoeba-en-de-9m"
 NO_LIMIT = 1_000_000
+CAUSAL = "a causal language model"
 
 DeviceMap = str | torch.device | Mapping[str, int | str | torch.device] | None
 """Device placement as transformers takes it."""
@@ -60,29 +69,57 @@ def load(
     """
     place, called = resolve(name)
     common = {} if revision is None else {"revision": revision}
-    placement = {} if device_map is None else {"device_map": device_map}
+    options: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     wanted = _dtype(dtype, device_map)
     try:
         if wanted is None:
             # A processor that is fast in bfloat16 is slow in float16, and bfloat16 would round such weights.
             stored = AutoConfig.from_pretrained(place, **common).dtype
             wanted = torch.float32 if stored == torch.float16 else "auto"
-        model, info = AutoModelForCausalLM.from_pretrained(
-            place, dtype=wanted, output_loading_info=True, **placement, **common
-        )
+    except Exception as error:
+        raise OwnerError(f"{called} cannot be loaded as {CAUSAL}: {_first_line(error)}") from error
+    model, tokenizer = load_as(AutoModelForCausalLM, CAUSAL, place, called, revision=revision, dtype=wanted, **options)
+    return model, tokenizer, called
+
+
+def load_as(
+    kind: type[AutoModelForCausalLM | AutoModelForSequenceClassification],
+    what: str,
+    place: str,
+    called: str,
+    *,
+    revision: str | None = None,
+    **options: Any,  # noqa: ANN401
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model in evaluation mode with all of its weights, and its tokenizer.
+
+    Args:
+        kind: transformers' class that loads it.
+        what: what such a model is, with its article, for the messages.
+        place: hub name or folder.
+        called: what messages call it.
+        revision: of the hub's repository.
+        options: further ones of the model's `from_pretrained`.
+
+    Raises:
+        OwnerError: either cannot be loaded, or the checkpoint lacks weights.
+    """
+    common = {} if revision is None else {"revision": revision}
+    try:
+        model, info = kind.from_pretrained(place, output_loading_info=True, **options, **common)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError and safetensors' own.
-        raise OwnerError(f"{called} cannot be loaded as a causal language model: {_first_line(error)}") from error
+        raise OwnerError(f"{called} cannot be loaded as {what}: {_first_line(error)}") from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise OwnerError(
             f"{called} lacks {len(missing)} of the weights of {type(model).__name__} ({missing[0]}, ...): they "
-            "would be random. Give the checkpoint of a causal language model."
+            f"would be random. Give the checkpoint of {what}."
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **common)
     except Exception as error:
         raise OwnerError(f"the tokenizer of {called} cannot be loaded: {_first_line(error)}") from error
-    return model.eval(), tokenizer, called
+    return model.eval(), tokenizer
 
 
 def name_of(model: PreTrainedModel) -> str:

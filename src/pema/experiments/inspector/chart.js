@@ -2,13 +2,6 @@
 
 const CHART = { height: 210, left: 34, right: 14, top: 22, bottom: 30 };
 
-function svg(name, attributes = {}, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
-}
-
 /**
  * Draw the curve of lambda_t, `width` pixels wide.
  *
@@ -22,7 +15,7 @@ function chart({ width, states, sourceLength, selected, weight, before, choose }
   const floor = CHART.height - CHART.bottom;
   const x = (t) => CHART.left + (t + 0.5) * column;
   const y = (value) => floor - value * (floor - CHART.top);
-  const drawing = svg("svg", {
+  const drawing = shape("svg", {
     width,
     height: CHART.height,
     viewBox: `0 0 ${width} ${CHART.height}`,
@@ -32,45 +25,45 @@ function chart({ width, states, sourceLength, selected, weight, before, choose }
     )} at step ${states.length - 1}. The input has SL = ${sourceLength} tokens.`,
   });
   drawing.append(
-    svg("rect", { class: "here", x: x(selected) - column / 2, y: CHART.top, width: column, height: floor - CHART.top }),
+    shape("rect", { class: "here", x: x(selected) - column / 2, y: CHART.top, width: column, height: floor - CHART.top }),
   );
   for (const value of [0, 0.5, 1]) {
-    drawing.append(svg("line", { class: "grid", x1: CHART.left, x2: width - CHART.right, y1: y(value), y2: y(value) }));
-    drawing.append(svg("text", { class: "tick", x: CHART.left - 8, y: y(value) + 4, "text-anchor": "end" }, value));
+    drawing.append(shape("line", { class: "grid", x1: CHART.left, x2: width - CHART.right, y1: y(value), y2: y(value) }));
+    drawing.append(shape("text", { class: "tick", x: CHART.left - 8, y: y(value) + 4, "text-anchor": "end" }, value));
   }
   const every = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find((n) => n * column >= 26) ?? 2000;
   for (let t = 0; t <= last; t += every)
-    drawing.append(svg("text", { class: "tick", x: x(t), y: floor + 18, "text-anchor": "middle" }, t));
+    drawing.append(shape("text", { class: "tick", x: x(t), y: floor + 18, "text-anchor": "middle" }, t));
   for (const [t, state] of states.entries()) {
     if (!state.reached) continue;
     const share = state.mixed[state.best] ? state.fromPema / state.mixed[state.best] : 0;
     const breadth = Math.max(1, Math.min(26, column * 0.62));
     const rect = { class: "share", x: x(t) - breadth / 2, y: y(share), width: breadth, height: floor - y(share) };
-    drawing.append(svg("rect", rect));
+    drawing.append(shape("rect", rect));
   }
   if (near) {
-    drawing.append(svg("line", { class: "length", x1: x(sourceLength), x2: x(sourceLength), y1: CHART.top, y2: floor }));
+    drawing.append(shape("line", { class: "length", x1: x(sourceLength), x2: x(sourceLength), y1: CHART.top, y2: floor }));
   }
   const right = near && x(sourceLength) < width - 60;
   drawing.append(
-    svg(
+    shape(
       "text",
       { class: "tick", x: near ? x(sourceLength) : width - 8, y: CHART.top - 8, "text-anchor": right ? "middle" : "end" },
       `SL = ${sourceLength}${near ? "" : " →"}`,
     ),
   );
   const line = (values) => [...Array(last + 1).keys()].map((t) => `${x(t)},${y(values(t))}`).join(" ");
-  if (before) drawing.append(svg("polyline", { class: "before", points: line(before) }));
-  drawing.append(svg("polyline", { class: "weight", points: line(weight) }));
+  if (before) drawing.append(shape("polyline", { class: "before", points: line(before) }));
+  drawing.append(shape("polyline", { class: "weight", points: line(weight) }));
   const size = Math.max(1.5, Math.min(4.5, column / 3));
   for (const [t, state] of states.entries()) {
     const at = { cx: x(t), cy: y(state.weight) };
     drawing.append(
       !state.reached
-        ? svg("circle", { class: "point", ...at, r: size / 2 })
+        ? shape("circle", { class: "point", ...at, r: size / 2 })
         : state.decidedBy === "pema"
-          ? svg("rect", { class: "point pema", x: at.cx - size, y: at.cy - size, width: 2 * size, height: 2 * size })
-          : svg("circle", { class: "point plm", ...at, r: size }),
+          ? shape("rect", { class: "point pema", x: at.cx - size, y: at.cy - size, width: 2 * size, height: 2 * size })
+          : shape("circle", { class: "point plm", ...at, r: size }),
     );
   }
   drawing.addEventListener("click", (event) => {

@@ -2,13 +2,6 @@
 
 const SERIES = 10;
 
-function shape(name, attributes = {}, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) if (value != null) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
-}
-
 /** A mark of a series: colour and shape repeat with different periods, so that no two of fifty look the same. */
 function mark(series, x, y, r = 5.5) {
   const forms = [
