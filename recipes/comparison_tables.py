@@ -7,9 +7,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pema.experiments.data import SUPPORT
 from pema.experiments.layout import COMPARISON
 from pema.experiments.table import NAMES, needs_in_words
-from recipes.study_results import read_results
+from pema.owner.loading import EMBEDDED_FOLDER
+from recipes.study_results import Results, read_results
 
 RESULTS = Path(__file__).parent.parent / "results" / "compare"
 COSTS = {
@@ -65,33 +67,36 @@ def comparison(folder: Path) -> str:
 
 
 def summary() -> str:
-    """One table of the embedded PLM: every method on all data sets, its quality and its mean costs."""
-    every = [read_results(folder) for folder in folders()]
-    every = [results for results in every if len(results.lines) == max(len(each.lines) for each in every)]
+    """One table of the embedded PLM: every method on all data sets, and what it costs on the data of the demo."""
+    every = [
+        results for results in map(read_results, folders()) if results.experiment["plm"]["name"] == EMBEDDED_FOLDER
+    ]
+    (shipped,) = [results for results in every if results.experiment["data"]["name"] == SUPPORT]
     columns = [(results, name) for name in SUMMARISED for results in every if name in results.metrics]
-    text = "### Methods side by side\n\n"
-    text += row(
-        ["", *(f"{NAMES[name]}, {results.experiment['data']['name']}" for results, name in columns), *SHORT, "needs"]
-    )
+    titles = [f"{NAMES[name]}, {results.experiment['data']['name']}" for results, name in columns]
+    text = "### Methods side by side\n\n" + row(["", *titles, *SHORT, "needs"])
     text += row(["---"] * (2 + len(columns) + len(SHORT)))
-    for lines in zip(*(results.lines for results in every), strict=True):
-        cells = []
-        for results, name in columns:
-            at = every.index(results)
-            each = next(each for each in results.comparison["rows"] if each["label"] == lines[at].label)
-            cells.append(score(name, each["metrics"][name] | {"std": None}, lines[at].marks.get(name)))
-        paid = costs([run for line in lines for run in line.runs])
-        shown = [cost for cost, name in zip(paid, COSTS, strict=True) if name in SHORT]
-        text += row([lines[0].label, *cells, *shown, needs_in_words(lines[0].runs[0]["needs"])])
-    plm = every[0].experiment["plm"]
-    names = ",".join(results.experiment["name"] for results in every)
+    for line in shipped.lines:
+        cells = [cell(results, line.label, name) for results, name in columns]
+        paid = [cost for cost, name in zip(costs(line.runs), COSTS, strict=True) if name in SHORT]
+        text += row([line.label, *cells, *paid, needs_in_words(line.runs[0]["needs"])])
+    plm, names = shipped.experiment["plm"], ",".join(results.experiment["name"] for results in every)
     return text + (
-        f"\n{plm['name']} ({plm['parameters'] / 1e6:.1f} M parameters), means over {len(every[0].experiment['seeds'])} "
-        f"seeds; costs are means over the data sets too. **+** and **-**: better and worse than "
-        f"{every[0].experiment['reference']}, p < 0.05 (paired bootstrap). Spreads and sizes are in docs/results.md. "
-        + source(every[0].comparison, f"pema compare configs/compare/{{{names}}}.toml")
+        f"\n{plm['name']} ({plm['parameters'] / 1e6:.1f} M parameters), means over {len(shipped.experiment['seeds'])} "
+        f"seeds. **+** and **-**: better and worse than {shipped.experiment['reference']}, p < 0.05 (paired bootstrap). "
+        f"Memory and time are those of training on {SUPPORT}; spreads, chrF and the costs elsewhere are in "
+        "[docs/results.md](docs/results.md). "
+        + source(shipped.comparison, f"pema compare configs/compare/{{{names}}}.toml")
         + "\n"
     )
+
+
+def cell(results: Results, label: str, name: str) -> str:
+    """The mean of a metric, with its mark; "-" where the label was not run."""
+    for each, line in zip(results.comparison["rows"], results.lines, strict=True):
+        if line.label == label:
+            return score(name, each["metrics"][name] | {"std": None}, line.marks.get(name))
+    return "-"
 
 
 def score_text(name: str, value: float) -> str:
