@@ -55,7 +55,7 @@ def experiment(data: Data) -> Experiment:
         plm_dtype="float32",
         seeds=(0,),
         metrics=(*task.metrics, *([FORMALITY] if annotated else [])),
-        reference="paper",
+        references=("paper",),
         data=replace(data, test=data.dev, annotated=annotated),
         budget=Budget(),
         entries=(alone, *candidates),

@@ -9,7 +9,7 @@ from typing import Any
 
 from pema.experiments.data import SUPPORT
 from pema.experiments.layout import COMPARISON
-from pema.experiments.table import NAMES, needs_in_words
+from pema.experiments.table import NAMES, difference_in_words, needs_in_words
 from pema.owner.loading import EMBEDDED_FOLDER
 from recipes.study_results import Results, read_results
 
@@ -63,7 +63,27 @@ def comparison(folder: Path) -> str:
         f"over {len(about['seeds'])} seeds. **+** and **-**: better and worse than {about['reference']}, p < 0.05 "
         "(paired bootstrap). "
     )
-    return text + source(found, f"pema compare configs/compare/{about['name']}.toml") + "\n"
+    text += source(found, f"pema compare configs/compare/{about['name']}.toml") + "\n"
+    return text + "".join(against(results, each) for each in references(results) if each != about["reference"])
+
+
+def references(results: Results) -> list[str]:
+    """What the others are compared with."""
+    return list(dict.fromkeys(each["reference"] for each in results.comparison["differences"]))
+
+
+def against(results: Results, reference: str) -> str:
+    """What every line has more than `reference`."""
+    found = {
+        (each["label"], each["metric"]): each
+        for each in results.comparison["differences"]
+        if each["reference"] == reference
+    }
+    text = row([f"less {reference} (95 % interval) p", *(NAMES.get(name, name) for name in results.metrics)])
+    text += row(["---"] * (1 + len(results.metrics)))
+    for label in dict.fromkeys(label for label, _ in found):
+        text += row([label, *(difference_in_words(found[label, name]) for name in results.metrics)])
+    return text + "\n"
 
 
 def summary() -> str:
@@ -83,8 +103,8 @@ def summary() -> str:
     plm, names = shipped.experiment["plm"], ",".join(results.experiment["name"] for results in every)
     return text + (
         f"\n{plm['name']} ({plm['parameters'] / 1e6:.1f} M parameters), means over {len(shipped.experiment['seeds'])} "
-        f"seeds. **+** and **-**: better and worse than {shipped.experiment['reference']}, p < 0.05 (paired bootstrap). "
-        f"Memory and time are those of training on {SUPPORT}; spreads, chrF and the costs elsewhere are in "
+        f"seeds. **+** and **-**: better and worse than {shipped.experiment['reference']}, p < 0.05 (paired "
+        f"bootstrap). Memory and time are those of training on {SUPPORT}; spreads, chrF and the costs elsewhere are in "
         "[docs/results.md](docs/results.md). "
         + source(shipped.comparison, f"pema compare configs/compare/{{{names}}}.toml")
         + "\n"

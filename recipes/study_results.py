@@ -102,14 +102,14 @@ class Results:
 
 def read_results(folder: Path) -> Results:
     """The results in the folder of an experiment."""
-    comparison = read_json(folder / COMPARISON)
+    experiment, comparison = read_json(folder / EXPERIMENT), read_json(folder / COMPARISON)
     marks: dict[str, dict[str, str]] = {}
     for each in comparison["differences"]:
-        if each["significant"]:
+        if each["significant"] and each["reference"] == experiment["reference"]:
             marks.setdefault(each["label"], {})[each["metric"]] = "+" if each["difference"] > 0 else "-"
     runs = comparison["signature"]["config"]["runs"]
     lines = [
         Line(label, [read_json(folder / f"{name}.json") for name in names], marks.get(label, {}))
         for label, names in runs.items()
     ]
-    return Results(read_json(folder / EXPERIMENT), comparison, lines)
+    return Results(experiment, comparison, lines)

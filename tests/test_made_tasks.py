@@ -147,7 +147,7 @@ def test_the_config_reads_them(task):
     for part in PARTS:
         assert [(e.source, e.target) for e in getattr(experiment.data, part)] == examples(task, part)
     assert experiment.task.name == task
-    assert experiment.reference == "PLM alone"
+    assert experiment.references == ("PLM alone",)
 
 
 @pytest.mark.parametrize("task", TASKS)

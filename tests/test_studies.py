@@ -40,7 +40,8 @@ def made(folder, lines, *, axes=None, seeds=(0, 1), reference="PLM alone", grid=
             runs.setdefault(label, []).append(f"line{number}-seed{seed}")
             (folder / f"line{number}-seed{seed}.json").write_text(json.dumps(run), encoding="utf-8")
     found = [
-        {"label": label, "metric": "chrf", "difference": values[2][0] - 30, "significant": abs(values[2][0] - 30) > 5}
+        {"label": label, "reference": reference, "metric": "chrf"}
+        | {"difference": values[2][0] - 30, "significant": abs(values[2][0] - 30) > 5}
         for label, values in lines.items()
         if reference is not None and label != reference
     ]

@@ -109,19 +109,19 @@ def test_means_of_one_run_each_are_the_paired_bootstrap():
     references, baseline, system = corpus()
     metric = get_metric("bleu")
     single = paired_bootstrap(metric, baseline, system, references, samples=200)
-    intervals, differences = compare_means(metric, {"a": [baseline], "b": [system]}, references, "a", samples=200)
+    intervals, differences = compare_means(metric, {"a": [baseline], "b": [system]}, references, ["a"], samples=200)
     assert intervals["b"].mean == single.system.value
     assert intervals["b"].std is None
-    assert vars(differences["b"]) == {name: getattr(single, name) for name in vars(differences["b"])}
-    assert set(differences) == {"b"}
+    assert vars(differences["b", "a"]) == {name: getattr(single, name) for name in vars(differences["b", "a"])}
+    assert set(differences) == {("b", "a")}
 
 
 def test_a_mean_over_runs_is_resampled_with_all_of_them():
     references, low, _ = corpus()
     metric = get_metric("f1")
     right = list(references)
-    intervals, _ = compare_means(metric, {"both": [right, low]}, references, None, samples=300)
-    alone, _ = compare_means(metric, {"one": [low]}, references, None, samples=300)
+    intervals, _ = compare_means(metric, {"both": [right, low]}, references, [], samples=300)
+    alone, _ = compare_means(metric, {"one": [low]}, references, [], samples=300)
     both, one = intervals["both"], alone["one"]
     assert both.mean == pytest.approx((100 + one.mean) / 2)
     assert both.low == pytest.approx((100 + one.low) / 2)

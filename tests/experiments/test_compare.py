@@ -174,6 +174,23 @@ def test_a_sweep_reports_every_point(folder, compared, capsys, monkeypatch):
     assert few["signature"]["config"]["data_sha256"] in document
 
 
+def test_the_others_may_be_compared_with_several(folder, compared, capsys, monkeypatch):
+    text = (folder / "tiny.toml").read_text(encoding="utf-8").replace('"alone"', '["alone", "PEMA"]', 1)
+    (folder / "both.toml").write_text('name = "tiny"\n' + text, encoding="utf-8")
+    arguments = ["compare", str(folder / "both.toml"), "-o", str(folder / "results"), "--work", str(folder / "work")]
+    monkeypatch.setattr("sys.argv", ["pema", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert "less PEMA" in capsys.readouterr().out
+    found = read_json(folder / "results" / "tiny" / "comparison.json")["differences"]
+    one, other = ({each["metric"]: each for each in found if each["reference"] == name} for name in ("alone", "PEMA"))
+    for metric, difference in one.items():
+        assert difference["difference"] == -other[metric]["difference"]
+        assert (difference["low"], difference["high"]) == (-other[metric]["high"], -other[metric]["low"])
+    assert "significantly" in report(folder / "results" / "tiny")
+
+
 def test_a_sweep_chooses_on_dev_at_every_point(folder, compared):
     text = (folder / "tiny.toml").read_text(encoding="utf-8").replace("seeds = [0, 1]", "seeds = [0]")
     text = text.replace("rank = 16, ", "rank = 16, learning_rate = 3e-2, ").replace(", lambda_max = 1.0", "")

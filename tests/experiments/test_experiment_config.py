@@ -48,7 +48,7 @@ def read(folder, text=WHOLE, kind="compare", **options):
 
 def test_a_whole_one(folder):
     found = read(folder)
-    assert (found.name, found.title, found.seeds, found.reference) == ("small", "A comparison", (0, 1), "alone")
+    assert (found.name, found.title, found.seeds, found.references) == ("small", "A comparison", (0, 1), ("alone",))
     assert found.metrics == ("bleu", "chrf")
     assert [len(part) for part in (found.data.train, found.data.dev, found.data.test)] == [4, 2, 2]
     assert (found.budget.trials, found.budget.epochs, found.budget.patience) == (2, 3, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -112,11 +113,11 @@ def compare_means(
     metric: Metric,
     systems: Mapping[str, Sequence[Sequence[str]]],
     references: Sequence[str],
-    against: str | None,
+    against: Sequence[str],
     *,
     samples: int = SAMPLES,
     seed: int = SEED,
-) -> tuple[dict[str, Interval], dict[str, Difference]]:
+) -> tuple[dict[str, Interval], dict[tuple[str, str], Difference]]:
     """Compare systems of several runs each (seeds of training) on resamples of the same test set.
 
     A system's score on a resample is the mean over its runs, so the intervals are those of `paired_bootstrap` for a
@@ -126,9 +127,12 @@ def compare_means(
         metric: from `pema.evaluation.evaluate.get_metric`.
         systems: the hypotheses of each system's runs.
         references: aligned with all of them.
-        against: the system that the others are compared with; None: none is.
+        against: the systems that all others are compared with.
         samples: the number of resamples.
         seed: of the resampling.
+
+    Returns:
+        Every system's interval, and every difference by (system, the one it is compared with).
 
     Raises:
         DataError: the texts are not aligned, or there are none.
@@ -144,10 +148,10 @@ def compare_means(
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
         found[name] = Interval(float(np.mean(values)), std, float(low), float(high))
     differences = {}
-    for name in systems:
-        if against is not None and name != against:
-            difference = found[name].mean - found[against].mean
-            differences[name] = _difference(means[name] - means[against], difference)
+    for other, name in itertools.product(against, systems):
+        if name != other:
+            difference = found[name].mean - found[other].mean
+            differences[name, other] = _difference(means[name] - means[other], difference)
     return found, differences
 
 

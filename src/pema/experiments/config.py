@@ -85,6 +85,7 @@ def _experiment(table: _Table, name: str, kind: Kind, root: Path) -> Experiment:
             get_metric(str(metric), data.annotated.get("test"))
     if not metrics:
         raise ConfigError("metrics is empty: name at least one.")
+    references = table.take("reference", (str, list), [])
     experiment = Experiment(
         name=name,
         title=table.take("title", str, name),
@@ -94,7 +95,7 @@ def _experiment(table: _Table, name: str, kind: Kind, root: Path) -> Experiment:
         plm_dtype=table.take("plm_dtype", str, None),
         seeds=tuple(table.take("seeds", list, [0])),
         metrics=metrics,
-        reference=table.take("reference", str, None),
+        references=(references,) if isinstance(references, str) else tuple(references),
         data=data,
         budget=_budget(table.table("budget")),
         entries=tuple(_entry(_Table(each, "[[methods]]")) for each in table.take("methods", list, [])),

@@ -95,7 +95,7 @@ class Experiment:
         plm_dtype: precision to load it in; None is the library's own choice.
         seeds: every setting that is reported runs once with each.
         metrics: names; the first one leads.
-        reference: label of the entry that the others are compared with; None: none is.
+        references: labels of the entries that all others are compared with; tables mark differences from the first.
         data: the data.
         budget: of every method.
         entries: the methods, in the table's order.
@@ -109,7 +109,7 @@ class Experiment:
     plm_dtype: str | None
     seeds: tuple[int, ...]
     metrics: tuple[str, ...]
-    reference: str | None
+    references: tuple[str, ...]
     data: Data
     budget: Budget
     entries: tuple[Entry, ...]
@@ -121,8 +121,9 @@ class Experiment:
         twice = {label for label in labels if labels.count(label) > 1}
         if twice:
             raise ConfigError(f"two methods are labelled {sorted(twice)[0]!r}: give each a label of its own.")
-        if self.reference is not None and self.reference not in labels:
-            raise ConfigError(f"reference {self.reference!r} is no label: choose one of {', '.join(labels)}.")
+        for reference in self.references:
+            if reference not in labels:
+                raise ConfigError(f"reference {reference!r} is no label: choose one of {', '.join(labels)}.")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds {list(self.seeds)} must be one or more different numbers.")
         for line in self.lines():

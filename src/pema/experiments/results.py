@@ -70,7 +70,7 @@ def write_experiment(folder: Path, experiment: Experiment, labels: Sequence[str]
         "plm": dict(plm),
         "seeds": list(experiment.seeds),
         "metrics": list(experiment.metrics),
-        "reference": experiment.reference,
+        "reference": experiment.references[0] if experiment.references else None,
         "methods": list(labels),
         "axes": axes,
         "budget": asdict(experiment.budget),
@@ -86,7 +86,7 @@ def write_comparison(folder: Path, experiment: Experiment, runs: Mapping[str, Se
 
     Args:
         folder: of the results.
-        experiment: its metrics and reference.
+        experiment: its metrics and references.
         runs: names of each label's runs, in the order of the table.
     """
     data = experiment.data
@@ -100,12 +100,12 @@ def write_comparison(folder: Path, experiment: Experiment, runs: Mapping[str, Se
     metrics |= _comet(folder, [name for names in runs.values() for name in names])
     differences = []
     for name, metric in metrics.items():
-        intervals, found = compare_means(metric, systems, references, experiment.reference)
+        intervals, found = compare_means(metric, systems, references, experiment.references)
         for label, interval in intervals.items():
             rows[label]["metrics"][name] = asdict(interval)
-        for label, difference in found.items():
+        for (label, reference), difference in found.items():
             differences.append(
-                {"label": label, "reference": experiment.reference, "metric": name}
+                {"label": label, "reference": reference, "metric": name}
                 | asdict(difference)
                 | {"significant": difference.p_value < SIGNIFICANT}
             )

@@ -40,27 +40,49 @@ def comparison_tables(folder: Path) -> list[Table]:
     for title in ("trained", "peak memory", "training", "a token", "disk"):
         costs.add_column(title, justify="right")
     costs.add_column("needs")
+    differences: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = {}
+    for each in comparison["differences"]:
+        differences.setdefault(each["reference"], {})[each["label"], each["metric"]] = each
     for row in comparison["rows"]:
         results = [read_json(folder / f"{name}.json") for name in runs[row["label"]]]
-        differences = [each for each in comparison["differences"] if each["label"] == row["label"]]
-        scores = (_score(row["metrics"][name], differences, name) for name in metrics)
+        found = differences.get(experiment["reference"], {})
+        scores = (_score(row["metrics"][name], found.get((row["label"], name))) for name in metrics)
         quality.add_row(row["label"], *scores)
         costs.add_row(row["label"], *_costs(results), needs_in_words(results[0]["needs"]))
     quality.caption = "mean over seeds ± standard deviation (95 % interval over test sentences)"
     if experiment["reference"] is not None:
         quality.caption += f"; + better, - worse than {experiment['reference']}, p < 0.05"
-    return [quality, costs]
+    further = [reference for reference in differences if reference != experiment["reference"]]
+    return [quality, costs, *(_against(reference, differences[reference], metrics) for reference in further)]
 
 
-def _score(interval: Mapping[str, Any], differences: Sequence[Mapping[str, Any]], name: str) -> str:
+def _against(reference: str, found: Mapping[tuple[str, str], Mapping[str, Any]], metrics: Sequence[str]) -> Table:
+    """What every line has more than `reference`, with the interval and p of the paired bootstrap."""
+    table = Table(title=f"less {reference}")
+    table.add_column("")
+    for name in metrics:
+        table.add_column(NAMES.get(name, name), justify="right")
+    for label in dict.fromkeys(label for label, _ in found):
+        table.add_row(label, *(difference_in_words(found[label, name]) for name in metrics))
+    table.caption = "difference of means (95 % interval over test sentences), p"
+    return table
+
+
+def difference_in_words(found: Mapping[str, Any]) -> str:
+    """A difference, its interval and p."""
+    digits = 1 if max(abs(found["low"]), abs(found["high"])) > 1 else 2
+    low, high = (f"{found[name]:+.{digits}f}" for name in ("low", "high"))
+    return f"{found['difference']:+.{digits}f} ({low}, {high}) {found['p_value']:.3f}"
+
+
+def _score(interval: Mapping[str, Any], difference: Mapping[str, Any] | None) -> str:
     digits = 1 if interval["high"] > 2 else 2
     text = f"{interval['mean']:.{digits}f}"
     if interval["std"] is not None:
         text += f" ± {interval['std']:.{digits}f}"
     text += f" ({interval['low']:.{digits}f}, {interval['high']:.{digits}f})"
-    for each in differences:
-        if each["metric"] == name:
-            text += (" +" if each["difference"] > 0 else " -") if each["significant"] else "  "
+    if difference is not None:
+        text += (" +" if difference["difference"] > 0 else " -") if difference["significant"] else "  "
     return text
 
 
