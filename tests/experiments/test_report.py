@@ -92,7 +92,7 @@ def test_the_table_shows_every_method_with_its_numbers(results, page):
             assert cell.startswith(f"{values['mean']:.2f}")
             assert f"{values['low']:.2f} to {values['high']:.2f}" in cell
             assert (values["std"] is None) != (f"± {values['std'] or 0:.2f}" in cell)
-            difference = experiment.differences.get((label, metric))
+            difference = experiment.differences["PLM alone"].get((label, metric))
             assert (difference is None) == (label == "PLM alone")
             if difference:
                 assert f"{difference['difference']:+.2f}, p " in cell
@@ -111,9 +111,9 @@ def test_marks_say_above_below_and_no_difference(changeable):
             found |= {"difference": difference, "significant": significant, "p_value": 0.0123}
 
     text = "".join(Reader(report(changeable("comparison.json", edit))).text)
-    assert "▼significantly below the reference:  −1.50, p = .012" in text
-    assert "≈not significantly different from the reference:  +0.20, p = .012" in text
-    assert "▲significantly above the reference:  +3.000, p = .012" in text
+    assert "▼significantly below PLM alone:  −1.50, p = .012" in text
+    assert "≈not significantly different from PLM alone:  +0.20, p = .012" in text
+    assert "▲significantly above PLM alone:  +3.000, p = .012" in text
 
 
 def test_every_run_shows_its_signature(results, page):
@@ -196,6 +196,19 @@ def test_what_was_not_measured_is_a_dash(changeable):
     row = next(row for row in Reader(document).rows if row and row[0].startswith("PLM alone"))
     assert row[5] == "–"
     assert data_of(document)["e0"]["methods"][0]["costs"]["train_peak_bytes"] is None
+
+
+def test_further_references_have_a_table_each(changeable):
+    def edit(comparison):
+        found = {"label": "PLM alone", "reference": "LoRA", "metric": "bleu", "low": -3.0, "high": -1.0}
+        found |= {"difference": -2.0, "p_value": 0.002, "significant": True}
+        comparison["differences"].append(found)
+
+    document = report(changeable("comparison.json", edit))
+    assert "<summary>Against LoRA</summary>" in document
+    assert "Against <b>PLM alone</b>" in document
+    text = "".join(Reader(document).text)
+    assert "▼significantly below LoRA:  −2.00, p = .002−3.00 to −1.00" in text
 
 
 def test_without_a_reference_nothing_is_compared(changeable):

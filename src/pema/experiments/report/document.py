@@ -10,7 +10,7 @@ from pema.experiments.report.formats import metric_name, score
 from pema.experiments.report.results import Experiment, read_results
 from pema.experiments.report.runs import all_runs
 from pema.experiments.report.summary import payload, top
-from pema.experiments.report.table import comparison_table
+from pema.experiments.report.table import comparison_table, difference_tables
 
 STYLES = ("report/report.css", "report/plots.css")
 SCRIPTS = tuple(
@@ -96,7 +96,7 @@ def _section(experiment: Experiment, key: str, alone: bool) -> str:
 <p class="legend">Mean ± standard deviation over seeds, and the 95 % bootstrap interval of the mean. {compared}The
 highest mean is bold. Costs are means over seeds; 1 MB is a million bytes. A method's name or score leads to its runs
 and their signatures.</p>
-</section>
+{difference_tables(experiment)}</section>
 <noscript><p class="note">Plots and samples need scripts; this table and the signatures do not.</p></noscript>
 {plots}
 <section id="{key}-samples"><{part}>Samples</{part}></section>

@@ -31,6 +31,9 @@ from pema.tasks.readers import read_examples, read_lines
 WEIGHTS = ("none", "some", "all")
 
 
+Differences = dict[tuple[str, str], dict[str, Any]]
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One comparison or sweep.
@@ -40,7 +43,7 @@ class Experiment:
         about: `experiment.json`.
         metrics: names, the leading one first; after those of `experiment.json` those that `comparison.json` adds to it.
         rows: of `comparison.json`, by label.
-        differences: of `comparison.json`, by label and metric: against the reference.
+        differences: of `comparison.json`, by what the others are compared with, and then by label and metric.
         runs: every run's result by label, in the order of the methods and then of the seeds.
         outputs: hypotheses of the test examples, by run.
         examples: the test examples, or None where the results do not hold them.
@@ -50,7 +53,7 @@ class Experiment:
     about: dict[str, Any]
     metrics: tuple[str, ...]
     rows: dict[str, dict[str, Any]]
-    differences: dict[tuple[str, str], dict[str, Any]]
+    differences: dict[str, Differences]
     runs: dict[str, list[dict[str, Any]]]
     outputs: dict[str, list[str]]
     examples: list[Example] | None
@@ -100,9 +103,7 @@ def _read_experiment(folder: Path) -> Experiment:
     return Experiment(folder, about, metrics, rows, differences, runs, outputs, _read_examples(folder, about))
 
 
-def _read_comparison(
-    path: Path, about: Mapping[str, Any]
-) -> tuple[dict[str, dict[str, Any]], dict[tuple[str, str], dict[str, Any]]]:
+def _read_comparison(path: Path, about: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Differences]]:
     found = require(read_json(path), path, {"rows": LIST, "differences": LIST})
     rows = {}
     for row in found["rows"]:
@@ -118,11 +119,11 @@ def _read_comparison(
             f"{path} has rows of {_names(rows)}, {EXPERIMENT} names {_names(about['methods'])} and the reference "
             f"{about['reference']!r}. {_again(about)}"
         )
-    differences = {}
+    differences: dict[str, Differences] = {}
     for difference in found["differences"]:
         require(difference, path, FIELDS_OF_DIFFERENCE, "a difference")
-        if difference["reference"] == about["reference"]:
-            differences[difference["label"], difference["metric"]] = difference
+        against = differences.setdefault(difference["reference"], {})
+        against[difference["label"], difference["metric"]] = difference
     return rows, differences
 
 

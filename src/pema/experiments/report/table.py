@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html import escape
 
 from pema.experiments.report import formats
@@ -89,29 +89,62 @@ def _quality(experiment: Experiment, label: str, metric: str, place: int, key: s
     best = " best" if found["mean"] == largest else ""
     spread = "" if found["std"] is None else f' <span class="std">± {formats.score(found["std"], largest)}</span>'
     low, high = formats.score(found["low"], largest), formats.score(found["high"], largest)
+    reference = experiment.about["reference"]
     return (
         f'<td class="quality{best}" data-value="{_sortable(found["mean"])}">'
         f'<a href="#{key}-m{place}">{formats.score(found["mean"], largest)}</a>{spread}'
         f"{_drawn_interval(experiment, label, metric, place)}"
-        f'<span class="interval">{low} to {high}</span>{"".join(_difference(experiment, label, metric))}</td>'
+        f'<span class="interval">{low} to {high}</span>{_difference(experiment, reference, label, metric)}</td>'
     )
 
 
-def _difference(experiment: Experiment, label: str, metric: str) -> Iterator[str]:
-    found = experiment.differences.get((label, metric))
+def difference_tables(experiment: Experiment) -> str:
+    """Write a table for each further reference: by how much every method differs from it."""
+    return "".join(
+        _difference_table(experiment, reference)
+        for reference in experiment.differences
+        if reference != experiment.about["reference"]
+    )
+
+
+def _difference_table(experiment: Experiment, reference: str) -> str:
+    heads = "".join(f'<th scope="col">{escape(formats.metric_name(metric))}</th>' for metric in experiment.metrics)
+    rows = "\n".join(
+        f'<tr><th scope="row"><span class="swatch series-{place % SERIES}"></span>{escape(label)}</th>'
+        + "".join(f"<td>{_difference(experiment, reference, label, m, bounds=True)}</td>" for m in experiment.metrics)
+        + "</tr>"
+        for place, label in enumerate(experiment.about["methods"])
+        if label != reference
+    )
+    return f"""<details class="differences"><summary>Against {escape(reference)}</summary>
+<div class="scroll"><table>
+<thead><tr><th scope="col">Method</th>{heads}</tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table></div>
+</details>
+"""
+
+
+def _difference(experiment: Experiment, reference: str | None, label: str, metric: str, *, bounds: bool = False) -> str:
+    """How much a method differs from `reference`; its interval too, or as a title."""
+    found = None if reference is None else experiment.differences.get(reference, {}).get((label, metric))
     if found is None:
-        return
+        return ""
     largest = top(experiment, metric)
     sign, kind, said = "≈", "same", "not significantly different from"
     if found["significant"]:
         better = found["difference"] > 0
         sign, kind, said = ("▲", "better", "significantly above") if better else ("▼", "worse", "significantly below")
     difference = formats.score(found["difference"], largest, signed=True)
-    bounds = " to ".join(formats.score(found[end], largest, signed=True) for end in ("low", "high"))
-    yield (
-        f'<span class="difference {kind}" title="95 % interval of the difference: {bounds}">'
-        f'<span aria-hidden="true">{sign}</span><span class="unseen">{said} the reference: </span> '
-        f"{difference}, {formats.p_value(found['p_value'])}</span>"
+    interval = " to ".join(formats.score(found[end], largest, signed=True) for end in ("low", "high"))
+    title = "" if bounds else f' title="95 % interval of the difference: {interval}"'
+    behind = f'<span class="interval">{interval}</span>' if bounds else ""
+    return (
+        f'<span class="difference {kind}"{title}>'
+        f'<span aria-hidden="true">{sign}</span><span class="unseen">{said} {escape(str(reference))}: </span> '
+        f"{difference}, {formats.p_value(found['p_value'])}</span>{behind}"
     )
 
 
