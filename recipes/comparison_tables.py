@@ -82,7 +82,7 @@ def against(results: Results, reference: str) -> str:
     text = row([f"less {reference} (95 % interval) p", *(NAMES.get(name, name) for name in results.metrics)])
     text += row(["---"] * (1 + len(results.metrics)))
     for label in dict.fromkeys(label for label, _ in found):
-        text += row([label, *(difference_in_words(found[label, name]) for name in results.metrics)])
+        text += row([label, *(difference_in_words(found[label, name], digits_of(name)) for name in results.metrics)])
     return text + "\n"
 
 
@@ -121,7 +121,12 @@ def cell(results: Results, label: str, name: str) -> str:
 
 def score_text(name: str, value: float) -> str:
     """A score with the digits that its scale asks for."""
-    return f"{value:.2f}" if name in ("formality_accuracy", "accuracy") else f"{value:.1f}"
+    return f"{value:.{digits_of(name)}f}"
+
+
+def digits_of(name: str) -> int:
+    """Digits behind the point of a metric's scores: it goes to 1, or to 100."""
+    return 2 if name in ("formality_accuracy", "accuracy") else 1
 
 
 def score(name: str, interval: Mapping[str, Any], mark: str | None) -> str:

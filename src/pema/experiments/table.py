@@ -52,25 +52,26 @@ def comparison_tables(folder: Path) -> list[Table]:
     quality.caption = "mean over seeds ± standard deviation (95 % interval over test sentences)"
     if experiment["reference"] is not None:
         quality.caption += f"; + better, - worse than {experiment['reference']}, p < 0.05"
+    # A metric goes to 100 or to 1.
+    digits = {name: 1 if any(row["metrics"][name]["high"] > 2 for row in comparison["rows"]) else 2 for name in metrics}
     further = [reference for reference in differences if reference != experiment["reference"]]
-    return [quality, costs, *(_against(reference, differences[reference], metrics) for reference in further)]
+    return [quality, costs, *(_against(reference, differences[reference], digits) for reference in further)]
 
 
-def _against(reference: str, found: Mapping[tuple[str, str], Mapping[str, Any]], metrics: Sequence[str]) -> Table:
+def _against(reference: str, found: Mapping[tuple[str, str], Mapping[str, Any]], digits: Mapping[str, int]) -> Table:
     """What every line has more than `reference`, with the interval and p of the paired bootstrap."""
     table = Table(title=f"less {reference}")
     table.add_column("")
-    for name in metrics:
+    for name in digits:
         table.add_column(NAMES.get(name, name), justify="right")
     for label in dict.fromkeys(label for label, _ in found):
-        table.add_row(label, *(difference_in_words(found[label, name]) for name in metrics))
+        table.add_row(label, *(difference_in_words(found[label, name], digits[name]) for name in digits))
     table.caption = "difference of means (95 % interval over test sentences), p"
     return table
 
 
-def difference_in_words(found: Mapping[str, Any]) -> str:
+def difference_in_words(found: Mapping[str, Any], digits: int) -> str:
     """A difference, its interval and p."""
-    digits = 1 if max(abs(found["low"]), abs(found["high"])) > 1 else 2
     low, high = (f"{found[name]:+.{digits}f}" for name in ("low", "high"))
     return f"{found['difference']:+.{digits}f} ({low}, {high}) {found['p_value']:.3f}"
 
