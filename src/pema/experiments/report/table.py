@@ -117,7 +117,7 @@ def _difference_table(experiment: Experiment, reference: str) -> str:
         if label != reference
     )
     return f"""<details class="differences"><summary>Against {escape(reference)}</summary>
-<div class="scroll"><table>
+<div class="scroll" role="region" aria-label="Against {escape(reference)}" tabindex="0"><table>
 <thead><tr><th scope="col">Method</th>{heads}</tr></thead>
 <tbody>
 {rows}
