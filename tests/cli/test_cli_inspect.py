@@ -92,7 +92,11 @@ def test_the_page_shows_what_generate_writes(run, folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("adapter", "schedule"), [("adapter", FITTED.to_dict()), ("far", {"schedule": "unrolling", "lambda_max": 0.9})]
+    ("adapter", "schedule"),
+    [
+        ("adapter", {"schedule": "constant", "value": 0.7}),
+        ("far", {"schedule": "unrolling", "lambda_max": 0.9}),
+    ],
 )
 def test_the_schedule_that_suits_the_contexts_is_the_default(run, folder, adapter, schedule):
     code, out, err = run(adapter, "--max-new-tokens", 2)

@@ -89,6 +89,7 @@ def test_get_schedule_by_name():
     assert get_schedule("unrolling") == GradualUnrolling(0.9)
     assert get_schedule("unrolling", lambda_max=0.5) == GradualUnrolling(0.5)
     assert get_schedule("linear", lambda_max=0.5) == Linear(0.5)
+    assert get_schedule("constant") == Constant(0.7)
     assert get_schedule("constant", lambda_max=0) == Constant(0)
     assert get_schedule("none") == NoAdapter()
     assert get_schedule("fitted", fitted=Fitted((0.5,))) == Fitted((0.5,))
@@ -96,16 +97,20 @@ def test_get_schedule_by_name():
 
 
 def test_the_fitted_schedule_lies_beside_the_adapter(tmp_path):
-    assert choose_schedule(tmp_path) == GradualUnrolling(0.9)
-    assert choose_schedule(tmp_path, "constant", 0.7) == Constant(0.7)
+    assert choose_schedule(tmp_path, "constant", 0.8) == Constant(0.8)
     with pytest.raises(ConfigError, match="No fitted schedule is stored in"):
         choose_schedule(tmp_path, "fitted")
     save_schedule(Fitted((0.25, 0.75)), tmp_path)
-    assert choose_schedule(tmp_path) == Fitted((0.25, 0.75))
+    assert choose_schedule(tmp_path, "fitted") == Fitted((0.25, 0.75))
+    with pytest.raises(ConfigError, match="'fitted' has no lambda_max"):
+        choose_schedule(tmp_path, "fitted", 0.9)
+
+
+def test_the_schedule_suits_the_contexts(tmp_path):
+    assert choose_schedule(tmp_path) == Constant(0.7)
+    assert choose_schedule(tmp_path, lambda_max=0.5) == Constant(0.5)
     assert choose_schedule(tmp_path, contexts="predicted") == GradualUnrolling(0.9)
-    assert choose_schedule(tmp_path, "fitted", contexts="predicted") == Fitted((0.25, 0.75))
-    assert choose_schedule(tmp_path, "fitted", 0.9) == Fitted((0.25, 0.75))
-    assert choose_schedule(tmp_path, "unrolling", 0.8) == GradualUnrolling(0.8)
+    assert choose_schedule(tmp_path, "linear", contexts="predicted") == Linear(0.9)
 
 
 @pytest.mark.parametrize("kind", [GradualUnrolling, Linear, Constant])

@@ -29,10 +29,14 @@ def generate(
     schedule: Annotated[
         ScheduleName | None,
         typer.Option(
-            "--schedule", help="Mixture weight over the sequence; default: fitted, or unrolling for predicted contexts."
+            "--schedule",
+            help="Mixture weight over the sequence; default: constant, or unrolling for predicted contexts.",
         ),
     ] = None,
-    lambda_max: Annotated[float, typer.Option("--lambda-max", min=0, max=1, help="Weight at the first token.")] = 0.9,
+    lambda_max: Annotated[
+        float | None,
+        typer.Option("--lambda-max", min=0, max=1, help="Weight at the first token; default: 0.9, of constant 0.7."),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences at a time.")] = 32,
     num_beams: Annotated[int, typer.Option("--num-beams", min=1, help="1 is greedy.")] = 1,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Longest output.")] = None,

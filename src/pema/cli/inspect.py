@@ -23,10 +23,14 @@ def inspect(
     schedule: Annotated[
         ScheduleName | None,
         typer.Option(
-            "--schedule", help="Mixture weight over the sequence; default: fitted, or unrolling for predicted contexts."
+            "--schedule",
+            help="Mixture weight over the sequence; default: constant, or unrolling for predicted contexts.",
         ),
     ] = None,
-    lambda_max: Annotated[float, typer.Option("--lambda-max", min=0, max=1, help="Weight at the first token.")] = 0.9,
+    lambda_max: Annotated[
+        float | None,
+        typer.Option("--lambda-max", min=0, max=1, help="Weight at the first token; default: 0.9, of constant 0.7."),
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Longest output.")] = None,
     template: TemplateText = None,
     plm_dtype: PLMDtype = None,

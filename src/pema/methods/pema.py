@@ -18,7 +18,7 @@ from pema.files import size
 from pema.generation.decoding import Generated, decode
 from pema.generation.fitted import store_fitted
 from pema.generation.plugin import attach
-from pema.generation.schedule import LAMBDA_MAX, Schedule, choose_schedule
+from pema.generation.schedule import Schedule, choose_schedule
 from pema.memory.reader import Memory
 from pema.methods.contract import Adapted, Job, Trained
 from pema.methods.on_memory import MEMORY, OnMemory, memory_of
@@ -35,7 +35,7 @@ class PEMA(OnMemory):
     Attributes:
         preset: `paper` or `best`.
         schedule: the mixture weight's course; None is what suits the contexts (`choose_schedule`).
-        lambda_max: the weight at the first token, for every schedule but `fitted`.
+        lambda_max: the weight at the first token, for every schedule but `fitted`; None is the schedule's own.
         changes: settings of the adapter's training that differ from the preset's.
     """
 
@@ -43,7 +43,7 @@ class PEMA(OnMemory):
 
     preset: str = "best"
     schedule: str | None = None
-    lambda_max: float = LAMBDA_MAX
+    lambda_max: float | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
