@@ -76,8 +76,9 @@ class Peak:
         self._highest = max(self._highest, status("RssAnon"))
         self._stop.set()
         self._thread.join()
-        self.resident = status("VmHWM") - self._before["VmRSS"]
-        self.anonymous = self._highest - self._before["RssAnon"]
+        # The kernel counts by batches of pages, so that a peak of next to nothing may come out below what was there.
+        self.resident = max(0, status("VmHWM") - self._before["VmRSS"])
+        self.anonymous = max(0, self._highest - self._before["RssAnon"])
         if self.device.type == "cuda":
             self.allocated = torch.cuda.max_memory_allocated(self.device)
 
