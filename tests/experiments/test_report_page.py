@@ -199,6 +199,16 @@ def test_a_sweep_has_a_line_for_every_value_of_the_other_axis(visit, page):
     assert "rank 1024" in sweep.locator("text.label").all_text_contents()
 
 
+def test_a_sweep_whose_methods_have_no_grid_is_shown_as_a_comparison(visit, tmp_path):
+    folder = make_comparison(tmp_path / "a", count=3)
+    about = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
+    write(folder / "experiment.json", about | {"kind": "sweep", "axes": {}})
+    (tmp_path / "page.html").write_text(report(folder), encoding="utf-8")
+    page = visit(tmp_path / "page.html")
+    assert page.locator("#e0-cost svg").count() > 0
+    assert page.locator("#e0-sweep").count() == 0
+
+
 def test_two_entries_of_a_sweep_have_lines_of_their_own(visit, tmp_path):
     """Of one method, under two labels; a setting of only one of them is a level line for the other."""
     folder = make_sweep(tmp_path / "a", count=3)

@@ -80,7 +80,7 @@ def _section(experiment: Experiment, key: str, alone: bool) -> str:
             '<span class="same">≈&nbsp;no significant difference</span>. '
         )
     drawn = {"chooser": "", "sweep": "Sweep", "cost": "Quality against cost", "curves": "Learning curves"}
-    if about["kind"] != "sweep":
+    if not about.get("axes"):  # of a comparison, or of a sweep whose methods have no grid
         del drawn["sweep"]
     if not any(run["curve"] for runs in experiment.runs.values() for run in runs):
         del drawn["curves"]
