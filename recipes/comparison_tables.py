@@ -9,7 +9,7 @@ from typing import Any
 
 from pema.experiments.data import SUPPORT
 from pema.experiments.layout import COMPARISON
-from pema.experiments.table import NAMES, difference_in_words, needs_in_words
+from pema.experiments.table import NAMES, Differences, by_reference, difference_in_words, needs_in_words
 from pema.owner.loading import EMBEDDED_FOLDER
 from recipes.study_results import Results, read_results
 
@@ -64,21 +64,13 @@ def comparison(folder: Path) -> str:
         "(paired bootstrap). "
     )
     text += source(found, f"pema compare configs/compare/{about['name']}.toml") + "\n"
-    return text + "".join(against(results, each) for each in references(results) if each != about["reference"])
+    differences = by_reference(found)
+    further = [reference for reference in differences if reference != about["reference"]]
+    return text + "".join(against(results, reference, differences[reference]) for reference in further)
 
 
-def references(results: Results) -> list[str]:
-    """What the others are compared with."""
-    return list(dict.fromkeys(each["reference"] for each in results.comparison["differences"]))
-
-
-def against(results: Results, reference: str) -> str:
+def against(results: Results, reference: str, found: Differences) -> str:
     """What every line has more than `reference`."""
-    found = {
-        (each["label"], each["metric"]): each
-        for each in results.comparison["differences"]
-        if each["reference"] == reference
-    }
     text = row([f"less {reference} (95 % interval) p", *(NAMES.get(name, name) for name in results.metrics)])
     text += row(["---"] * (1 + len(results.metrics)))
     for label in dict.fromkeys(label for label, _ in found):

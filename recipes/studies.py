@@ -86,9 +86,9 @@ def run(folder: Path, work: Path, names: Sequence[str]) -> list[str]:
     with contextlib.chdir(folder):
         for name in names:
             print(f"{name} ...", flush=True)
+            study = STUDIES[name]
+            root = None if study.shipped else Path()
             try:
-                study = STUDIES[name]
-                root = None if study.shipped else Path()
                 experiment = read_config(CONFIGS / f"{name}.toml", study.kind, root)
                 run_experiment(experiment, RESULTS, work)
             except PemaError as error:

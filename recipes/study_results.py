@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from pema.experiments.layout import COMPARISON, EXPERIMENT
-from pema.experiments.table import NAMES
+from pema.experiments.table import NAMES, by_reference
 from pema.files import read_json
 
 DEV, SECONDS, PARAMETERS = "dev_perplexity", "train_seconds", "trainable_parameters"
@@ -104,9 +104,9 @@ def read_results(folder: Path) -> Results:
     """The results in the folder of an experiment."""
     experiment, comparison = read_json(folder / EXPERIMENT), read_json(folder / COMPARISON)
     marks: dict[str, dict[str, str]] = {}
-    for each in comparison["differences"]:
-        if each["significant"] and each["reference"] == experiment["reference"]:
-            marks.setdefault(each["label"], {})[each["metric"]] = "+" if each["difference"] > 0 else "-"
+    for (label, metric), difference in by_reference(comparison).get(experiment["reference"], {}).items():
+        if difference["significant"]:
+            marks.setdefault(label, {})[metric] = "+" if difference["difference"] > 0 else "-"
     runs = comparison["signature"]["config"]["runs"]
     lines = [
         Line(label, [read_json(folder / f"{name}.json") for name in names], marks.get(label, {}))

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pema.cli.options import AsJSON, DeviceMap, MaskSecret, PLMDtype, PLMName, TaskName, TemplateText, show
-
-
-class ScheduleName(StrEnum):
-    """How the mixture weight runs over a sequence."""
-
-    unrolling = "unrolling"
-    constant = "constant"
-    linear = "linear"
-    fitted = "fitted"
+from pema.cli.options import (
+    AsJSON,
+    DeviceMap,
+    LambdaMax,
+    MaskSecret,
+    PLMDtype,
+    PLMName,
+    ScheduleOption,
+    TaskName,
+    TemplateText,
+    show,
+)
 
 
 def generate(
@@ -26,17 +27,8 @@ def generate(
     task: TaskName,
     inputs: Annotated[Path, typer.Option("--input", help="Source texts, one a line.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the texts go, one a line, in the same order.")],
-    schedule: Annotated[
-        ScheduleName | None,
-        typer.Option(
-            "--schedule",
-            help="Mixture weight over the sequence; default: constant, or unrolling for predicted contexts.",
-        ),
-    ] = None,
-    lambda_max: Annotated[
-        float | None,
-        typer.Option("--lambda-max", min=0, max=1, help="Weight at the first token; default: 0.9, of constant 0.7."),
-    ] = None,
+    schedule: ScheduleOption = None,
+    lambda_max: LambdaMax = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences at a time.")] = 32,
     num_beams: Annotated[int, typer.Option("--num-beams", min=1, help="1 is greedy.")] = 1,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Longest output.")] = None,

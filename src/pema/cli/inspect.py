@@ -7,8 +7,18 @@ from typing import Annotated
 
 import typer
 
-from pema.cli.generate import ScheduleName
-from pema.cli.options import AsJSON, DeviceMap, MaskSecret, PLMDtype, PLMName, TaskName, TemplateText, show
+from pema.cli.options import (
+    AsJSON,
+    DeviceMap,
+    LambdaMax,
+    MaskSecret,
+    PLMDtype,
+    PLMName,
+    ScheduleOption,
+    TaskName,
+    TemplateText,
+    show,
+)
 
 
 def inspect(
@@ -20,17 +30,8 @@ def inspect(
     reference: Annotated[
         str | None, typer.Option("--reference", help="A reference to show beside the generated text.")
     ] = None,
-    schedule: Annotated[
-        ScheduleName | None,
-        typer.Option(
-            "--schedule",
-            help="Mixture weight over the sequence; default: constant, or unrolling for predicted contexts.",
-        ),
-    ] = None,
-    lambda_max: Annotated[
-        float | None,
-        typer.Option("--lambda-max", min=0, max=1, help="Weight at the first token; default: 0.9, of constant 0.7."),
-    ] = None,
+    schedule: ScheduleOption = None,
+    lambda_max: LambdaMax = None,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Longest output.")] = None,
     template: TemplateText = None,
     plm_dtype: PLMDtype = None,

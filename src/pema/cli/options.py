@@ -20,6 +20,15 @@ class TapName(StrEnum):
     norm_input = "norm_input"
 
 
+class ScheduleName(StrEnum):
+    """How the mixture weight runs over a sequence."""
+
+    unrolling = "unrolling"
+    constant = "constant"
+    linear = "linear"
+    fitted = "fitted"
+
+
 PLMName = Annotated[
     str, typer.Option("--plm", help="Hub name or local folder of the PLM; 'embedded' is the one that pema ships.")
 ]
@@ -36,6 +45,17 @@ DeviceMap = Annotated[
 MaskSecret = Annotated[
     Path | None,
     typer.Option("--mask-secret", help="The PLM owner's secret: work with the masked head that `pema release` wrote."),
+]
+ScheduleOption = Annotated[
+    ScheduleName | None,
+    typer.Option(
+        "--schedule",
+        help="Mixture weight over the sequence; default: constant, or unrolling for predicted contexts.",
+    ),
+]
+LambdaMax = Annotated[
+    float | None,
+    typer.Option("--lambda-max", min=0, max=1, help="Weight at the first token; default: 0.9, of constant 0.7."),
 ]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,6 +24,7 @@ NAMES = {
     "formality_accuracy": "M-ACC",
     "comet": "COMET",
 }
+Differences = dict[tuple[str, str], Mapping[str, Any]]
 WEIGHTS = {"none": "", "some": "some weights", "all": "weights"}
 
 
@@ -40,25 +41,30 @@ def comparison_tables(folder: Path) -> list[Table]:
     for title in ("trained", "peak memory", "training", "a token", "disk"):
         costs.add_column(title, justify="right")
     costs.add_column("needs")
-    differences: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = {}
-    for each in comparison["differences"]:
-        differences.setdefault(each["reference"], {})[each["label"], each["metric"]] = each
+    differences = by_reference(comparison)
+    marked = differences.get(experiment["reference"], {})
     for row in comparison["rows"]:
         results = [read_json(folder / f"{name}.json") for name in runs[row["label"]]]
-        found = differences.get(experiment["reference"], {})
-        scores = (_score(row["metrics"][name], found.get((row["label"], name))) for name in metrics)
+        scores = (_score(row["metrics"][name], marked.get((row["label"], name))) for name in metrics)
         quality.add_row(row["label"], *scores)
         costs.add_row(row["label"], *_costs(results), needs_in_words(results[0]["needs"]))
     quality.caption = "mean over seeds ± standard deviation (95 % interval over test sentences)"
     if experiment["reference"] is not None:
         quality.caption += f"; + better, - worse than {experiment['reference']}, p < 0.05"
-    # A metric goes to 100 or to 1.
-    digits = {name: 1 if any(row["metrics"][name]["high"] > 2 for row in comparison["rows"]) else 2 for name in metrics}
+    digits = {name: _digits(row["metrics"][name] for row in comparison["rows"]) for name in metrics}
     further = [reference for reference in differences if reference != experiment["reference"]]
     return [quality, costs, *(_against(reference, differences[reference], digits) for reference in further)]
 
 
-def _against(reference: str, found: Mapping[tuple[str, str], Mapping[str, Any]], digits: Mapping[str, int]) -> Table:
+def by_reference(comparison: Mapping[str, Any]) -> dict[str, Differences]:
+    """The differences of a comparison: by what the others are compared with, and then by label and metric."""
+    found: dict[str, Differences] = {}
+    for each in comparison["differences"]:
+        found.setdefault(each["reference"], {})[each["label"], each["metric"]] = each
+    return found
+
+
+def _against(reference: str, found: Differences, digits: Mapping[str, int]) -> Table:
     """What every line has more than `reference`, with the interval and p of the paired bootstrap."""
     table = Table(title=f"less {reference}")
     table.add_column("")
@@ -77,7 +83,7 @@ def difference_in_words(found: Mapping[str, Any], digits: int) -> str:
 
 
 def _score(interval: Mapping[str, Any], difference: Mapping[str, Any] | None) -> str:
-    digits = 1 if interval["high"] > 2 else 2
+    digits = _digits([interval])
     text = f"{interval['mean']:.{digits}f}"
     if interval["std"] is not None:
         text += f" ± {interval['std']:.{digits}f}"
@@ -85,6 +91,11 @@ def _score(interval: Mapping[str, Any], difference: Mapping[str, Any] | None) ->
     if difference is not None:
         text += (" +" if difference["difference"] > 0 else " -") if difference["significant"] else "  "
     return text
+
+
+def _digits(intervals: Iterable[Mapping[str, Any]]) -> int:
+    """Digits behind the point: a metric goes to 100 or to 1."""
+    return 1 if any(interval["high"] > 2 for interval in intervals) else 2
 
 
 def _costs(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

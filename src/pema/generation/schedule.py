@@ -149,6 +149,12 @@ SCHEDULES: dict[str, type[_Named]] = {
 }
 
 
+WEIGHTED: dict[str, type[GradualUnrolling | Constant | Linear]] = {
+    kind.name: kind for kind in (GradualUnrolling, Constant, Linear)
+}
+"""Those that one weight decides."""
+
+
 def get_schedule(
     name: str, *, lambda_max: float | None = None, fitted: Fitted | None = None, adapter: Path | None = None
 ) -> Schedule:
@@ -169,16 +175,10 @@ def get_schedule(
         raise ConfigError(f"There is no schedule {name!r}: choose one of {', '.join(SCHEDULES)}.")
     if name in ("fitted", "none") and lambda_max is not None:
         raise ConfigError(f"The schedule {name!r} has no lambda_max: leave it out, or choose unrolling.")
-    largest = (STEADY if name == "constant" else LAMBDA_MAX) if lambda_max is None else lambda_max
-    match name:
-        case "unrolling":
-            return GradualUnrolling(largest)
-        case "linear":
-            return Linear(largest)
-        case "constant":
-            return Constant(largest)
-        case "none":
-            return NoAdapter()
+    if name == "none":
+        return NoAdapter()
+    if kind := WEIGHTED.get(name):
+        return kind() if lambda_max is None else kind(lambda_max)
     if fitted is not None:
         return fitted
     if adapter is None or not (adapter / SCHEDULE_FILE).is_file():
