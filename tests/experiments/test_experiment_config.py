@@ -75,6 +75,15 @@ def test_a_sweep_chooses_among_no_more_trainings_than_a_comparison(folder):
         read(folder, WHOLE + "choose = { learning_rate = [1e-2] }\n", "sweep")
 
 
+def test_the_reference_of_a_sweep_is_a_line_of_its_table(folder):
+    with pytest.raises(
+        ConfigError, match=r"reference 'PEMA' is no label: choose one of alone, PEMA, learning_rate=0\.001"
+    ):
+        read(folder, WHOLE.replace('reference = "alone"', 'reference = "PEMA"'), "sweep")
+    point = WHOLE.replace('reference = "alone"', 'reference = "PEMA, learning_rate=0.001"')
+    assert read(folder, point, "sweep").references == ("PEMA, learning_rate=0.001",)
+
+
 def test_data_start_from_the_data_root(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     assert read_config_from(elsewhere, folder).data.train

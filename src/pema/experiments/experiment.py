@@ -95,7 +95,7 @@ class Experiment:
         plm_dtype: precision to load it in; None is the library's own choice.
         seeds: every setting that is reported runs once with each.
         metrics: names; the first one leads.
-        references: labels of the entries that all others are compared with; tables mark differences from the first.
+        references: labels of the lines that all others are compared with; tables mark differences from the first.
         data: the data.
         budget: of every method.
         entries: the methods, in the table's order.
@@ -121,9 +121,10 @@ class Experiment:
         twice = {label for label in labels if labels.count(label) > 1}
         if twice:
             raise ConfigError(f"two methods are labelled {sorted(twice)[0]!r}: give each a label of its own.")
+        lines = [line.label for line in self.lines()]
         for reference in self.references:
-            if reference not in labels:
-                raise ConfigError(f"reference {reference!r} is no label: choose one of {', '.join(labels)}.")
+            if reference not in lines:
+                raise ConfigError(f"reference {reference!r} is no label: choose one of {', '.join(lines)}.")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds {list(self.seeds)} must be one or more different numbers.")
         for line in self.lines():
