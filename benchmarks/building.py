@@ -27,6 +27,7 @@ from benchmarks.timing import Run, alternate, breakdown, paired_ratio, rate, row
 from pema.memory.build import EXAMPLES_PER_SHARD, Tokens, build_memory
 from pema.owner.batching import length_batches, pad_right
 from pema.owner.local import LocalPLM
+from pema.owner.state import state_argument
 
 BATCH_TOKENS = 8192
 AIM = ">= 0.85"
@@ -86,11 +87,11 @@ class Building:
     def recorded(self) -> list[dict[str, Any]]:
         """The arguments of every call that `represent` makes of the base model."""
         calls: list[dict[str, Any]] = []
-        names = inspect.signature(self.base.forward)
+        names, state = inspect.signature(self.base.forward), state_argument(self.base)
 
         def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = names.bind_partial(*args).arguments | kwargs
-            calls.append(given | {"past_key_values": fresh(given.get("past_key_values"))})
+            calls.append(given | {state: fresh(given.get(state))})
 
         handle = self.base.register_forward_pre_hook(record, with_kwargs=True)
         try:
@@ -102,8 +103,9 @@ class Building:
     @torch.inference_mode()
     def replay(self, calls: list[dict[str, Any]]) -> None:
         """Make recorded calls again."""
+        state = state_argument(self.base)
         for call in calls:
-            self.base(**call | {"past_key_values": fresh(call["past_key_values"])})
+            self.base(**call | {state: fresh(call[state])})
 
     @torch.inference_mode()
     def unshared(self) -> None:

@@ -8,6 +8,7 @@ from pema.generation.decoding import generate, one_line
 from pema.generation.plugin import attach
 from pema.generation.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.owner.session_model import SessionModel
+from pema.owner.state import OUTPUT_NAME, state_of
 from pema.tasks.registry import Task
 from pema.tasks.template import Template
 
@@ -44,7 +45,7 @@ def one_by_one(plm, adapter, schedule, source, limit=None):
         out = plm.model(torch.tensor([prompt.prompt]))
         ids = [int(out.logits[0, -1].argmax())]
         while ids[-1] not in plm.description.eos_token_ids and len(ids) < limit:
-            out = plm.model(torch.tensor([ids[-1:]]), past_key_values=out.past_key_values)
+            out = plm.model(torch.tensor([ids[-1:]]), **{OUTPUT_NAME: state_of(out)})
             ids.append(int(out.logits[0, -1].argmax()))
     return one_line(plm.tokenizer.decode(ids, skip_special_tokens=True))
 

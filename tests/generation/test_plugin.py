@@ -14,6 +14,7 @@ from pema.generation.mixture import mix
 from pema.generation.plugin import attach
 from pema.generation.schedule import Constant, Fitted, GradualUnrolling, Linear, NoAdapter
 from pema.owner.derivation import derive_head
+from pema.owner.state import OUTPUT_NAME, state_of
 
 FAMILIES = ["llama", "opt", "opt-projected", "gpt2", "gemma2", "cohere", "phi", "granite", "bloom", "mistral"]
 OVERHEAD = 3
@@ -275,10 +276,10 @@ def test_every_cache_and_method_gives_the_same(tiny_model, family, way):
 def test_a_cached_prefix_gives_the_same(tiny_model):
     model, adapter, head = make(tiny_model)
     ids = prompts(1)["input_ids"]
-    cache = model(ids[:, :8], use_cache=True).past_key_values
+    cache = state_of(model(ids[:, :8], use_cache=True))
     with attach(model, adapter, head, GradualUnrolling(0.9), overhead=OVERHEAD):
         plain = model.generate(ids, max_new_tokens=6, do_sample=False)
-        other = model.generate(ids, past_key_values=cache, max_new_tokens=6, do_sample=False)
+        other = model.generate(ids, **{OUTPUT_NAME: cache}, max_new_tokens=6, do_sample=False)
     assert plain.tolist() == other.tolist()
 
 
@@ -291,7 +292,7 @@ def test_a_loop_of_ones_own(tiny_model):
         out, found = model(ids), []
         for _ in range(5):
             found.append(int(out.logits[0, -1].argmax()))
-            out = model(torch.tensor([found[-1:]]), past_key_values=out.past_key_values)
+            out = model(torch.tensor([found[-1:]]), **{OUTPUT_NAME: state_of(out)})
         assert found == expected
         whole = torch.cat((ids, torch.tensor([found])), 1)
         with attached.inputs(columns=9, source_lengths=torch.tensor([9 - OVERHEAD])):
@@ -337,7 +338,7 @@ def test_pipeline(tiny_model, tiny_tokenizer):
         assert output == tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def state_of(model):
+def insides_of(model):
     names = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
     return (
         [
@@ -354,7 +355,7 @@ def state_of(model):
 def test_detaching_restores_the_model(tiny_model, family):
     model, adapter, head = make(tiny_model, family)
     adapter.train()
-    batch, before = prompts(), state_of(model)
+    batch, before = prompts(), insides_of(model)
     values = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     own = model(**batch).logits
     with attach(model, adapter, head, GradualUnrolling(0.9), overhead=OVERHEAD) as attached:
@@ -362,12 +363,12 @@ def test_detaching_restores_the_model(tiny_model, family):
         assert not adapter.training
         model.generate(**batch, max_new_tokens=4, num_beams=2, do_sample=False)
         assert not torch.equal(model(**batch).logits, own)
-    assert state_of(model) == before
+    assert insides_of(model) == before
     assert adapter.training
     attached.detach()
     with pytest.raises(RuntimeError, match="in the middle"), attach(model, adapter, head, Constant(0.5)):
         raise RuntimeError("in the middle")
-    assert state_of(model) == before
+    assert insides_of(model) == before
     assert torch.equal(model(**batch).logits, own)
     assert all(torch.equal(values[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -426,9 +427,6 @@ def test_what_does_not_fit_is_refused(tiny_model, tiny_plm):
         attach(model, make_adapter(small), derive_head(small, "head_input"), Constant(0.5))
     with pytest.raises(ConfigError, match="overhead counts prompt tokens"):
         attach(model, adapter, head, Constant(0.5), overhead=-1)
-    mamba = tiny_model("mamba")
-    with pytest.raises(OwnerError, match=r"Mamba.* keeps its state elsewhere"):
-        attach(mamba, make_adapter(mamba), head, Constant(0.5))
     with pytest.raises(OwnerError, match="LlamaModel"):
         attach(model.model, adapter, head, Constant(0.5))
     attach(model, adapter, head, Constant(0.5)).detach()
@@ -437,7 +435,7 @@ def test_what_does_not_fit_is_refused(tiny_model, tiny_plm):
 def test_what_cannot_be_known_is_refused(tiny_model):
     model, adapter, head = make(tiny_model)
     batch = prompts()
-    cache = model(**batch).past_key_values
+    cache = state_of(model(**batch))
     with attach(model, adapter, head, GradualUnrolling(0.9), overhead=None) as attached:
         with pytest.raises(ConfigError, match="GradualUnrolling needs the length of the input"):
             model.generate(**batch, max_new_tokens=2)
@@ -446,7 +444,7 @@ def test_what_cannot_be_known_is_refused(tiny_model):
         with pytest.raises(ConfigError, match="logits_to_keep must be a number"):
             model(**batch, logits_to_keep=torch.tensor([1]))
         with pytest.raises(ConfigError, match="cache was filled before"):
-            model(batch["input_ids"][:, :1], past_key_values=cache)
+            model(batch["input_ids"][:, :1], **{OUTPUT_NAME: cache})
         with pytest.raises(ConfigError, match="Without a cache the step cannot be known"):
             model(**batch, use_cache=False)
         with pytest.raises(ConfigError, match="one length of at least 1"), attached.inputs([0, 1]):
@@ -456,7 +454,7 @@ def test_what_cannot_be_known_is_refused(tiny_model):
         with pytest.raises(ConfigError, match="2 input lengths for a batch of 3"), attached.inputs([1, 2]):
             model(**batch)
         with pytest.raises(OwnerError, match="cache of type list"):
-            model(batch["input_ids"], past_key_values=[])
+            model(batch["input_ids"], **{OUTPUT_NAME: []})
 
 
 def test_a_model_that_goes_around_its_head_is_refused(tiny_model):
@@ -493,5 +491,5 @@ def test_a_static_cache_with_padding(tiny_model):
     cache = StaticCache(config=model.config, max_cache_len=32)
     with attach(model, adapter, head, GradualUnrolling(0.9), overhead=OVERHEAD):
         plain = model.generate(**batch, max_new_tokens=5, do_sample=False)
-        static = model.generate(**batch, past_key_values=cache, max_new_tokens=5, do_sample=False)
+        static = model.generate(**batch, **{OUTPUT_NAME: cache}, max_new_tokens=5, do_sample=False)
     assert plain.tolist() == static.tolist()

@@ -6,6 +6,7 @@ from transformers import pipeline
 
 from pema.errors import OwnerError
 from pema.owner.session_model import SessionModel
+from pema.owner.state import OUTPUT_NAME, state_of
 from tiny import EOS, PAD
 
 FAMILIES = ["llama", "opt", "opt-projected", "gemma2", "granite", "cohere", "bloom", "mistral", "mamba"]
@@ -134,10 +135,10 @@ def test_no_cache_and_several_tokens(tiny_plm):
     expected = plm.model(torch.tensor([PROMPTS[2]])).logits[:, -1:]
     found = model(torch.tensor([PROMPTS[2]]), use_cache=False)
     torch.testing.assert_close(found.logits, expected, atol=1e-4, rtol=1e-4)
-    assert found.past_key_values is None
-    cache = model(torch.tensor([PROMPTS[0]])).past_key_values
+    assert state_of(found) is None
+    cache = state_of(model(torch.tensor([PROMPTS[0]])))
     with pytest.raises(OwnerError, match="one token a step, not 2"):
-        model(torch.tensor([[4, 5]]), past_key_values=cache)
+        model(torch.tensor([[4, 5]]), **{OUTPUT_NAME: cache})
     with pytest.raises(OwnerError, match="does not go back"):
         cache.crop(1)
     cache.close()

@@ -18,6 +18,7 @@ from pema.generation.mixture import mix_logits, mix_logits_of
 from pema.generation.schedule import Schedule
 from pema.generation.steps import Prompts, Weights, cache_length, prompts_of_call, prompts_of_forward
 from pema.owner.derivation import output_embedding
+from pema.owner.state import state_argument, state_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -207,7 +208,7 @@ class Attached:
         shown = kwargs.get("input_ids")
         if shown is None:
             shown = kwargs["inputs_embeds"]
-        past = cache_length(kwargs.get("past_key_values"))
+        past = cache_length(state_of(kwargs))
         rows, columns = shown.shape[0], past + shown.shape[1]
         if not self._fixed and past == 0:
             if kwargs.get("use_cache") is False:
@@ -346,8 +347,8 @@ def _output_head(model: PreTrainedModel) -> nn.Module:
     if getattr(model.config, "is_encoder_decoder", False):
         raise OwnerError(f"{name} is an encoder-decoder: an adapter plugs into causal language models only.")
     module = output_embedding(model)
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
-        raise OwnerError(f"{name} keeps its state elsewhere than in past_key_values, so its step cannot be known.")
+    if state_argument(model) not in ("cache", "past_key_values"):
+        raise OwnerError(f"{name} keeps no state between two steps, so its step cannot be known.")
     return module
 
 

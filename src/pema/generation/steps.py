@@ -11,6 +11,7 @@ from torch import Tensor
 from pema.errors import ConfigError, OwnerError
 from pema.generation.mixture import log_weights
 from pema.generation.schedule import Schedule
+from pema.owner.state import state_of
 
 BLOCK = 64
 """Steps whose weights are computed at once."""
@@ -98,7 +99,7 @@ def prompts_of_call(inputs: Tensor | None, kwargs: dict[str, Any], pad: int | No
     shown = embeddings if embeddings is not None else ids
     if shown is None:
         return None
-    past, (rows, columns) = cache_length(kwargs.get("past_key_values")), shown.shape[:2]
+    past, (rows, columns) = cache_length(state_of(kwargs)), shown.shape[:2]
     mask = kwargs.get("attention_mask")
     if mask is not None:
         return Prompts(mask.shape[1], mask.sum(-1))

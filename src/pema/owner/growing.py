@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from pema.owner.batching import pad_left, pad_right
 from pema.owner.prefix import Prefix
 from pema.owner.running import Runner
+from pema.owner.state import state_of
 from pema.owner.weights import device_of
 
 
@@ -56,12 +57,12 @@ class CachedContexts:
 
     def run(self, *, logits: bool) -> tuple[Tensor, Tensor]:
         """See `Growing.run`."""
-        arguments = {"attention_mask": self._mask, "past_key_values": self._cache, "use_cache": True}
+        arguments = {"attention_mask": self._mask, "use_cache": True, **self.runner.state(self._cache)}
         if self.runner.takes_positions:
             arguments["position_ids"] = self._positions
         head = (lambda x: x[..., -1:, :]) if logits else None
         f, output = self.runner.forward(self._tokens, lambda x: x[:, -1], head=head, **arguments)
-        self._cache = output.past_key_values
+        self._cache = state_of(output)
         return f, output.logits[:, -1] if logits else f.new_empty(len(f), 0)
 
     def extend(self, tokens: Tensor, parents: Tensor | None) -> None:
@@ -97,12 +98,12 @@ class CachedContexts:
         cache.layers = [
             _below_one_another([part._cache.layers[i] for part in parts], width - 1) for i in range(len(cache.layers))
         ]
-        arguments: dict[str, Any] = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
+        arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": True, **runner.state(cache)}
         if runner.takes_positions:
             arguments["position_ids"] = torch.cat([part._positions for part in parts])
         f, output = runner.forward(torch.cat([part._tokens for part in parts]), lambda x: x[:, -1], **arguments)
         rows = [len(part._tokens) for part in parts]
-        for i, layer in enumerate(output.past_key_values.layers):
+        for i, layer in enumerate(state_of(output).layers):
             news = (torch.split(tensor[:, :, -1:], rows) for tensor in (layer.keys, layer.values))
             for part, key, value in zip(parts, *news, strict=True):
                 mine = part._cache.layers[i]

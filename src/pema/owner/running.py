@@ -16,6 +16,7 @@ from pema.owner.batching import pad_right
 from pema.owner.contract import Tap
 from pema.owner.derivation import find_final_norm, hooked, output_embedding
 from pema.owner.prefix import Prefix
+from pema.owner.state import state_argument, state_of
 from pema.owner.weights import device_of
 
 
@@ -35,6 +36,7 @@ class Runner:
         self.tap: Tap = tap
         self.eos = eos
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self.state_argument = state_argument(model)
 
     def forward(
         self,
@@ -71,6 +73,10 @@ class Runner:
             output = self.model(input_ids=tokens.to(device_of(self.model)), **arguments)
         return seen[0], output
 
+    def state(self, state: object) -> dict[str, Any]:
+        """The argument of a forward pass that goes on from `state`; none for a model that keeps no state."""
+        return {} if self.state_argument is None else {self.state_argument: state}
+
     @torch.inference_mode()
     def teacher(self, rows: Sequence[Sequence[int]], starts: Sequence[int], prefix: Prefix | None) -> Tensor:
         """One forward pass: (sum of len(row) - start, d_tap) representations, on the CPU.
@@ -87,7 +93,7 @@ class Runner:
         )
         arguments: dict[str, Any] = {"use_cache": False}
         if prefix is not None:
-            arguments = {"use_cache": True, "past_key_values": prefix.expanded(len(rows))}
+            arguments = {"use_cache": True, **self.state(prefix.expanded(len(rows)))}
         found, _ = self.forward(tokens, lambda x: x.flatten(0, -2).index_select(0, wanted.to(x.device)), **arguments)
         return found.cpu()
 
@@ -95,7 +101,7 @@ class Runner:
     def prefix(self, tokens: Sequence[int]) -> Prefix | None:
         """The cache of the tokens that all contexts begin with; None where it is not of a kind that can be shared."""
         _, output = self.forward(torch.tensor([list(tokens)]), lambda x: x[:, -1], use_cache=True)
-        cache = getattr(output, "past_key_values", None)
+        cache = state_of(output)
         return Prefix(cache, len(tokens)) if Prefix.understands(cache) else None
 
     @cached_property

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTraine
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pema.errors import OwnerError
+from pema.owner.state import OUTPUT_NAME
 
 if TYPE_CHECKING:
     from pema.owner.contract import PLM, Session
@@ -141,8 +142,9 @@ class SessionModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        past_key_values: SessionCache | None = None,
+        cache: SessionCache | None = None,
         use_cache: bool | None = None,
+        past_key_values: SessionCache | None = None,
         **_settings: object,
     ) -> CausalLMOutputWithPast:
         """Logits of the last position only, (rows, 1, V) float32, of prompts or of what was chosen since.
@@ -150,16 +152,18 @@ class SessionModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         Args:
             input_ids: (rows, columns) prompts padded on the left, or (rows, 1) chosen tokens.
             attention_mask: (rows, columns) 0 where a prompt is padded.
-            past_key_values: what the call before returned.
+            cache: what the call before returned.
             use_cache: whether the session is to stay open.
+            past_key_values: what `cache` is called by older versions of transformers.
 
         Raises:
             OwnerError: more than one token a row behind the prompt.
         """
-        if past_key_values is None:
+        cache = past_key_values if cache is None else cache
+        if cache is None:
             cache, f = self._begin(input_ids, attention_mask)
         else:
-            cache, f = past_key_values, self._advance(past_key_values, input_ids)
+            f = self._advance(cache, input_ids)
         h = self._head.normalise(f.to(self.lm_head.weight.device)).to(self.lm_head.weight.dtype)
         logits = self._head.bound(self.lm_head(h[:, None]))
         ended = torch.tensor([row < 0 for row in cache.rows], device=logits.device)
@@ -168,7 +172,7 @@ class SessionModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             logits[ended, :, self._plm.description.eos_token_ids[0]] = 0.0
         if use_cache is False:
             cache.close()
-        return CausalLMOutputWithPast(logits=logits, past_key_values=None if use_cache is False else cache)
+        return CausalLMOutputWithPast(logits=logits, **{OUTPUT_NAME: None if use_cache is False else cache})
 
     def _begin(self, input_ids: Tensor, mask: Tensor | None) -> tuple[SessionCache, Tensor]:
         shown = torch.ones_like(input_ids) if mask is None else mask[:, -input_ids.shape[1] :]

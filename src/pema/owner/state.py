@@ -1,0 +1,30 @@
+"""The state that a causal LM keeps between two calls, by whatever name its version of transformers gives it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+STATE_NAMES = ("cache", "past_key_values", "cache_params")
+"""The names of the state in transformers, newest first: an argument of `forward` and a field of its output."""
+
+OUTPUT_NAME = next(name for name in STATE_NAMES if name in CausalLMOutputWithPast.__dataclass_fields__)
+"""The field of `CausalLMOutputWithPast` that holds the state."""
+
+
+def state_argument(model: nn.Module) -> str | None:
+    """The argument of the model's `forward` that takes the state; None for a model that keeps none."""
+    arguments = inspect.signature(model.forward).parameters
+    return next((name for name in STATE_NAMES if name in arguments), None)
+
+
+def state_of(values: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """The state among the arguments of a call or in a model's output; None where there is none.
+
+    Read by key: the attributes of an output's older names warn of their deprecation.
+    """
+    return next((values[name] for name in STATE_NAMES if values.get(name) is not None), None)
