@@ -7,10 +7,10 @@ right of this room sees this type only, so a model in the process and one across
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-from pema.errors import MismatchError
+from pema.errors import ConfigError, MismatchError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,19 @@ Contexts = Literal["teacher", "predicted"]
 
 STEP_BUCKET = 8
 """`predicted` contexts are asked for in multiples of this many steps: a target's length stays the data owner's."""
+
+
+_MOST = {
+    "d": 1 << 20,
+    "d_tap": 1 << 20,
+    "vocabulary_size": 1 << 24,
+    "max_length": 1 << 30,
+    "parameters": 1 << 50,
+}
+"""Bounds on a description, far above every PLM: what is larger was made to exhaust its reader's memory."""
+
+_TEXT, _EOS_TOKENS = 512, 4096
+"""Bounds on the characters of a text, and on the tokens that end a sequence."""
 
 
 def padded(steps: int, bucket: int = STEP_BUCKET) -> int:
@@ -71,7 +84,27 @@ class PLMDescription:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PLMDescription:
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`, for values that another party wrote.
+
+        Raises:
+            ConfigError: a value that no PLM has; names it.
+        """
+        names = [field.name for field in fields(cls)]
+        if not isinstance(values, dict) or sorted(values) != sorted(names):
+            raise ConfigError(f"the description of a PLM holds {', '.join(names)}, and nothing else.")
+        for name, value in values.items():
+            if name in _MOST:
+                valid = type(value) is int and 1 <= value <= _MOST[name]
+            elif name == "eos_token_ids":
+                valid = isinstance(value, list | tuple) and len(value) <= _EOS_TOKENS
+                valid = valid and all(type(token) is int and 0 <= token < _MOST["vocabulary_size"] for token in value)
+            elif name == "tap":
+                valid = value in get_args(Tap)
+            else:
+                # It is printed to terminals, where a control character is obeyed.
+                valid = isinstance(value, str) and 1 <= len(value) <= _TEXT and value.isprintable()
+            if not valid:
+                raise ConfigError(f"the description of a PLM has {name}={ascii(value)[:80]}, which no PLM has.")
         return cls(**{**values, "eos_token_ids": tuple(values["eos_token_ids"])})
 
     def require_same(self, other: PLMDescription, what: str) -> None:
