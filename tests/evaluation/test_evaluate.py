@@ -1,11 +1,14 @@
 import re
+import sys
 
 import pytest
 import sacrebleu
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pema.errors import ConfigError, DataError
 from pema.evaluation.evaluate import METRICS, evaluate, get_metric
-from pema.evaluation.score import Score, require_aligned
+from pema.evaluation.score import Score, require_aligned, score
 from pema.tasks.registry import TASKS, get_task
 
 HYPOTHESES = ["Das Haus ist klein .", "Der Hund schläft.", "Ich sehe dich heute Abend nicht", ""]
@@ -23,6 +26,70 @@ def test_bleu_and_chrf_are_sacrebleus_own():
         r"BLEU\|nrefs:1\|case:mixed\|eff:no\|tok:13a\|smooth:exp\|version:[\d.]+", found["bleu"].signature
     )
     assert re.fullmatch(r"chrF2\|nrefs:1\|case:mixed\|.*version:[\d.]+", found["chrf"].signature)
+
+
+CHINESE = ["今天天气很好，我们去公园散步吧。", "他昨天买了一本新书。"]
+JAPANESE = ["今日はとても天気がいいです。", "彼は昨日新しい本を買った。"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.text("ab c.天\u0301", max_size=9), st.text("ab c.天\u0301", max_size=9)), min_size=1))
+def test_bleu_and_chrf_are_sacrebleus_own_on_any_text(pairs):
+    said, gold = zip(*pairs, strict=True)
+    for tokenizer in ("13a", "zh", "char", "intl"):
+        own = sacrebleu.metrics.BLEU(tokenize=tokenizer)
+        found = score(get_metric(f"bleu:{tokenizer}"), said, gold)
+        assert found.value == pytest.approx(own.corpus_score(said, [gold]).score, abs=1e-9)
+        assert found.signature == f"BLEU|{own.get_signature()}"
+    own = sacrebleu.metrics.CHRF().corpus_score(said, [gold]).score
+    assert score(get_metric("chrf"), said, gold).value == pytest.approx(own, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("references", "tokenizer"),
+    [
+        (REFERENCES, "13a"),
+        (["שלום עולם"], "13a"),
+        (["오늘 날씨가 좋다."], "13a"),
+        (["Das Wort 天气 heißt Wetter."], "13a"),
+        (["123", "..."], "13a"),
+        (CHINESE, "zh"),
+        ([*CHINESE, "iPhone", "《もののけ》"], "zh"),
+        (JAPANESE, "char"),
+        (["ナンバーワン"], "char"),
+        (["วันนี้อากาศดีมาก"], "char"),
+        (["ថ្ងៃនេះអាកាសធាតុល្អ"], "char"),
+    ],
+)
+def test_bleu_is_tokenised_for_the_script_of_the_references(references, tokenizer):
+    found = score(get_metric("bleu"), references, references)
+    assert f"|tok:{tokenizer}|" in found.signature
+    assert found == score(get_metric(f"bleu:{tokenizer}"), references, references)
+
+
+def test_a_nearly_right_translation_without_spaces_is_not_worth_nothing():
+    said = [CHINESE[0].replace("散步", "走走"), CHINESE[1].replace("新", "")]
+    found = evaluate(get_task("translation"), said, CHINESE)["bleu"]
+    assert found.value == pytest.approx(sacrebleu.corpus_bleu(said, [CHINESE], tokenize="zh").score)
+    assert found.value > 50
+
+
+@pytest.mark.parametrize(("references", "better"), [(CHINESE, "zh"), (JAPANESE, "char")])
+def test_a_tokenizer_by_spaces_on_text_without_spaces_is_told(references, better, capsys):
+    score(get_metric("bleu:13a"), references, references)
+    assert f"belong to a script without spaces: use bleu:{better}." in " ".join(capsys.readouterr().err.split())
+    score(get_metric(f"bleu:{better}"), references, references)
+    score(get_metric("bleu:13a"), REFERENCES, REFERENCES)
+    assert not capsys.readouterr().err
+
+
+def test_tokenizers_that_cannot_be_used_are_named(monkeypatch):
+    with pytest.raises(ConfigError, match=r"sacreBLEU has no tokenizer 'moses': write bleu:TOKENIZER with one of .*zh"):
+        get_metric("bleu:moses")
+    monkeypatch.setitem(sys.modules, "MeCab", None)
+    monkeypatch.delitem(sys.modules, "sacrebleu.tokenizers.tokenizer_ja_mecab", raising=False)
+    with pytest.raises(ConfigError, match=r"tokenizer 'ja-mecab' cannot be used here: .*sacrebleu\[ja\]"):
+        get_metric("bleu:ja-mecab")
 
 
 def test_every_task_is_scored_by_its_metrics():

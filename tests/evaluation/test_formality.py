@@ -38,6 +38,19 @@ def test_labels(hypothesis, line, tokens, words, substring):
         assert metric.labels(hypotheses)[line] == expected
 
 
+@pytest.mark.parametrize("matching", ["tokens", "words", "substring"])
+def test_composed_and_decomposed_letters_are_the_same(matching):
+    metric = FormalityAccuracy(["[F]können[/F] Sie"], ["[F]ko\u0308nnt[/F] ihr"], matching=matching)
+    assert metric.labels(["wir ko\u0308nnen es"]) == ["formal"]
+    assert metric.labels(["wir könnt es"]) == ["informal"]
+
+
+def test_a_word_ends_behind_its_marks():
+    metric = FormalityAccuracy(["[F]आप[/F]"], ["[F]तुम[/F]"], matching="words")
+    assert metric.labels(["तुमे"]) == metric.labels(["आपका"]) == ["neither"]
+    assert metric.labels(["तुमे, तुम।"]) == ["informal"]
+
+
 def test_accuracy_leaves_out_neither_and_both():
     hypotheses = ["Haben Sie Zeit", "dir", "Ihr und dein", "Guten Tag"]
     found = score(FormalityAccuracy(FORMAL, INFORMAL), hypotheses, hypotheses)

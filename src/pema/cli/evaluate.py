@@ -24,7 +24,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--metric",
-            help="A metric in place of the task's own; may be repeated. style_accuracy:MODEL, style_probability:MODEL "
+            help="A metric in place of the task's own; may be repeated. bleu:TOKENIZER is BLEU with that tokenizer of "
+            "sacreBLEU's (zh, ja-mecab, char, ...); style_accuracy:MODEL, style_probability:MODEL "
             "and style_improvement:MODEL ask a text-classification model.",
         ),
     ] = None,

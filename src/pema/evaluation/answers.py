@@ -1,21 +1,36 @@
-"""Exact match and F1 of answers, as the SQuAD scorer computes them (Rajpurkar et al. 2016)."""
+r"""Exact match and F1 of answers, normalised as the SQuAD scorer does (Rajpurkar et al. 2016), with two differences.
+
+The SQuAD scorer drops case, ASCII punctuation and the words a, an and the, which makes different answers equal. Here
+composed and decomposed letters are the same (NFC), and these stay:
+
+- symbols (`# $ % & * + < = > @ \ ^ | ~`), a sign in front of a number and what separates two digits, thousands apart:
+  "C++" is not "C", "-1" is not "1", "1.5" is not "15", and "1,000" is "1000";
+- an article that no word follows: "vitamin A" is not "vitamin", and "A" is an answer;
+- an answer of punctuation alone.
+"""
 
 from __future__ import annotations
 
 import re
-import string
 from collections import Counter
 
+from pema.evaluation.characters import canonical
 from pema.evaluation.mean import Mean
 from pema.evaluation.summarisation import f_measure
 
-ARTICLES = re.compile(r"\b(a|an|the)\b")
-PUNCTUATION = str.maketrans("", "", string.punctuation)
+ARTICLE = re.compile(r"(?<![\w'’-])(?:a|an|the)\s+(?=\S)")
+PUNCTUATION = re.compile(
+    r"[!\"'()?;\[\]_`{}]"
+    r"|\.(?!\d)"
+    r"|(?<!\d)[,:/]|[,:/](?!\d)|(?<=\d),(?=\d{3}(?!\d))"
+    r"|(?<=[^\W\d_])-|-(?!\.?\d)"
+)
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case, without punctuation, English articles and extra spaces."""
-    return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
+    """Lower case, without punctuation, English articles and extra spaces; see above for what stays."""
+    folded = " ".join(canonical(text).lower().split())
+    return " ".join(PUNCTUATION.sub("", ARTICLE.sub("", folded)).split()) or folded
 
 
 def matches_exactly(hypothesis: str, reference: str) -> float:
@@ -33,9 +48,9 @@ def word_f1(hypothesis: str, reference: str) -> float:
 
 def exact_match() -> Mean:
     """Share of answers that match exactly, 0 to 100."""
-    return Mean(matches_exactly, "exact_match|norm:squad", 100.0)
+    return Mean(matches_exactly, "exact_match|norm:squad,symbols", 100.0)
 
 
 def f1() -> Mean:
     """Mean word F1, 0 to 100."""
-    return Mean(word_f1, "f1|norm:squad", 100.0)
+    return Mean(word_f1, "f1|norm:squad,symbols", 100.0)

@@ -16,6 +16,7 @@ from pema.evaluation.translation import bleu, chrf
 from pema.tasks.registry import Task
 
 FORMALITY = "formality_accuracy"
+BLEU_WITH = "bleu:"
 METRICS: dict[str, Callable[[], Metric]] = {
     "bleu": bleu,
     "chrf": chrf,
@@ -26,8 +27,9 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "f1": f1,
     "accuracy": accuracy,
 }
-"""The metrics that need nothing but hypotheses and references. `formality_accuracy` needs annotated ones, and
-`MEASURE:MODEL` a classifier (see `pema.evaluation.style`)."""
+"""The metrics that need nothing but hypotheses and references. `bleu:TOKENIZER` is BLEU with that tokenizer of
+sacreBLEU's; `formality_accuracy` needs annotated references, and `MEASURE:MODEL` a classifier (see
+`pema.evaluation.style`)."""
 
 
 def evaluate(
@@ -80,7 +82,9 @@ def get_metric(
         return FormalityAccuracy(*annotated, matching=matching)
     if is_style(name):
         return style(name, sources)
+    if name.startswith(BLEU_WITH):
+        return bleu(name.removeprefix(BLEU_WITH))
     if name not in METRICS:
-        known = [*METRICS, FORMALITY, *(f"{measure}:MODEL" for measure in MEASURES)]
+        known = [*METRICS, f"{BLEU_WITH}TOKENIZER", FORMALITY, *(f"{measure}:MODEL" for measure in MEASURES)]
         raise ConfigError(f"no metric is called {name!r}: choose among {', '.join(known)}.")
     return METRICS[name]()

@@ -8,13 +8,16 @@ How a phrase matches, case-sensitive always:
 
 - `tokens` (default), as the official scorer does: every token of the phrase is a token of the hypothesis, in any order,
   tokens being split at spaces. `du` is not in `durch`; but `Ihnen` is not in `mit Ihnen.` either.
-- `words`: the phrase as it stands, with no letter or digit touching its ends. `Ihnen` is in `mit Ihnen.`.
+- `words`: the phrase as it stands, with no letter, digit or mark touching its ends. `Ihnen` is in `mit Ihnen.`.
 - `substring`, the official scorer's way for languages without spaces: the phrase as it stands, anywhere.
+
+Composed and decomposed letters are the same: both sides are compared in NFC.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -57,7 +60,8 @@ class FormalityAccuracy:
         require_aligned(hypotheses=hypotheses, annotated_references=[""] * len(self.formal))
         matches = _MATCHING[self.matching]
         found: list[Formality] = []
-        for hypothesis, formal, informal in zip(hypotheses, self.formal, self.informal, strict=True):
+        for text, formal, informal in zip(hypotheses, self.formal, self.informal, strict=True):
+            hypothesis = unicodedata.normalize("NFC", text)
             is_formal = any(matches(phrase, hypothesis) for phrase in formal)
             is_informal = any(matches(phrase, hypothesis) for phrase in informal)
             if is_formal == is_informal:
@@ -83,7 +87,7 @@ class FormalityAccuracy:
 
 
 def phrases(text: str, where: str = "reference") -> list[str]:
-    """The marked phrases of an annotated reference.
+    """The marked phrases of an annotated reference, in NFC.
 
     Raises:
         DataError: the marks are not balanced, or a phrase is blank; the message begins with `where`.
@@ -91,7 +95,7 @@ def phrases(text: str, where: str = "reference") -> list[str]:
     marks = MARK.findall(text)
     if marks != ["[F]", "[/F]"] * (len(marks) // 2):
         raise DataError(f"{where}: the marks [F] and [/F] are not balanced in {text!r}.")
-    found = [phrase.strip() for phrase in MARKED.findall(text)]
+    found = [phrase.strip() for phrase in MARKED.findall(unicodedata.normalize("NFC", text))]
     if len(found) != len(marks) // 2 or not all(found):
         raise DataError(f"{where}: a marked phrase is blank in {text!r}.")
     return found
@@ -107,7 +111,14 @@ def _as_tokens(phrase: str, hypothesis: str) -> bool:
 
 
 def _as_words(phrase: str, hypothesis: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", hypothesis) is not None
+    starts = (found.start() for found in re.finditer(f"(?={re.escape(phrase)})", hypothesis))
+    beside = ((hypothesis[:start][-1:], hypothesis[start + len(phrase) :][:1]) for start in starts)
+    return any(not _of_a_word(before) and not _of_a_word(after) for before, after in beside)
+
+
+def _of_a_word(character: str) -> bool:
+    """Whether a character, if there is one, is a letter, a digit or a mark on one."""
+    return character.isalnum() or character == "_" or (bool(character) and unicodedata.category(character)[0] == "M")
 
 
 def _as_substring(phrase: str, hypothesis: str) -> bool:

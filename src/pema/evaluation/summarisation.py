@@ -1,23 +1,23 @@
 """ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004): F-measure, without stemming.
 
 On ASCII text the values are those of the `rouge-score` package with `use_stemmer=False`, which needs NLTK and drops
-every letter outside a to z; here a word is a run of letters and digits of any script.
+every letter outside a to z. Here a word is a run of letters and digits of any script, with the marks that belong to
+them, in composed letters (NFC); in a script that is written without spaces (Chinese, Japanese, Thai, Lao, Khmer,
+Burmese) every character with its marks is a word.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 
+from pema.evaluation.characters import words
 from pema.evaluation.mean import Mean
-
-WORD = re.compile(r"[^\W_]+")
 
 
 def rouge(kind: str) -> Mean:
     """The metric `rouge1`, `rouge2` or `rougeL`, 0 to 100."""
     segment = {"rouge1": rouge_1, "rouge2": rouge_2, "rougeL": rouge_l}[kind]
-    return Mean(segment, f"{kind}|measure:f1|case:lc|tok:alphanumeric|stem:no", 100.0)
+    return Mean(segment, f"{kind}|measure:f1|case:lc|tok:words,unspaced:chars|stem:no", 100.0)
 
 
 def rouge_1(hypothesis: str, reference: str) -> float:
@@ -67,4 +67,4 @@ def _grams(words: list[str], n: int) -> Counter[tuple[str, ...]]:
 
 
 def _words(text: str) -> list[str]:
-    return WORD.findall(text.lower())
+    return words(text.lower())

@@ -2,40 +2,141 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 
+from pema.console import note
+from pema.errors import ConfigError
+from pema.evaluation.characters import HAN, KANA, LETTER, LETTER_UNSPACED
 from pema.evaluation.score import Array
 
+BY_SPACES = ("13a", "intl", "none")
+"""SacreBLEU's tokenizers that find words by the spaces between them."""
 
-class SacreBLEU:
-    """A metric of sacreBLEU, 0 to 100."""
+DEFAULT, CHINESE, CHARACTERS = "13a", "zh", "char"
 
-    def __init__(self, name: str, metric: Any) -> None:  # noqa: ANN401 - sacreBLEU is untyped
-        self.name = name
-        self.metric = metric
+
+class Bleu:
+    """BLEU, 0 to 100: mixed case, exponential smoothing.
+
+    The tokenizer is one of sacreBLEU's, named in the signature. Where none is given the references choose it: `13a`;
+    `zh` where most of their letters are Chinese; `char` where most belong to another script that is written without
+    spaces (Japanese, Thai, Lao, Khmer, Burmese).
+    """
+
+    def __init__(self, tokenizer: str | None = None) -> None:
+        """Take a tokenizer.
+
+        Raises:
+            ConfigError: sacreBLEU has no such tokenizer, or it needs what is not installed.
+        """
+        self._given = tokenizer
+        self._bleu = _sacrebleu(tokenizer or DEFAULT)
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> Array:
-        """N-gram counts of each segment: (n, k)."""
-        return np.array(self.metric._extract_corpus_statistics(hypotheses, [references]), np.float64)
+        """Matched and all n-grams of each segment, n = 1 to 4, and both lengths: (n, 10)."""
+        suited = suited_tokenizer(references)
+        if self._given is None:
+            self._bleu = _sacrebleu(suited)
+        elif self._given in BY_SPACES and suited != DEFAULT:
+            note(
+                f"bleu:{self._given} finds words by spaces, and most of the references' letters belong to a script "
+                f"without spaces: use bleu:{suited}."
+            )
+        scores = [self._bleu.corpus_score([each], [[gold]]) for each, gold in zip(hypotheses, references, strict=True)]
+        return np.array([(*s.counts, *s.totals, s.sys_len, s.ref_len) for s in scores], np.float64)
 
     def value(self, totals: Array) -> float:
         """The corpus score of summed counts."""
-        return float(self.metric._compute_score_from_stats([int(count) for count in totals]).score)
+        counts = [int(count) for count in totals]
+        return float(BLEU.compute_bleu(counts[:4], counts[4:8], counts[8], counts[9], smooth_method="exp").score)
 
     def signature(self, totals: Array) -> str:
         """SacreBLEU's own signature."""
-        return f"{self.name}|{self.metric.get_signature()}"
+        return f"BLEU|{self._bleu.get_signature()}"
 
 
-def bleu() -> SacreBLEU:
-    """BLEU with sacreBLEU's defaults: mixed case, tokenizer 13a, exponential smoothing."""
-    return SacreBLEU("BLEU", BLEU())
+class Chrf:
+    """ChrF2 (Popović 2015), 0 to 100: F-measure with beta = 2 of character n-grams, n = 1 to 6, without spaces.
+
+    Precision and recall are averaged over the n that both sides have, as sacreBLEU does by default.
+    """
+
+    ORDER = CHRF.CHAR_ORDER
+    BETA = CHRF.BETA
+
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> Array:
+        """N-grams of the hypothesis, of the reference and of both, of each order: (n, 18)."""
+        return np.array(
+            [
+                [number for n in range(1, self.ORDER + 1) for number in _shared(_unspaced(said), _unspaced(gold), n)]
+                for said, gold in zip(hypotheses, references, strict=True)
+            ],
+            np.float64,
+        )
+
+    def value(self, totals: Array) -> float:
+        """The corpus score of summed counts."""
+        counts = totals.reshape(self.ORDER, 3)
+        counts = counts[(counts[:, :2] > 0).all(1)]
+        if not counts[:, 2].any():
+            return 0.0
+        precision, recall = (counts[:, 2] / counts[:, i] for i in (0, 1))
+        p, r = precision.mean(), recall.mean()
+        return float(100 * ((1 + self.BETA**2) * p * r / (self.BETA**2 * p + r)))
+
+    def signature(self, totals: Array) -> str:
+        """SacreBLEU's own signature."""
+        return f"chrF2|{_signed(CHRF()).get_signature()}"
 
 
-def chrf() -> SacreBLEU:
-    """ChrF2 with sacreBLEU's defaults: character 6-grams, no words, beta 2."""
-    return SacreBLEU("chrF2", CHRF())
+def bleu(tokenizer: str | None = None) -> Bleu:
+    """BLEU with a tokenizer of sacreBLEU's; see `Bleu`."""
+    return Bleu(tokenizer)
+
+
+def chrf() -> Chrf:
+    """ChrF2 with sacreBLEU's defaults."""
+    return Chrf()
+
+
+def suited_tokenizer(references: Sequence[str]) -> str:
+    """The tokenizer of sacreBLEU's that suits the script of most letters of the references."""
+    text = "".join(reference for reference in references if not reference.isascii())
+    letters = sum(len(LETTER.findall(reference)) for reference in references) if text else 0
+    if 2 * len(LETTER_UNSPACED.findall(text)) <= letters:
+        return DEFAULT
+    # Japanese is written in Chinese characters and kana; Chinese has no kana but in names.
+    chinese, kana = len(HAN.findall(text)), len(KANA.findall(text))
+    return CHINESE if 2 * chinese > letters and 4 * kana < chinese else CHARACTERS
+
+
+def _sacrebleu(tokenizer: str) -> BLEU:
+    if tokenizer not in BLEU.TOKENIZERS:
+        raise ConfigError(
+            f"sacreBLEU has no tokenizer {tokenizer!r}: write bleu:TOKENIZER with one of {', '.join(BLEU.TOKENIZERS)}."
+        )
+    try:
+        return _signed(BLEU(tokenize=tokenizer, force=True))
+    except (ImportError, RuntimeError, OSError) as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"sacreBLEU's tokenizer {tokenizer!r} cannot be used here: {said}") from error
+
+
+def _signed(metric: BLEU | CHRF) -> BLEU | CHRF:
+    """A metric of sacreBLEU that knows the number of references, which its signature names: one."""
+    metric.corpus_score([""], [[""]])
+    return metric
+
+
+def _unspaced(text: str) -> str:
+    return "".join(text.split())
+
+
+def _shared(hypothesis: str, reference: str, n: int) -> tuple[int, int, int]:
+    """N-grams of both, and how many of them match; none of a hypothesis whose reference is shorter than n."""
+    said, gold = (Counter(text[i : i + n] for i in range(len(text) - n + 1)) for text in (hypothesis, reference))
+    return said.total() if gold else 0, gold.total(), (said & gold).total()
