@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "pema"
 ROOMS = ("tasks", "owner", "serving", "memory", "adapter", "generation", "evaluation", "methods", "experiments", "cli")
-FOUNDATION = ("errors", "files", "console", "signature", "__init__")
+FOUNDATION = ("errors", "files", "schema", "tensors", "console", "signature", "__init__")
 
 
 def imports(path: Path) -> set[str]:

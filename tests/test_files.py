@@ -1,16 +1,33 @@
 """Files are whole or absent."""
 
 import errno
+import os
 import stat
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pema import files
 from pema.errors import DataError, PemaError, StorageError
-from pema.files import TEMPORARY, create, exclusive, read_json, remove, sha256, write_json, writing
+from pema.files import (
+    TEMPORARY,
+    create,
+    exclusive,
+    parse_json,
+    read_bytes,
+    read_json,
+    recover,
+    remove,
+    sha256,
+    write_json,
+    writing,
+)
+from tests.faults import failing, leftovers, no_space
 
 JSON = st.dictionaries(st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.text(max_size=5))
 
@@ -106,6 +123,213 @@ def test_a_new_file_is_for_its_owner_alone_and_no_other_takes_its_place(tmp_path
     assert not create(path, b"second")
     assert path.read_bytes() == b"first"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def state(path):
+    """What stands at a path: a text, or a folder's texts by name."""
+    if path.is_dir():
+        return {p.name: p.read_text(encoding="utf-8") for p in path.iterdir()}
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def write_file(path, text):
+    with writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_folder(path, text):
+    with writing(path) as temporary:
+        temporary.mkdir()
+        for name in ("a", text):
+            (temporary / name).write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("write", [write_file, write_folder])
+def test_an_error_at_any_step_leaves_the_old_or_the_new_and_says_which(tmp_path, write, behind):
+    path, at, ran = tmp_path / "it", 0, False
+    write(tmp_path / "new", "new")
+    new = state(tmp_path / "new")
+    remove(tmp_path / "new")
+    while not ran:
+        write(path, "before")
+        before, ran = state(path), True
+        with failing(at, no_space, behind) as taken:
+            try:
+                write(path, "new")
+            except StorageError as error:
+                if "Nothing was changed" in str(error):
+                    assert state(path) == before
+                elif "the disk did not confirm it" in str(error):
+                    assert state(path) == new
+                else:
+                    assert "move it back" in str(error)
+                ran = False
+        if len(taken) > at:  # a step that failed while rests were cleared is no error, and the next writer does it
+            ran = False
+        recover(path)
+        assert state(path) in (before, new)
+        write(path, "again")
+        assert not leftovers(tmp_path)
+        assert [p.name for p in tmp_path.iterdir()] == ["it"]
+        at += 1
+    assert at > (5 if write is write_file else 8)
+
+
+def test_a_folder_that_cannot_be_put_back_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "it"
+    write_folder(path, "before")
+    rename = Path.rename
+
+    def once(self, target):
+        if self.name.endswith(".old"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", once)
+        patched.setattr(Path, "replace", lambda *_: no_space("replace"))
+        with pytest.raises(
+            StorageError, match=r"cannot replace .*it: Input/output error. What stood there lies in .*old"
+        ):
+            write_folder(path, "new")
+        with pytest.raises(StorageError, match=r"lies in .*it.old: move it back"):
+            recover(path)
+    assert not path.exists()
+    recover(path)
+    assert state(path) == {"a": "before", "before": "before"}
+    assert not leftovers(tmp_path)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests.faults import killed
+from tests.test_files import create, leftovers, recover, state, write_file, write_folder
+
+folder = Path(sys.argv[1])
+for write, after in ((write_file, "new"), (write_folder, {"a": "new", "new": "new"})):
+    for behind in (False, True):
+        path, at = folder / "it", 0
+        write(path, "before")
+        before = state(path)
+        while killed(at, lambda: write(path, "new"), behind):
+            recover(path)
+            assert state(path) in (before, after), (at, state(path))
+            write(path, "before")
+            assert not leftovers(folder), (at, leftovers(folder))
+            at += 1
+        print(at)
+        (path.unlink() if path.is_file() else __import__("shutil").rmtree(path))
+for behind in (False, True):
+    at = 0
+    while killed(at, lambda: create(path, b"new"), behind):
+        assert state(path) in (None, "new")
+        create(path, b"again")
+        assert state(path) in ("again", "new")
+        assert not [p for p in leftovers(folder) if state(path) == "again"]
+        path.unlink()
+        at += 1
+    print(at)
+    path.unlink()
+"""
+
+
+def test_a_kill_at_any_step_leaves_the_old_or_the_new(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"PYTHONPATH": f"{Path(files.__file__).parents[1]}{os.pathsep}{Path(__file__).parents[1]}"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert [int(line) > 4 for line in done.stdout.split()] == [True] * 6
+
+
+def test_a_live_writer_is_left_alone(tmp_path):
+    path = tmp_path / "it"
+    with writing(path) as mine:
+        mine.write_text("mine", encoding="utf-8")
+        with pytest.raises(StorageError, match=r"another process writes .*it: wait until it has ended"):
+            write_file(path, "other")
+    assert state(path) == "mine"
+
+
+def test_a_reader_waits_for_the_writer_that_has_moved_the_old_folder_aside(tmp_path, monkeypatch):
+    path = tmp_path / "it"
+    write_folder(path, "before")
+    seen, replace = [], Path.replace
+
+    def slow(self, target):
+        reader = threading.Thread(target=lambda: (recover(path), seen.append(state(path))))
+        reader.start()
+        reader.join(0.2)
+        assert not seen
+        result = replace(self, target)
+        readers.append(reader)
+        return result
+
+    readers = []
+    monkeypatch.setattr(Path, "replace", slow)
+    write_folder(path, "new")
+    readers[0].join()
+    assert seen == [{"a": "new", "new": "new"}]
+    assert not leftovers(tmp_path)
+
+
+def test_what_is_private_is_for_its_owner_alone(tmp_path):
+    before = os.umask(0o022)
+    try:
+        for private, modes in ((True, {0o600, 0o700}), (False, {0o644, 0o755})):
+            with writing(tmp_path / "folder", private=private) as temporary:
+                (temporary / "deep").mkdir(parents=True)
+                (temporary / "deep" / "file").touch()
+            found = [tmp_path / "folder", *(tmp_path / "folder").rglob("*")]
+            assert {stat.S_IMODE(p.stat().st_mode) for p in found} == modes
+        with exclusive(tmp_path / "held", private=True):
+            assert stat.S_IMODE((tmp_path / "held").stat().st_mode) == 0o700
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"a": 1, "b": 2, "a": 3}', "'a' stands twice"),
+        ('{"a": {"b": NaN}}', "NaN is not a number of JSON"),
+        ('{"a": -Infinity}', "-Infinity is not a number"),
+        ('{"a": 1e999}', "1e999 is too large"),
+        ("[" * 200_000, "nested too deeply"),
+        ('{"a": ' * 200_000, "nested too deeply"),
+        ('{"a": ' + "9" * 5000 + "}", "Exceeds the limit"),
+    ],
+)
+def test_json_is_read_strictly(text, words):
+    with pytest.raises(DataError, match=words):
+        parse_json(text.encode(), "it")
+
+
+def test_what_json_cannot_say_is_not_written(tmp_path):
+    with pytest.raises(DataError, match=r"it.json cannot be written as JSON: Out of range"):
+        write_json(tmp_path / "it.json", {"a": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_regular_files_of_a_sane_size_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        for read in (read_json, lambda path: read_bytes(path, 10)):
+            with pytest.raises(DataError, match=rf"{name} cannot be read: it is not a regular file"):
+                read(tmp_path / name)
+        with pytest.raises(OSError, match="not a regular file"):
+            sha256(tmp_path / name)
+    (tmp_path / "huge").touch()
+    os.truncate(tmp_path / "huge", 1 << 40)
+    with pytest.raises(DataError, match=r"huge has 1,099,511,627,776 bytes, more than the 67,108,864 that are read"):
+        read_json(tmp_path / "huge")
 
 
 @pytest.mark.parametrize("step", ["fsync", "link"])

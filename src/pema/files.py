@@ -1,14 +1,20 @@
-"""Files that are whole or absent: everything is written under a temporary name, synced, then renamed."""
+"""Files that are whole or absent: everything is written in a work folder beside its place, synced, then renamed.
+
+The work folder of `NAME` is `NAME.partial`. Its writer holds the system's lock on it, which ends with the process, so
+what a killed writer left is told from what a live one works on: the next writer of the same name clears the one and
+leaves the other alone.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,68 +22,90 @@ from typing import Any
 from pema.errors import DataError, StorageError
 
 TEMPORARY = ".partial"
+OLD = ".old"
+
+JSON_BYTES = 1 << 26
+"""Longest JSON file that is read where the reader sets no limit of its own."""
+
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` and rename it to `path` when the block ends without an error.
+def writing(path: Path, *, private: bool = False) -> Iterator[Path]:
+    """Yield a path to write to and rename it to `path` when the block ends without an error.
 
-    Works for a file that the block writes and for a folder that it makes. What stood at `path` before stays until the
-    rename. A left-over temporary of a killed run is removed first.
+    Works for a file that the block writes and for a folder that it makes. A file replaces the old one in one step. An
+    old folder is moved aside, the new one takes its place, then the old one is removed; a kill in between is mended by
+    the next `writing` of that name, or by `recover`.
+
+    Args:
+        path: the file or folder to write.
+        private: whether its owner alone may read it; otherwise the umask decides.
 
     Raises:
-        StorageError: the disk is full or the path cannot be written; nothing changed at `path`.
+        StorageError: the disk is full, the path cannot be written, or another process writes it; the message says
+            whether what stood at `path` is still there.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
+    work = path.with_name(path.name + TEMPORARY)
+    new, old = work / path.name, work / (path.name + OLD)
+    settled = placed = False
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove(temporary)
-        yield temporary
-        if temporary.is_dir():
-            for child in temporary.rglob("*"):
-                sync(child)
-            sync(temporary)
-            if path.is_dir():
-                remove(path)
-        else:
-            sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            remove(temporary)
-        if isinstance(error, OSError) and not isinstance(error, StorageError):
-            raise _refused(path, error) from error
+        with _locked(work, f"another process writes {path}: wait until it has ended."):
+            _put_back(path, old)
+            _empty(work)
+            try:
+                yield new
+                _settle(new, private)
+                settled = True
+                if new.is_dir() and path.is_dir():
+                    path.rename(old)
+                new.replace(path)
+                sync(path.parent)
+            finally:
+                _put_back(path, old)
+                placed = settled and not os.path.lexists(new)
+                with contextlib.suppress(OSError):
+                    remove(work)
+    except StorageError:
         raise
+    except OSError as error:
+        if placed:
+            raise StorageError(
+                f"{path} was written, but the disk did not confirm it: {_reason(error)}. Write it again once the disk "
+                "is mended."
+            ) from error
+        raise _refused(path, error) from error
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, *, private: bool = False) -> Iterator[None]:
     """Make the folder and keep every other process that asks for it out while the block runs.
 
     The lock is the system's and ends with the process, however it ends; nothing of it stays in the folder. A folder
     that was made for the block and is empty when it ends is removed.
 
+    Args:
+        folder: the folder.
+        private: whether its owner alone may enter it, where it is made now.
+
     Raises:
         StorageError: another process works in the folder, or it cannot be made.
     """
     new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise _refused(folder, error) from error
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StorageError(f"another process works in {folder}: wait until it has ended.") from None
-        yield
-    finally:
-        os.close(descriptor)
-        if new:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+            busy = f"another process works in {folder}: wait until it has ended."
+            stack.enter_context(_locked(folder, busy, mode=PRIVATE_FOLDER if private else 0o777))
+        except StorageError:
+            raise
+        except OSError as error:
+            raise _refused(folder, error) from error
+        try:
+            yield
+        finally:
+            if new:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 def create(path: Path, content: bytes) -> bool:
@@ -91,20 +119,28 @@ def create(path: Path, content: bytes) -> bool:
     Raises:
         StorageError: the file cannot be written; nothing changed at `path`.
     """
+    work = path.with_name(path.name + TEMPORARY)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # mkstemp opens with mode 0600, so no moment passes in which others may read.
-        descriptor, name = tempfile.mkstemp(prefix=path.name, suffix=TEMPORARY, dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            # Where a rename would replace what another process has just written, a link is refused.
-            os.link(name, path)
-        finally:
-            Path(name).unlink()
-        sync(path.parent)
+        if os.path.lexists(path):
+            return False
+        with _locked(work):
+            _empty(work)
+            try:
+                descriptor = os.open(work / path.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                # Where a rename would replace what another process has just written, a link is refused.
+                os.link(work / path.name, path)
+                try:
+                    sync(path.parent)
+                except OSError:
+                    path.unlink()
+                    raise
+            finally:
+                with contextlib.suppress(OSError):
+                    remove(work)
     except FileExistsError:
         return False
     except OSError as error:
@@ -112,32 +148,112 @@ def create(path: Path, content: bytes) -> bool:
     return True
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
-    with writing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def recover(path: Path) -> None:
+    """Put back the folder that a killed writer had moved aside, where nothing stands at `path` now.
+
+    Raises:
+        StorageError: it cannot be put back; the message says where it lies.
+    """
+    work = path.with_name(path.name + TEMPORARY)
+    old = work / (path.name + OLD)
+    if os.path.lexists(path) or not os.path.lexists(old):
+        return
+    try:
+        with _locked(work):  # a live writer is about to put the new folder there
+            _put_back(path, old)
+            remove(work)
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{path} was being replaced and lies in {old}: move it back ({_reason(error)}).") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def write_json(path: Path, value: Mapping[str, Any], *, private: bool = False) -> None:
+    """Write `value` as indented JSON, whole or not at all.
+
+    Raises:
+        DataError: it holds NaN or infinity, which JSON has no words for.
+        StorageError: see `writing`.
+    """
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise DataError(f"{path} cannot be written as JSON: {error}.") from error
+    with writing(path, private=private) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, limit: int = JSON_BYTES) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        DataError: the file is missing, is not UTF-8 or does not hold a JSON object.
+        DataError: the file is missing, is no regular file or longer than `limit` bytes, is not UTF-8 or does not hold a
+            JSON object; see `parse_json`.
+    """
+    return parse_json(read_bytes(path, limit), str(path))
+
+
+def parse_json(data: bytes, what: str) -> dict[str, Any]:
+    """Parse a JSON object strictly: a name once in each object, finite numbers only.
+
+    Args:
+        data: UTF-8.
+        what: what the bytes are, for the message.
+
+    Raises:
+        DataError: they are no such object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: check the path.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {error}.") from error
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite
+        )
+    except RecursionError:
+        raise DataError(f"{what} cannot be read as JSON: it is nested too deeply.") from None
+    except ValueError as error:
+        raise DataError(f"{what} cannot be read as JSON: {error}.") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path} holds a JSON {type(value).__name__}, not an object.")
+        raise DataError(f"{what} holds a JSON {type(value).__name__}, not an object.")
     return value
 
 
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes; neither a pipe nor a device is waited for.
+
+    Raises:
+        DataError: there is no such file, or it is longer.
+    """
+    try:
+        with open_regular(path) as descriptor:
+            size = os.fstat(descriptor).st_size
+            if size > limit:
+                raise DataError(f"{path} has {size:,} bytes, more than the {limit:,} that are read: check the path.")
+            with os.fdopen(os.dup(descriptor), "rb") as file:
+                return file.read(limit)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: check the path.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {_reason(error)}.") from error
+
+
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[int]:
+    """A descriptor to read a regular file with.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
+    """SHA-256 of a regular file's bytes, in hexadecimal."""
+    with open_regular(path) as descriptor, os.fdopen(os.dup(descriptor), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -155,13 +271,97 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _refused(path: Path, error: OSError) -> StorageError:
-    return StorageError(f"cannot write {path}: {error.strerror or error}. Nothing was changed there.")
-
-
 def remove(path: Path) -> None:
     """Remove a file or a folder; nothing happens where there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, busy: str | None = None, mode: int = PRIVATE_FOLDER) -> Iterator[None]:
+    """Make the folder and hold the system's lock on it; wait for it, or raise StorageError(busy) if that is given."""
+    descriptor = None
+    while descriptor is None:
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
+        descriptor = _lock(folder, busy)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(folder: Path, busy: str | None) -> int | None:
+    """The descriptor that holds the lock; None where the folder went away with the writer who held it before."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        if os.path.samestat(os.fstat(descriptor), folder.stat()):
+            return descriptor
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StorageError(busy) from None
+    except FileNotFoundError:
+        pass
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _settle(new: Path, private: bool) -> None:
+    """Give what was written its mode, and flush it to the disk."""
+    for path in (*(new.rglob("*") if new.is_dir() else ()), new):
+        if private and not path.is_symlink():
+            path.chmod(PRIVATE_FOLDER if path.is_dir() else PRIVATE_FILE)
+        sync(path)
+
+
+def _put_back(path: Path, old: Path) -> None:
+    """Rename what was moved aside back, where nothing has taken its place."""
+    if os.path.lexists(path) or not os.path.lexists(old):
+        return
+    try:
+        old.rename(path)
+    except OSError as error:
+        raise StorageError(
+            f"cannot replace {path}: {_reason(error)}. What stood there lies in {old}: move it back."
+        ) from error
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        remove(path)
+
+
+def _refused(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"cannot write {path}: {_reason(error)}. Nothing was changed there.")
+
+
+def _reason(error: OSError) -> str:
+    return str(error.strerror or error)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"{twice[:40]!r} stands twice in one object")
+    return value
+
+
+def _constant(word: str) -> float:
+    raise ValueError(f"{word} is not a number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return value

@@ -1,18 +1,17 @@
-# ruff: noqa: RUF009  (`_option` is `dataclasses.field` with the meaning and limits beside the default)
+# ruff: noqa: RUF009  (`option` is `dataclasses.field` with the meaning and limits beside the default)
 """What an adapter is (`AdapterConfig`) and how one is trained (`TrainConfig`, with the presets)."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from pema.console import note
 from pema.errors import ConfigError
-from pema.owner.contract import PLMDescription
+from pema.owner.contract import Contexts, PLMDescription
+from pema.schema import SEED, check, from_json, known, option
 
 Activation = Literal["none", "gelu"]
 Vocabulary = Literal["full", "seen"]
@@ -22,42 +21,14 @@ Optimizer = Literal["adam", "adamw"]
 Decay = Literal["none", "linear", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
+WIDEST = 1 << 20
+"""Largest rank."""
+
+MOST = 1_000_000
+"""Most epochs, and steps between lines of the log or checkpoints."""
+
 WIDEST_GELU = 6
 """`fit_rank` lets an adapter with an activation be this many times wider than d, at most."""
-
-
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-
-
-def _option(default: Any, help: str, **limits: float) -> Any:  # noqa: ANN401
-    """A field with its meaning and limits beside it: `least`, `most`, `below` (most, itself excluded)."""
-    return field(default=default, metadata={"help": help} | limits)
-
-
-def _check(config: TrainConfig | AdapterConfig) -> None:
-    """Refuse a value of the wrong type, outside its limits or not among its choices."""
-    hints = get_type_hints(type(config))
-    for f in dataclasses.fields(config):
-        value, hint, limits = getattr(config, f.name), hints[f.name], f.metadata
-        if hint == (float | None):
-            if value is None:
-                continue
-            hint = float
-        choices = get_args(hint) if all(isinstance(a, str) for a in get_args(hint)) else ()
-        if choices and value not in choices:
-            raise ConfigError(f"{f.name}={value!r} is not known: choose {' or '.join(choices)}.")
-        if hint is float and isinstance(value, int) and not isinstance(value, bool):
-            object.__setattr__(config, f.name, float(value))
-        elif hint in (int, float, bool, str) and type(value) is not hint:
-            raise ConfigError(f"{f.name}={value!r} must be {_NAMES[hint]}.")
-        if isinstance(value, float) and math.isinf(value):
-            raise ConfigError(f"{f.name}={value} must be finite.")
-        if "least" in limits and not value >= limits["least"]:
-            raise ConfigError(f"{f.name}={value} is too small: it must be at least {limits['least']}.")
-        if "most" in limits and not value <= limits["most"]:
-            raise ConfigError(f"{f.name}={value} is too large: it must be at most {limits['most']}.")
-        if "below" in limits and not value < limits["below"]:
-            raise ConfigError(f"{f.name}={value} is too large: it must be less than {limits['below']}.")
 
 
 def _check_shape(config: TrainConfig | AdapterConfig) -> None:
@@ -96,18 +67,6 @@ def _check_privacy(config: TrainConfig) -> None:
         raise ConfigError(f"clip=0 with dp_epsilon={epsilon}: noise hides only what is clipped. Set clip=1.")
 
 
-def _known(cls: type, values: Mapping[str, Any]) -> None:
-    """Refuse a key that is not a field of `cls`."""
-    names = [f.name for f in dataclasses.fields(cls)]
-    for key in values:
-        if key not in names:
-            near = difflib.get_close_matches(key, names, n=1)
-            raise ConfigError(
-                f"{key!r} is not a setting of {cls.__name__}"
-                + (f": did you mean {near[0]!r}?" if near else f"; it knows {', '.join(names)}.")
-            )
-
-
 @dataclass(frozen=True)
 class TrainConfig:
     """How an adapter is trained: steps 2 and 3 of the method.
@@ -116,57 +75,65 @@ class TrainConfig:
         ConfigError: a value outside its limits, or values that contradict each other.
     """
 
-    rank: int = _option(512, "r, the rows of A.", least=1)
-    kappa: float = _option(
+    rank: int = option(512, "r, the rows of A.", least=1, most=WIDEST)
+    kappa: float = option(
         0.2, "Weight of reconstruction in the joint loss; 1 - kappa goes to prediction.", least=0.0, most=1.0
     )
-    dropout: float = _option(0.2, "Share of the adapter's input that is dropped in training.", least=0.0, below=1.0)
-    init: Init = _option("random", "Start of A: random (the paper), or pca, the principal subspace of the memory.")
-    residual: bool = _option(False, "h_pd = f + B_pd A f, with B_pd zero at the start.")
-    activation: Activation = _option("none", "gelu: h_pd = f + B_pd gelu(A norm(f)); needs residual.")
-    vocabulary: Vocabulary = _option("full", "seen: P_PEMA covers only target tokens that occur in the memory.")
-    reconstruction: Reconstruction = _option(
-        "closed_form", "How B_rct is found: in closed form, or by sgd (the paper)."
+    dropout: float = option(0.2, "Share of the adapter's input that is dropped in training.", least=0.0, below=1.0)
+    init: Init = option("random", "Start of A: random (the paper), or pca, the principal subspace of the memory.")
+    residual: bool = option(False, "h_pd = f + B_pd A f, with B_pd zero at the start.")
+    activation: Activation = option("none", "gelu: h_pd = f + B_pd gelu(A norm(f)); needs residual.")
+    vocabulary: Vocabulary = option("full", "seen: P_PEMA covers only target tokens that occur in the memory.")
+    reconstruction: Reconstruction = option("closed_form", "How B_rct is found: in closed form, or by sgd (the paper).")
+    reconstruction_learning_rate: float = option(
+        1e-3, "Adam's learning rate where reconstruction is sgd.", least=0.0, most=1e3
     )
-    reconstruction_learning_rate: float = _option(1e-3, "Adam's learning rate where reconstruction is sgd.", least=0.0)
-    reconstruction_epochs: int = _option(200, "Most passes over the memory where reconstruction is sgd.", least=1)
-    optimizer: Optimizer = _option("adam", "adam or adamw.")
-    learning_rate: float = _option(1e-3, "Peak learning rate.", least=0.0)
-    weight_decay: float = _option(0.0, "Decoupled weight decay of adamw.", least=0.0)
-    warmup: float = _option(
+    reconstruction_epochs: int = option(
+        200, "Most passes over the memory where reconstruction is sgd.", least=1, most=MOST
+    )
+    optimizer: Optimizer = option("adam", "adam or adamw.")
+    learning_rate: float = option(1e-3, "Peak learning rate.", least=0.0, most=1e3)
+    weight_decay: float = option(0.0, "Decoupled weight decay of adamw.", least=0.0, most=1e3)
+    warmup: float = option(
         0.0, "Share of all steps over which the learning rate rises from zero.", least=0.0, below=1.0
     )
-    decay: Decay = _option("none", "How the learning rate falls to zero after the warm-up: none, linear or cosine.")
-    clip: float = _option(
-        1.0, "Largest norm of the gradient; 0 clips nothing. With dp_epsilon: of one example's gradient.", least=0.0
+    decay: Decay = option("none", "How the learning rate falls to zero after the warm-up: none, linear or cosine.")
+    clip: float = option(
+        1.0,
+        "Largest norm of the gradient; 0 clips nothing. With dp_epsilon: of one example's gradient.",
+        least=0.0,
+        most=1e9,
     )
-    epochs: int = _option(30, "Most passes over the memory.", least=1)
-    batch_size: int = _option(
-        256, "Pairs in a step. With dp_epsilon: examples in a step, on average over the steps.", least=1
+    epochs: int = option(30, "Most passes over the memory.", least=1, most=MOST)
+    batch_size: int = option(
+        256, "Pairs in a step. With dp_epsilon: examples in a step, on average over the steps.", least=1, most=1 << 24
     )
-    dev_fraction: float = _option(
+    dev_fraction: float = option(
         0.1, "Share of the examples held out for early stopping; 0 holds out none.", least=0.0, below=1.0
     )
-    patience: int = _option(3, "Epochs without a lower held-out loss before training stops.", least=1)
-    seed: int = _option(0, "Seed of everything random.", least=0)
-    fit_rank: bool = _option(
+    patience: int = option(3, "Epochs without a lower held-out loss before training stops.", least=1, most=MOST)
+    seed: int = option(0, "Seed of everything random.", least=0, most=SEED)
+    fit_rank: bool = option(
         False, "Reduce the rank to what the PLM's width allows, with a note, instead of refusing it."
     )
-    precision: Precision = _option(
+    precision: Precision = option(
         "auto", "Arithmetic of the matrix products; auto: bfloat16 where the processor has it."
     )
-    device: str = _option("auto", "Where to train; auto: an accelerator where there is one.")
-    checkpoint_every: int = _option(0, "Steps between checkpoints; 0: one per epoch.", least=0)
-    log_every: int = _option(50, "Steps between lines of the log; 0: one per epoch.", least=0)
-    dp_epsilon: float | None = _option(
-        None, "Train with DP-SGD, spending at most this epsilon on an example (docs/private-training.md).", least=0.0
+    device: str = option("auto", "Where to train; auto: an accelerator where there is one.")
+    checkpoint_every: int = option(0, "Steps between checkpoints; 0: one per epoch.", least=0, most=MOST)
+    log_every: int = option(50, "Steps between lines of the log; 0: one per epoch.", least=0, most=MOST)
+    dp_epsilon: float | None = option(
+        None,
+        "Train with DP-SGD, spending at most this epsilon on an example (docs/private-training.md).",
+        least=0.0,
+        most=1e6,
     )
-    dp_delta: float | None = _option(
+    dp_delta: float | None = option(
         None, "The delta of DP-SGD: less than 1 / the number of examples.", least=0.0, below=1.0
     )
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
         _check_shape(self)
         if self.activation == "gelu" and self.kappa > 0:
             raise ConfigError(
@@ -214,10 +181,9 @@ class TrainConfig:
         """The inverse of `to_dict`.
 
         Raises:
-            ConfigError: a key that is not a setting.
+            ConfigError: a key that is not a setting, or a value that cannot be meant.
         """
-        _known(cls, values)
-        return cls(**values)
+        return from_json(cls, values)
 
 
 PRESETS: dict[str, TrainConfig] = {
@@ -260,7 +226,7 @@ def preset(name: str, **changes: Any) -> TrainConfig:  # noqa: ANN401
     """
     if name not in PRESETS:
         raise ConfigError(f"preset {name!r} is not known: choose {' or '.join(PRESETS)}.")
-    _known(TrainConfig, changes)
+    known(TrainConfig, changes)
     if "rank" in changes:
         changes = {"fit_rank": False} | changes
     return dataclasses.replace(PRESETS[name], **changes)
@@ -274,22 +240,22 @@ class AdapterConfig:
         ConfigError: a value outside its limits, or values that contradict each other.
     """
 
-    d: int = _option(dataclasses.MISSING, "Width of the head's input.", least=1)
-    vocabulary_size: int = _option(dataclasses.MISSING, "V, the rows of W_hd.", least=1)
-    rank: int = _option(dataclasses.MISSING, "r, the rows of A.", least=1)
-    residual: bool = _option(False, "h_pd = f + B_pd A f.")
-    activation: Activation = _option("none", "gelu: h_pd = f + B_pd gelu(A norm(f)).")
-    vocabulary: Vocabulary = _option("full", "seen: P_PEMA covers only target tokens that occur in the memory.")
-    plm: PLMDescription | None = _option(None, "The PLM that the memory was built with.")
-    task: str | None = _option(None, "Name of the task.")
-    template: str | None = _option(None, "The prompt template.")
-    contexts: str | None = _option(None, "What follows the prompt in the memory's contexts: teacher or predicted.")
-    training: Mapping[str, Any] = field(
+    d: int = option(help="Width of the head's input.", least=1, most=WIDEST)
+    vocabulary_size: int = option(help="V, the rows of W_hd.", least=1, most=1 << 24)
+    rank: int = option(help="r, the rows of A.", least=1, most=WIDEST)
+    residual: bool = option(False, "h_pd = f + B_pd A f.")
+    activation: Activation = option("none", "gelu: h_pd = f + B_pd gelu(A norm(f)).")
+    vocabulary: Vocabulary = option("full", "seen: P_PEMA covers only target tokens that occur in the memory.")
+    plm: PLMDescription | None = option(None, "The PLM that the memory was built with.")
+    task: str | None = option(None, "Name of the task.", line=True, longest=200)
+    template: str | None = option(None, "The prompt template.")
+    contexts: Contexts | None = option(None, "What follows the prompt in the memory's contexts.")
+    training: Mapping[str, Any] = dataclasses.field(
         default_factory=dict, metadata={"help": "Settings, figures and signature of the training."}
     )
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
         _check_shape(self)
         if self.activation == "none" and self.rank > self.d:
             raise ConfigError(f"rank={self.rank} is larger than d = {self.d}: use a rank of at most {self.d}.")
@@ -309,8 +275,6 @@ class AdapterConfig:
         """The inverse of `to_dict`.
 
         Raises:
-            ConfigError: a key that is not a setting.
+            ConfigError: a key that is not a setting, or a value that cannot be meant.
         """
-        _known(cls, values)
-        plm = values.get("plm")
-        return cls(**{**values, "plm": plm and PLMDescription.from_dict(plm)})
+        return from_json(cls, values)

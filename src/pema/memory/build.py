@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pema import console
 from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError, OwnerError
-from pema.files import TEMPORARY, exclusive, remove
+from pema.files import TEMPORARY, exclusive, recover
 from pema.memory.manifest import FILE, HEAD, Dtype, FileEntry, Input, Manifest, Targets
 from pema.memory.pairing import pair
 from pema.memory.reader import Memory
@@ -116,7 +116,7 @@ def build_memory(
 
 def _begin(wanted: Manifest, output: Path, append: bool) -> Manifest:
     """The manifest that this run starts from: a new one, that of an interrupted run, or a complete one to append to."""
-    leftovers = {FILE + TEMPORARY}
+    leftovers = {FILE + TEMPORARY}  # of a build that was killed while it wrote its first manifest
     if not (output / FILE).exists():
         if append:
             raise ConfigError(f"{output} is not a memory, so nothing can be appended to it: build it without append.")
@@ -147,7 +147,7 @@ def _begin(wanted: Manifest, output: Path, append: bool) -> Manifest:
 
 def _with_head(manifest: Manifest, plm: PLM, output: Path) -> Manifest:
     """Save the head bundle beside the shards, unless it lies there whole, and list its files."""
-    remove((output / HEAD).with_name(HEAD + TEMPORARY))
+    recover(output / HEAD)
 
     def listed() -> tuple[FileEntry, ...]:
         files = sorted(path for path in (output / HEAD).rglob("*") if path.is_file())

@@ -1,0 +1,214 @@
+"""Records whose fields have types and limits: one check for what a caller sets and for what a file says."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import re
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pema.errors import ConfigError
+
+Record = TypeVar("Record")
+
+WHOLE = (1 << 63) - 1
+"""Largest whole number where a field sets no limit of its own: what 64 bits hold."""
+
+SEED = (1 << 32) - 1
+"""Largest seed."""
+
+LONGEST = 1 << 20
+"""Characters of a text, or items of a list, at most, where a field sets no limit of its own."""
+
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "an object"}
+
+
+def option(default: Any = dataclasses.MISSING, help: str = "", **limits: Any) -> Any:  # noqa: ANN401
+    """A field with its meaning and limits beside it.
+
+    Args:
+        default: its default; the field is required where there is none.
+        help: its meaning.
+        limits: of numbers (a list's limits hold for each item) `least`, `above` (itself excluded), `most`, `below`
+            (itself excluded); of texts `line` (True: one printable line that is not empty) and `pattern`; of texts and
+            lists `longest`.
+    """
+    return dataclasses.field(default=default, metadata={"help": help} | limits)
+
+
+def check(record: Any) -> None:  # noqa: ANN401
+    """Refuse a dataclass in which a value has the wrong type, is outside its limits or not among its choices.
+
+    Whole numbers in fields for numbers become floats, lists become tuples. Every number is finite.
+
+    Raises:
+        ConfigError: names the field and its value.
+    """
+    for name, hint, limits, _ in _fields(type(record)):  # type: ignore[arg-type]
+        value = getattr(record, name)
+        checked = _value(name, value, hint, limits)
+        if checked is not value:
+            object.__setattr__(record, name, checked)
+
+
+def from_json(kind: type[Record], values: object, where: str = "") -> Record:
+    """The dataclass that a JSON object describes, nested ones too.
+
+    Args:
+        kind: the dataclass.
+        values: what should be its fields: all that have no default, and no others.
+        where: the place of the object in its file, for the message.
+
+    Raises:
+        ConfigError: names the field and its value.
+    """
+    what = where or "it"
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{what} is {_short(values)}, not an object.")
+    known(kind, values, where)
+    given = {}
+    for name, hint, limits, required in _fields(kind):  # type: ignore[arg-type]
+        place = f"{where}.{name}" if where else name
+        if name in values:
+            given[name] = _value(place, values[name], hint, limits, parse=True)
+        elif required:
+            raise ConfigError(f"{place!r} is missing.")
+    return kind(**given)
+
+
+def require(name: str, value: Any, hint: Any, **limits: Any) -> Any:  # noqa: ANN401
+    """Hold one value to a type and its limits; see `option`.
+
+    Returns:
+        The value, as `check` would store it.
+
+    Raises:
+        ConfigError: names it.
+    """
+    return _value(name, value, hint, limits)
+
+
+def known(kind: type, values: Mapping[str, Any], where: str = "") -> None:
+    """Refuse a key that is not a field of a dataclass.
+
+    Raises:
+        ConfigError: names the key, and the field that it resembles.
+    """
+    names = [f.name for f in dataclasses.fields(kind)]
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1)
+            place = f"{where}.{key}" if where else key
+            raise ConfigError(
+                f"{_short(place)} is not a setting of {kind.__name__}"
+                + (f": did you mean {near[0]!r}?" if near else f"; it knows {', '.join(names)}.")
+            )
+
+
+@functools.cache
+def _fields(kind: type) -> tuple[tuple[str, Any, Mapping[str, Any], bool], ...]:
+    """Name, type, limits, and whether it is required, of every field."""
+    hints = get_type_hints(kind)
+    return tuple(
+        (
+            f.name,
+            hints[f.name],
+            f.metadata,
+            f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING,
+        )
+        for f in dataclasses.fields(kind)
+    )
+
+
+def _value(name: str, value: Any, hint: Any, limits: Mapping[str, Any], parse: bool = False) -> Any:  # noqa: ANN401
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        inner = [each for each in get_args(hint) if each is not type(None)]
+        if value is None and len(inner) < len(get_args(hint)):
+            return None
+        (hint,) = inner
+        origin = get_origin(hint)
+    if origin is Literal:
+        if not isinstance(value, str) or value not in get_args(hint):
+            raise ConfigError(f"{name}={_short(value)} is not known: choose {' or '.join(get_args(hint))}.")
+        return value
+    if origin is tuple:
+        return _items(name, value, get_args(hint)[0], limits, parse)
+    if hint is float and type(value) is int and abs(value) <= WHOLE:
+        value = float(value)
+    if hint in (int, float, bool, str) and type(value) is not hint:
+        raise ConfigError(f"{name}={_short(value)} must be {_NAMES[hint]}.")
+    if hint in (int, float):
+        _number(name, value, limits)
+    elif hint is str:
+        _text(name, value, limits)
+    elif origin in (dict, Mapping) or hint in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{name}={_short(value)} must be {_NAMES[dict]}.")
+    elif dataclasses.is_dataclass(hint) and not isinstance(value, hint):  # type: ignore[arg-type]
+        if not parse:
+            raise ConfigError(f"{name}={_short(value)} must be a {hint.__name__}.")  # type: ignore[union-attr]
+        return from_json(hint, value, name)  # type: ignore[arg-type]
+    return value
+
+
+def _items(name: str, value: Any, hint: Any, limits: Mapping[str, Any], parse: bool) -> tuple[Any, ...]:  # noqa: ANN401
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{name}={_short(value)} must be a list.")
+    if len(value) > limits.get("longest", LONGEST):
+        raise ConfigError(f"{name} has {len(value):,} items, at most {limits.get('longest', LONGEST):,} are meant.")
+    each = {key: limit for key, limit in limits.items() if key != "longest"}
+    items = tuple(_value(f"{name}[{i}]", item, hint, each, parse) for i, item in enumerate(value))
+    return value if isinstance(value, tuple) and all(map(_same, value, items)) else items
+
+
+def _same(one: object, other: object) -> bool:
+    return one is other
+
+
+def _number(name: str, value: float, limits: Mapping[str, Any]) -> None:
+    if not math.isfinite(value):
+        raise ConfigError(f"{name}={value} must be finite.")
+    least = limits.get("least", limits.get("above", -WHOLE))
+    most = limits.get("most", limits.get("below", WHOLE))
+    shown = _short(value)
+    if value < least:
+        raise ConfigError(f"{name}={shown} is too small: it must be at least {least}.")
+    if "above" in limits and value == least:
+        raise ConfigError(f"{name}={shown} is too small: it must be more than {least}.")
+    if value > most or ("below" in limits and value == most):
+        raise ConfigError(
+            f"{name}={shown} is too large: it must be {'less than' if 'below' in limits else 'at most'} {most}."
+        )
+
+
+def _text(name: str, value: str, limits: Mapping[str, Any]) -> None:
+    longest = limits.get("longest", LONGEST)
+    if len(value) > longest:
+        raise ConfigError(f"{name}={_short(value)} has {len(value):,} characters, at most {longest:,} are meant.")
+    if limits.get("line"):
+        if not value or not value.isprintable():
+            raise ConfigError(f"{name}={_short(value)} must be one line of printable characters.")
+    elif not all(
+        char in "\t\n\r" or not (char < " " or "\x7f" <= char <= "\x9f" or "\ud800" <= char <= "\udfff")
+        for char in value
+    ):
+        raise ConfigError(f"{name}={_short(value)} holds control characters: remove them.")
+    if "pattern" in limits and not re.fullmatch(limits["pattern"], value):
+        raise ConfigError(f"{name}={_short(value)} is not of the form {limits['pattern']}.")
+
+
+def _short(value: object) -> str:
+    """A value for a message, its beginning where it is long; nothing in it reaches a terminal as a command."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a number of hundreds of digits"
+    if isinstance(value, str):
+        return repr(value if len(value) <= 80 else f"{value[:77]}...")
+    if isinstance(value, dict | list | tuple | set):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value):,} items"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

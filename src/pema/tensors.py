@@ -1,0 +1,141 @@
+"""Tensors in safetensors files: written with the umask's mode, and known by their header before any is read."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pema.errors import DataError
+from pema.files import open_regular, parse_json
+
+HEADER_BYTES = 1 << 24
+"""Longest header that is read."""
+
+BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+"""Bytes of one entry by the type's name in a header."""
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+ENTRIES_AT_ONCE = 1 << 22
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in its file.
+
+    Attributes:
+        dtype: name of its type, a key of `BYTES`.
+        shape: its shape.
+        start: number of its first byte in the file.
+        stop: number of the byte behind its last one.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of a safetensors file says.
+
+    Attributes:
+        places: the tensors, by name.
+        texts: the file's metadata.
+    """
+
+    places: Mapping[str, Place]
+    texts: Mapping[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of a safetensors file; none of its tensors is read.
+
+    The tensors must fill the file without a gap, and none may reach into another.
+
+    Raises:
+        DataError: it is no such file; the message says why, without the path.
+    """
+    try:
+        with open_regular(path) as descriptor:
+            size = os.fstat(descriptor).st_size
+            length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+            if size < 8 or length > size - 8:
+                raise DataError("its header is longer than the file")
+            if length > HEADER_BYTES:
+                raise DataError(f"its header has {length:,} bytes, more than {HEADER_BYTES:,}")
+            data = os.pread(descriptor, length, 8)
+    except OSError as error:
+        raise DataError(str(error.strerror or error)) from None
+    try:
+        values = parse_json(data, "its header")
+    except DataError as error:
+        raise DataError(str(error).rstrip(".")) from None
+    texts = values.pop("__metadata__", {})
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise DataError("the metadata in its header are not texts")
+    places = {name: _place(name, value, 8 + length) for name, value in values.items()}
+    end = 8 + length
+    for name, place in sorted(places.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if place.start != end:
+            raise DataError(f"the place of {name!r} in it is wrong")
+        end = place.stop
+    if end != size:
+        raise DataError(f"its tensors end at byte {end:,} of {size:,}")
+    return Header(places, texts)
+
+
+def _place(name: str, value: object, base: int) -> Place:
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise DataError(f"its header does not describe {name[:40]!r}")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BYTES:
+        raise DataError(f"{name[:40]!r} in it has an unknown type")
+    for numbers in (shape, offsets):
+        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
+            raise DataError(f"the shape or the place of {name[:40]!r} in it is no list of whole numbers")
+    if len(offsets) != 2 or len(shape) > 8 or offsets[1] - offsets[0] != BYTES[dtype] * math.prod(shape):
+        raise DataError(f"the place of {name[:40]!r} in it is wrong")
+    return Place(dtype, tuple(shape), base + offsets[0], base + offsets[1])
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, texts: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file; to be used in `pema.files.writing`.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, dict(texts or {}) or None)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error)) from error
+    path.chmod(mode)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinite; no second copy of it is made."""
+    return all(bool(torch.isfinite(piece).all()) for piece in torch.split(tensor.reshape(-1), ENTRIES_AT_ONCE))
