@@ -83,7 +83,7 @@ def killed(at, work, behind=False):
         try:
             with failing(at, die, behind):
                 work()
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             os.write(2, f"{error!r}\n".encode())
             os._exit(1)
         os._exit(0)

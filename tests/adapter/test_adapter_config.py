@@ -43,7 +43,7 @@ def test_train_config_survives_json(name):
         ({"rank": 2.5}, "rank=2.5 must be a whole number"),
         ({"rank": True}, "rank=True must be a whole number"),
         ({"kappa": 1.5}, "kappa=1.5 is too large: it must be at most 1"),
-        ({"kappa": float("nan")}, "kappa=nan is too small"),
+        ({"kappa": float("nan")}, "kappa=nan must be finite"),
         ({"kappa": "0.2"}, "kappa='0.2' must be a number"),
         ({"dropout": 1.0}, "dropout=1.0 is too large: it must be less than 1"),
         ({"init": "zeros"}, "init='zeros' is not known: choose random or pca"),

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009  (`option` is `dataclasses.field` with the limits beside the field)
 """The boundary between the PLM owner and the data owner: all that the rest of the package knows of a PLM.
 
 A PLM can describe itself, hand out its head, represent contexts, and open a decoding session. Whatever stands to the
@@ -7,10 +8,11 @@ right of this room sees this type only, so a model in the process and one across
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pema.errors import ConfigError, MismatchError
+from pema.errors import MismatchError
+from pema.schema import check, from_json, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,19 +28,6 @@ Contexts = Literal["teacher", "predicted"]
 
 STEP_BUCKET = 8
 """`predicted` contexts are asked for in multiples of this many steps: a target's length stays the data owner's."""
-
-
-_MOST = {
-    "d": 1 << 20,
-    "d_tap": 1 << 20,
-    "vocabulary_size": 1 << 24,
-    "max_length": 1 << 30,
-    "parameters": 1 << 50,
-}
-"""Bounds on a description, far above every PLM: what is larger was made to exhaust its reader's memory."""
-
-_TEXT, _EOS_TOKENS = 512, 4096
-"""Bounds on the characters of a text, and on the tokens that end a sequence."""
 
 
 def padded(steps: int, bucket: int = STEP_BUCKET) -> int:
@@ -65,47 +54,36 @@ class PLMDescription:
         parameters: number of weights.
     """
 
-    name: str
-    architecture: str
-    fingerprint: str
-    tokenizer_fingerprint: str
-    head_fingerprint: str
-    d: int
-    d_tap: int
-    vocabulary_size: int
-    tap: Tap
-    max_length: int
-    eos_token_ids: tuple[int, ...]
-    parameters: int
+    # Bounds far above every PLM: what is larger was made to exhaust its reader's memory. Texts are printed to
+    # terminals, where a control character is obeyed.
+    name: str = option(line=True, longest=512)
+    architecture: str = option(line=True, longest=512)
+    fingerprint: str = option(line=True, longest=512)
+    tokenizer_fingerprint: str = option(line=True, longest=512)
+    head_fingerprint: str = option(line=True, longest=512)
+    d: int = option(least=1, most=1 << 20)
+    d_tap: int = option(least=1, most=1 << 20)
+    vocabulary_size: int = option(least=1, most=1 << 24)
+    tap: Tap = option()
+    max_length: int = option(least=1, most=1 << 30)
+    eos_token_ids: tuple[int, ...] = option(least=0, most=1 << 24, longest=4096)
+    parameters: int = option(least=1, most=1 << 50)
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
         return asdict(self) | {"eos_token_ids": list(self.eos_token_ids)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> PLMDescription:
+    def from_dict(cls, values: object) -> PLMDescription:
         """The inverse of `to_dict`, for values that another party wrote.
 
         Raises:
-            ConfigError: a value that no PLM has; names it.
+            ConfigError: a value that no PLM has, or a field too few or too many; names it.
         """
-        names = [field.name for field in fields(cls)]
-        if not isinstance(values, dict) or sorted(values) != sorted(names):
-            raise ConfigError(f"the description of a PLM holds {', '.join(names)}, and nothing else.")
-        for name, value in values.items():
-            if name in _MOST:
-                valid = type(value) is int and 1 <= value <= _MOST[name]
-            elif name == "eos_token_ids":
-                valid = isinstance(value, list | tuple) and len(value) <= _EOS_TOKENS
-                valid = valid and all(type(token) is int and 0 <= token < _MOST["vocabulary_size"] for token in value)
-            elif name == "tap":
-                valid = value in get_args(Tap)
-            else:
-                # It is printed to terminals, where a control character is obeyed.
-                valid = isinstance(value, str) and 1 <= len(value) <= _TEXT and value.isprintable()
-            if not valid:
-                raise ConfigError(f"the description of a PLM has {name}={ascii(value)[:80]}, which no PLM has.")
-        return cls(**{**values, "eos_token_ids": tuple(values["eos_token_ids"])})
+        return from_json(cls, values, "plm")
 
     def require_same(self, other: PLMDescription, what: str) -> None:
         """Refuse `other` unless it is this PLM with this tokenizer, head and tap.
