@@ -27,6 +27,9 @@ WIDEST = 1 << 20
 MOST = 1_000_000
 """Most epochs, and steps between lines of the log or checkpoints."""
 
+LARGEST = 1e38
+"""Largest learning rate: what float32 holds. Training with one that is too large ends where it diverges."""
+
 WIDEST_GELU = 6
 """`fit_rank` lets an adapter with an activation be this many times wider than d, at most."""
 
@@ -92,7 +95,7 @@ class TrainConfig:
         200, "Most passes over the memory where reconstruction is sgd.", least=1, most=MOST
     )
     optimizer: Optimizer = option("adam", "adam or adamw.")
-    learning_rate: float = option(1e-3, "Peak learning rate.", least=0.0, most=1e3)
+    learning_rate: float = option(1e-3, "Peak learning rate.", least=0.0, most=LARGEST)
     weight_decay: float = option(0.0, "Decoupled weight decay of adamw.", least=0.0, most=1e3)
     warmup: float = option(
         0.0, "Share of all steps over which the learning rate rises from zero.", least=0.0, below=1.0
