@@ -41,14 +41,14 @@ class Dying:
         self.start()
         plain, seen = Connection.request, []
 
-        def request(connection, method, where, body=None):
+        def request(connection, method, where, body=None, **bounds):
             if path in where:
                 seen.append(where)
                 if len(seen) == number:
                     self.process.send_signal(signal.SIGKILL)
                     self.process.wait(PATIENCE)
                     threading.Thread(target=self.start).start()
-            return plain(connection, method, where, body)
+            return plain(connection, method, where, body, **bounds)
 
         monkeypatch.setattr(Connection, "request", request)
         monkeypatch.setenv("PEMA_API_KEY", KEYS["acme"])

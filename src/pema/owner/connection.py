@@ -1,4 +1,7 @@
-"""A connection to a PLM owner's server: one pool, retries with back-off, errors that say what to do."""
+"""A connection to a PLM owner's server: one pool, retries with back-off, bounds, errors that say what to do.
+
+The server is another party: what it sends is bounded before it is kept, and nothing of it is obeyed.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import json
 import logging
 import os
 import random
+import ssl
 import time
 from typing import Any
 
@@ -20,8 +24,14 @@ logger = logging.getLogger(__name__)
 KEY = "PEMA_API_KEY"
 """Environment variable that holds the API key: an option would show in the list of processes."""
 
+SMALL_ANSWER = 1 << 20
+"""Bytes of an answer whose size the request does not tell."""
+
 _AGAIN = (429, 502, 503, 504)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0
+_ERROR_BYTES = 1 << 16
+_SLOWEST = 1 << 14
+"""Bytes a second below which an answer counts as never coming, once the timeout is used up."""
 
 
 class LostSessionError(OwnerError):
@@ -50,8 +60,10 @@ class Connection:
         self.url = url.rstrip("/")
         _require_private(self.url)
         key = key or os.environ.get(KEY)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._patience = patience
+        if key and not (key.isascii() and key.isprintable()):
+            raise ConfigError(f"the API key holds characters that no key has: check {KEY}.")
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self._patience, self._timeout = patience, timeout
         self._client = httpx2.Client(
             base_url=self.url,
             headers=headers,
@@ -61,15 +73,20 @@ class Connection:
             follow_redirects=False,
         )
 
-    def get(self, path: str) -> Any:  # noqa: ANN401
-        """The JSON that lies at `path`."""
-        return _json(self.request("GET", path), f"GET {self.url}{path}")
+    def get(self, path: str, *, most: int = SMALL_ANSWER) -> Any:  # noqa: ANN401
+        """The JSON that lies at `path`, of at most `most` bytes."""
+        where = f"GET {self.url}{path}"
+        try:
+            return json.loads(self.request("GET", path, most=most))
+        except (ValueError, RecursionError) as error:
+            raise OwnerError(f"{where} answered with something that is no JSON: is a pema server there?") from error
 
-    def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx2.Response:
-        """Send one request and wait for its answer.
+    def request(self, method: str, path: str, body: dict[str, Any] | None = None, *, most: int = SMALL_ANSWER) -> bytes:
+        """Send one request and wait for its answer: the body, of at most `most` bytes.
 
         Raises:
-            OwnerError: the server cannot be reached, or refuses; the message names the request and what it said.
+            OwnerError: the server cannot be reached, refuses, or sends more; the message names the request and what it
+                said.
             DataError: the server does not accept what was sent.
             LostSessionError: the decoding session is gone.
         """
@@ -79,13 +96,21 @@ class Connection:
             attempts += 1
             wait = pause * random.uniform(0.5, 1.0)
             try:
-                response = self._client.request(method, path, json=body)
+                with self._client.stream(method, path, json=body) as response:
+                    bound = most if response.is_success else _ERROR_BYTES
+                    content = self._read(response, bound, where)
             except httpx2.TransportError as error:
-                reason = f"it cannot be reached ({type(error).__name__}: {error})"
+                _require_passing(error, where)
+                reason = f"it cannot be reached ({type(error).__name__}: {_plain(str(error))})"
+            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+                raise OwnerError(
+                    f"{where} got no usable answer ({type(error).__name__}: {_plain(str(error))})."
+                ) from error
             else:
                 if response.status_code not in _AGAIN:
-                    return _accept(response, where)
-                reason = _said(response)[1]
+                    _require_success(response.status_code, content, where)
+                    return content
+                reason = _said(content)[1]
                 with contextlib.suppress(KeyError, ValueError):
                     wait = max(wait, float(response.headers["retry-after"]))
             if time.monotonic() + wait - started > self._patience:
@@ -97,40 +122,78 @@ class Connection:
             time.sleep(wait)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
+    def _read(self, response: httpx2.Response, most: int, where: str) -> bytes:
+        """The body, while it comes: neither larger than `most` nor slower than `_SLOWEST`."""
+        # A compressed body of a megabyte can be a gigabyte.
+        encoding = response.headers.get("content-encoding", "identity")
+        if encoding.lower() != "identity":
+            raise OwnerError(f"{where} was answered in the encoding {_plain(encoding)!r}, which was not asked for.")
+        declared = response.headers.get("content-length", "")
+        if declared.isdecimal() and len(declared) < 20 and int(declared) > most:
+            raise OwnerError(f"{where} was answered with {int(declared):,} bytes, at most {most:,} belong there.")
+        content, began = bytearray(), time.monotonic()
+        for chunk in response.iter_bytes():
+            content += chunk
+            if len(content) > most:
+                raise OwnerError(f"{where} was answered with over {most:,} bytes, which is more than belongs there.")
+            if time.monotonic() - began > self._timeout + len(content) / _SLOWEST:
+                raise OwnerError(
+                    f"{where} was answered too slowly: {len(content):,} bytes in {time.monotonic() - began:.0f} s."
+                )
+        return bytes(content)
+
     def close(self) -> None:
         """Close the pool."""
         self._client.close()
 
 
-def _accept(response: httpx2.Response, where: str) -> httpx2.Response:
-    if response.is_success:
-        return response
-    code, said = _said(response)
-    message = f"{where}: the server refused with {response.status_code}: {said}"
-    if response.status_code in (404, 410) and code in ("session_expired", "unknown_session"):
+def _require_passing(error: httpx2.TransportError, where: str) -> None:
+    """Refuse at once what no patience mends."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise OwnerError(
+                f"{where}: the server's certificate is not trusted ({cause.verify_message}). Check the address, or "
+                "name the authority that signed it in SSL_CERT_FILE."
+            ) from error
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            raise OwnerError(
+                f"{where}: no secure connection comes about ({cause.reason or type(cause).__name__}). Check that the "
+                "server speaks https at this port."
+            ) from error
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, httpx2.LocalProtocolError | httpx2.UnsupportedProtocol):
+        raise OwnerError(f"{where} cannot be sent: {_plain(str(error))}.") from error
+
+
+def _require_success(status: int, content: bytes, where: str) -> None:
+    if 200 <= status < 300:
+        return
+    code, said = _said(content)
+    message = f"{where}: the server refused with {status}: {said}"
+    if status in (404, 410) and code in ("session_expired", "unknown_session"):
         raise LostSessionError(message)
-    if response.status_code in (401, 403):
-        remedy = f" Set {KEY} to a key that the owner gave you." if response.status_code == 401 else ""
+    if status in (401, 403):
+        remedy = f" Set {KEY} to a key that the owner gave you." if status == 401 else ""
         raise OwnerError(message + remedy)
-    if response.status_code in (400, 413, 422):
+    if status in (400, 413, 422):
         raise DataError(message)
     raise OwnerError(message)
 
 
-def _said(response: httpx2.Response) -> tuple[str, str]:
-    """The code and the words of an error's body, whoever wrote it."""
+def _said(content: bytes) -> tuple[str, str]:
+    """The code and the words of an error's body, whoever wrote it, fit for a terminal."""
     try:
-        error = response.json()["error"]
-        return str(error["code"]), " ".join(filter(None, (str(error["message"]), str(error.get("remedy") or ""))))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return "", f"{response.text[:200]!r}"
+        error = json.loads(content)["error"]
+        words = " ".join(filter(None, (str(error["message"]), str(error.get("remedy") or ""))))
+        return _plain(str(error["code"])), _plain(words)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "", f"{_plain(content[:200].decode('utf-8', 'replace'))!r}"
 
 
-def _json(response: httpx2.Response, where: str) -> Any:  # noqa: ANN401
-    try:
-        return response.json()
-    except json.JSONDecodeError as error:
-        raise OwnerError(f"{where} answered with something that is no JSON: is a pema server there?") from error
+def _plain(text: str, most: int = 600) -> str:
+    """Text of another party without what a terminal obeys, and of bounded length."""
+    return "".join(char if char.isprintable() else "?" for char in text[:most])
 
 
 def _require_private(url: str) -> None:

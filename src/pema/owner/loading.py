@@ -68,7 +68,7 @@ def load(
         ConfigError: a `dtype` that is none.
     """
     place, called = resolve(name)
-    common = {} if revision is None else {"revision": revision}
+    common = _common(revision)
     options: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     wanted = _dtype(dtype, device_map)
     try:
@@ -104,7 +104,7 @@ def load_as(
     Raises:
         OwnerError: either cannot be loaded, or the checkpoint lacks weights.
     """
-    common = {} if revision is None else {"revision": revision}
+    common = _common(revision)
     try:
         model, info = kind.from_pretrained(place, output_loading_info=True, **options, **common)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError and safetensors' own.
@@ -120,6 +120,11 @@ def load_as(
     except Exception as error:
         raise OwnerError(f"the tokenizer of {called} cannot be loaded: {_first_line(error)}") from error
     return model.eval(), tokenizer
+
+
+def _common(revision: str | None) -> dict[str, Any]:
+    # Said, because a library that is not told asks on the terminal, and code that comes with weights is not run here.
+    return {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
 
 
 def name_of(model: PreTrainedModel) -> str:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pema.errors import ConfigError, DataError, MismatchError, OwnerError
+from pema.errors import ConfigError, DataError, OwnerError
 from pema.owner.batching import length_batches
-from pema.owner.connection import Connection
-from pema.owner.contract import PLMDescription, Represented, Tap, padded
+from pema.owner.connection import SMALL_ANSWER, Connection
+from pema.owner.contract import Contexts, PLMDescription, Represented, Tap, padded
 from pema.owner.head import Head
-from pema.owner.loading import tokenizer_fingerprint
+from pema.owner.received import TOKENIZER_BYTES, head_bytes, load_head, load_tokenizer
 from pema.owner.remote_session import RemoteSession
 from pema.owner.session_model import SessionModel
 from pema.owner.wire import VERSION, WireDtype, unpack
@@ -33,7 +30,9 @@ class RemotePLM:
     """A frozen causal language model on its owner's server.
 
     What crosses to the server: prompts, and in `teacher` mode whole sequences; while generating, the chosen tokens. In
-    `predicted` mode no target crosses, and the number of steps asked for is rounded up to the server's bucket.
+    `predicted` mode no target crosses, and the number of steps asked for is rounded up to `contract.STEP_BUCKET`,
+    whatever the server says. Contexts of a mode that the server does not give to this key are refused here, before
+    anything of them has crossed.
 
     Attributes:
         dtype: precision of the representations that cross.
@@ -46,15 +45,24 @@ class RemotePLM:
             raise ConfigError(f"dtype {dtype!r} cannot cross: use {', '.join(get_args(WireDtype))}.")
         self.dtype = dtype
         self._connection = connection or Connection(url)
-        self._about = self._connection.get("/v1/plm")
+        about = self._connection.get("/v1/plm")
         where = self._connection.url
-        if not isinstance(self._about, dict) or self._about.get("wire") != VERSION:
-            found = self._about.get("wire") if isinstance(self._about, dict) else None
+        if not isinstance(about, dict) or about.get("wire") != VERSION:
+            said = about.get("wire") if isinstance(about, dict) else None
             raise OwnerError(
-                f"{where} speaks version {found} of the protocol, this is version {VERSION}: use the same pema."
+                f"{where} speaks version {ascii(said)[:40]} of the protocol, this is version {VERSION}: use the same "
+                "pema."
             )
-        self._description = PLMDescription.from_dict(self._about["description"])
-        self._limits: dict[str, int] = self._about["limits"]
+        try:
+            self._description = PLMDescription.from_dict(about["description"])
+            self._contexts, self._head_form = list(about["contexts"]), str(about["head"])
+            self._batch_tokens, self._batch_sequences = (
+                int(about["limits"][name]) for name in ("batch_tokens", "batch_sequences")
+            )
+            if self._batch_tokens < 1 or self._batch_sequences < 1:
+                raise ConfigError("its limits let no request through.")
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise OwnerError(f"{where} does not describe its PLM as a pema server does: {str(error)!a}") from error
         if self._description.tap != tap:
             raise ConfigError(f"{where} reads representations at tap {self._description.tap!r}, not at {tap!r}.")
 
@@ -68,33 +76,23 @@ class RemotePLM:
         """The PLM's tokenizer.
 
         Raises:
-            MismatchError: what the server sent is not the tokenizer that it describes.
+            OwnerError: what the server sent is no tokenizer.
+            MismatchError: it is not the one that the server describes.
         """
-        files = self._connection.get("/v1/tokenizer")["files"]
-        with tempfile.TemporaryDirectory(prefix="pema-tokenizer-") as folder:
-            for name, text in files.items():
-                if Path(name).name != name:
-                    raise OwnerError(f"{self._connection.url} sent a tokenizer file of the name {name!r}: refused.")
-                (Path(folder) / name).write_text(text, encoding="utf-8")
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        if tokenizer_fingerprint(tokenizer) != self._description.tokenizer_fingerprint:
-            raise MismatchError(f"{self._connection.url} sent another tokenizer than the one that it describes.")
-        return tokenizer
+        files = self._connection.get("/v1/tokenizer", most=TOKENIZER_BYTES)
+        return load_tokenizer(files, self._description, self._connection.url)
 
     @cached_property
     def _head(self) -> Head:
-        tensors, texts = unpack(self._connection.request("GET", "/v1/head").content)
-        # A masked head's fingerprint is the owner's word: it cannot be computed from the tensors.
-        head = Head.of(tensors, json.loads(texts["settings"]), texts["fingerprint"])
-        if head.fingerprint != self._description.head_fingerprint:
-            raise MismatchError(f"{self._connection.url} sent another LM head than the one that it describes.")
-        return head
+        content = self._connection.request("GET", "/v1/head", most=head_bytes(self._description))
+        tensors, texts = unpack(content)
+        return load_head(tensors, texts, self._description, self._head_form, self._connection.url)
 
     def head(self) -> Head:
         """The head bundle that the owner hands out.
 
         Raises:
-            OwnerError: the owner's policy keeps it.
+            OwnerError: the owner's policy keeps it, or what the server sent is no head.
             MismatchError: what the server sent is not the head that it describes.
         """
         return self._head
@@ -107,36 +105,54 @@ class RemotePLM:
     def represent(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 8192
     ) -> Iterator[Represented]:
-        """`teacher` contexts; see `contract.PLM.represent`."""
+        """`teacher` contexts; see `contract.PLM.represent`.
+
+        Raises:
+            OwnerError: the server does not give them to this key; no sequence has crossed.
+        """
+        self._require("teacher")
 
         def body(batch: list[int]) -> dict[str, Any]:
             return {"sequences": [list(sequences[i]) for i in batch], "starts": [starts[i] for i in batch]}
 
-        def counts(i: int) -> int:
-            return len(sequences[i]) - starts[i]
-
-        yield from self._ask("/v1/represent", body, [len(s) for s in sequences], batch_tokens, counts)
+        counts = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
+        yield from self._ask("/v1/represent", body, [len(s) for s in sequences], batch_tokens, counts, counts)
 
     def predict(
         self, prompts: Sequence[Sequence[int]], steps: Sequence[int], *, batch_tokens: int = 8192
     ) -> Iterator[Represented]:
-        """`predicted` contexts; see `contract.PLM.predict`."""
-        bucket = self._limits["predict_bucket"]
-        rooms = [self._description.max_length - len(prompt) for prompt in prompts]
-        asked = [n if n > room else min(padded(n, bucket), room) for n, room in zip(steps, rooms, strict=True)]
+        """`predicted` contexts; see `contract.PLM.predict`.
+
+        Raises:
+            OwnerError: the server does not give them to this key; no prompt has crossed.
+        """
+        self._require("predicted")
+        asked = []
+        for i, (prompt, count) in enumerate(zip(prompts, steps, strict=True)):
+            room = self._description.max_length - len(prompt)
+            if not 1 <= count <= room:
+                raise DataError(
+                    f"prompt {i} has {len(prompt)} tokens and {count} steps, the PLM's context window holds "
+                    f"{self._description.max_length}: shorten the prompt or ask for fewer steps."
+                )
+            asked.append(min(padded(count), room))
 
         def body(batch: list[int]) -> dict[str, Any]:
             return {"prompts": [list(prompts[i]) for i in batch], "steps": [asked[i] for i in batch]}
 
-        def counts(i: int) -> int:
-            return steps[i]
-
         lengths = [len(prompt) + n for prompt, n in zip(prompts, asked, strict=True)]
-        yield from self._ask("/v1/predict", body, lengths, batch_tokens, counts)
+        yield from self._ask("/v1/predict", body, lengths, batch_tokens, asked, steps)
 
     def open_session(self, prompts: Sequence[Sequence[int]]) -> RemoteSession:
         """See `contract.PLM.open_session`."""
         return RemoteSession(self._connection, prompts, self.dtype, self._description)
+
+    def _require(self, mode: Contexts) -> None:
+        if mode not in self._contexts:
+            raise OwnerError(
+                f"{self._connection.url} does not give {mode} contexts to this key, so nothing was sent: use "
+                f"{' or '.join(map(ascii, self._contexts)) or 'another key'}."
+            )
 
     def _ask(
         self,
@@ -144,16 +160,32 @@ class RemotePLM:
         body: Callable[[list[int]], dict[str, Any]],
         lengths: Sequence[int],
         batch_tokens: int,
-        most: Callable[[int], int],
+        asked: Sequence[int],
+        wanted: Sequence[int],
     ) -> Iterator[Represented]:
-        """Send batches of nearly equal length, a few at a time, and yield their answers in turn."""
-        tokens = min(batch_tokens, self._limits["batch_tokens"])
-        rows = self._limits["batch_sequences"]
+        """Send batches of nearly equal length, a few at a time, and yield their answers in turn.
+
+        Args:
+            path: of the endpoint.
+            body: the request for some of the contexts.
+            lengths: tokens that each takes.
+            batch_tokens: tokens in one request.
+            asked: contexts that the server is asked for, for each.
+            wanted: how many of them are handed on: what the bucket has added is cut off again.
+        """
+        tokens, rows = min(batch_tokens, self._batch_tokens), self._batch_sequences
         batches = [batch[k : k + rows] for batch in length_batches(lengths, tokens) for k in range(0, len(batch), rows)]
+        row_bytes = self._description.d_tap * getattr(torch, self.dtype).itemsize + 8
 
         def send(batch: list[int]) -> list[Represented]:
-            response = self._connection.request("POST", path, body(batch) | {"dtype": self.dtype})
-            return self._answers(response.content, batch, most, path)
+            most = row_bytes * sum(asked[i] for i in batch) + 8 * len(batch) + SMALL_ANSWER
+            content = self._connection.request("POST", path, body(batch) | {"dtype": self.dtype}, most=most)
+            parts = self._answers(content, [asked[i] for i in batch], path)
+            # Clones, so that a part that is kept does not keep the whole answer.
+            return [
+                Represented(i, f[: wanted[i]].clone(), None if words is None else words[: wanted[i]].clone())
+                for i, (f, words) in zip(batch, parts, strict=True)
+            ]
 
         with ThreadPoolExecutor(IN_FLIGHT, "pema-client") as pool:
             waiting: deque[Future[list[Represented]]] = deque()
@@ -168,28 +200,37 @@ class RemotePLM:
                 for future in waiting:
                     future.cancel()
 
-    def _answers(self, content: bytes, batch: list[int], most: Callable[[int], int], path: str) -> list[Represented]:
+    def _answers(self, content: bytes, asked: list[int], path: str) -> list[tuple[Tensor, Tensor | None]]:
+        """Representations and generated tokens, for each sequence of a request."""
         where = f"{self._connection.url}{path}"
         tensors, _ = unpack(content)
-        try:
-            f, counts = tensors["representations"], cast("list[int]", tensors["counts"].tolist())
-            parts = torch.split(f, counts)
-            words: Sequence[Tensor | None] = [None] * len(batch)
-            if "generated" in tensors:
-                words = torch.split(tensors["generated"], counts)
-        except (KeyError, RuntimeError) as error:
-            raise OwnerError(f"{where} answered with tensors that do not fit together: {error}.") from error
-        if len(counts) != len(batch) or f.ndim != 2 or f.shape[1] != self._description.d_tap:
+        predicted = path == "/v1/predict"
+        names = {"representations", "counts"} | ({"generated"} if predicted else set())
+        if set(tensors) != names:
             raise OwnerError(
-                f"{where} answered {len(counts)} sequences of shape {tuple(f.shape)}, asked were {len(batch)} of width "
-                f"{self._description.d_tap}."
+                f"{where} answered with {ascii(sorted(tensors))[:200]}, expected {', '.join(sorted(names))}."
             )
+        f, counts = tensors["representations"], tensors["counts"]
+        words = tensors.get("generated")
+        fits = counts.dtype == torch.int64 and counts.shape == (len(asked),)
+        if fits:
+            most = torch.tensor(asked)
+            fits = bool(((counts >= 1) & (counts <= most) if predicted else counts == most).all())
+        total = int(counts.sum()) if fits else 0
+        width = self._description.d_tap
+        if not fits or f.shape != (total, width) or f.dtype != getattr(torch, self.dtype):
+            raise OwnerError(
+                f"{where} answered with representations of shape {tuple(f.shape)} in {f.dtype} for {len(asked)} "
+                f"sequences; asked for were at most {sum(asked)} of width {width} in {self.dtype}."
+            )
+        if words is not None:
+            fits = words.dtype == torch.int64 and words.shape == (total,)
+            if not fits or not bool(((words >= 0) & (words < self._description.vocabulary_size)).all()):
+                raise OwnerError(f"{where} answered with generated tokens that the PLM does not have, or not one each.")
         if not bool(f.isfinite().all()):
             raise DataError(
                 f"{where} sent representations that are not finite in {self.dtype}: ask for float32 or bfloat16."
             )
-        # What the bucket has added to the steps is cut off again.
-        return [
-            Represented(i, part[: most(i)].clone(), None if word is None else word[: most(i)].clone())
-            for i, part, word in zip(batch, parts, words, strict=True)
-        ]
+        split = cast("list[int]", counts.tolist())
+        parts: Sequence[Tensor | None] = [None] * len(asked) if words is None else torch.split(words, split)
+        return list(zip(torch.split(f, split), parts, strict=True))

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from pema.errors import DataError, OwnerError
-from pema.owner.connection import Connection, LostSessionError
+from pema.owner.connection import SMALL_ANSWER, Connection, LostSessionError
 from pema.owner.contract import PLMDescription
 from pema.owner.wire import WireDtype, unpack
 
 logger = logging.getLogger(__name__)
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""A session's name becomes part of an address."""
 
 
 class RemoteSession:
@@ -50,14 +54,14 @@ class RemoteSession:
         path = f"/v1/sessions/{self._id}/advance"
         rows = range(len(self._contexts)) if parents is None else parents
         try:
-            response = self._connection.request("POST", path, body)
+            content = self._connection.request("POST", path, body, most=self._most(len(tokens)))
         except LostSessionError as error:
             logger.warning("%s Opening it again with %d contexts.", error, len(tokens))
             contexts = [[*self._contexts[row], token] for row, token in zip(rows, tokens, strict=True)]
             self._contexts = contexts
             self._representations = self._open()
             return
-        self._representations = self._read(response.content, len(tokens))[0]
+        self._representations = self._read(content, len(tokens))[0]
         self._contexts = [[*self._contexts[row], token] for row, token in zip(rows, tokens, strict=True)]
         self._step += 1
 
@@ -69,20 +73,27 @@ class RemoteSession:
             self._id = None
 
     def _open(self) -> Tensor:
-        response = self._connection.request("POST", "/v1/sessions", {"prompts": self._contexts, "dtype": self._dtype})
-        found, texts = self._read(response.content, len(self._contexts))
-        if "session" not in texts:
-            raise OwnerError(f"{self._connection.url} opened a session without saying its name.")
-        self._id, self._step = texts["session"], 0
-        return found
+        rows = len(self._contexts)
+        body = {"prompts": self._contexts, "dtype": self._dtype}
+        f, texts = self._read(self._connection.request("POST", "/v1/sessions", body, most=self._most(rows)), rows)
+        name = texts.get("session", "")
+        if not _NAME.fullmatch(name):
+            raise OwnerError(f"{self._connection.url} opened a session without saying a name that one can have.")
+        self._id, self._step = name, 0
+        return f
+
+    def _most(self, rows: int) -> int:
+        return 4 * rows * self._description.d_tap + SMALL_ANSWER
 
     def _read(self, content: bytes, rows: int) -> tuple[Tensor, dict[str, str]]:
         tensors, texts = unpack(content)
-        found = tensors.get("representations")
-        if found is None or tuple(found.shape) != (rows, self._description.d_tap):
-            shape = None if found is None else tuple(found.shape)
+        f, where = tensors.get("representations"), self._connection.url
+        shape, dtype = (rows, self._description.d_tap), getattr(torch, self._dtype)
+        if f is None or len(tensors) != 1 or f.shape != shape or f.dtype != dtype:
+            answered = None if f is None else f"{tuple(f.shape)} in {f.dtype}"
             raise OwnerError(
-                f"{self._connection.url} answered a step with representations of shape {shape}, expected "
-                f"({rows}, {self._description.d_tap})."
+                f"{where} answered a step with representations of shape {answered}, expected {shape} in {dtype}."
             )
-        return found, texts
+        if not bool(f.isfinite().all()):
+            raise DataError(f"{where} sent representations that are not finite in {self._dtype}: ask for float32.")
+        return f, texts

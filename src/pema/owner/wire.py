@@ -40,7 +40,17 @@ def unpack(body: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = load(body)
         (size,) = struct.unpack_from("<Q", body)
         texts = json.loads(body[8 : 8 + size]).get("__metadata__", {})
-    except (SafetensorError, struct.error, ValueError, AttributeError, TypeError, KeyError) as error:
+    except (
+        # What a library says of bytes that somebody made up differs with the byte.
+        SafetensorError,
+        struct.error,
+        ValueError,
+        AttributeError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        OverflowError,
+    ) as error:
         raise DataError(f"{len(body):,} bytes that should carry tensors are no safetensors file: {error}.") from error
     return tensors, texts
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from pema.errors import OwnerError
+from pema.owner.received import TOKENIZER_FILES, kept_settings
 
 
 def tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
@@ -24,11 +25,8 @@ def tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
         )
     with tempfile.TemporaryDirectory(prefix="pema-tokenizer-") as folder:
         tokenizer.save_pretrained(folder)
-        files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).glob("*.*"))}
-    if "tokenizer_config.json" in files:
-        settings = json.loads(files["tokenizer_config.json"])
-        # Where the owner keeps it is the owner's business, and code is not handed out.
-        for name in ("name_or_path", "tokenizer_file", "auto_map"):
-            settings.pop(name, None)
-        files["tokenizer_config.json"] = json.dumps(settings, ensure_ascii=False)
-    return files
+        there = [Path(folder) / name for name in TOKENIZER_FILES if (Path(folder) / name).is_file()]
+        files = {path.name: path.read_text(encoding="utf-8") for path in there}
+    # Where the owner keeps it is the owner's business, and code is not handed out.
+    settings = kept_settings(json.loads(files.get("tokenizer_config.json", "{}")))
+    return files | {"tokenizer_config.json": json.dumps(settings, ensure_ascii=False)}

@@ -1,0 +1,165 @@
+"""What a PLM owner's server sends, checked before anything is made of it.
+
+The server is another party. Nothing that it sends is executed, no file of it is written under a name that it chose,
+and every value is one that the request can have been answered with.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from pema.errors import ConfigError, MismatchError, OwnerError
+from pema.owner.contract import PLMDescription
+from pema.owner.head import Head, digest_tensors
+from pema.owner.loading import tokenizer_fingerprint
+
+TOKENIZER_BYTES = 1 << 28
+"""Most bytes of a tokenizer's files together; the largest of today's take 40 MB."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+"""What a fast tokenizer consists of: data, all of it."""
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+_SETTINGS = (
+    "add_prefix_space",
+    "added_tokens_decoder",
+    "chat_template",
+    "clean_up_tokenization_spaces",
+    "errors",
+    "extra_special_tokens",
+    "additional_special_tokens",
+    "legacy",
+    "model_input_names",
+    "model_max_length",
+    "model_specific_special_tokens",
+    "padding_side",
+    "split_special_tokens",
+    "truncation_side",
+)
+"""Settings of tokenizer_config.json that are data, beside those whose names end in _token. Others name classes, code or
+files (`auto_map`, `tokenizer_class`, `init_inputs`, `gguf_file`, ...), and files of this machine are none of theirs."""
+
+
+def kept_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a tokenizer_config.json that are data."""
+    return {name: value for name, value in settings.items() if name in _SETTINGS or name.endswith("_token")}
+
+
+def load_tokenizer(files: object, description: PLMDescription, where: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that `where` sent as text files.
+
+    Raises:
+        OwnerError: they are no tokenizer, or hold what a tokenizer has no use for.
+        MismatchError: it is not the one that the description names.
+    """
+    texts = files.get("files") if isinstance(files, dict) else None
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise OwnerError(f"{where} sent no tokenizer: a JSON object of file names and their texts is expected.")
+    for name in texts:
+        if not _NAME.fullmatch(name):
+            raise OwnerError(f"{where} sent a tokenizer file of the name {ascii(name)[:80]}: refused.")
+    if "tokenizer.json" not in texts:
+        raise OwnerError(f"{where} sent a tokenizer without tokenizer.json: its owner has to convert it.")
+    try:
+        settings = kept_settings(json.loads(texts.get("tokenizer_config.json", "{}")))
+        texts = texts | {"tokenizer_config.json": json.dumps(settings)}
+        with tempfile.TemporaryDirectory(prefix="pema-tokenizer-") as folder:
+            for name in TOKENIZER_FILES:
+                if name in texts:
+                    (Path(folder) / name).write_text(texts[name], encoding="utf-8")
+            # The class is ours: the one that the settings name could be any that transformers has.
+            tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+            fingerprint = tokenizer_fingerprint(tokenizer)
+    except Exception as error:  # tokenizers raises Exception itself, transformers whatever the text happens to cause.
+        raise OwnerError(f"{where} sent a tokenizer that cannot be loaded ({type(error).__name__}).") from error
+    if fingerprint != description.tokenizer_fingerprint:
+        raise MismatchError(f"{where} sent another tokenizer than the one that it describes.")
+    return tokenizer
+
+
+def head_bytes(description: PLMDescription) -> int:
+    """The most bytes that the head of such a PLM can take, in float32 with all of its parts."""
+    v, d, d_tap = description.vocabulary_size, description.d, description.d_tap
+    return 4 * (v * d + v + d * d_tap + 2 * d_tap) + (1 << 20)
+
+
+def load_head(
+    tensors: Mapping[str, Tensor], texts: Mapping[str, str], description: PLMDescription, form: str, where: str
+) -> Head:
+    """The head that `where` sent.
+
+    Args:
+        tensors: its tensors.
+        texts: its settings and its fingerprint.
+        description: of the PLM that it belongs to.
+        form: "plain" or "masked", as the server says.
+        where: the server, for messages.
+
+    Raises:
+        OwnerError: it is no head of such a PLM.
+        MismatchError: it is not the head that the description names.
+    """
+    v, d, d_tap = description.vocabulary_size, description.d, description.d_tap
+    shapes: dict[str, tuple[int, ...]] = {
+        "weight": (v, d),
+        "bias": (v,),
+        "projection": (d, d_tap),
+        "norm.weight": (d_tap,),
+        "norm.bias": (d_tap,),
+    }
+    for name, tensor in tensors.items():
+        if shapes.get(name) != tuple(tensor.shape) or tensor.dtype not in (
+            torch.float32,
+            torch.float16,
+            torch.bfloat16,
+        ):
+            raise OwnerError(
+                f"{where} sent an LM head with {ascii(name)[:40]} of shape {tuple(tensor.shape)} in {tensor.dtype}: no "
+                f"head of {v:,} tokens and width {d} has that."
+            )
+        if not bool(tensor.isfinite().all()):
+            raise OwnerError(f"{where} sent an LM head whose {name} is not finite.")
+    if "weight" not in tensors or ("projection" in tensors) != (d != d_tap):
+        raise OwnerError(f"{where} sent an LM head with {', '.join(tensors) or 'no tensors'}: it is not whole.")
+    try:
+        settings = json.loads(texts["settings"])
+        _require_settings(settings)
+        head = Head.of(tensors, settings, str(texts["fingerprint"]))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise OwnerError(f"{where} sent an LM head with settings that no head has ({type(error).__name__}).") from error
+    # A masked head's fingerprint is the owner's word: it cannot be computed from the tensors.
+    true = digest_tensors(head.state_dict(), head.settings) if form == "plain" else head.fingerprint
+    if not true == head.fingerprint == description.head_fingerprint:
+        raise MismatchError(f"{where} sent another LM head than the one that it describes.")
+    return head
+
+
+def _require_settings(settings: Any) -> None:  # noqa: ANN401 - whatever the JSON holds
+    """Refuse what `Head.settings` never holds, by a ValueError."""
+    if set(settings) != {"scale", "soft_cap", "norm"}:
+        raise ConfigError("other settings than scale, soft_cap and norm.")
+    norm = settings["norm"]
+    numbers = [settings["scale"], *([] if settings["soft_cap"] is None else [settings["soft_cap"]])]
+    if norm is not None:
+        if set(norm) != {"kind", "eps", "offset"} or norm["kind"] not in ("layer", "rms"):
+            raise ConfigError("a norm that is not known.")
+        numbers += [norm["eps"] + 1, norm["offset"] + 1]
+    if not all(type(number) in (int, float) and math.isfinite(number) and number > 0 for number in numbers):
+        raise ConfigError("a number that no head has.")
