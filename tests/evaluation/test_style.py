@@ -209,3 +209,14 @@ def test_checkpoints_that_do_not_load_are_refused(tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path / "headless")
     with pytest.raises(OwnerError, match=r"headless lacks 2 of the weights of BertForSequenceClassification \(class"):
         load_classifier(str(tmp_path / "headless"))
+
+
+def test_the_characters_of_a_special_token_are_text(classifier, tokenizer):
+    classifier.probabilities(["the </s> house"])
+    (found,) = classifier._known.values()
+    parts = tokenizer(["the ", "</", "s>", " house"], add_special_tokens=False)["input_ids"]
+    ids = [tokenizer.bos_token_id, *(token for part in parts for token in part)]
+    with torch.no_grad():
+        logits = classifier.model(torch.tensor([ids])).logits
+    assert tokenizer.eos_token_id not in ids
+    np.testing.assert_allclose(found, logits[0].softmax(-1), rtol=1e-5)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +78,9 @@ class StyleClassifier:
 
     @torch.no_grad()
     def _classify(self, texts: list[str]) -> None:
-        whole = [len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]]
+        # The characters of a special token in a text are characters.
+        text_alone: dict[str, Any] = {"split_special_tokens": True, "verbose": False}
+        whole = [len(ids) for ids in self.tokenizer(texts, **text_alone)["input_ids"]]
         longer = sum(length > self.window for length in whole)
         if longer:
             note(f"{longer} of {len(texts)} texts are cut to the {self.window} tokens that {self.name} reads.")
@@ -89,7 +92,7 @@ class StyleClassifier:
                 size += 1
             batch, order = [texts[i] for i in order[:size]], order[size:]
             inputs = self.tokenizer(
-                batch, padding=True, truncation=True, max_length=self.window, return_tensors="pt", verbose=False
+                batch, padding=True, truncation=True, max_length=self.window, return_tensors="pt", **text_alone
             ).to(self.model.device)
             found = self.model(**inputs).logits.float().softmax(-1).cpu().numpy().astype(np.float64)
             self._known.update(zip(batch, found, strict=True))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pema.errors import ConfigError, DataError
+from pema.tasks.encoding import TYPICAL, Encoding
 from pema.tasks.example import Example
 
 if TYPE_CHECKING:
@@ -16,16 +17,13 @@ SLOT = "{source}"
 CHUNK = 4096
 """Examples that are tokenised together: enough for the tokenizer's threads, few enough to bound memory."""
 
-TYPICAL = "The house is small."
-"""The source that `Template.overhead` measures with; like most sources it starts a sentence and ends it."""
-
 
 @dataclass(frozen=True)
 class Encoded:
     """One example in token ids.
 
     Attributes:
-        prompt: ids of the prompt, with the special tokens that the tokenizer itself puts in front.
+        prompt: ids of the prompt, with the special tokens that the tokenizer itself puts in front, once.
         target: ids of the target and one end-of-sequence id; () where only a prompt was encoded.
         source_length: SL, the number of tokens of the source alone, without special tokens; at least 1.
     """
@@ -42,7 +40,8 @@ class Template:
     The text of an example is `prompt + separator + target`. Spaces at the end of the prompt are never tokenised with
     it, because a tokenizer that writes words with their leading space would cut the pair elsewhere: they become the
     separator. Without any, the separator is one space, or nothing where the prompt ends in a line break or a tab.
-    Braces other than `{source}` are plain text.
+    Braces other than `{source}` are plain text. The PLM's control tokens in the template (`<|im_start|>`) are control
+    tokens; the same characters in a source or a target are characters.
 
     Raises:
         ConfigError: `{source}` is not in the text, or more than once.
@@ -88,6 +87,8 @@ class Template:
                 "the tokenizer names no end-of-sequence token (eos_token), so targets cannot end: set one."
             )
         eos = int(tokenizer.eos_token_id)
+        encoding = Encoding(tokenizer)
+        marked = Template(encoding.mark(self.text))
         encoded: list[Encoded] = []
         for start in range(0, len(examples), CHUNK):
             chunk = examples[start : start + CHUNK]
@@ -95,15 +96,14 @@ class Template:
             for example, where in zip(chunk, places, strict=True):
                 if not example.target.strip():
                     raise DataError(f"{where}: the target is blank. Remove the pair or fill it in.")
-            filled = [self.fill(example.source) for example in chunk]
-            prompts = self._prompts(tokenizer, [example.source for example in chunk], places)
-            texts = [p + gap + example.target for (p, gap), example in zip(filled, chunk, strict=True)]
-            prefix = _prefix(tokenizer, texts[0])
-            wholes = [prefix + ids for ids in _tokenise(tokenizer, texts)]
+                encoding.require_text(example.target, f"{where}, target")
+            prompts = marked._prompts(encoding, [example.source for example in chunk], places)
+            filled = [marked.fill(example.source) for example in chunk]
+            wholes = encoding.begin([p + gap + example.target for (p, gap), example in zip(filled, chunk, strict=True)])
             for i, (prompt, whole) in enumerate(zip(prompts, wholes, strict=True)):
                 cut = shared_length(prompt.prompt, whole)
                 target = whole[cut:]
-                if not target or (len(target) < 3 and _says_nothing(tokenizer, prefix, *filled[i], whole)):
+                if not target or (len(target) < 3 and _says_nothing(encoding, *filled[i], whole)):
                     said = repr(chunk[i].target)
                     raise DataError(
                         f"{places[i]}: the target {said} tokenises to nothing. Remove the pair or fill it in."
@@ -112,6 +112,11 @@ class Template:
                     raise DataError(
                         f"{places[i]}: the tokenizer merges the whole prompt with the target, so no context is left. "
                         "Give the template some words."
+                    )
+                if eos in target[:-1]:
+                    raise DataError(
+                        f"{places[i]}: the target holds the characters {tokenizer.eos_token!r}, which end a sequence, "
+                        "before its end: remove or change them."
                     )
                 if target[-1] != eos:
                     target += (eos,)
@@ -124,10 +129,12 @@ class Template:
         Raises:
             DataError: a source is blank; the message names its number, counted from 1.
         """
+        encoding = Encoding(tokenizer)
+        marked = Template(encoding.mark(self.text))
         encoded: list[Encoded] = []
         for start in range(0, len(sources), CHUNK):
             chunk = sources[start : start + CHUNK]
-            encoded += self._prompts(tokenizer, chunk, [f"source {start + i + 1}" for i in range(len(chunk))])
+            encoded += marked._prompts(encoding, chunk, [f"source {start + i + 1}" for i in range(len(chunk))])
         return encoded
 
     def overhead(self, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -138,21 +145,17 @@ class Template:
         (typical,) = self.encode_prompts(tokenizer, [TYPICAL])
         return len(typical.prompt) - typical.source_length
 
-    def _prompts(
-        self, tokenizer: PreTrainedTokenizerBase, sources: Sequence[str], places: Sequence[str]
-    ) -> list[Encoded]:
+    def _prompts(self, encoding: Encoding, sources: Sequence[str], places: Sequence[str]) -> list[Encoded]:
+        """Prompts of this template, whose control tokens are marked."""
         for source, where in zip(sources, places, strict=True):
             if not source.strip():
                 raise DataError(f"{where}: the source is blank. Remove it or fill it in.")
-        if not sources:
-            return []
-        texts = [self.fill(source)[0] for source in sources]
-        prefix = _prefix(tokenizer, texts[0])
-        prompts = [prefix + ids for ids in _tokenise(tokenizer, texts)]
+            encoding.require_text(source, f"{where}, source")
+        prompts = encoding.begin([self.fill(source)[0] for source in sources])
         for prompt, where in zip(prompts, places, strict=True):
             if not prompt:
                 raise DataError(f"{where}: the prompt tokenises to nothing. Remove it or give the template some words.")
-        lengths = [max(1, len(ids)) for ids in _tokenise(tokenizer, sources)]
+        lengths = [max(1, len(ids)) for ids in encoding.encode(sources)]
         return [Encoded(prompt, (), length) for prompt, length in zip(prompts, lengths, strict=True)]
 
 
@@ -164,24 +167,5 @@ def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
     return next(i for i in range(shortest) if a[i] != b[i])
 
 
-def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    # verbose=False: texts longer than the context window are reported, with their place, by whoever runs the PLM.
-    found = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-    return [tuple(ids) for ids in found["input_ids"]]
-
-
-def _prefix(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """Special tokens that the tokenizer puts in front of a text: () for one with no begin-of-sequence token."""
-    dressed = tuple(tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"])
-    (bare,) = _tokenise(tokenizer, [text])
-    for start in range(len(dressed) - len(bare) + 1):
-        if dressed[start : start + len(bare)] == bare:
-            return dressed[:start]
-    raise ConfigError(f"{type(tokenizer).__name__} changes a text's tokens when it adds special tokens: not supported.")
-
-
-def _says_nothing(
-    tokenizer: PreTrainedTokenizerBase, prefix: tuple[int, ...], prompt: str, separator: str, whole: tuple[int, ...]
-) -> bool:
-    without, spaced = _tokenise(tokenizer, [prompt, prompt + separator])
-    return whole in (prefix + without, prefix + spaced)
+def _says_nothing(encoding: Encoding, prompt: str, separator: str, whole: tuple[int, ...]) -> bool:
+    return whole in encoding.begin([prompt, prompt + separator])
