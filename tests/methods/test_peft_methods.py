@@ -13,8 +13,8 @@ from pema.errors import AdapterError, ConfigError, DataError
 from pema.generation.decoding import one_line
 from pema.methods.peft_methods import FILE, IA3, LoRA, PrefixTuning
 from pema.methods.plm_alone import PLMAlone
+from pema.owner.fingerprints import fingerprint
 from pema.owner.local import LocalPLM
-from pema.owner.weights import fingerprint
 from pema.tasks.example import Example
 
 METHODS = {

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from pema.errors import ConfigError, OwnerError
 from pema.owner import loading
 from pema.owner.contract import PLMDescription
+from pema.owner.fingerprints import fingerprint, tokenizer_fingerprint
 from pema.owner.local import LocalPLM
 from pema.owner.opening import open_plm
-from pema.owner.weights import fingerprint
 from tiny import EOS
 
 
@@ -88,16 +88,16 @@ def test_a_checkpoint_has_one_fingerprint_in_its_own_type_and_in_float32(tiny_mo
 
 
 def test_tokenizer_fingerprints(tiny_tokenizer, folder):
-    mine = loading.tokenizer_fingerprint(tiny_tokenizer())
+    mine = tokenizer_fingerprint(tiny_tokenizer())
     used = tiny_tokenizer()
     used(["a", "the house"], padding=True, truncation=True, max_length=4)
-    assert loading.tokenizer_fingerprint(used) == mine
+    assert tokenizer_fingerprint(used) == mine
     assert LocalPLM.load(folder).description.tokenizer_fingerprint == mine
-    assert loading.tokenizer_fingerprint(tiny_tokenizer(bos=False)) != mine
-    assert loading.tokenizer_fingerprint(tiny_tokenizer(vocab_size=300)) != mine
+    assert tokenizer_fingerprint(tiny_tokenizer(bos=False)) != mine
+    assert tokenizer_fingerprint(tiny_tokenizer(vocab_size=300)) != mine
     other = tiny_tokenizer()
     other.eos_token = "<s>"
-    assert loading.tokenizer_fingerprint(other) != mine
+    assert tokenizer_fingerprint(other) != mine
 
     class Slow:
         eos_token = "</s>"
@@ -105,7 +105,7 @@ def test_tokenizer_fingerprints(tiny_tokenizer, folder):
         def get_vocab(self):
             return {"a": 0}
 
-    assert loading.tokenizer_fingerprint(Slow()) == loading.tokenizer_fingerprint(Slow()) != mine
+    assert tokenizer_fingerprint(Slow()) == tokenizer_fingerprint(Slow()) != mine
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", torch.bfloat16, torch.float32])
@@ -246,4 +246,32 @@ def test_a_missing_tokenizer(changed):
     for file in changed.glob("*token*"):
         file.unlink()
     with pytest.raises(OwnerError, match="the tokenizer of changed cannot be loaded"):
+        LocalPLM.load(changed)
+
+
+def test_a_placement_without_accelerate_says_its_install_command(folder, monkeypatch):
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    with pytest.raises(OwnerError, match=r"device_map=auto needs the accelerate library: pip install 'pema\[device"):
+        LocalPLM.load(folder, device_map="auto")
+
+
+def test_no_code_of_a_checkpoint_is_run(changed):
+    config = json.loads((changed / "config.json").read_text())
+    ran = changed / "ran"
+    code = f"from pathlib import Path\nPath({str(ran)!r}).touch()\nclass Config: pass\nclass Model: pass\n"
+    (changed / "code.py").write_text(code)
+    auto = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (changed / "config.json").write_text(json.dumps(config | {"auto_map": auto, "model_type": "of-its-own"}))
+    with pytest.raises(OwnerError, match="changed cannot be loaded as a causal language model"):
+        LocalPLM.load(changed)
+    # Where transformers knows the architecture itself, its own code is taken.
+    (changed / "config.json").write_text(json.dumps(config | {"auto_map": auto}))
+    assert type(LocalPLM.load(changed).model).__module__.startswith("transformers.")
+    assert not ran.exists()
+
+
+def test_pickled_weights_are_not_read(changed, tiny_model):
+    (changed / "model.safetensors").unlink()
+    torch.save(tiny_model().state_dict(), changed / "pytorch_model.bin")
+    with pytest.raises(OwnerError, match=r"changed cannot be loaded as a causal language model: .*safetensors"):
         LocalPLM.load(changed)

@@ -235,6 +235,40 @@ def test_a_cache_that_cannot_be_used_is_done_without(tiny_plm, monkeypatch, capl
     assert "the key-value cache is not used: no rows here" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.04 GB)"),
+        OSError(28, "No space left on device"),
+        KeyboardInterrupt(),
+    ],
+    ids=lambda error: f"{type(error).__name__}-{str(error)[:12]}",
+)
+@pytest.mark.parametrize("place", ["_select_rows", "pad_left"])
+def test_a_passing_error_while_short_cuts_are_tried_is_not_remembered(tiny_plm, monkeypatch, caplog, error, place):
+    def short(*_):
+        raise error
+
+    plm = tiny_plm()
+    prompts, steps = [[1, 5, 6], [1, 7]], [3, 6]
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "pema"):
+        patch.setattr(growing, place, short)
+        with pytest.raises(type(error)):
+            list(plm.predict(prompts, steps))
+    assert not caplog.records
+    passes = []
+    handle = plm.model.register_forward_pre_hook(lambda _m, _a, k: passes.append(k["use_cache"]), with_kwargs=True)
+    check_greedy(plm, prompts, steps)
+    passes.clear()
+    list(plm.predict(prompts, steps))
+    handle.remove()
+    assert passes == [True] * 6
+
+
 def test_padding_that_is_looked_at_is_not_used(tiny_plm, monkeypatch, caplog):
     for module in (running, growing):
         monkeypatch.setattr(module, "pad_right", lambda rows: pad_right(rows).roll(int(len(rows) > 1), 1))

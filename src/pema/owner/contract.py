@@ -8,7 +8,7 @@ right of this room sees this type only, so a model in the process and one across
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pema.errors import MismatchError
@@ -52,6 +52,8 @@ class PLMDescription:
         max_length: tokens that a context may have.
         eos_token_ids: tokens that end a sequence.
         parameters: number of weights.
+        earlier: fingerprints that earlier versions of pema gave this PLM; accepted in what was made then, not stored.
+        earlier_tokenizers: the same for the tokenizer.
     """
 
     # Bounds far above every PLM: what is larger was made to exhaust its reader's memory. Texts are printed to
@@ -68,13 +70,20 @@ class PLMDescription:
     max_length: int = option(least=1, most=1 << 30)
     eos_token_ids: tuple[int, ...] = option(least=0, most=1 << 24, longest=4096)
     parameters: int = option(least=1, most=1 << 50)
+    earlier: tuple[str, ...] = field(default=(), compare=False, repr=False, metadata={"longest": 512})
+    earlier_tokenizers: tuple[str, ...] = field(default=(), compare=False, repr=False, metadata={"longest": 512})
 
     def __post_init__(self) -> None:
         check(self)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
-        return asdict(self) | {"eos_token_ids": list(self.eos_token_ids)}
+        values = {name: value for name, value in asdict(self).items() if not name.startswith("earlier")}
+        return values | {"eos_token_ids": list(self.eos_token_ids)}
+
+    def accepted(self) -> dict[str, list[str]]:
+        """The earlier fingerprints, which cross to a client but are not stored."""
+        return {"earlier": list(self.earlier), "earlier_tokenizers": list(self.earlier_tokenizers)}
 
     @classmethod
     def from_dict(cls, values: object) -> PLMDescription:
@@ -95,14 +104,14 @@ class PLMDescription:
         Raises:
             MismatchError: names the first thing that differs.
         """
-        for field, noun in (
-            ("fingerprint", "PLM"),
-            ("tokenizer_fingerprint", "tokenizer"),
-            ("head_fingerprint", "LM head"),
-            ("tap", "tap"),
+        for name, noun, earlier in (
+            ("fingerprint", "PLM", self.earlier),
+            ("tokenizer_fingerprint", "tokenizer", self.earlier_tokenizers),
+            ("head_fingerprint", "LM head", ()),
+            ("tap", "tap", ()),
         ):
-            mine, theirs = getattr(self, field), getattr(other, field)
-            if mine != theirs:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if theirs not in (mine, *earlier):
                 raise MismatchError(
                     f"{what} belongs to another {noun}: it was made with {other.name} ({noun} {theirs[:12]}), "
                     f"this is {self.name} ({noun} {mine[:12]}). Use the {noun} it was made with, or build it again."

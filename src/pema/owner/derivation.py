@@ -47,10 +47,13 @@ def derive_head(model: PreTrainedModel, tap: Tap) -> Head:
     name = type(model).__name__
     embedding = output_embedding(model)
     weight, bias = tensor_of(embedding, "weight"), tensor_of(embedding, "bias")
-    if weight is None or weight.dim() != 2 or not weight.is_floating_point():
+    # A quantised weight may be a tensor of a class of its own that looks like a plain one.
+    plain = type(weight) in (Tensor, nn.Parameter)
+    if weight is None or not plain or weight.dim() != 2 or weight.dtype not in TOLERANCE:
+        kind = "none" if weight is None else f"a {type(weight).__name__} of {str(weight.dtype).removeprefix('torch.')}"
         raise OwnerError(
-            f"{name} is not understood: its output embedding is {type(embedding).__name__}, not a linear projection "
-            "with a floating-point weight. Load it unquantised, or with another model class."
+            f"{name} is not understood: its output embedding is {type(embedding).__name__} and its weight {kind}, not "
+            "a linear projection in float32, float16 or bfloat16. Load it with its LM head unquantised."
         )
     with evaluating(model):
         _require_causal(model, embedding)

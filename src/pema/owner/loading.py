@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 from collections.abc import Mapping
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +67,8 @@ def load(
         ConfigError: a `dtype` that is none.
     """
     place, called = resolve(name)
+    if device_map is not None and find_spec("accelerate") is None:
+        raise OwnerError(f"device_map={device_map} needs the accelerate library: pip install 'pema[device-map]'.")
     common = _common(revision)
     options: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     wanted = _dtype(dtype, device_map)
@@ -106,7 +107,9 @@ def load_as(
     """
     common = _common(revision)
     try:
-        model, info = kind.from_pretrained(place, output_loading_info=True, **options, **common)
+        # Other formats than safetensors are pickles, which run code when they are read.
+        options |= {"output_loading_info": True, "use_safetensors": True}
+        model, info = kind.from_pretrained(place, **options, **common)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError and safetensors' own.
         raise OwnerError(f"{called} cannot be loaded as {what}: {_first_line(error)}") from error
     if info["missing_keys"]:
@@ -156,22 +159,6 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         value = model.config.get_text_config().eos_token_id
         found.update([] if value is None else [value] if isinstance(value, int) else value)
     return tuple(sorted(token for token in found if token >= 0))
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over what the tokenizer computes: vocabulary, merges, normaliser, post-processor, special tokens."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        content = json.loads(backend.to_str())
-        # How the last call padded and cut is state, not what the tokenizer is.
-        content.pop("padding", None)
-        content.pop("truncation", None)
-    else:
-        content = {"vocabulary": tokenizer.get_vocab(), "class": type(tokenizer).__name__}
-    content["special"] = {
-        name: str(getattr(tokenizer, name, None)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _dtype(dtype: str | torch.dtype | None, device_map: DeviceMap) -> str | torch.dtype | None:

@@ -14,6 +14,7 @@ from pema.owner import loading
 from pema.owner.batching import common_prefix, length_batches
 from pema.owner.contract import PLMDescription, Represented, Tap
 from pema.owner.derivation import derive_head
+from pema.owner.fingerprints import model_fingerprints, tokenizer_fingerprints
 from pema.owner.greedy import greedy
 from pema.owner.growing import CachedContexts, Growing, WholeContexts
 from pema.owner.head import Head
@@ -22,7 +23,8 @@ from pema.owner.prefix import Prefix
 from pema.owner.running import Runner
 from pema.owner.session import LocalSession
 from pema.owner.shortcuts import ShortCuts
-from pema.owner.weights import device_of, fingerprint
+from pema.owner.support import require_supported
+from pema.owner.weights import device_of
 
 _LEAST_SHARED = 4
 """Tokens below which a shared prefix does not pay for its own forward pass."""
@@ -48,6 +50,20 @@ class LocalPLM:
         tap: Tap = "head_input",
         name: str | None = None,
     ) -> None:
+        """Take a model and its tokenizer.
+
+        Args:
+            model: an unmodified causal language model of transformers, with its weights.
+            tokenizer: its tokenizer.
+            tap: where representations are read.
+            name: what to call it; its own name where not given.
+
+        Raises:
+            OwnerError: another kind of model, one that holds a PEFT adapter or no weights, or one whose head is not
+                understood.
+            ConfigError: an unknown tap.
+        """
+        require_supported(model, tokenizer)
         self.model = model.eval()
         self._tokenizer = tokenizer
         self.tap: Tap = tap
@@ -95,11 +111,12 @@ class LocalPLM:
     @cached_property
     def description(self) -> PLMDescription:
         """What the PLM says of itself; the weights are hashed on first use."""
+        model, tokenizer = model_fingerprints(self.model), tokenizer_fingerprints(self._tokenizer)
         return PLMDescription(
             name=self._name,
             architecture=type(self.model).__name__,
-            fingerprint=fingerprint(self.model),
-            tokenizer_fingerprint=loading.tokenizer_fingerprint(self._tokenizer),
+            fingerprint=model.current,
+            tokenizer_fingerprint=tokenizer.current,
             head_fingerprint=self._head.fingerprint,
             d=self._head.d,
             d_tap=self._head.d_tap,
@@ -108,6 +125,8 @@ class LocalPLM:
             max_length=self.max_length,
             eos_token_ids=self._eos,
             parameters=sum(p.numel() for p in self.model.parameters()),
+            earlier=model.earlier,
+            earlier_tokenizers=tokenizer.earlier,
         )
 
     @cached_property

@@ -159,6 +159,8 @@ class MaskedPLM:
             plain,
             fingerprint=self.mask.fingerprint(f"PLM {plain.fingerprint}"),
             head_fingerprint=self.mask.fingerprint(f"head {plain.head_fingerprint}"),
+            # Another fingerprint gives another rotation, so what was made under an earlier one is of another head.
+            earlier=(),
         )
 
     @property

@@ -71,7 +71,7 @@ class Service:
         limits = self.policy.limits
         return PLMMessage(
             wire=VERSION,
-            description=description.to_dict(),
+            description=description.to_dict() | description.accepted(),
             taps=[description.tap] if description.tap in key.taps else [],
             contexts=list(key.contexts),
             head=key.head,

@@ -1,0 +1,103 @@
+"""Position encodings that depend on a context's length: LongRoPE (Phi-3.5, Phi-4-mini), dynamic NTK scaling.
+
+Such a model turns queries and keys by angles that follow from the longest position in the forward pass. Keys that were
+kept from a shorter pass, or a batch with a longer row, then give other representations than the context alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+_FAR = 1 << 24
+"""A length beyond every context window, to see whether the encoding changes at all."""
+
+
+class PositionEncoding:
+    """Which encoding contexts of a length get, as the model's own rotary modules say it.
+
+    They are asked for the angles of position 1 in a pass that reaches to the length, so thresholds, factors and scales
+    come from the code that the forward pass runs. Absolute positions, ALiBi and plain rotary angles never vary.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._modules = list(rotary_modules(model))
+        self._known: dict[int, bytes] = {}
+
+    @cached_property
+    def varies(self) -> bool:
+        """Whether the encoding of a position depends on the length of the context that it is part of."""
+        return bool(self._modules) and self.of(2) != self.of(_FAR)
+
+    def of(self, length: int) -> bytes:
+        """The encoding of a context of that many tokens; two lengths with the same one may share keys and passes."""
+        if length not in self._known:
+            self.settle()
+            angles = [_angles(module, [1, max(length, 2) - 1]) for module in self._modules]
+            self._known[length] = b"".join(angle[:, 0].cpu().numpy().tobytes() for angle in angles)
+            self.settle()
+        return self._known[length]
+
+    def settle(self) -> None:
+        """Forget the longest pass so far: dynamic scaling else keeps its factors for contexts that are shorter."""
+        for module in self._modules:
+            _angles(module, [0])
+
+    def stretches(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """The lengths from `first` to `last` in stretches (from, to) of one encoding each."""
+        while first <= last:
+            low, high = first, last
+            while low < high:  # the greatest length with the encoding of `first`; it changes in one direction only
+                middle = (low + high + 1) // 2
+                low, high = (middle, high) if self.of(middle) == self.of(first) else (low, middle - 1)
+            yield first, low
+            first = low + 1
+
+
+def rotary_modules(model: PreTrainedModel) -> Iterator[nn.Module]:
+    """The modules that compute rotary angles from positions."""
+    for module in model.modules():
+        derived = any(name.endswith("inv_freq") for name in module._non_persistent_buffers_set)
+        if derived and "position_ids" in inspect.signature(module.forward).parameters:
+            yield module
+
+
+def altered_buffers(model: PreTrainedModel) -> Iterator[Tensor]:
+    """Rotary frequencies that are not those of the configuration, because somebody wrote into them."""
+    for module in rotary_modules(model):
+        kind: Any = type(module)
+        try:
+            fresh = kind(module.config)
+        except (AttributeError, TypeError, ValueError, KeyError):
+            continue  # it is made of something else than its configuration
+        for one in (module, fresh):
+            _angles(one, [0])
+        for name in sorted(module._non_persistent_buffers_set):
+            own, derived = getattr(module, name, None), getattr(fresh, name, None)
+            if not isinstance(own, Tensor) or not isinstance(derived, Tensor) or own.device.type == "meta":
+                continue
+            own = own.detach().float().cpu()
+            # A model that was cast as a whole has rounded frequencies; that is how it runs, not what it is.
+            if own.shape != derived.shape or not torch.allclose(own, derived.float(), rtol=1e-2, atol=0):
+                yield own
+
+
+def _angles(module: nn.Module, positions: list[int]) -> Tensor:
+    """What the module makes of positions: (values, len(positions), angles) float32."""
+    device = next((b.device for b in module.buffers() if b.device.type != "meta"), torch.device("cpu"))
+    x, ids = torch.zeros(1, 1, 1, device=device), torch.tensor([positions], device=device)
+    kinds: Any = [()]
+    if "layer_type" in inspect.signature(module.forward).parameters:
+        layer_types: Any = module.layer_types
+        kinds = [(kind,) for kind in dict.fromkeys(layer_types)]
+    with torch.no_grad():
+        made = [module(x, ids, *kind) for kind in kinds]
+    parts = [part for given in made for part in (given if isinstance(given, tuple) else (given,))]
+    parts = [torch.view_as_real(part).flatten(-2) if part.is_complex() else part for part in parts]
+    return torch.cat([part.float().reshape(-1, len(positions), part.shape[-1])[:1] for part in parts], dim=-1)
