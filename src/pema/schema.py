@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import operator
 import re
 import types
 from collections.abc import Mapping
@@ -23,6 +24,9 @@ SEED = (1 << 32) - 1
 
 LONGEST = 1 << 20
 """Characters of a text, or items of a list, at most, where a field sets no limit of its own."""
+
+DEEPEST = 32
+"""Levels of nesting in a field of free values."""
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "an object"}
 
@@ -68,7 +72,7 @@ def from_json(kind: type[Record], values: object, where: str = "") -> Record:
     """
     what = where or "it"
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{what} is {_short(values)}, not an object.")
+        raise ConfigError(f"{what} is {short(values)}, not an object.")
     known(kind, values, where)
     given = {}
     for name, hint, limits, required in _fields(kind):  # type: ignore[arg-type]
@@ -104,7 +108,7 @@ def known(kind: type, values: Mapping[str, Any], where: str = "") -> None:
             near = difflib.get_close_matches(str(key), names, n=1)
             place = f"{where}.{key}" if where else key
             raise ConfigError(
-                f"{_short(place)} is not a setting of {kind.__name__}"
+                f"{short(place)} is not a setting of {kind.__name__}"
                 + (f": did you mean {near[0]!r}?" if near else f"; it knows {', '.join(names)}.")
             )
 
@@ -134,40 +138,51 @@ def _value(name: str, value: Any, hint: Any, limits: Mapping[str, Any], parse: b
         origin = get_origin(hint)
     if origin is Literal:
         if not isinstance(value, str) or value not in get_args(hint):
-            raise ConfigError(f"{name}={_short(value)} is not known: choose {' or '.join(get_args(hint))}.")
+            raise ConfigError(f"{name}={short(value)} is not known: choose {' or '.join(get_args(hint))}.")
         return value
     if origin is tuple:
         return _items(name, value, get_args(hint)[0], limits, parse)
     if hint is float and type(value) is int and abs(value) <= WHOLE:
         value = float(value)
     if hint in (int, float, bool, str) and type(value) is not hint:
-        raise ConfigError(f"{name}={_short(value)} must be {_NAMES[hint]}.")
+        raise ConfigError(f"{name}={short(value)} must be {_NAMES[hint]}.")
     if hint in (int, float):
         _number(name, value, limits)
     elif hint is str:
         _text(name, value, limits)
     elif origin in (dict, Mapping) or hint in (dict, Mapping):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{name}={_short(value)} must be {_NAMES[dict]}.")
+            raise ConfigError(f"{name}={short(value)} must be {_NAMES[dict]}.")
+        _shallow(name, value)
     elif dataclasses.is_dataclass(hint) and not isinstance(value, hint):  # type: ignore[arg-type]
         if not parse:
-            raise ConfigError(f"{name}={_short(value)} must be a {hint.__name__}.")  # type: ignore[union-attr]
+            raise ConfigError(f"{name}={short(value)} must be a {hint.__name__}.")  # type: ignore[union-attr]
         return from_json(hint, value, name)  # type: ignore[arg-type]
     return value
 
 
 def _items(name: str, value: Any, hint: Any, limits: Mapping[str, Any], parse: bool) -> tuple[Any, ...]:  # noqa: ANN401
     if not isinstance(value, list | tuple):
-        raise ConfigError(f"{name}={_short(value)} must be a list.")
+        raise ConfigError(f"{name}={short(value)} must be a list.")
     if len(value) > limits.get("longest", LONGEST):
         raise ConfigError(f"{name} has {len(value):,} items, at most {limits.get('longest', LONGEST):,} are meant.")
     each = {key: limit for key, limit in limits.items() if key != "longest"}
     items = tuple(_value(f"{name}[{i}]", item, hint, each, parse) for i, item in enumerate(value))
-    return value if isinstance(value, tuple) and all(map(_same, value, items)) else items
+    return value if isinstance(value, tuple) and all(map(operator.is_, value, items)) else items
 
 
-def _same(one: object, other: object) -> bool:
-    return one is other
+def _shallow(name: str, value: object) -> None:
+    """Refuse free values that are nested so deeply that writing them again would fail."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, Mapping | list | tuple)
+            for inner in (each.values() if isinstance(each, Mapping) else each)
+        ]
+    if level:
+        raise ConfigError(f"{name} is nested more than {DEEPEST} levels deep.")
 
 
 def _number(name: str, value: float, limits: Mapping[str, Any]) -> None:
@@ -175,34 +190,33 @@ def _number(name: str, value: float, limits: Mapping[str, Any]) -> None:
         raise ConfigError(f"{name}={value} must be finite.")
     least = limits.get("least", limits.get("above", -WHOLE))
     most = limits.get("most", limits.get("below", WHOLE))
-    shown = _short(value)
     if value < least:
-        raise ConfigError(f"{name}={shown} is too small: it must be at least {least}.")
+        raise ConfigError(f"{name}={short(value)} is too small: it must be at least {least}.")
     if "above" in limits and value == least:
-        raise ConfigError(f"{name}={shown} is too small: it must be more than {least}.")
+        raise ConfigError(f"{name}={short(value)} is too small: it must be more than {least}.")
     if value > most or ("below" in limits and value == most):
         raise ConfigError(
-            f"{name}={shown} is too large: it must be {'less than' if 'below' in limits else 'at most'} {most}."
+            f"{name}={short(value)} is too large: it must be {'less than' if 'below' in limits else 'at most'} {most}."
         )
 
 
 def _text(name: str, value: str, limits: Mapping[str, Any]) -> None:
     longest = limits.get("longest", LONGEST)
     if len(value) > longest:
-        raise ConfigError(f"{name}={_short(value)} has {len(value):,} characters, at most {longest:,} are meant.")
+        raise ConfigError(f"{name}={short(value)} has {len(value):,} characters, at most {longest:,} are meant.")
     if limits.get("line"):
         if not value or not value.isprintable():
-            raise ConfigError(f"{name}={_short(value)} must be one line of printable characters.")
+            raise ConfigError(f"{name}={short(value)} must be one line of printable characters.")
     elif not all(
         char in "\t\n\r" or not (char < " " or "\x7f" <= char <= "\x9f" or "\ud800" <= char <= "\udfff")
         for char in value
     ):
-        raise ConfigError(f"{name}={_short(value)} holds control characters: remove them.")
+        raise ConfigError(f"{name}={short(value)} holds control characters: remove them.")
     if "pattern" in limits and not re.fullmatch(limits["pattern"], value):
-        raise ConfigError(f"{name}={_short(value)} is not of the form {limits['pattern']}.")
+        raise ConfigError(f"{name}={short(value)} is not of the form {limits['pattern']}.")
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     """A value for a message, its beginning where it is long; nothing in it reaches a terminal as a command."""
     if isinstance(value, int) and value.bit_length() > 200:
         return "a number of hundreds of digits"

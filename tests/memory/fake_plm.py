@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from pema.memory.build import build_memory
+from pema.owner.bundle import NormSettings
 from pema.owner.contract import PLMDescription, Represented
-from pema.owner.head import Head, Norm, NormSettings
+from pema.owner.head import Head, Norm
 from pema.tasks.example import Example
 from pema.tasks.template import Encoded
 

@@ -15,7 +15,7 @@ from pema.errors import ConfigError, DataError, OwnerError, StorageError
 from pema.memory import build as build_module
 from pema.memory.manifest import Manifest
 from pema.memory.reader import Memory
-from pema.memory.shard import DTYPES, restore, store
+from pema.memory.shard import DTYPES, channel_scales_of, restore, store
 from pema.memory.verify import verify
 from pema.tasks.example import Example
 
@@ -37,11 +37,14 @@ def test_floats_come_back_as_rounded_once(dtype, values):
 @given(hnp.arrays(np.float32, (3, 7), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
 def test_int8_is_off_by_half_a_scale_at_most(values):
     f = torch.from_numpy(values)
-    stored, scales = store(f, "int8", str)
+    channels = channel_scales_of(f)
+    squares = f.double().square().mean(0).sqrt()
+    torch.testing.assert_close(channels.double(), torch.where(squares > 0, squares, 1.0), rtol=1e-6, atol=2e-38)
+    stored, scales = store(f, "int8", str, channels)
     assert stored.dtype == torch.int8
-    assert scales.equal(f.abs().amax(1) / 127)
-    off = (restore(stored, scales).double() - f.double()).abs()
-    assert (off <= scales.double()[:, None] * 0.5001 + 1e-36).all()
+    assert scales.equal((f / channels).abs().amax(1) / 127)
+    off = (restore(stored, scales, channels).double() - f.double()).abs()
+    assert (off <= scales.double()[:, None] * channels.double() * 0.5001 + 1e-36).all()
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES))
@@ -51,8 +54,10 @@ def test_a_memory_gives_back_what_was_stored(tmp_path, dtype):
     (batch,) = memory.view().batches(10_000)
     assert batch.representations.dtype == torch.float32
     assert batch.targets.dtype == batch.steps.dtype == batch.source_lengths.dtype == torch.int64
-    stored, scales = store(exact.representations, dtype, str)
-    assert batch.representations.equal(restore(stored, scales))
+    first = exact.representations[: memory.manifest.shards[0].pairs]
+    channels = channel_scales_of(first) if dtype == "int8" else None
+    assert all(shard.channel_scales is None or shard.channel_scales.equal(channels) for shard in memory.shards)
+    assert batch.representations.equal(restore(*store(exact.representations, dtype, str, channels), channels))
     assert batch.targets.equal(exact.targets)
     assert memory.bytes == sum(len(data) for name, data in files(tmp_path / "m").items() if name.startswith("shard"))
 
@@ -193,13 +198,13 @@ def test_no_examples_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["limit", "batch_tokens", "examples_per_shard"])
 def test_settings_below_one_are_refused(tmp_path, name):
-    with pytest.raises(ConfigError, match=f"{name}=0 must be at least 1"):
+    with pytest.raises(ConfigError, match=f"{name}=0 is too small: it must be at least 1"):
         build(tmp_path / "m", **{name: 0})
 
 
 @pytest.mark.parametrize("name", ["contexts", "targets", "dtype"])
 def test_unknown_settings_are_refused(tmp_path, name):
-    with pytest.raises(ConfigError, match=f"{name}='other' is not one of "):
+    with pytest.raises(ConfigError, match=f"{name}='other' is not known: choose "):
         build(tmp_path / "m", **{name: "other"})
 
 

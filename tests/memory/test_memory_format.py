@@ -46,9 +46,9 @@ def test_shards_are_as_the_page_says(tmp_path, dtype):
     encoded = iter(FakeTask().template.encode(None, examples))
     for k in range(3):
         tensors = by_the_page(tmp_path / "m" / f"shard-{k:05d}.safetensors")
-        assert set(tensors) == set(names) - (set() if dtype == "int8" else {"scales"})
+        assert set(tensors) == set(names) - (set() if dtype == "int8" else {"scales", "channel_scales"})
         f = tensors["representations"].astype(np.float32)
-        found.append(f * tensors["scales"][:, None] if dtype == "int8" else f)
+        found.append(f * tensors["scales"][:, None] * tensors["channel_scales"] if dtype == "int8" else f)
         offsets = tensors["example_offsets"]
         for j, source_length in enumerate(tensors["source_lengths"]):
             one = next(encoded)

@@ -136,9 +136,9 @@ def test_what_is_no_memory_is_refused(tmp_path):
         ExternalMemoryError, match=r"nowhere is not a memory \(it has no manifest.json\): check the path"
     ):
         Memory.open(tmp_path / "nowhere")
-    for text in ("{", "[]", "{}", '"format"'):
+    for text in ("{", "[]", '"format"'):
         (tmp_path / "manifest.json").write_text(text)
-        with pytest.raises(ExternalMemoryError, match=r"manifest.json is damaged \(not the manifest of a memory\)"):
+        with pytest.raises(ExternalMemoryError, match=r"manifest.json is damaged \(not the manifest of a memory: it"):
             Memory.open(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": "other", "version": 1}')
     with pytest.raises(ExternalMemoryError, match="is of format 'other', not 'pema-memory'"):
@@ -147,7 +147,7 @@ def test_what_is_no_memory_is_refused(tmp_path):
     with pytest.raises(ExternalMemoryError, match="has format version 2, this pema reads version 1"):
         Memory.open(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": "pema-memory", "version": 1, "plm": {}}')
-    with pytest.raises(ExternalMemoryError, match=r"is damaged \(its digest does not match\)"):
+    with pytest.raises(ExternalMemoryError, match=r"is damaged: 'plm.name' is missing. Mend: restore"):
         Memory.open(tmp_path)
 
 

@@ -11,6 +11,7 @@ from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PhiConfig
 
 from pema.errors import MismatchError
+from pema.owner.bundle import digest_tensor
 from pema.owner.contract import PLMDescription
 from pema.owner.fingerprints import (
     essentials,
@@ -19,7 +20,6 @@ from pema.owner.fingerprints import (
     tokenizer_fingerprint,
     tokenizer_fingerprints,
 )
-from pema.owner.head import digest_tensor
 from pema.owner.local import LocalPLM
 from tiny import _LLAMA, EOS, FAMILIES, build_model, build_tokenizer
 

@@ -16,8 +16,9 @@ from pema.generation.decoding import generate
 from pema.generation.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.memory.build import build_memory
 from pema.memory.reader import Memory
+from pema.owner.bundle import NormSettings
 from pema.owner.contract import PLMDescription
-from pema.owner.head import Head, Norm, NormSettings
+from pema.owner.head import Head, Norm
 from pema.owner.mask import Mask, MaskedPLM, MaskedSession, rotate
 from pema.tasks.example import Example
 from pema.tasks.registry import get_task

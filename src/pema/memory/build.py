@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,24 +20,22 @@ from torch import Tensor
 from pema import console
 from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError, OwnerError
 from pema.files import TEMPORARY, exclusive, recover
-from pema.memory.manifest import FILE, HEAD, Dtype, FileEntry, Input, Manifest, Targets
+from pema.memory.encoding import Tokens
+from pema.memory.manifest import FILE, HEAD, ITEM_BYTES, Dtype, FileEntry, Input, Manifest, Targets
 from pema.memory.pairing import pair
+from pema.memory.precision import StorageLoss
 from pema.memory.reader import Memory
-from pema.memory.shard import DTYPES, Contents, Integers, store, write_shard
+from pema.memory.shard import Contents, ShardFile, channel_scales_of, restore, store, write_shard
 from pema.owner.contract import PLM, Contexts, PLMDescription, Represented, padded
+from pema.schema import require
 from pema.tasks.example import Example
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from pema.tasks.registry import Task
-    from pema.tasks.template import Template
 
 EXAMPLES_PER_SHARD = 512
 SHARD_BYTES = 1 << 27
 """A group ends before its representations would take more than this, so that wide PLMs do not fill the RAM."""
-
-ENCODED_AT_ONCE = 4096
 
 
 def build_memory(
@@ -76,7 +74,8 @@ def build_memory(
         The complete memory, opened.
 
     Raises:
-        ConfigError: settings that cannot be meant; a folder that holds something else; a value too large for `dtype`.
+        ConfigError: settings that cannot be meant; a folder that holds something else; a value too large for `dtype`,
+            or a `dtype` that loses more than `precision.MOST` of these representations.
         DataError: no examples; an example that cannot be used (named by `Example.where`).
         MismatchError: the folder's memory was begun with another PLM, setting or input.
         ExternalMemoryError: the folder's memory is damaged, or incomplete where it is to be appended to.
@@ -84,9 +83,9 @@ def build_memory(
         StorageError: the disk refused a write, or another process builds in the folder; the shards written so far stay
             valid.
     """
-    for name, value in (("limit", limit), ("batch_tokens", batch_tokens), ("examples_per_shard", examples_per_shard)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name}={value} must be at least 1.")
+    require("limit", limit, int | None, least=1)
+    require("batch_tokens", batch_tokens, int, least=1)
+    require("examples_per_shard", examples_per_shard, int, least=1, most=1 << 40)
     output = Path(output)
     examples = list(examples)[:limit]
     if not examples:
@@ -102,12 +101,15 @@ def build_memory(
     )
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output} is a file: choose a folder for the memory.")
-    with exclusive(output):
+    with exclusive(output, private=True):
         manifest = _begin(wanted, output, append)
         if manifest.complete:
             console.note(f"{output} already holds these {len(examples):,} examples: nothing to do.")
             return Memory.open(output)
         tokens = Tokens.encode(plm, task.template, examples)
+        shards = [ShardFile(output, entry, manifest) for entry in manifest.shards]
+        for shard in shards:  # what is damaged is not built upon
+            shard.require_whole()
         manifest.write(output)
         manifest = _with_head(manifest, plm, output)
         _write_shards(manifest, plm, examples, tokens, output, batch_tokens)
@@ -160,81 +162,6 @@ def _with_head(manifest: Manifest, plm: PLM, output: Path) -> Manifest:
     return manifest
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """All examples in token ids, packed: example i is ids[starts[i] : starts[i + 1]], and its target starts at cuts[i].
-
-    Attributes:
-        ids: (all tokens,) int32.
-        starts: (e + 1,).
-        cuts: (e,).
-        source_lengths: (e,).
-    """
-
-    ids: np.ndarray[tuple[int], np.dtype[np.int32]]
-    starts: Integers
-    cuts: Integers
-    source_lengths: Integers
-
-    @classmethod
-    def encode(cls, plm: PLM, template: Template, examples: Sequence[Example]) -> Tokens:
-        """Encode and check every example.
-
-        Raises:
-            DataError: an example that the PLM cannot read, or whose target is empty; named by its `where`.
-        """
-        description = plm.description
-        packed: list[np.ndarray[tuple[int], np.dtype[np.int32]]] = []
-        sizes: list[tuple[int, int, int]] = []
-        with console.progress("encoding", len(examples), "examples") as advance:
-            for first in range(0, len(examples), ENCODED_AT_ONCE):
-                block = examples[first : first + ENCODED_AT_ONCE]
-                tokenizer: PreTrainedTokenizerBase = plm.tokenizer
-                encoded = template.encode(tokenizer, block)
-                for offset, (example, one) in enumerate(zip(block, encoded, strict=True)):
-                    where = example.where or f"example {first + offset + 1}"
-                    _check(one.prompt, one.target, description, where)
-                    packed.append(np.array(one.prompt + one.target, np.int32))
-                    sizes.append((len(one.prompt), len(one.target), one.source_length))
-                advance(len(block))
-        prompts, targets, source_lengths = np.array(sizes, np.int64).T
-        starts = np.concatenate([[0], np.cumsum(prompts + targets)])
-        return cls(np.concatenate(packed), starts, starts[:-1] + prompts, source_lengths)
-
-    @property
-    def target_lengths(self) -> Integers:
-        """(e,): n of each example."""
-        return self.starts[1:] - self.cuts
-
-    def sequence(self, i: int) -> list[int]:
-        """Prompt and target of example i."""
-        return [int(token) for token in self.ids[self.starts[i] : self.starts[i + 1]]]
-
-    def prompt(self, i: int) -> list[int]:
-        """Prompt of example i."""
-        return [int(token) for token in self.ids[self.starts[i] : self.cuts[i]]]
-
-    def target(self, i: int) -> list[int]:
-        """Target of example i."""
-        return [int(token) for token in self.ids[self.cuts[i] : self.starts[i + 1]]]
-
-
-def _check(prompt: tuple[int, ...], target: tuple[int, ...], plm: PLMDescription, where: str) -> None:
-    if not target:
-        raise DataError(f"{where}: the target tokenises to nothing: fill it in, or leave the example out.")
-    if len(prompt) + len(target) > plm.max_length:
-        raise DataError(
-            f"{where}: prompt ({len(prompt):,} tokens) and target ({len(target):,}) are longer than the "
-            f"{plm.max_length:,} tokens that {plm.name} reads: shorten the example, or leave it out."
-        )
-    highest = max(prompt + target)
-    if highest >= plm.vocabulary_size:
-        raise DataError(
-            f"{where}: token {highest} is outside the vocabulary of {plm.name} ({plm.vocabulary_size} tokens): "
-            f"tokenizer and PLM do not belong together."
-        )
-
-
 def _groups(tokens: Tokens, first: int, examples_per_shard: int, row_bytes: int) -> Iterator[tuple[int, int]]:
     """Cut the examples from `first` on into groups [start, stop): the next group depends on its start alone."""
     lengths = tokens.target_lengths
@@ -250,8 +177,9 @@ def _write_shards(
 ) -> None:
     """Ask the PLM for one group while the one before it is being written."""
     done = manifest.examples - sum(entry.examples for entry in manifest.inputs[:-1])
-    row_bytes = manifest.plm.d_tap * DTYPES[manifest.dtype].itemsize
+    row_bytes = manifest.plm.d_tap * ITEM_BYTES[manifest.dtype]
     lengths = tokens.target_lengths
+    loss = StorageLoss(plm.head(), manifest.dtype)
     pending: Future[Manifest] | None = None
     with (
         console.progress("building", float(lengths[done:].sum()), "tokens") as advance,
@@ -268,7 +196,7 @@ def _write_shards(
                 advance(float(lengths[start + answer.index]), f"example {stop:,} of {len(lengths):,}")
             if pending is not None:
                 manifest = pending.result()
-            pending = writer.submit(_write, manifest, answers, examples, tokens, start, output)
+            pending = writer.submit(_write, manifest, answers, examples, tokens, start, output, loss)
         if pending is not None:
             pending.result()
 
@@ -306,6 +234,7 @@ def _write(
     tokens: Tokens,
     start: int,
     output: Path,
+    loss: StorageLoss,
 ) -> Manifest:
     """Pair, store and write one group; the manifest with its shard."""
     plm = manifest.plm
@@ -333,17 +262,31 @@ def _write(
     def where(row: int) -> str:
         return _name(examples, start + int(np.searchsorted(offsets, row, side="right")) - 1)
 
-    stored, scales = store(torch.cat(rows), manifest.dtype, where)
+    f = torch.cat(rows)
+    channel_scales = _channel_scales(manifest, f, output)
+    stored, scales = store(f, manifest.dtype, where, channel_scales)
+    targets = torch.from_numpy(np.concatenate(golds))
+    loss.add(f, restore(stored, scales, channel_scales), targets)
     contents = Contents(
         representations=stored,
         scales=scales,
-        targets=torch.from_numpy(np.concatenate(golds)).to(torch.int32),
+        channel_scales=channel_scales,
+        targets=targets.to(torch.int32),
         example_offsets=torch.from_numpy(offsets),
         source_lengths=torch.from_numpy(tokens.source_lengths[start : start + len(answers)]).to(torch.int32),
     )
     manifest = manifest.add(write_shard(output, len(manifest.shards), contents))
     manifest.write(output)
     return manifest
+
+
+def _channel_scales(manifest: Manifest, f: Tensor, output: Path) -> Tensor | None:
+    """With int8, those of the memory's first shard, so that all its shards have the same."""
+    if manifest.dtype != "int8":
+        return None
+    if manifest.shards:
+        return ShardFile(output, manifest.shards[0], manifest).channel_scales
+    return channel_scales_of(f)
 
 
 def _generated(answer: Represented, plm: PLMDescription) -> list[int]:

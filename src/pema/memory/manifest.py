@@ -1,18 +1,22 @@
+# ruff: noqa: RUF009  (`option` is `dataclasses.field` with the limits beside the field)
 """The manifest: one JSON file that says what a memory holds, for which PLM, and the checksum of every other file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
-from pema.errors import ConfigError, ExternalMemoryError, MismatchError
-from pema.files import sha256, write_json
+from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError
+from pema.files import JSON_BYTES, parse_json, read_bytes, sha256, write_json
+from pema.owner.bundle import SETTINGS_FILE, TENSORS_FILE
 from pema.owner.contract import Contexts, PLMDescription
+from pema.schema import check, from_json, option, short
 from pema.tasks.example import Example
+from pema.tensors import HEADER_BYTES
 
 FORMAT = "pema-memory"
 VERSION = 1
@@ -26,14 +30,17 @@ prefix nearest to what the PLM has generated."""
 Dtype = Literal["float32", "float16", "bfloat16", "int8"]
 """How representations are stored."""
 
+ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+"""Bytes of one stored entry of a representation."""
+
 
 @dataclass(frozen=True)
 class FileEntry:
     """One file of the memory: its path inside the folder, its size in bytes and its SHA-256 in hexadecimal."""
 
-    file: str
-    bytes: int
-    sha256: str
+    file: str = option(line=True, longest=255)
+    bytes: int = option(least=1, most=1 << 50)
+    sha256: str = option(pattern="[0-9a-f]{64}")
 
     @classmethod
     def of(cls, folder: Path, file: str) -> Self:
@@ -45,8 +52,8 @@ class FileEntry:
 class ShardEntry(FileEntry):
     """One shard: a file, and how many pairs and examples it holds."""
 
-    pairs: int
-    examples: int
+    pairs: int = option(least=1, most=1 << 40)
+    examples: int = option(least=1, most=1 << 40)
 
 
 @dataclass(frozen=True)
@@ -59,9 +66,9 @@ class Input:
         examples_per_shard: the most examples that it puts into one shard.
     """
 
-    sha256: str
-    examples: int
-    examples_per_shard: int
+    sha256: str = option(pattern="[0-9a-f]{64}")
+    examples: int = option(least=1, most=1 << 40)
+    examples_per_shard: int = option(least=1, most=1 << 40)
 
     @classmethod
     def of(cls, examples: Sequence[Example], examples_per_shard: int) -> Input:
@@ -91,21 +98,19 @@ class Manifest:
         complete: whether every example of `inputs` is in the shards.
     """
 
-    plm: PLMDescription
-    task: str
-    template: str
-    contexts: Contexts
-    targets: Targets
-    dtype: Dtype
-    inputs: tuple[Input, ...]
-    head: tuple[FileEntry, ...] = ()
-    shards: tuple[ShardEntry, ...] = ()
-    complete: bool = False
+    plm: PLMDescription = option()
+    task: str = option(line=True, longest=200)
+    template: str = option()
+    contexts: Contexts = option()
+    targets: Targets = option()
+    dtype: Dtype = option()
+    inputs: tuple[Input, ...] = option()
+    head: tuple[FileEntry, ...] = option(())
+    shards: tuple[ShardEntry, ...] = option(())
+    complete: bool = option(False)
 
     def __post_init__(self) -> None:
-        for name, choices in (("contexts", Contexts), ("targets", Targets), ("dtype", Dtype)):
-            if getattr(self, name) not in get_args(choices):
-                raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(choices))}.")
+        check(self)
         if self.targets == "aligned" and self.contexts == "teacher":
             raise ConfigError(
                 "targets='aligned' needs contexts='predicted': a teacher context already agrees with its target."
@@ -171,20 +176,47 @@ class Manifest:
         return values | {"digest": digest(values)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Manifest:
-        """The inverse of `to_dict`."""
-        fields = {name: values[name] for name in ("task", "template", "contexts", "targets", "dtype", "complete")}
-        return cls(
-            plm=PLMDescription.from_dict(values["plm"]),
-            inputs=tuple(Input(**entry) for entry in values["inputs"]),
-            head=tuple(FileEntry(**entry) for entry in values["head"]),
-            shards=tuple(ShardEntry(**entry) for entry in values["shards"]),
-            **fields,
-        )
+    def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
+        """The inverse of `to_dict`, for values that another party wrote.
+
+        Raises:
+            ConfigError: a field that is missing, unknown or of a value that no build writes.
+        """
+        derived = ("format", "version", "pairs", "examples", "digest")
+        manifest = from_json(cls, {name: value for name, value in values.items() if name not in derived})
+        manifest.require_possible()
+        return manifest
+
+    def require_possible(self) -> None:
+        """Refuse what no build writes: files of other names, or sizes that do not fit what they hold.
+
+        Raises:
+            ConfigError: names the file.
+        """
+        files = [entry.file for entry in self.head]
+        if files != ([f"{HEAD}/{name}" for name in (SETTINGS_FILE, TENSORS_FILE)] if files or self.complete else []):
+            raise ConfigError(
+                f"head lists {', '.join(map(short, files)) or 'no files'}, which no head bundle consists of."
+            )
+        row, example, shard = self.bytes_of()
+        for k, entry in enumerate(self.shards):
+            if entry.file != file_name(k):
+                raise ConfigError(f"shards[{k}].file={short(entry.file)} must be {file_name(k)!r}.")
+            header = entry.bytes - row * entry.pairs - example * entry.examples - shard - 8
+            if entry.examples > entry.pairs or not 0 < header <= HEADER_BYTES:
+                raise ConfigError(
+                    f"shards[{k}] cannot have {entry.bytes:,} bytes with {entry.pairs:,} pairs of "
+                    f"{entry.examples:,} examples."
+                )
+
+    def bytes_of(self) -> tuple[int, int, int]:
+        """Bytes that a shard's tensors take: for each pair, for each example, and besides."""
+        int8 = self.dtype == "int8"
+        return self.plm.d_tap * ITEM_BYTES[self.dtype] + (8 if int8 else 4), 12, 8 + (4 * self.plm.d_tap if int8 else 0)
 
     def write(self, folder: Path) -> None:
         """Write the manifest into `folder`, whole or not at all."""
-        write_json(folder / FILE, self.to_dict())
+        write_json(folder / FILE, self.to_dict(), private=True)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -194,31 +226,36 @@ class Manifest:
             ExternalMemoryError: there is none, it is of another format or version, or a byte of it has changed.
         """
         path = folder / FILE
-        try:
-            data = path.read_bytes()
-        except OSError:
+        if not path.exists():
             raise ExternalMemoryError(
                 f"{folder} is not a memory (it has no {FILE}): check the path, or build one with `pema build`."
-            ) from None
+            )
         try:
-            values = json.loads(data)
-            kind, version = values["format"], values["version"]
-        except (ValueError, KeyError, TypeError):
-            raise ExternalMemoryError(f"{path} is damaged (not the manifest of a memory): {RESTORE}") from None
-        if kind != FORMAT:
-            raise ExternalMemoryError(f"{path} is of format {kind!r}, not {FORMAT!r}: check the path.")
-        if version != VERSION:
+            data = read_bytes(path, JSON_BYTES)
+            values = parse_json(data, "it")
+        except DataError as error:
+            raise ExternalMemoryError(f"{path} is damaged (not the manifest of a memory: {error}) {RESTORE}") from None
+        if values.get("format") != FORMAT:
             raise ExternalMemoryError(
-                f"{path} has format version {version}, this pema reads version {VERSION}: use the pema that wrote it."
+                f"{path} is of format {short(values.get('format'))}, not {FORMAT!r}: check the path."
+            )
+        if values.get("version") != VERSION:
+            raise ExternalMemoryError(
+                f"{path} has format version {short(values.get('version'))}, this pema reads version {VERSION}: use the "
+                "pema that wrote it."
             )
         try:
             manifest = cls.from_dict(values)
-            whole = (json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False) + "\n").encode() == data
-        except (ValueError, KeyError, TypeError):
-            whole = False
-        if not whole:
+        except ConfigError as error:
+            raise ExternalMemoryError(f"{path} is damaged: {error} Mend: {RESTORE}") from None
+        if (json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False) + "\n").encode() != data:
             raise ExternalMemoryError(f"{path} is damaged (its digest does not match): {RESTORE}")
         return manifest
+
+
+def file_name(index: int) -> str:
+    """Name of the shard that is `index`-th in its memory, counted from 0."""
+    return f"shard-{index:05d}.safetensors"
 
 
 RESTORE = "restore it from a copy, or build the memory again."

@@ -11,9 +11,8 @@ from pathlib import Path
 from pema import console
 from pema.errors import ConfigError, ExternalMemoryError
 from pema.files import writing
-from pema.memory.manifest import HEAD, RESTORE, ShardEntry
+from pema.memory.manifest import HEAD, RESTORE, ShardEntry, file_name
 from pema.memory.reader import Memory
-from pema.memory.shard import file_name
 
 CHUNK = 1 << 22
 
@@ -51,7 +50,7 @@ def merge(paths: Sequence[Path | str], output: Path) -> Memory:
         complete=False,
     )
     total = sum(memory.bytes for memory in memories)
-    with writing(output) as folder, console.progress("merging", total, "bytes") as advance:
+    with writing(output, private=True) as folder, console.progress("merging", total, "bytes") as advance:
         copy_head(memories[0], folder)
         for memory in memories:
             for entry in memory.manifest.shards:

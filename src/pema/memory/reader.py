@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pema.errors import ConfigError, ExternalMemoryError
+from pema.files import recover
 from pema.memory.manifest import HEAD, RESTORE, Manifest, require_complete
 from pema.memory.shard import DTYPES, Integers, ShardFile, restore
 from pema.owner.head import Head
@@ -48,7 +50,7 @@ class Batch:
 class Memory:
     """A complete memory on the disk.
 
-    Opening reads the manifest and the sizes of the files; `pema.memory.verify.verify` reads every byte.
+    Opening reads the manifest, and the sizes and headers of the files; `pema.memory.verify.verify` reads every byte.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -61,9 +63,13 @@ class Memory:
         """Open the memory at `path`.
 
         Raises:
-            ExternalMemoryError: there is none, it is incomplete or of another version; a file is missing or cut.
+            ExternalMemoryError: there is none, it is incomplete or of another version; a file is missing or cut, or
+                its header is not what the manifest promises.
+            OwnerError, MismatchError: the head bundle's settings or header are not those of a head.
         """
         path = Path(path)
+        recover(path)
+        recover(path / HEAD)
         manifest = Manifest.read(path)
         require_complete(manifest, path)
         for entry in (*manifest.head, *manifest.shards):
@@ -74,7 +80,19 @@ class Memory:
                 raise ExternalMemoryError(
                     f"{file} is damaged ({file.stat().st_size:,} bytes, written were {entry.bytes:,}): {RESTORE}"
                 )
-        return cls(path, manifest)
+        memory = cls(path, manifest)
+        memory._require_shape(*Head.stored_shape(path / HEAD))
+        for shard in memory.shards:
+            _ = shard.starts
+        return memory
+
+    def _require_shape(self, V: int, d: int, d_tap: int) -> None:
+        plm = self.manifest.plm
+        if (V, d, d_tap) != (plm.vocabulary_size, plm.d, plm.d_tap):
+            raise ExternalMemoryError(
+                f"{self.path / HEAD} is not the head of {plm.name}: its (V, d, d_tap) are {(V, d, d_tap)}, not "
+                f"{(plm.vocabulary_size, plm.d, plm.d_tap)}: {RESTORE}"
+            )
 
     @property
     def pairs(self) -> int:
@@ -111,7 +129,31 @@ class Memory:
             raise ExternalMemoryError(
                 f"{self.path / HEAD} is not the head of {self.manifest.plm.name} (its fingerprint differs): {RESTORE}"
             )
+        self._require_shape(head.vocabulary_size, head.d, head.d_tap)
         return head
+
+    @functools.cached_property
+    def _normaliser(self) -> Head | None:
+        """What lies between the tap and W_hd, as a head without any row of W_hd; None where nothing does."""
+        if self.manifest.plm.tap == "head_input":
+            return None
+        # A copy, so that nothing maps the bundle any more.
+        return copy.deepcopy(self.head().subset(torch.empty(0, dtype=torch.int64)))
+
+    @functools.cached_property
+    def _channel_scales(self) -> tuple[Tensor, list[int]]:
+        """The channel scales that occur, (k, d_tap), and of each shard which row is its own; (0, 0) without int8."""
+        kinds: dict[bytes, int] = {}
+        rows, which = [torch.empty(0, 0)], []
+        for shard in self.shards:
+            scales = shard.channel_scales
+            if scales is not None:
+                key = scales.numpy().tobytes()
+                if key not in kinds:
+                    kinds[key] = len(kinds)
+                    rows.append(scales[None])
+                which.append(kinds[key])
+        return torch.cat(rows[1:] or rows), which
 
     @functools.cached_property
     def _first_examples(self) -> Integers:
@@ -218,7 +260,7 @@ class View:
 
     def _batches(self, batch_size: int, shuffle_seed: int | None, buffer_bytes: int) -> Iterator[Batch]:
         description = self.memory.manifest.plm
-        head = None if description.tap == "head_input" else self.memory.head()
+        head, channel_scales = self.memory._normaliser, self.memory._channel_scales[0]
         row_bytes = description.d_tap * DTYPES[self.memory.manifest.dtype].itemsize
         shuffle = None if shuffle_seed is None else np.random.default_rng(shuffle_seed)
         buffer_bytes = min(buffer_bytes, UNSHUFFLED_BYTES) if shuffle is None else buffer_bytes
@@ -249,7 +291,7 @@ class View:
             stop = n if k + 1 == len(fills) else n - n % batch_size
             for start in range(0, stop, batch_size):
                 end = min(start + batch_size, stop)
-                yield buffer.batch(slice(start, end) if order is None else order[start:end], head)
+                yield buffer.batch(slice(start, end) if order is None else order[start:end], head, channel_scales)
             left = buffer.take(torch.arange(stop, n) if order is None else order[stop:])
 
     def _blocks(self, pairs: int) -> Iterator[_Block]:
@@ -306,8 +348,9 @@ class View:
             chosen = self._rows(block)
             here = slice(at, at + block.pairs)
             _copy(file.window("representations", first, last), chosen, rows[here])
-            if buffer.scales is not None:
+            if buffer.scales is not None and buffer.shards is not None:
                 _copy(file.window("scales", first, last), chosen, buffer.scales.view(torch.uint8).numpy()[here])
+                buffer.shards[here] = self.memory._channel_scales[1][block.shard]
             targets[here] = file.targets(first, last)[chosen]
             steps[here] = self._steps(block)
             lengths = file.example_offsets[block.examples + 1] - file.example_offsets[block.examples]
@@ -330,6 +373,7 @@ class _Buffer:
     Attributes:
         representations: (n, d_tap) in the memory's dtype.
         scales: (n, 1) float32 with int8.
+        shards: (n,) int64 with int8, the row of the memory's channel scales.
         targets: (n,) int64.
         steps: (n,) int64.
         lengths: (n,) int64, the source lengths.
@@ -337,6 +381,7 @@ class _Buffer:
 
     representations: Tensor
     scales: Tensor | None
+    shards: Tensor | None
     targets: Tensor
     steps: Tensor
     lengths: Tensor
@@ -344,15 +389,16 @@ class _Buffer:
     @classmethod
     def empty(cls, n: int, d_tap: int, dtype: torch.dtype) -> _Buffer:
         """Room for n pairs."""
-        scales = torch.empty((n, 1)) if dtype == torch.int8 else None
+        int8 = dtype == torch.int8
+        scales, shards = (torch.empty((n, 1)), torch.empty(n, dtype=torch.int64)) if int8 else (None, None)
         columns = [torch.empty(n, dtype=torch.int64) for _ in range(3)]
-        return cls(torch.empty((n, d_tap), dtype=dtype), scales, *columns)
+        return cls(torch.empty((n, d_tap), dtype=dtype), scales, shards, *columns)
 
     @property
     def columns(self) -> list[Tensor]:
         """Everything but the representations."""
-        columns = [self.targets, self.steps, self.lengths]
-        return columns if self.scales is None else [*columns, self.scales]
+        columns = [self.targets, self.steps, self.lengths, self.scales, self.shards]
+        return [column for column in columns if column is not None]
 
     def take(self, which: slice | Tensor) -> _Buffer:
         """Some of the pairs: views with a slice, copies with indices."""
@@ -360,12 +406,16 @@ class _Buffer:
         def chosen(column: Tensor) -> Tensor:
             return column[which] if isinstance(which, slice) else column.index_select(0, which)
 
-        scales = None if self.scales is None else chosen(self.scales)
+        scales, shards = (None if column is None else chosen(column) for column in (self.scales, self.shards))
         columns = (chosen(self.targets), chosen(self.steps), chosen(self.lengths))
-        return _Buffer(chosen(self.representations), scales, *columns)
+        return _Buffer(chosen(self.representations), scales, shards, *columns)
 
-    def batch(self, which: slice | Tensor, head: Head | None) -> Batch:
+    def batch(self, which: slice | Tensor, head: Head | None, channel_scales: Tensor) -> Batch:
         """Some of the pairs, as the adapter reads them."""
         taken = self.take(which)
-        f = restore(taken.representations, None if taken.scales is None else taken.scales[:, 0])
+        if taken.scales is None or taken.shards is None:
+            f = taken.representations.float()
+        else:
+            by_row = channel_scales[0] if len(channel_scales) == 1 else channel_scales[taken.shards]
+            f = restore(taken.representations, taken.scales[:, 0], by_row)
         return Batch(f if head is None else head.normalise(f).float(), taken.targets, taken.steps, taken.lengths)

@@ -68,7 +68,7 @@ def take(memory: Memory, chosen: Integers, output: Path, origin: str) -> Memory:
     )
     drawn = replace(manifest, inputs=(entry,), shards=(), complete=False)
     with (
-        writing(output) as folder,
+        writing(output, private=True) as folder,
         console.progress("sampling", float(example_lengths(memory)[chosen].sum()), "pairs") as advance,
     ):
         copy_head(memory, folder)
@@ -104,7 +104,12 @@ def draw(lengths: Integers, pairs: int, seed: int) -> Integers:
 
 
 def select(shard: ShardFile, examples: Integers) -> Contents:
-    """Some examples (k,) of a shard, as they are stored."""
+    """Some examples (k,) of a shard, as they are stored.
+
+    Raises:
+        ExternalMemoryError: the shard is not as it was written.
+    """
+    shard.require_whole()
     whole = shard.contents()
     offsets = shard.example_offsets
     lengths = offsets[examples + 1] - offsets[examples]
@@ -113,6 +118,7 @@ def select(shard: ShardFile, examples: Integers) -> Contents:
     return Contents(
         representations=whole.representations[rows],
         scales=None if whole.scales is None else whole.scales[rows],
+        channel_scales=whole.channel_scales,
         targets=whole.targets[rows],
         example_offsets=torch.from_numpy(np.concatenate([[0], ends])),
         source_lengths=whole.source_lengths[torch.from_numpy(examples)],

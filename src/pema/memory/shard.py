@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +17,9 @@ import torch
 from torch import Tensor
 
 from pema.errors import ConfigError, DataError, ExternalMemoryError
-from pema.files import writing
-from pema.memory.manifest import RESTORE, Dtype, Manifest, ShardEntry
+from pema.files import open_regular, sha256, writing
+from pema.memory.manifest import RESTORE, Dtype, Manifest, ShardEntry, file_name
+from pema.tensors import BYTES, read_header
 
 Integers = npt.NDArray[np.int64]
 
@@ -30,7 +29,6 @@ DTYPES: dict[Dtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "int8": torch.int8,
 }
-_CODES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "I32": 4, "I64": 8}
 _STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
 
 
@@ -40,7 +38,8 @@ class Contents:
 
     Attributes:
         representations: (n, d_tap) in the memory's dtype.
-        scales: (n,) float32, only with int8: row i stands for representations[i] * scales[i].
+        scales: (n,) float32, only with int8: row i stands for representations[i] * scales[i] * channel_scales.
+        channel_scales: (d_tap,) float32, only with int8.
         targets: (n,) int32, the gold token of each pair.
         example_offsets: (e + 1,) int64; example j is rows example_offsets[j] to example_offsets[j + 1], in the order of
             its positions t = 0, 1, ...
@@ -52,6 +51,7 @@ class Contents:
     targets: Tensor
     example_offsets: Tensor
     source_lengths: Tensor
+    channel_scales: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by their names in the file."""
@@ -61,7 +61,9 @@ class Contents:
             "example_offsets": self.example_offsets,
             "source_lengths": self.source_lengths,
         }
-        return values if self.scales is None else values | {"scales": self.scales}
+        if self.scales is not None and self.channel_scales is not None:
+            values |= {"scales": self.scales, "channel_scales": self.channel_scales}
+        return values
 
 
 class DamagedShardError(ExternalMemoryError):
@@ -76,21 +78,36 @@ class DamagedShardError(ExternalMemoryError):
         self.why = why
 
 
-def file_name(index: int) -> str:
-    """Name of the shard that is `index`-th in its memory, counted from 0."""
-    return f"shard-{index:05d}.safetensors"
+def channel_scales_of(f: Tensor) -> Tensor:
+    """The root of each component's mean square over some representations; 1 where all of it is 0.
+
+    Representations have outliers, components that are a hundred times as large as the others in nearly every row
+    (Dettmers et al. 2022, "LLM.int8()", section 3). Divided by these scales the components are of one size, so that
+    one scale a row serves them all.
+
+    Args:
+        f: (n, d_tap).
+
+    Returns:
+        (d_tap,) float32.
+    """
+    scales = f.double().square().mean(0).sqrt().float()
+    return torch.where(scales > 0, scales, 1.0).clamp(torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max)
 
 
-def store(f: Tensor, dtype: Dtype, where: Callable[[int], str]) -> tuple[Tensor, Tensor | None]:
+def store(
+    f: Tensor, dtype: Dtype, where: Callable[[int], str], channel_scales: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Bring representations into the dtype they are stored in.
 
-    int8 is symmetric with one scale a row: scale = max|f| / 127, stored value = round(f / scale); so no component is
-    further off than half a scale.
+    int8 is symmetric with one scale a row and one a component: with u = f / channel_scales, scale = max|u| / 127 and
+    stored value = round(u / scale); so component j is no further off than scale * channel_scales[j] / 2.
 
     Args:
         f: (n, d_tap), any floating dtype.
         dtype: the memory's dtype.
         where: names the example that a row belongs to, for the message.
+        channel_scales: (d_tap,), with int8.
 
     Returns:
         The stored rows (n, d_tap), and the scales (n,) float32 with int8.
@@ -100,10 +117,10 @@ def store(f: Tensor, dtype: Dtype, where: Callable[[int], str]) -> tuple[Tensor,
         ConfigError: a value is too large for `dtype`.
     """
     scales: Tensor | None = None
-    if dtype == "int8":
-        wide = f.float()
-        scales = wide.abs().amax(1) / 127
-        stored = (wide / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round_().clamp_(-127, 127)
+    if channel_scales is not None:
+        u = f.float() / channel_scales
+        scales = u.abs().amax(1) / 127
+        stored = (u / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round_().clamp_(-127, 127)
         stored, finite = stored.to(torch.int8), torch.isfinite(scales)
     else:
         stored = f.to(DTYPES[dtype])
@@ -115,17 +132,25 @@ def store(f: Tensor, dtype: Dtype, where: Callable[[int], str]) -> tuple[Tensor,
                 f"{where(int(broken[0]))}: the PLM's representation holds NaN or infinity. "
                 f"Leave this example out, or load the PLM in float32."
             )
-        row = int(finite.all(1).logical_not().nonzero()[0])
+        row = int(finite.reshape(len(finite), -1).all(1).logical_not().nonzero()[0])
+        most = torch.finfo(torch.float32 if dtype == "int8" else DTYPES[dtype]).max
         raise ConfigError(
             f"{where(row)}: a representation reaches {float(f[row].abs().max()):.4g}, more than {dtype} holds "
-            f"({torch.finfo(DTYPES[dtype]).max:.4g}): use dtype bfloat16, int8 or float32."
+            f"({most:.4g}): use dtype bfloat16, int8 or float32."
         )
     return stored, scales
 
 
-def restore(stored: Tensor, scales: Tensor | None) -> Tensor:
-    """The representations (n, d_tap) in float32 that stored rows stand for."""
-    return stored.float() if scales is None else stored.float().mul_(scales[:, None])
+def restore(stored: Tensor, scales: Tensor | None, channel_scales: Tensor | None = None) -> Tensor:
+    """The representations (n, d_tap) in float32 that stored rows stand for.
+
+    Args:
+        stored: (n, d_tap).
+        scales: (n,), with int8.
+        channel_scales: (d_tap,), or (n, d_tap) where the rows are of several shards, with int8.
+    """
+    f = stored.float()
+    return f if scales is None or channel_scales is None else f.mul_(scales[:, None]).mul_(channel_scales)
 
 
 def write_shard(folder: Path, index: int, contents: Contents) -> ShardEntry:
@@ -136,7 +161,7 @@ def write_shard(folder: Path, index: int, contents: Contents) -> ShardEntry:
     """
     file = file_name(index)
     data = safetensors.torch.save(contents.tensors())
-    with writing(folder / file) as temporary:
+    with writing(folder / file, private=True) as temporary:
         temporary.write_bytes(data)
     return ShardEntry(
         file=file,
@@ -156,7 +181,7 @@ class ShardFile:
     def __init__(self, folder: Path, entry: ShardEntry, manifest: Manifest) -> None:
         self.path = folder / entry.file
         self.entry = entry
-        self.vocabulary_size = manifest.plm.vocabulary_size
+        self.vocabulary_size, self.max_length = manifest.plm.vocabulary_size, manifest.plm.max_length
         n, e = entry.pairs, entry.examples
         self.layout: dict[str, tuple[str, list[int]]] = {
             "representations": (_STORED[manifest.dtype], [n, manifest.plm.d_tap]),
@@ -165,7 +190,7 @@ class ShardFile:
             "source_lengths": ("I32", [e]),
         }
         if manifest.dtype == "int8":
-            self.layout["scales"] = ("F32", [n])
+            self.layout |= {"scales": ("F32", [n]), "channel_scales": ("F32", [manifest.plm.d_tap])}
 
     def damaged(self, why: str) -> DamagedShardError:
         """The error that says that this shard cannot be read."""
@@ -179,24 +204,25 @@ class ShardFile:
             ExternalMemoryError: the header is not the one that the manifest promises.
         """
         try:
-            with self.path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                if length > self.entry.bytes:
-                    raise self.damaged("its header is longer than the file")
-                header: dict[str, Any] = json.loads(file.read(length))
-            found = {name: (value["dtype"], value["shape"]) for name, value in header.items()}
-            spans = {name: value["data_offsets"] for name, value in header.items()}
+            places = read_header(self.path).places
+        except DataError as error:
+            raise self.damaged(str(error)) from None
+        if {name: (place.dtype, list(place.shape)) for name, place in places.items()} != self.layout:
+            raise self.damaged("its tensors are not those of the manifest")
+        return {name: place.start for name, place in places.items()}
+
+    def require_whole(self) -> None:
+        """Read every byte.
+
+        Raises:
+            ExternalMemoryError: they are not those that were written.
+        """
+        try:
+            found = sha256(self.path)
         except OSError as error:
             raise self.damaged(str(error.strerror)) from None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise self.damaged("its header cannot be read") from None
-        if found != self.layout:
-            raise self.damaged("its tensors are not those of the manifest")
-        for name, (code, shape) in self.layout.items():
-            first, last = spans[name]
-            if last - first != _CODES[code] * int(np.prod(shape)) or not 0 <= first <= last <= self.entry.bytes:
-                raise self.damaged(f"the place of {name} in it is wrong")
-        return {name: 8 + length + span[0] for name, span in spans.items()}
+        if found != self.entry.sha256:
+            raise self.damaged("changed since it was written: its SHA-256 differs")
 
     def window(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """Rows start to stop of a tensor as raw bytes (rows, bytes per row), mapped from the file.
@@ -204,14 +230,14 @@ class ShardFile:
         The map goes with the last array that looks at it.
         """
         code, shape = self.layout[name]
-        width = _CODES[code] * int(np.prod(shape[1:]))
+        width = BYTES[code] * int(np.prod(shape[1:]))
         if start == stop:
             return np.empty((0, width), np.uint8)
         first, last = self.starts[name] + start * width, self.starts[name] + stop * width
         aligned = first - first % mmap.ALLOCATIONGRANULARITY
         try:
-            with self.path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), last - aligned, access=mmap.ACCESS_READ, offset=aligned)
+            with open_regular(self.path) as file:
+                mapped = mmap.mmap(file, last - aligned, access=mmap.ACCESS_READ, offset=aligned)
         except OSError as error:
             raise self.damaged(str(error.strerror)) from None
         except ValueError as error:
@@ -223,11 +249,11 @@ class ShardFile:
         if not hasattr(os, "posix_fadvise"):
             return
         code, (_, d_tap) = self.layout["representations"]
-        width = _CODES[code] * d_tap
+        width = BYTES[code] * d_tap
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 first = self.starts["representations"] + start * width
-                os.posix_fadvise(file.fileno(), first, (stop - start) * width, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(file, first, (stop - start) * width, os.POSIX_FADV_WILLNEED)
         except OSError as error:
             raise self.damaged(str(error.strerror)) from None
 
@@ -250,8 +276,30 @@ class ShardFile:
 
     @functools.cached_property
     def source_lengths(self) -> Integers:
-        """(e,): tokens of each example's source."""
-        return self.integers("source_lengths", 0, self.entry.examples)
+        """(e,): tokens of each example's source.
+
+        Raises:
+            ExternalMemoryError: one is less than 1 or more than a context of the PLM holds.
+        """
+        lengths = self.integers("source_lengths", 0, self.entry.examples)
+        if not 1 <= lengths.min() <= lengths.max() <= self.max_length:
+            raise self.damaged(f"a source length lies outside 1 to {self.max_length:,}, the PLM's context window")
+        return lengths
+
+    @functools.cached_property
+    def channel_scales(self) -> Tensor | None:
+        """(d_tap,) float32 with int8.
+
+        Raises:
+            ExternalMemoryError: one is not a positive number.
+        """
+        if "channel_scales" not in self.layout:
+            return None
+        raw = self.window("channel_scales", 0, self.layout["channel_scales"][1][0])
+        scales = torch.from_numpy(raw.copy()).view(torch.float32)[:, 0]
+        if not bool(((scales > 0) & torch.isfinite(scales)).all()):
+            raise self.damaged("its channel scales are not positive numbers")
+        return scales
 
     def targets(self, start: int, stop: int) -> Integers:
         """Targets of rows start to stop.
@@ -272,6 +320,7 @@ class ShardFile:
         return Contents(
             representations=torch.from_numpy(self.window("representations", 0, n).copy()).view(dtype),
             scales=torch.from_numpy(self.window("scales", 0, n).copy()).view(torch.float32)[:, 0] if scales else None,
+            channel_scales=self.channel_scales,
             targets=torch.from_numpy(self.targets(0, n).astype(np.int32)),
             example_offsets=torch.from_numpy(self.example_offsets),
             source_lengths=torch.from_numpy(self.source_lengths.astype(np.int32)),

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from pema import console
 from pema.errors import ExternalMemoryError, PemaError
-from pema.files import sha256
-from pema.memory.manifest import FILE, RESTORE, Manifest, require_complete
+from pema.files import recover, sha256
+from pema.memory.manifest import FILE, HEAD, RESTORE, Manifest, require_complete
 from pema.memory.reader import Memory
 from pema.memory.shard import DamagedShardError
+from pema.tensors import is_finite
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ def verify(path: Path | str) -> Report:
         ExternalMemoryError: the memory is incomplete, or files of it are damaged; the message names each of them.
     """
     path = Path(path)
+    recover(path)
+    recover(path / HEAD)
     manifest = Manifest.read(path)
     require_complete(manifest, path)
     entries = (*manifest.head, *manifest.shards)
@@ -61,8 +62,10 @@ def _implausible(memory: Memory) -> list[str]:
         try:
             contents = shard.contents()
             values = contents.representations if contents.scales is None else contents.scales
-            if not bool(torch.isfinite(values).all()):
+            if not is_finite(values):
                 raise shard.damaged("it holds NaN or infinity")
+            if contents.scales is not None and bool((contents.scales < 0).any()):
+                raise shard.damaged("a scale in it is negative")
         except DamagedShardError as error:
             faults.append(f"{shard.entry.file} was written wrong ({error.why})")
     try:

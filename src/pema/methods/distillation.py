@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from pema.console import progress
 from pema.errors import AdapterError
 from pema.generation.decoding import token_limit
-from pema.memory.build import Tokens
+from pema.memory.encoding import Tokens
 from pema.methods.contract import Job
 from pema.methods.emulator import Plan, layers_of
 from pema.methods.fine_tuning import CLIP, course

@@ -16,7 +16,7 @@ import torch
 from pema.adapter.training import device_named
 from pema.console import progress
 from pema.errors import AdapterError, ConfigError
-from pema.memory.build import Tokens
+from pema.memory.encoding import Tokens
 from pema.methods.contract import Job, Method, Needs, Trained
 from pema.methods.targets import cross_entropy, encode, mean_cross_entropy
 from pema.owner.local import LocalPLM

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from pema.errors import DataError
 from pema.evaluation.perplexity import LOGITS_BYTES
-from pema.memory.build import Tokens
+from pema.memory.encoding import Tokens
 from pema.owner.batching import length_batches, pad_right
 from pema.owner.derivation import hooked, output_embedding
 from pema.owner.local import LocalPLM

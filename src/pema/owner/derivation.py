@@ -19,8 +19,9 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pema.errors import ConfigError, OwnerError
+from pema.owner.bundle import NormSettings
 from pema.owner.contract import Tap
-from pema.owner.head import Head, Norm, NormSettings
+from pema.owner.head import Head, Norm
 from pema.owner.weights import device_of, tensor_of
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}

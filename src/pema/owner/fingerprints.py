@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from pema.owner.head import digest_tensor
+from pema.owner.bundle import digest_tensor
 from pema.owner.positions import altered_buffers
 from pema.owner.weights import tensor_of
 

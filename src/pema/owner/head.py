@@ -2,64 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pema.errors import DataError, MismatchError, OwnerError
-from pema.files import read_json, sha256, writing
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-FORMAT = 1
-SETTINGS_FILE = "head.json"
-TENSORS_FILE = "head.safetensors"
-
-
-def digest_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
-    """SHA-256 over settings and tensors, in the order of their names.
-
-    Values are hashed as float32, so a checkpoint has one fingerprint whether it is held as it was stored or in a
-    wider type that holds the same values.
-    """
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(digest_tensor(tensors[name]))
-    return digest.hexdigest()
-
-
-def digest_tensor(tensor: Tensor) -> bytes:
-    """SHA-256 over a tensor's shape and values, a piece at a time so that no second copy of it is ever alive."""
-    digest = hashlib.sha256(str(tuple(tensor.shape)).encode())
-    for piece in torch.split(tensor.detach().reshape(-1), 1 << 22):
-        values = piece.to("cpu", torch.float32) if piece.is_floating_point() else piece.to("cpu")
-        digest.update(values.contiguous().numpy().data)
-    return digest.digest()
-
-
-@dataclass(frozen=True)
-class NormSettings:
-    """What kind of norm stands in front of the head.
-
-    Attributes:
-        kind: "layer" subtracts the mean before it divides by the standard deviation, "rms" does not.
-        eps: added to the mean square.
-        offset: added to the weight (1 in the Gemma family).
-    """
-
-    kind: Literal["layer", "rms"]
-    eps: float
-    offset: float = 0.0
+from pema.errors import ConfigError, OwnerError
+from pema.files import sha256, writing
+from pema.owner.bundle import (
+    AGAIN,
+    CODES,
+    NormSettings,
+    Settings,
+    changed,
+    digest_finite,
+    digest_tensors,
+    open_bundle,
+    read_tensors,
+    require_fingerprint,
+    require_fit,
+    write_bundle,
+)
+from pema.schema import from_json
+from pema.tensors import read_header
 
 
 class Norm(nn.Module):
@@ -125,9 +94,10 @@ class Head(nn.Module):
         self.register_buffer("bias", _frozen(bias))
         self.register_buffer("projection", _frozen(projection))
         self.norm = norm
-        self.scale = scale
-        self.soft_cap = soft_cap
+        self.scale = float(scale)
+        self.soft_cap = None if soft_cap is None else float(soft_cap)
         self._fingerprint = fingerprint
+        self._cast = False
 
     @property
     def d(self) -> int:
@@ -235,19 +205,13 @@ class Head(nn.Module):
         """Write the bundle to `folder`, whole or not at all.
 
         Raises:
+            OwnerError: it was cast after its fingerprint was taken, so its tensors are not those of the fingerprint.
             StorageError: the disk refused; what stood there before is untouched.
         """
+        if self._cast:
+            raise OwnerError(f"this head was cast to {self.weight.dtype} after it was made: save it before it is cast.")
         with writing(folder) as temporary:
-            temporary.mkdir(parents=True)
-            save_file({k: v.cpu().contiguous() for k, v in self.state_dict().items()}, temporary / TENSORS_FILE)
-            content = {
-                "format": FORMAT,
-                "fingerprint": self.fingerprint,
-                "settings": self.settings,
-                "tensors_sha256": sha256(temporary / TENSORS_FILE),
-            }
-            content["checksum"] = _checksum(content)
-            (temporary / SETTINGS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            write_bundle(self.state_dict(), self.settings, self.fingerprint, temporary)
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype | None = None) -> Head:
@@ -259,43 +223,61 @@ class Head(nn.Module):
                 None.
 
         Raises:
-            OwnerError: the folder holds no bundle, or one of another format.
-            MismatchError: the bundle was changed after it was written.
+            OwnerError: the folder holds no bundle, one of another format, or what no head is.
+            MismatchError: the bundle was changed after it was written, or is not the head of its fingerprint.
         """
+        bundle, path = open_bundle(folder)
         try:
-            content = read_json(folder / SETTINGS_FILE)
-        except DataError as error:
-            raise OwnerError(f"{folder} holds no readable head bundle: {error}") from error
-        if content.get("format") != FORMAT:
-            raise OwnerError(
-                f"the head bundle {folder} has format {content.get('format')!r}, this version reads {FORMAT}: "
-                "write it again with `pema release`."
-            )
-        path = folder / TENSORS_FILE
-        if not path.is_file():
-            raise OwnerError(f"the head bundle {folder} lacks {TENSORS_FILE}: copy it again or run `pema release`.")
-        claimed = content.pop("checksum", None)
-        if claimed != _checksum(content) or content.get("tensors_sha256") != sha256(path):
-            raise MismatchError(
-                f"the head bundle {folder} was changed after it was written: its checksum does not match. "
-                "Copy it again, or write it again with `pema release`."
-            )
-        try:
-            tensors = _read(path, dtype)
+            if sha256(path) != bundle.tensors_sha256:
+                raise changed(folder)
+            tensors, digests = read_tensors(path, dtype)
         except (SafetensorError, OSError) as error:
             raise OwnerError(f"the head bundle {folder} cannot be read: {error}.") from error
-        return cls.of(tensors, content["settings"], content["fingerprint"])
+        except OwnerError as error:
+            raise OwnerError(f"the head bundle {folder} cannot be used: {error}; {AGAIN}") from error
+        require_fingerprint(bundle.fingerprint, digests, bundle.settings, f"the head bundle {folder}")
+        head = cls._made(tensors, bundle.settings, bundle.fingerprint)
+        head._cast = dtype is not None and read_header(path).places["weight"].dtype != CODES.get(dtype)
+        return head
+
+    @staticmethod
+    def stored_shape(folder: Path) -> tuple[int, int, int]:
+        """(V, d, d_tap) of the head in a bundle, from its settings and the header of its tensors alone.
+
+        Raises:
+            OwnerError, MismatchError: see `load`.
+        """
+        _, path = open_bundle(folder)
+        places = read_header(path).places
+        V, d = places["weight"].shape
+        return V, d, places["projection"].shape[1] if "projection" in places else d
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], fingerprint: str) -> Head:
-        """The head of a state dict, its `settings` and its fingerprint."""
-        norm = settings["norm"]
+    def of(cls, tensors: Mapping[str, Tensor], settings: object, fingerprint: str) -> Head:
+        """The head of a state dict, its `settings` and its fingerprint, which another party wrote.
+
+        Raises:
+            OwnerError: they are what no head has; the message says what.
+            MismatchError: the fingerprint is not theirs.
+        """
+        try:
+            parsed = from_json(Settings, settings, "settings")
+            require_fit({name: (tuple(t.shape), t.is_floating_point()) for name, t in tensors.items()}, parsed)
+            digests = {name: digest_finite(name, tensor) for name, tensor in tensors.items()}
+        except (ConfigError, OwnerError) as error:
+            raise OwnerError(f"an LM head cannot be used: {error}.") from error
+        require_fingerprint(fingerprint, digests, parsed, "an LM head")
+        return cls._made(tensors, parsed, fingerprint)
+
+    @classmethod
+    def _made(cls, tensors: Mapping[str, Tensor], settings: Settings, fingerprint: str) -> Head:
+        norm = settings.norm
         return cls(
             tensors["weight"],
             tensors.get("bias"),
-            scale=settings["scale"],
-            soft_cap=settings["soft_cap"],
-            norm=norm and Norm(NormSettings(**norm), tensors.get("norm.weight"), tensors.get("norm.bias")),
+            scale=settings.scale,
+            soft_cap=settings.soft_cap,
+            norm=None if norm is None else Norm(norm, tensors.get("norm.weight"), tensors.get("norm.bias")),
             projection=tensors.get("projection"),
             fingerprint=fingerprint,
         )
@@ -304,33 +286,9 @@ class Head(nn.Module):
         # The fingerprint says which head this is, so it is taken before a cast can round the values.
         if fn(torch.empty(0, dtype=self.weight.dtype)).dtype != self.weight.dtype:
             _ = self.fingerprint
+            self._cast = True
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
-
-
-ROWS = 4096
-"""Of W_hd that are read at a time where it is cast."""
-
-
-def _read(path: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The tensors of a bundle, mapped from the file; W_hd in `dtype`."""
-    tensors: dict[str, Tensor] = load_file(path)
-    stored = tensors["weight"]
-    if dtype is None or stored.dtype == dtype:
-        return tensors
-    shape = stored.shape
-    # Pages of a file stay resident while anything maps it, so each piece is read through a mapping of its own.
-    tensors = {name: tensor.clone() for name, tensor in tensors.items() if name != "weight"}
-    del stored
-    weight = tensors["weight"] = torch.empty(shape, dtype=dtype)
-    for start in range(0, len(weight), ROWS):
-        with safe_open(path, framework="pt") as opened:
-            weight[start : start + ROWS] = opened.get_slice("weight")[start : start + ROWS]
-    return tensors
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _frozen(tensor: Tensor | None) -> Tensor | None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pema.errors import ConfigError, OwnerError
 from pema.files import create
+from pema.owner.bundle import MASKED
 from pema.owner.contract import PLM, PLMDescription, Represented, Session
 from pema.owner.head import Head
 
@@ -158,7 +159,7 @@ class MaskedPLM:
         return replace(
             plain,
             fingerprint=self.mask.fingerprint(f"PLM {plain.fingerprint}"),
-            head_fingerprint=self.mask.fingerprint(f"head {plain.head_fingerprint}"),
+            head_fingerprint=MASKED + self.mask.fingerprint(f"head {plain.head_fingerprint}"),
             # Another fingerprint gives another rotation, so what was made under an earlier one is of another head.
             earlier=(),
         )

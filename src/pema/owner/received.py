@@ -19,9 +19,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pema.errors import ConfigError, MismatchError, OwnerError
+from pema.owner.bundle import digest_tensors
 from pema.owner.contract import PLMDescription
 from pema.owner.fingerprints import tokenizer_fingerprint
-from pema.owner.head import Head, digest_tensors
+from pema.owner.head import Head
 
 TOKENIZER_BYTES = 1 << 28
 """Most bytes of a tokenizer's files together; the largest of today's take 40 MB."""

@@ -1,0 +1,97 @@
+"""The examples of a memory in token ids, all of them encoded and checked before the PLM is asked for anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pema import console
+from pema.errors import DataError
+from pema.memory.shard import Integers
+from pema.owner.contract import PLM, PLMDescription
+from pema.tasks.example import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from pema.tasks.template import Template
+
+ENCODED_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """All examples in token ids, packed: example i is ids[starts[i] : starts[i + 1]], and its target starts at cuts[i].
+
+    Attributes:
+        ids: (all tokens,) int32.
+        starts: (e + 1,).
+        cuts: (e,).
+        source_lengths: (e,).
+    """
+
+    ids: np.ndarray[tuple[int], np.dtype[np.int32]]
+    starts: Integers
+    cuts: Integers
+    source_lengths: Integers
+
+    @classmethod
+    def encode(cls, plm: PLM, template: Template, examples: Sequence[Example]) -> Tokens:
+        """Encode and check every example.
+
+        Raises:
+            DataError: an example that the PLM cannot read, or whose target is empty; named by its `where`.
+        """
+        description = plm.description
+        packed: list[np.ndarray[tuple[int], np.dtype[np.int32]]] = []
+        sizes: list[tuple[int, int, int]] = []
+        with console.progress("encoding", len(examples), "examples") as advance:
+            for first in range(0, len(examples), ENCODED_AT_ONCE):
+                block = examples[first : first + ENCODED_AT_ONCE]
+                tokenizer: PreTrainedTokenizerBase = plm.tokenizer
+                encoded = template.encode(tokenizer, block)
+                for offset, (example, one) in enumerate(zip(block, encoded, strict=True)):
+                    where = example.where or f"example {first + offset + 1}"
+                    _check(one.prompt, one.target, description, where)
+                    packed.append(np.array(one.prompt + one.target, np.int32))
+                    sizes.append((len(one.prompt), len(one.target), one.source_length))
+                advance(len(block))
+        prompts, targets, source_lengths = np.array(sizes, np.int64).T
+        starts = np.concatenate([[0], np.cumsum(prompts + targets)])
+        return cls(np.concatenate(packed), starts, starts[:-1] + prompts, source_lengths)
+
+    @property
+    def target_lengths(self) -> Integers:
+        """(e,): n of each example."""
+        return self.starts[1:] - self.cuts
+
+    def sequence(self, i: int) -> list[int]:
+        """Prompt and target of example i."""
+        return [int(token) for token in self.ids[self.starts[i] : self.starts[i + 1]]]
+
+    def prompt(self, i: int) -> list[int]:
+        """Prompt of example i."""
+        return [int(token) for token in self.ids[self.starts[i] : self.cuts[i]]]
+
+    def target(self, i: int) -> list[int]:
+        """Target of example i."""
+        return [int(token) for token in self.ids[self.cuts[i] : self.starts[i + 1]]]
+
+
+def _check(prompt: tuple[int, ...], target: tuple[int, ...], plm: PLMDescription, where: str) -> None:
+    if not target:
+        raise DataError(f"{where}: the target tokenises to nothing: fill it in, or leave the example out.")
+    if len(prompt) + len(target) > plm.max_length:
+        raise DataError(
+            f"{where}: prompt ({len(prompt):,} tokens) and target ({len(target):,}) are longer than the "
+            f"{plm.max_length:,} tokens that {plm.name} reads: shorten the example, or leave it out."
+        )
+    highest = max(prompt + target)
+    if highest >= plm.vocabulary_size:
+        raise DataError(
+            f"{where}: token {highest} is outside the vocabulary of {plm.name} ({plm.vocabulary_size} tokens): "
+            f"tokenizer and PLM do not belong together."
+        )

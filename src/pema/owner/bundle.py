@@ -1,0 +1,213 @@
+# ruff: noqa: RUF009  (`option` is `dataclasses.field` with the limits beside the field)
+"""A head bundle on the disk: its settings and tensors are held to what a head is before any of them is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pema.errors import ConfigError, DataError, MismatchError, OwnerError
+from pema.files import read_json, recover, sha256
+from pema.schema import from_json, option, short
+from pema.tensors import FLOATS, is_finite, read_header, save_tensors
+
+FORMAT = 1
+SETTINGS_FILE = "head.json"
+TENSORS_FILE = "head.safetensors"
+SETTINGS_BYTES = 1 << 16
+AGAIN = "copy it again, or write it again with `pema release`."
+
+MASKED = "masked-"
+"""Start of a masked head's fingerprint, which is its owner's word; every other follows from settings and tensors."""
+
+
+def digest_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
+    """SHA-256 over settings and tensors, in the order of their names.
+
+    Values are hashed as float32, so a checkpoint has one fingerprint whether it is held as it was stored or in a
+    wider type that holds the same values.
+    """
+    return _digest_of({name: digest_tensor(tensor) for name, tensor in tensors.items()}, settings)
+
+
+def _digest_of(digests: Mapping[str, bytes], settings: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name in sorted(digests):
+        digest.update(name.encode())
+        digest.update(digests[name])
+    return digest.hexdigest()
+
+
+def digest_tensor(tensor: Tensor) -> bytes:
+    """SHA-256 over a tensor's shape and values, a piece at a time so that no second copy of it is ever alive."""
+    digest = hashlib.sha256(str(tuple(tensor.shape)).encode())
+    for piece in torch.split(tensor.detach().reshape(-1), 1 << 22):
+        _update(digest, piece)
+    return digest.digest()
+
+
+def _update(digest: hashlib._Hash, piece: Tensor) -> None:
+    values = piece.to("cpu", torch.float32) if piece.is_floating_point() else piece.to("cpu")
+    digest.update(values.contiguous().numpy().data)
+
+
+@dataclass(frozen=True)
+class NormSettings:
+    """What kind of norm stands in front of the head.
+
+    Attributes:
+        kind: "layer" subtracts the mean before it divides by the standard deviation, "rms" does not.
+        eps: added to the mean square.
+        offset: added to the weight (1 in the Gemma family).
+    """
+
+    kind: Literal["layer", "rms"] = option()
+    eps: float = option(least=0.0, most=1.0)
+    offset: float = option(0.0, least=-64.0, most=64.0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything of a head but its tensors: see `Head`."""
+
+    scale: float = option(above=0.0, most=1e9)
+    soft_cap: float | None = option(above=0.0, most=1e9)
+    norm: NormSettings | None = option()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """`head.json`, its format and its checksum apart."""
+
+    fingerprint: str = option(line=True, longest=512)
+    settings: Settings = option()
+    tensors_sha256: str = option(pattern="[0-9a-f]{64}")
+
+
+ROWS = 4096
+"""Of W_hd that are read at a time where it is cast."""
+
+
+def open_bundle(folder: Path) -> tuple[Bundle, Path]:
+    """What a bundle's settings say, and the file of its tensors, whose header fits them."""
+    recover(folder)
+    try:
+        content = read_json(folder / SETTINGS_FILE, SETTINGS_BYTES)
+    except DataError as error:
+        raise OwnerError(f"{folder} holds no readable head bundle: {error}") from error
+    version = content.pop("format", None)
+    if version != FORMAT:
+        raise OwnerError(
+            f"the head bundle {folder} has format {short(version)}, this version reads {FORMAT}: write it again with "
+            "`pema release`."
+        )
+    path = folder / TENSORS_FILE
+    if not path.is_file():
+        raise OwnerError(f"the head bundle {folder} lacks {TENSORS_FILE}: {AGAIN}")
+    claimed = content.pop("checksum", None)
+    try:
+        bundle = from_json(Bundle, content)
+        if claimed != _checksum({"format": FORMAT} | content):
+            raise changed(folder)
+        places = read_header(path).places
+        require_fit({name: (place.shape, place.dtype in FLOATS) for name, place in places.items()}, bundle.settings)
+    except (ConfigError, DataError, OwnerError) as error:
+        raise OwnerError(f"the head bundle {folder} cannot be used: {error}; {AGAIN}") from error
+    return bundle, path
+
+
+def changed(folder: Path) -> MismatchError:
+    """The error that says that a bundle is not as it was written."""
+    return MismatchError(
+        f"the head bundle {folder} was changed after it was written: its checksum does not match. {AGAIN.capitalize()}"
+    )
+
+
+def require_fit(found: Mapping[str, tuple[tuple[int, ...], bool]], settings: Settings) -> None:
+    """Refuse tensors that are no head's: of each the shape and whether its entries are floating-point numbers."""
+    if "weight" not in found:
+        raise OwnerError("it holds no weight, which is W_hd")
+    if len(found["weight"][0]) != 2 or 0 in found["weight"][0]:
+        raise OwnerError(f"its weight has the shape {found['weight'][0]}, W_hd is (V, d)")
+    V, d = found["weight"][0]
+    projection = found.get("projection", ((d, d), True))[0]
+    d_tap = projection[-1] if projection else 0
+    wanted = {"weight": (V, d), "bias": (V,), "projection": (d, d_tap)}
+    if settings.norm is not None:
+        wanted |= {"norm.weight": (d_tap,), "norm.bias": (d_tap,)}
+    for name, (shape, floating) in found.items():
+        if name not in wanted:
+            raise OwnerError(f"it holds a tensor {short(name)}, which no head with these settings has")
+        if shape != wanted[name] or 0 in shape:
+            raise OwnerError(f"its {name} has the shape {shape}, {wanted[name]} belongs to a W_hd of {(V, d)}")
+        if not floating:
+            raise OwnerError(f"its {name} does not hold floating-point numbers")
+
+
+def require_fingerprint(fingerprint: str, digests: Mapping[str, bytes], settings: Settings, what: str) -> None:
+    """Refuse tensors and settings that are not those of a fingerprint; a masked head's cannot be computed from them."""
+    if not fingerprint.startswith(MASKED) and fingerprint != _digest_of(digests, asdict(settings)):
+        raise MismatchError(
+            f"{what} is not the one of its fingerprint {short(fingerprint)}: its weights or settings are others. "
+            "Ask its owner for the right one."
+        )
+
+
+def digest_finite(name: str, tensor: Tensor) -> bytes:
+    """See `digest_tensor`; refuse NaN and infinity."""
+    if not is_finite(tensor):
+        raise OwnerError(f"its {name} holds NaN or infinity")
+    return digest_tensor(tensor)
+
+
+CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def read_tensors(path: Path, dtype: torch.dtype | None) -> tuple[dict[str, Tensor], dict[str, bytes]]:
+    """The tensors of a bundle, mapped from the file, with W_hd in `dtype`; and the digests of what is stored."""
+    tensors: dict[str, Tensor] = load_file(path)
+    digests = {name: digest_finite(name, tensor) for name, tensor in tensors.items() if name != "weight"}
+    stored = tensors["weight"]
+    if dtype is None or stored.dtype == dtype:
+        return tensors, digests | {"weight": digest_finite("weight", stored)}
+    shape = stored.shape
+    # Pages of a file stay resident while anything maps it, so each piece is read through a mapping of its own.
+    tensors = {name: tensor.clone() for name, tensor in tensors.items() if name != "weight"}
+    del stored
+    weight = tensors["weight"] = torch.empty(shape, dtype=dtype)
+    digest = hashlib.sha256(str(tuple(shape)).encode())
+    for start in range(0, len(weight), ROWS):
+        with safe_open(path, framework="pt") as opened:
+            piece = opened.get_slice("weight")[start : start + ROWS]
+            if not is_finite(piece):
+                raise OwnerError("its weight holds NaN or infinity")
+            _update(digest, piece)
+            weight[start : start + ROWS] = piece
+    return tensors, digests | {"weight": digest.digest()}
+
+
+def write_bundle(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], fingerprint: str, folder: Path) -> None:
+    """Write a bundle into the new folder `folder`; to be used in `pema.files.writing`."""
+    folder.mkdir(parents=True)
+    save_tensors(tensors, folder / TENSORS_FILE)
+    content = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "settings": dict(settings),
+        "tensors_sha256": sha256(folder / TENSORS_FILE),
+    }
+    content["checksum"] = _checksum(content)
+    (folder / SETTINGS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
