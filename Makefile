@@ -1,33 +1,46 @@
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := -m pip --quiet --disable-pip-version-check
+TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+PYTEST := -m pytest -n auto
 
-.PHONY: setup demo test lint types check bench studies results nightly wheel clean
+.PHONY: setup demo test test-oldest test-latest test-package lint types check nightly bench studies lock package clean
 
-setup: .venv/installed ## make .venv with everything that the other targets need
+setup: .venv/installed ## make .venv with the locked packages, and pema as it stands here
 
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml requirements/torch.txt requirements/cuda.txt requirements/locked.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch>=2.8,<=2.13.0"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	requirements/install $(BIN)/python
+	$(BIN)/python $(PIP) install --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: setup ## adapt the embedded PLM to formal customer-support German and show the difference
 	$(BIN)/pema demo
 
 test: setup ## the tests, without the network
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	$(TESTS) $(BIN)/python $(PYTEST)
 
-nightly: setup ## the slow tests too
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m ""
+test-oldest: setup ## the tests with the lowest versions that pyproject.toml admits (PYTHON=python3.12 for another Python)
+	requirements/test oldest $(PYTHON)
+
+test-latest: setup ## the tests with the newest versions (PRE=1: pre-releases too)
+	requirements/test latest $(PYTHON)
+
+test-package: package ## the tests of the source distribution on the wheel that is built from it, outside the checkout
+	requirements/test-package $(PYTHON)
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/deptry src
 
 types: setup
 	$(BIN)/mypy
 
 check: lint types test
+
+nightly: setup ## the slow tests too
+	$(TESTS) $(BIN)/python $(PYTEST) -m ""
 
 bench: setup ## the benchmarks; results go to benchmarks/results
 	$(BIN)/python -m benchmarks
@@ -35,9 +48,12 @@ bench: setup ## the benchmarks; results go to benchmarks/results
 studies: setup ## run what is missing of the studies, on the data in DATA, and write their pages
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.studies --run "$(DATA)"
 
-wheel: setup
+lock: setup ## resolve the tested set of packages anew
+	$(BIN)/python requirements/lock.py
+
+package: setup ## the source distribution, and the wheel that is built from it
 	rm -rf dist
-	$(BIN)/python -m build --wheel --outdir dist .
+	$(BIN)/python -m build --no-isolation --outdir dist .
 
 clean:
-	rm -rf .venv dist build .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-* dist build .pytest_cache .ruff_cache .mypy_cache .hypothesis

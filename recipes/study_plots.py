@@ -1,4 +1,4 @@
-"""The plot of a study, as an SVG file that is the same, to the byte, whenever it is drawn from the same results."""
+"""The plot of a study, as an SVG file that is the same, to the byte, for the same results and version of matplotlib."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@
 `tiny_plm(family, tap=...)` the two behind the owner's contract.
 """
 
+import logging
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,6 +13,21 @@ import pytest
 import torch
 
 from tiny import build_model, build_tokenizer
+
+
+class Deprecations(logging.Handler):
+    """Fails the call of a name that transformers' log says is deprecated, as a DeprecationWarning does."""
+
+    def emit(self, record):
+        assert "deprecated" not in record.getMessage(), record.getMessage()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _deprecations():
+    logger, handler = logging.getLogger("transformers"), Deprecations()
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

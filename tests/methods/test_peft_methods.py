@@ -17,6 +17,13 @@ from pema.owner.fingerprints import fingerprint
 from pema.owner.local import LocalPLM
 from pema.tasks.example import Example
 
+# peft's own calls of transformers, by names that go.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Both `past_key_values` and `cache`:FutureWarning"),
+]
+
 METHODS = {
     "lora": LoRA(learning_rate=1e-2, batch_size=4, rank=4),
     "ia3": IA3(learning_rate=5e-2, batch_size=4),

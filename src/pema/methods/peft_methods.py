@@ -15,6 +15,7 @@ from pema.methods.contract import Adapted, Job
 from pema.methods.fine_tuning import FineTuning
 from pema.methods.tuned import Tuned, twin
 from pema.owner.local import LocalPLM
+from pema.owner.state import state_argument
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -197,7 +198,34 @@ class PrefixTuning(PeftMethod):
 
     def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:
         """See `Method.open`."""
-        return Tuned(plm, self.adapted(plm, trained), job, trained / FILE, self.prefix_length)
+        return Tuned(plm, _by_state(self.adapted(plm, trained)), job, trained / FILE, self.prefix_length)
+
+
+def _by_state(model: Any) -> Any:  # noqa: ANN401
+    """Hand the prefix on by the name that the model's `forward` has for its state.
+
+    peft looks for the cache and puts the prefix under `past_key_values`. A model whose state is called `cache` is given
+    both and takes its own empty one, so that the prefix has no part in what it generates.
+    """
+    name = state_argument(model.get_base_model())
+    if name not in (None, "past_key_values"):
+        model.base_model_prepare_inputs_for_generation = _renaming(
+            model.base_model_prepare_inputs_for_generation, name, "past_key_values"
+        )
+        model.prepare_inputs_for_generation = _renaming(model.prepare_inputs_for_generation, "past_key_values", name)
+    return model
+
+
+def _renaming(prepare: Callable[..., dict[str, Any]], before: str, after: str) -> Callable[..., dict[str, Any]]:
+    """`prepare` with one of the arguments that it returns renamed."""
+
+    def prepared(*args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
+        arguments = prepare(*args, **kwargs)
+        if before in arguments:
+            arguments[after] = arguments.pop(before)
+        return arguments
+
+    return prepared
 
 
 def _slides(model: PreTrainedModel) -> bool:
