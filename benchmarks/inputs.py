@@ -85,7 +85,7 @@ def synthetic_memory(
         tap="head_input",
         max_length=PAIRS_PER_EXAMPLE,
         eos_token_ids=(0,),
-        parameters=0,
+        parameters=shape.V * shape.d,
     )
     translation, count = task(), -(-options.pairs // PAIRS_PER_EXAMPLE)
     manifest = Manifest(

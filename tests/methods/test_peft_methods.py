@@ -19,7 +19,6 @@ from pema.tasks.example import Example
 
 # peft's own calls of transformers, by names that go.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
     pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Both `past_key_values` and `cache`:FutureWarning"),
 ]

@@ -25,6 +25,7 @@ def state_argument(model: nn.Module) -> str | None:
 def state_of(values: Mapping[str, Any]) -> Any:  # noqa: ANN401
     """The state among the arguments of a call or in a model's output; None where there is none.
 
-    Read by key: the attributes of an output's older names warn of their deprecation.
+    Only what an output holds is read: asking it for one of the older names warns of their deprecation.
     """
-    return next((values[name] for name in STATE_NAMES if values.get(name) is not None), None)
+    held = set(values)
+    return next((values[name] for name in STATE_NAMES if name in held and values[name] is not None), None)
