@@ -4,26 +4,40 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
+    BambaConfig,
     BloomConfig,
     CohereConfig,
     FalconConfig,
+    FalconH1Config,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
     GraniteConfig,
+    JambaConfig,
+    Lfm2Config,
+    Llama4TextConfig,
     LlamaConfig,
+    Mamba2Config,
     MambaConfig,
+    MiniMaxConfig,
     MistralConfig,
+    MixtralConfig,
     MptConfig,
     Olmo2Config,
     OlmoConfig,
     OPTConfig,
+    Phi3Config,
     PhiConfig,
+    PhimoeConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3NextConfig,
+    RecurrentGemmaConfig,
+    SmolLM3Config,
 )
 
 VOCABULARY = 320
@@ -80,10 +94,92 @@ FAMILIES = {
     "mamba": lambda: MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4, **_GPT),
 }
 
+# Contexts of more than 16 tokens are turned by other angles.
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.3, 1.5],
+    "long_factor": [2.0, 3.0, 5.0, 9.0],
+    "original_max_position_embeddings": 16,
+}
+_MOE = {"num_experts_per_tok": 1, "num_local_experts": 2}
+
+VARYING_FAMILIES = {
+    "phi3-longrope": lambda: Phi3Config(
+        **_LLAMA | {"num_key_value_heads": 4}, rope_parameters=dict(_LONGROPE), original_max_position_embeddings=16
+    ),
+    "llama-longrope": lambda: LlamaConfig(**_LLAMA, rope_parameters=dict(_LONGROPE)),
+    "phimoe-longrope": lambda: PhimoeConfig(
+        **_LLAMA, **_MOE, rope_parameters=_LONGROPE | {"short_mscale": 1.2, "long_mscale": 1.5}
+    ),
+    "llama-dynamic": lambda: LlamaConfig(
+        **_LLAMA | {"max_position_embeddings": 16},
+        rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
+    ),
+}
+"""Families whose position encoding depends on a context's length."""
+
+_SSM = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 8}
+
+HYBRID_FAMILIES = {
+    "llama4": lambda: Llama4TextConfig(
+        **_LLAMA,
+        **_MOE,
+        head_dim=8,
+        intermediate_size_mlp=48,
+        attention_chunk_size=8,
+        no_rope_layers=[1, 0],
+        attn_temperature_tuning=True,
+        floor_scale=4,
+    ),
+    "smollm3": lambda: SmolLM3Config(**_LLAMA, no_rope_layers=[1, 0]),
+    "gpt-oss": lambda: GptOssConfig(**_LLAMA, **_MOE, head_dim=8, sliding_window=8),
+    "mixtral": lambda: MixtralConfig(**_LLAMA, **_MOE, sliding_window=8),
+    "minimax": lambda: MiniMaxConfig(
+        **_LLAMA, **_MOE, head_dim=8, layer_types=["linear_attention", "full_attention"], block_size=4
+    ),
+    "jamba": lambda: JambaConfig(
+        **_LLAMA,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+        num_experts=2,
+        num_experts_per_tok=1,
+        mamba_d_state=4,
+    ),
+    "bamba": lambda: BambaConfig(**_LLAMA, **_SSM, attn_layer_indices=[1], mamba_expand=2),
+    "falcon-h1": lambda: FalconH1Config(**_LLAMA, **_SSM, mamba_d_ssm=64, mamba_n_groups=1),
+    "qwen3-next": lambda: Qwen3NextConfig(
+        **_LLAMA,
+        head_dim=8,
+        layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        num_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    ),
+    "lfm2": lambda: Lfm2Config(**_LLAMA, layer_types=["conv", "full_attention"]),
+    "mamba2": lambda: Mamba2Config(
+        hidden_size=32, num_hidden_layers=2, state_size=8, num_heads=8, head_dim=8, chunk_size=8, n_groups=1, **_GPT
+    ),
+    "recurrent-gemma": lambda: RecurrentGemmaConfig(
+        **{name: value for name, value in _LLAMA.items() if name != "max_position_embeddings"},
+        attention_window_size=8,
+        lru_width=32,
+        block_types=["recurrent", "attention"],
+    ),
+}
+"""Families with chunks of attention, layers without positions, experts, or another state than keys and values."""
+
 
 def build_model(family="llama", *, seed=0, dtype=torch.float32, vocab_size=VOCABULARY, layers=None):
     """A causal LM of `family` with random weights, norm weights and biases among them; of 2 layers if not told."""
-    config = FAMILIES[family]()
+    config = (FAMILIES | VARYING_FAMILIES | HYBRID_FAMILIES)[family]()
     if layers is not None:
         config.num_hidden_layers = layers
         # Where the kinds of the layers were listed for 2, the list for `layers` is made anew.

@@ -31,16 +31,21 @@ class Growing(Protocol):
     def held_bytes(self) -> int:
         """What is kept between two steps."""
 
+    def joinable(self) -> CachedContexts | None:
+        """What `CachedContexts.run_together` can take; None where the next step has to be run by itself."""
+
 
 class CachedContexts:
     """Contexts whose keys and values are kept; rows are padded on the left, so that all end in the same column.
 
     Attributes:
         runner: runs the model.
+        encoding: the position encoding that all rows have, now and after every step.
     """
 
     def __init__(self, runner: Runner, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> None:
         self.runner = runner
+        self.encoding = runner.positions.of(max(map(len, rows)))
         self._cache: Any = None
         if prefix is None:
             tokens, mask = pad_left(rows, max(map(len, rows)))
@@ -51,13 +56,16 @@ class CachedContexts:
             tokens, _ = pad_left([row[-width:] for row in rows], width)
             mask = (torch.arange(prefix.length + width) >= gaps[:, None]).long()
             self._cache = prefix.shifted(gaps.clamp_max(prefix.length))
+        self._padded = not bool(mask.all())
         positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
         device = device_of(runner.model)
         self._tokens, self._mask, self._positions = tokens.to(device), mask.to(device), positions.to(device)
 
     def run(self, *, logits: bool) -> tuple[Tensor, Tensor]:
         """See `Growing.run`."""
-        arguments = {"attention_mask": self._mask, "use_cache": True, **self.runner.state(self._cache)}
+        arguments: dict[str, Any] = {"use_cache": True, **self.runner.state(self._cache)}
+        if self._padded:  # some models take a mask for padding among the new tokens, which without any there is not
+            arguments["attention_mask"] = self._mask
         if self.runner.takes_positions:
             arguments["position_ids"] = self._positions
         head = (lambda x: x[..., -1:, :]) if logits else None
@@ -77,20 +85,21 @@ class CachedContexts:
     @property
     def held_bytes(self) -> int:
         """Keys, values and whatever else the cache's layers hold."""
-        held = [v for layer in self._cache.layers for v in vars(layer).values() if isinstance(v, Tensor)]
-        return sum(tensor.nbytes for tensor in held)
+        held = [value for layer in self._cache.layers for value in vars(layer).values()]
+        held += [part for value in held if isinstance(value, dict) for part in value.values()]
+        return sum(tensor.nbytes for tensor in held if isinstance(tensor, Tensor))
 
-    @property
-    def joins(self) -> bool:
-        """Whether `run_together` can take these contexts: whole keys and values in every layer, and nothing else."""
-        return type(self._cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in self._cache.layers)
+    def joinable(self) -> CachedContexts | None:
+        """These contexts where every layer holds whole keys and values, and nothing else."""
+        plain = type(self._cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in self._cache.layers)
+        return self if plain else None
 
     @classmethod
     def run_together(cls, parts: Sequence[CachedContexts]) -> list[Tensor]:
         """One forward pass for the next token of several batches that were begun apart: (rows, d_tap) for each.
 
-        Their caches are put below one another, padded on the left. What each row attends to is as in a pass of its
-        own; only the padding differs.
+        All are of one position encoding. Their caches are put below one another, padded on the left. What each row
+        attends to is as in a pass of its own; only the padding differs.
         """
         runner, width = parts[0].runner, max(part._mask.shape[1] for part in parts)
         mask = torch.cat([nn.functional.pad(part._mask, (width - part._mask.shape[1], 0)) for part in parts])
@@ -151,6 +160,9 @@ class WholeContexts:
         """Eight a token."""
         return 8 * sum(map(len, self._contexts))
 
+    def joinable(self) -> None:
+        """Nothing is kept that could be joined."""
+
 
 def _below_one_another(layers: Sequence[DynamicLayer], width: int) -> DynamicLayer:
     """One layer with the rows of all, each padded on the left to `width` positions."""
@@ -162,5 +174,5 @@ def _below_one_another(layers: Sequence[DynamicLayer], width: int) -> DynamicLay
 
 
 def _select_rows(cache: Cache, rows: Tensor) -> None:
-    for layer in cache.layers:
-        layer.batch_select_indices(rows)
+    # Layers with a recurrent state select its rows in reorder_cache only.
+    cache.reorder_cache(rows)

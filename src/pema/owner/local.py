@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pema.errors import DataError
@@ -14,9 +16,10 @@ from pema.owner import loading
 from pema.owner.batching import common_prefix, length_batches
 from pema.owner.contract import PLMDescription, Represented, Tap
 from pema.owner.derivation import derive_head
+from pema.owner.encoded import cached, whole
 from pema.owner.fingerprints import model_fingerprints, tokenizer_fingerprints
 from pema.owner.greedy import greedy
-from pema.owner.growing import CachedContexts, Growing, WholeContexts
+from pema.owner.growing import Growing
 from pema.owner.head import Head
 from pema.owner.loading import DeviceMap
 from pema.owner.prefix import Prefix
@@ -71,7 +74,7 @@ class LocalPLM:
         self._head = derive_head(model, tap)
         self._eos = loading.eos_token_ids(self.model, tokenizer)
         self._runner = Runner(self.model, tap, self._eos)
-        self._short_cuts = ShortCuts(self._runner)
+        self._short_cuts = ShortCuts(self._runner, self.max_length)
 
     @classmethod
     def load(
@@ -196,15 +199,49 @@ class LocalPLM:
     ) -> Iterator[Represented]:
         if not sequences:
             return
+        # A context is never longer than its sequence without the last token, which is a target only. Where the position
+        # encoding depends on the length, the contexts of a sequence are run in stretches of one encoding each.
+        pieces: dict[bytes, list[tuple[int, int, int]]] = {}
+        count = [0] * len(sequences)
+        for i, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
+            for first, last in self._runner.positions.stretches(start, len(sequence) - 1):
+                pieces.setdefault(self._runner.positions.of(last), []).append((i, first, last))
+                count[i] += 1
         shared = common_prefix(sequences, min(starts) - 1) if self._short_cuts.teacher_prefix else 0
-        prefix = self._runner.prefix(sequences[0][:shared]) if pays(shared, sequences) else None
+        parts: dict[int, list[tuple[int, Tensor]]] = {}
+        for encoding, of_encoding in pieces.items():
+            for (i, first, _), f in self._passes(sequences, of_encoding, shared, encoding, batch_tokens):
+                parts.setdefault(i, []).append((first, f))
+                if len(parts[i]) == count[i]:
+                    ordered = [part for _, part in sorted(parts.pop(i), key=itemgetter(0))]
+                    yield Represented(i, ordered[0] if len(ordered) == 1 else torch.cat(ordered))
+
+    def _passes(
+        self,
+        sequences: Sequence[Sequence[int]],
+        pieces: Sequence[tuple[int, int, int]],
+        shared: int,
+        encoding: bytes,
+        batch_tokens: int,
+    ) -> Iterator[tuple[tuple[int, int, int], Tensor]]:
+        """Contexts of one position encoding in batches of nearly equal length.
+
+        Args:
+            sequences: the tokens.
+            pieces: (i, first, last), for the contexts of first to last tokens of sequence i.
+            shared: tokens that all sequences begin with.
+            encoding: that of the pieces.
+            batch_tokens: rows times longest, at most.
+        """
+        rows = [sequences[i][:last] for i, _, last in pieces]
+        fits = pays(shared, rows) and self._runner.positions.of(shared) == encoding
+        prefix = self._runner.prefix(rows[0][:shared]) if fits else None
         skip = 0 if prefix is None else prefix.length
-        lengths = [len(sequence) - skip for sequence in sequences]
-        for batch in length_batches(lengths, batch_tokens if self._short_cuts.padding else 0):
-            rows = [sequences[i][skip:] for i in batch]
-            counts = [len(sequences[i]) - starts[i] for i in batch]
-            found = self._runner.teacher(rows, [starts[i] - skip for i in batch], prefix)
-            yield from map(Represented, batch, torch.split(found, counts))
+        for batch in length_batches([len(row) - skip for row in rows], batch_tokens if self._short_cuts.padding else 0):
+            chosen = [pieces[place] for place in batch]
+            starts = [first - skip for _, first, _ in chosen]
+            f = self._runner.teacher([rows[place][skip:] for place in batch], starts, prefix)
+            yield from zip(chosen, torch.split(f, [last - first + 1 for _, first, last in chosen]), strict=True)
 
     def _predict(
         self, prompts: Sequence[Sequence[int]], steps: Sequence[int], batch_tokens: int
@@ -230,8 +267,10 @@ class LocalPLM:
     @torch.inference_mode()
     def _growing(self, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> Growing:
         if self._short_cuts.cache:
-            return CachedContexts(self._runner, rows, prefix)
-        return WholeContexts(self._runner, rows, together=self._short_cuts.padding)
+            return cached(self._runner, rows, prefix)
+        if self._short_cuts.unpadded_cache:
+            return cached(self._runner, rows, padding=False)
+        return whole(self._runner, rows, together=self._short_cuts.padding)
 
 
 def pays(shared: int, sequences: Sequence[Sequence[int]]) -> bool:

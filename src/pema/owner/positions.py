@@ -33,24 +33,27 @@ class PositionEncoding:
     @cached_property
     def varies(self) -> bool:
         """Whether the encoding of a position depends on the length of the context that it is part of."""
-        return bool(self._modules) and self.of(2) != self.of(_FAR)
+        return bool(self._modules) and self._asked(2) != self._asked(_FAR)
 
     def of(self, length: int) -> bytes:
         """The encoding of a context of that many tokens; two lengths with the same one may share keys and passes."""
+        if not self.varies:
+            return b""
         if length not in self._known:
-            self.settle()
-            angles = [_angles(module, [1, max(length, 2) - 1]) for module in self._modules]
-            self._known[length] = b"".join(angle[:, 0].cpu().numpy().tobytes() for angle in angles)
-            self.settle()
+            self._known[length] = self._asked(length)
         return self._known[length]
 
     def settle(self) -> None:
         """Forget the longest pass so far: dynamic scaling else keeps its factors for contexts that are shorter."""
-        for module in self._modules:
-            _angles(module, [0])
+        if self.varies:
+            for module in self._modules:
+                _angles(module, [0])
 
     def stretches(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         """The lengths from `first` to `last` in stretches (from, to) of one encoding each."""
+        if not self.varies:
+            yield first, last
+            return
         while first <= last:
             low, high = first, last
             while low < high:  # the greatest length with the encoding of `first`; it changes in one direction only
@@ -58,6 +61,14 @@ class PositionEncoding:
                 low, high = (middle, high) if self.of(middle) == self.of(first) else (low, middle - 1)
             yield first, low
             first = low + 1
+
+    def _asked(self, length: int) -> bytes:
+        asked = b""
+        for module in self._modules:
+            _angles(module, [0])
+            asked += _angles(module, [1, max(length, 2) - 1])[:, 0].cpu().numpy().tobytes()
+            _angles(module, [0])
+        return asked
 
 
 def rotary_modules(model: PreTrainedModel) -> Iterator[nn.Module]:

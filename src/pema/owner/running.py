@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from pema.owner.batching import pad_right
 from pema.owner.contract import Tap
 from pema.owner.derivation import find_final_norm, hooked, output_embedding
+from pema.owner.positions import PositionEncoding
 from pema.owner.prefix import Prefix
 from pema.owner.state import state_argument, state_of
 from pema.owner.weights import device_of
@@ -29,6 +30,7 @@ class Runner:
         model: the transformers model, in evaluation mode.
         tap: where representations are read.
         eos: tokens that end a sequence.
+        positions: which lengths may share keys and passes.
     """
 
     def __init__(self, model: PreTrainedModel, tap: Tap, eos: tuple[int, ...]) -> None:
@@ -37,6 +39,7 @@ class Runner:
         self.eos = eos
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self.state_argument = state_argument(model)
+        self.positions = PositionEncoding(model)
 
     def forward(
         self,
@@ -57,6 +60,7 @@ class Runner:
         Returns:
             What `select` gave, and the model's output.
         """
+        self.positions.settle()
         seen: list[Tensor] = []
         embedding = output_embedding(self.model)
         keep = head or (lambda x: x[..., :0, :])
@@ -79,15 +83,19 @@ class Runner:
 
     @torch.inference_mode()
     def teacher(self, rows: Sequence[Sequence[int]], starts: Sequence[int], prefix: Prefix | None) -> Tensor:
-        """One forward pass: (sum of len(row) - start, d_tap) representations, on the CPU.
+        """One forward pass over the longest context of each row: every context of at least starts[i] tokens.
 
-        A causal model never looks at the padding on its right, so no mask is given and the fast attention is taken.
+        A causal model never looks at the padding on its right, so no mask is given and the fast attention is taken. All
+        rows, and the prefix, are of one position encoding.
+
+        Returns:
+            (sum of len(row) - start + 1, d_tap) representations, on the CPU.
         """
         tokens = pad_right(rows)
         width = tokens.shape[1]
         wanted = torch.cat(
             [
-                torch.arange(start - 1, len(row) - 1) + i * width
+                torch.arange(start - 1, len(row)) + i * width
                 for i, (row, start) in enumerate(zip(rows, starts, strict=True))
             ]
         )

@@ -98,7 +98,7 @@ def advance_together(steps: Sequence[Step]) -> None:
     Raises:
         DataError: a step that its session refuses.
     """
-    joined: dict[Runner, list[tuple[LocalSession, CachedContexts]]] = {}
+    joined: dict[tuple[Runner, bytes], list[tuple[LocalSession, CachedContexts]]] = {}
     for step in steps:
         # What stands around a local session changes what it hands out, not how it goes on.
         session = getattr(step.session, "inner", step.session)
@@ -106,15 +106,16 @@ def advance_together(steps: Sequence[Step]) -> None:
             step.session.advance(step.tokens, step.parents)
             continue
         contexts = session._extend(step.tokens, step.parents)
-        if isinstance(contexts, CachedContexts) and contexts.joins:
-            joined.setdefault(contexts.runner, []).append((session, contexts))
+        part = contexts.joinable()
+        if part is not None:
+            joined.setdefault((part.runner, part.encoding), []).append((session, part))
         else:
             session._representations = session._run(contexts)
     for pairs in joined.values():
         if len(pairs) == 1:
-            session, contexts = pairs[0]
-            session._representations = session._run(contexts)
+            session, part = pairs[0]
+            session._representations = session._run(part)
             continue
-        found = CachedContexts.run_together([contexts for _, contexts in pairs])
+        found = CachedContexts.run_together([part for _, part in pairs])
         for (session, _), f in zip(pairs, found, strict=True):
             session._representations = f.cpu().clone()

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pema.owner.derivation import evaluating, output_embedding
+from pema.owner.encoded import cached, whole
 from pema.owner.greedy import greedy
-from pema.owner.growing import CachedContexts, WholeContexts
+from pema.owner.growing import Growing
 from pema.owner.prefix import Prefix
 from pema.owner.running import Runner
 
@@ -23,19 +24,31 @@ _UNFIT = (AssertionError, AttributeError, LookupError, NotImplementedError, Runt
 _DEVICE = ("memory", "ALLOC_FAILED", "CUDA error", "HIP error", "cuDNN error")
 """Words of a RuntimeError that tells of the machine's state, not of the architecture."""
 
+_LIMITS, _TWICE = (4, 1, 3), (4, 1, 3, 2, 3, 1)
+"""Steps of the rows of the trial, so that rows leave at different times."""
+
+_SPAN = 64
+"""Longest window or chunk of attention that the trial goes beyond."""
+
+_TRIAL = 13
+"""Tokens of the longest sequence in the shortest trial, with what is generated."""
+
 
 class ShortCuts:
     """Padding, the key-value cache and a shared prefix, each true or false for one model; the log says what is not."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, longest: int) -> None:
         self._runner = runner
+        self._longest = longest
 
     @cached_property
     def padding(self) -> bool:
         """Whether rows of different length may go through the model together."""
         return self._holds(
             "padding",
-            lambda: torch.split(self._runner.teacher(self._trial, [4] * 3, None), [5, 2, 3]),
+            lambda: torch.split(
+                self._runner.teacher(self._trial, [4] * 3, None), [len(row) - 3 for row in self._trial]
+            ),
             lambda: self._alone,
         )
 
@@ -45,15 +58,32 @@ class ShortCuts:
 
         def attempt() -> Sequence[Tensor]:
             rows = [row[3:] for row in self._trial]
-            return torch.split(self._runner.teacher(rows, [1] * 3, self._prefix()), [5, 2, 3])
+            return torch.split(self._runner.teacher(rows, [1] * 3, self._prefix()), [len(row) for row in rows])
 
         return self.padding and self._holds("the shared prefix", attempt, lambda: self._alone)
 
     @cached_property
     def cache(self) -> bool:
         """Whether decoding may keep keys and values, with padding on the left."""
+        # Llama 4 scales attention by the column that a token stands in, in steps longer than the trial.
+        counted = getattr(self._runner.model.config.get_text_config(), "attn_temperature_tuning", False)
+        return (
+            self.padding
+            and not counted
+            and self._holds(
+                "the key-value cache for rows of different length",
+                lambda: [*self._greedy(cached(self._runner, self._trial)), *self._first_alone],
+                lambda: [*self._greedy_truth, self._greedy_truth[0]],
+            )
+        )
+
+    @cached_property
+    def unpadded_cache(self) -> bool:
+        """Whether decoding may keep keys and values, or another state, for rows of one length."""
         return self.padding and self._holds(
-            "the key-value cache", lambda: self._greedy(None), lambda: self._greedy_truth
+            "the key-value cache",
+            lambda: self._greedy(cached(self._runner, self._trial * 2, padding=False), _TWICE),
+            lambda: self._greedy(whole(self._runner, self._trial * 2, together=True), _TWICE),
         )
 
     @cached_property
@@ -64,7 +94,7 @@ class ShortCuts:
             prefix = self._prefix()
             if not prefix.movable():
                 raise TypeError("its cache is of a kind that is not known")
-            return self._greedy(prefix)
+            return self._greedy(cached(self._runner, self._trial, prefix))
 
         return self.cache and self._holds("the shared prefix", attempt, lambda: self._greedy_truth)
 
@@ -101,29 +131,45 @@ class ShortCuts:
             raise TypeError("its cache is of a kind that is not known")
         return prefix
 
-    def _greedy(self, prefix: Prefix | None) -> Sequence[Tensor]:
-        with torch.inference_mode():
-            contexts = CachedContexts(self._runner, self._trial, prefix)
-        return [f for f, _ in greedy(contexts, [4, 1, 3], self._runner.eos)]
+    @torch.inference_mode()
+    def _greedy(self, contexts: Growing, limits: Sequence[int] = _LIMITS) -> Sequence[Tensor]:
+        return [f for f, _ in greedy(contexts, limits, self._runner.eos)]
 
     @cached_property
     def _trial(self) -> list[list[int]]:
         """Three short sequences of different length with a common beginning, to try short cuts on."""
-        model, eos = self._runner.model, self._runner.eos
-        size = model.get_input_embeddings().weight.shape[0]
-        words = torch.randint(0, size, (20,), generator=torch.Generator().manual_seed(6)).tolist()
+        model, eos, more = self._runner.model, self._runner.eos, self._more
+        size, count = model.get_input_embeddings().weight.shape[0], 20 + 3 * more
+        words = torch.randint(0, size, (count,), generator=torch.Generator().manual_seed(6)).tolist()
         words = [w for w in words if w not in eos and w != getattr(model.config, "pad_token_id", None)] or [0]
-        words = (words * 20)[:20]
-        return [words[:4] + words[4:9], words[:4] + words[10:12], words[:4] + words[12:15]]
+        words = (words * count)[:count]
+        common, own = words[:4], iter(words[4:])
+        return [common + [next(own) for _ in range(n + more)] for n in (5, 2, 3)]
+
+    @property
+    def _more(self) -> int:
+        """By how many tokens the trial is longer, so that it leaves small windows and chunks of attention behind.
+
+        Large ones are not tried: they work as small ones do. The rows are of one position encoding.
+        """
+        settings = self._runner.model.config.get_text_config().to_dict().items()
+        spans = [v for k, v in settings if isinstance(v, int) and ("window" in k or "chunk" in k) and v <= _SPAN]
+        least, most = max([0, *spans]), min(3 * _SPAN, self._longest - _TRIAL)
+        of = self._runner.positions.of
+        return next((n for n in range(least, most) if of(6 + n) == of(9 + n)), max(0, min(least, most)))
 
     @cached_property
     def _alone(self) -> list[Tensor]:
         return [self._runner.teacher([row], [4], None) for row in self._trial]
 
+    @property
+    def _first_alone(self) -> Sequence[Tensor]:
+        """The first row of the trial by itself: without padding there is no mask, so that is another path."""
+        return self._greedy(cached(self._runner, self._trial[:1]), _LIMITS[:1])
+
     @cached_property
-    def _greedy_truth(self) -> list[Tensor]:
-        contexts = WholeContexts(self._runner, self._trial, together=True)
-        return [f for f, _ in greedy(contexts, [4, 1, 3], self._runner.eos)]
+    def _greedy_truth(self) -> Sequence[Tensor]:
+        return self._greedy(whole(self._runner, self._trial, together=True))
 
 
 def _passing(error: Exception) -> bool:

@@ -1,0 +1,111 @@
+"""Growing contexts of any model: each run under the position encoding that it has alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pema.owner.growing import CachedContexts, Growing, WholeContexts
+from pema.owner.positions import PositionEncoding
+from pema.owner.prefix import Prefix
+from pema.owner.running import Runner
+
+
+def cached(
+    runner: Runner, rows: Sequence[Sequence[int]], prefix: Prefix | None = None, *, padding: bool = True
+) -> Growing:
+    """Contexts whose keys and values, or other state, are kept as long as their position encoding stays the same.
+
+    Args:
+        runner: runs the model.
+        rows: the contexts.
+        prefix: the cache of what all of them begin with.
+        padding: whether rows of different length may be padded on the left.
+    """
+
+    def begin(rows: Sequence[Sequence[int]]) -> Growing:
+        of = runner.positions.of
+        return CachedContexts(runner, rows, prefix if prefix and of(prefix.length) == of(len(rows[0])) else None)
+
+    if padding and not runner.positions.varies:
+        return begin(rows)
+    return GroupedContexts(begin, runner.positions, rows, padding=padding)
+
+
+def whole(runner: Runner, rows: Sequence[Sequence[int]], *, together: bool) -> Growing:
+    """Contexts that are run from their first token at every step.
+
+    Args:
+        runner: runs the model.
+        rows: the contexts.
+        together: whether rows of different length may go through the model at once.
+    """
+
+    def begin(rows: Sequence[Sequence[int]]) -> Growing:
+        return WholeContexts(runner, rows, together=together)
+
+    return GroupedContexts(begin, runner.positions, rows) if runner.positions.varies else begin(rows)
+
+
+class GroupedContexts:
+    """Contexts of which only some may go through the model together: those of one position encoding, or of one length.
+
+    A row that gets another encoding as it grows leaves its group and is run again from its first token: what was kept
+    of it was turned by other angles.
+    """
+
+    def __init__(
+        self,
+        begin: Callable[[Sequence[Sequence[int]]], Growing],
+        positions: PositionEncoding,
+        rows: Sequence[Sequence[int]],
+        *,
+        padding: bool = True,
+    ) -> None:
+        self._begin, self._positions, self._padding = begin, positions, padding
+        self._contexts = [list(row) for row in rows]
+        self._parts = self._begun(range(len(rows)))
+
+    def run(self, *, logits: bool) -> tuple[Tensor, Tensor]:
+        """See `Growing.run`."""
+        ran = [part.run(logits=logits) for part, _ in self._parts]
+        order = torch.tensor([row for _, members in self._parts for row in members]).argsort()
+        f, words = (torch.cat(tensors) for tensors in zip(*ran, strict=True))
+        return f[order.to(f.device)], words[order.to(words.device)]
+
+    def extend(self, tokens: Tensor, parents: Tensor | None) -> None:
+        """See `Growing.extend`."""
+        rows = list(range(len(self._contexts))) if parents is None else parents.tolist()
+        before = [self._positions.of(len(context)) for context in self._contexts]
+        self._contexts = [[*self._contexts[row], token] for row, token in zip(rows, tokens.tolist(), strict=True)]
+        stays = [self._positions.of(len(c)) == before[row] for c, row in zip(self._contexts, rows, strict=True)]
+        parts = []
+        for part, members in self._parts:
+            places = {row: place for place, row in enumerate(members)}
+            kept = [i for i, row in enumerate(rows) if row in places and stays[i]]
+            if kept:
+                chosen = torch.tensor([places[rows[i]] for i in kept], device=tokens.device)
+                same = chosen.tolist() == list(range(len(members)))
+                part.extend(tokens[torch.tensor(kept, device=tokens.device)], None if same else chosen)
+                parts.append((part, kept))
+        self._parts = parts + self._begun([i for i, stay in enumerate(stays) if not stay])
+
+    @property
+    def held_bytes(self) -> int:
+        """What the parts hold, and the tokens."""
+        return sum(part.held_bytes for part, _ in self._parts) + 8 * sum(map(len, self._contexts))
+
+    def joinable(self) -> CachedContexts | None:
+        """The only part, where there is one and it keeps all rows in their order."""
+        part, members = self._parts[0]
+        return part.joinable() if list(members) == list(range(len(self._contexts))) else None
+
+    def _begun(self, rows: Sequence[int]) -> list[tuple[Growing, list[int]]]:
+        """A part for each group among the rows; rows of one length stay so, since each gets a token a step."""
+        members: dict[tuple[bytes, int], list[int]] = {}
+        for row in rows:
+            length = len(self._contexts[row])
+            members.setdefault((self._positions.of(length), 0 if self._padding else length), []).append(row)
+        return [(self._begin([self._contexts[row] for row in group]), group) for group in members.values()]

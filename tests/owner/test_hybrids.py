@@ -1,0 +1,69 @@
+"""Chunks of attention, layers without positions, experts and recurrent states, against a loop over single contexts."""
+
+import random
+
+import pytest
+import torch
+from test_local import STEPS, check_greedy, check_teacher, examples, slow_row
+from test_session import PROMPTS, check
+
+from pema.owner.local import LocalPLM
+from tiny import HYBRID_FAMILIES, build_model, build_tokenizer
+
+# transformers says once that it runs without the kernels of these families.
+pytestmark = pytest.mark.filterwarnings("ignore:.*falling back")
+
+CACHE = {
+    "llama4": "for rows of one length",  # scales attention by the column
+    "minimax": "none",  # its state takes no other number of rows
+    "recurrent-gemma": "none",  # keeps its state in its modules
+}
+"""What is kept between two steps where it is not keys, values and states for rows of every length."""
+
+
+@pytest.mark.parametrize("family", HYBRID_FAMILIES)
+def test_contexts_equal_a_loop_over_single_examples(family):
+    plm = LocalPLM(build_model(family), build_tokenizer())
+    sequences, starts = examples()
+    check_teacher(plm, sequences, starts)
+    check_greedy(plm, [s[:b] for s, b in zip(sequences, starts, strict=True)], STEPS)
+    short_cuts = plm._short_cuts
+    kept = "for all rows" if short_cuts.cache else "for rows of one length" if short_cuts.unpadded_cache else "none"
+    assert kept == CACHE.get(family, "for all rows")
+
+
+@pytest.mark.parametrize("family", [*HYBRID_FAMILIES, "mamba"])
+def test_sessions_go_on_branch_and_leave(family):
+    plm = LocalPLM(build_model(family), build_tokenizer())
+    draw = random.Random(0)
+    session, contexts = plm.open_session(PROMPTS), [list(prompt) for prompt in PROMPTS]
+    check(plm, session, contexts)
+    for parents in (None, [2, 0, 0, 1], [3, 3], None, [1], [0, 0, 0]):
+        rows = range(len(contexts)) if parents is None else parents
+        tokens = [draw.randrange(3, 320) for _ in rows]
+        contexts = [[*contexts[row], token] for row, token in zip(rows, tokens, strict=True)]
+        session.advance(tokens, parents)
+        check(plm, session, contexts)
+    assert session.held_bytes > 0
+
+
+def test_rows_of_one_length_share_a_pass():
+    plm = LocalPLM(build_model("mamba"), build_tokenizer())
+    assert not plm._short_cuts.cache
+    assert plm._short_cuts.unpadded_cache
+    shapes = []
+    handle = plm.model.register_forward_pre_hook(
+        lambda _m, _a, k: shapes.append(k["input_ids"].shape), with_kwargs=True
+    )
+    check_greedy_shapes = list(plm.predict([[1, 5, 6], [1, 7], [1, 8, 9]], [2, 2, 2]))
+    handle.remove()
+    assert len(check_greedy_shapes) == 3
+    assert [tuple(shape) for shape in shapes] == [(2, 3), (1, 2), (2, 1), (1, 1)]
+
+
+def test_a_recurrent_state_goes_where_its_row_goes():
+    plm = LocalPLM(build_model("bamba"), build_tokenizer())
+    session = plm.open_session([[1, 5, 6, 7], [1, 9, 9, 9, 9]])
+    session.advance([8, 8], [1, 0])
+    for f, context in zip(session.representations, ([1, 9, 9, 9, 9, 8], [1, 5, 6, 7, 8]), strict=True):
+        torch.testing.assert_close(f, slow_row(plm, context)[0][-1], atol=1e-4, rtol=1e-4)
