@@ -103,6 +103,24 @@ def test_without_the_adapter_it_is_the_plm(run, folder, trained):
     assert (folder / "alone.de").read_bytes() == (folder / "zero.de").read_bytes()
 
 
+def test_an_adapter_generates_with_its_own_template_only(run, folder, trained):
+    common = ("--plm", "plm", "--input", "train.en", "--max-new-tokens", 4, "--json")
+    code, out, err = run("generate", "adapter", *common, "-o", "own.de")
+    assert code == 0, err
+    assert json.loads(out) == {"output": "own.de", "lines": len(TEXTS), "cut": json.loads(out)["cut"]}
+    assert run("generate", "adapter", *common, "--task", "translation", "-o", "named.de")[0] == 0
+    assert (folder / "own.de").read_bytes() == (folder / "named.de").read_bytes()
+    for other in (("--task", "style"), ("--template", "English: {source} German:")):
+        code, _, err = run("generate", "adapter", *common, *other, "-o", "other.de")
+        assert code == 1
+        assert f"the adapter was trained with the {other[0][2:]} '" in err
+        assert not (folder / "other.de").exists()
+        assert run("generate", "adapter", *common, *other, "--no-adapter", "-o", "alone.de")[0] == 0
+        code, _, err = run("inspect", "adapter", "--plm", "plm", "--text", "a", *other, "-o", "page.html")
+        assert code == 1
+        assert f"the adapter was trained with the {other[0][2:]} '" in err
+
+
 def test_jsonl_gives_the_same_memory_as_parallel_files(run, folder, built):
     fields = ("--data", "train.jsonl", "--source-field", "en", "--target-field", "du")
     code, _, err = run("build", "--plm", "plm", "--task", "translation", *fields, "-o", "from-jsonl")

@@ -4,7 +4,7 @@ import torch
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
 from pema.errors import ConfigError, DataError, MismatchError
-from pema.generation.decoding import generate, one_line
+from pema.generation.decoding import generate, generate_counted, one_line, text_of
 from pema.generation.plugin import attach
 from pema.generation.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.owner.session_model import SessionModel
@@ -47,7 +47,7 @@ def one_by_one(plm, adapter, schedule, source, limit=None):
         while ids[-1] not in plm.description.eos_token_ids and len(ids) < limit:
             out = plm.model(torch.tensor([ids[-1:]]), **{OUTPUT_NAME: state_of(out)})
             ids.append(int(out.logits[0, -1].argmax()))
-    return one_line(plm.tokenizer.decode(ids, skip_special_tokens=True))
+    return text_of(plm.tokenizer, ids, cut=ids[-1] not in plm.description.eos_token_ids)
 
 
 @pytest.mark.parametrize("schedule", [GradualUnrolling(0.9), Constant(1.0), NoAdapter()], ids=lambda s: s.name)
@@ -105,6 +105,40 @@ def test_no_sources(plm):
     assert generate(plm, make_adapter(plm), [], TASK, Constant(0.5)) == []
 
 
+def test_what_is_cut_is_counted_and_said(plm, capsys):
+    adapter = make_adapter(plm)
+    found = generate_counted(plm, adapter, SOURCES, TASK, Constant(0.9), max_new_tokens=3)
+    said = f"{found.cut} of 6 texts are cut at their limit of tokens (max_new_tokens=3, and the PLM's window)."
+    assert found.cut == 6
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert found.tokens == 18
+    # Everything ends a sequence: nothing is cut.
+    everything = list(range(plm.description.vocabulary_size))
+    found = generate_counted(plm, adapter, SOURCES, TASK, Constant(0.9), eos_token_id=everything)
+    assert (found.cut, found.tokens) == (0, 6)
+    assert "cut" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("character", ["😀", "é", "語", "👩\u200d💻"])
+def test_a_character_that_is_cut_is_left_out(plm, character):
+    tokens = plm.tokenizer(f"ok {character}", add_special_tokens=False)["input_ids"]
+    texts = [text_of(plm.tokenizer, tokens[:n], cut=True) for n in range(1, len(tokens) + 1)]
+    assert texts[-1] == f"ok {character}"
+    assert all("\ufffd" not in text and not text.endswith("\u200d") for text in texts)
+    assert all(texts[-1].startswith(text) for text in texts)
+    # What the PLM ended itself stays as it wrote it.
+    assert "\ufffd" in text_of(plm.tokenizer, tokens[:-1], cut=False)
+
+
+def test_the_text_is_that_of_the_tokens(plm):
+    tokens = plm.tokenizer("the dog , do n't ( a )", add_special_tokens=False)["input_ids"]
+    plm.tokenizer.clean_up_tokenization_spaces = True
+    try:
+        assert text_of(plm.tokenizer, tokens, cut=False) == "the dog , do n't ( a )"
+    finally:
+        plm.tokenizer.clean_up_tokenization_spaces = False
+
+
 def test_one_line():
     assert one_line(" Das Haus\nist\r\n\n klein. \u2028") == "Das Haus ist klein."
     assert one_line("\n") == ""
@@ -113,7 +147,7 @@ def test_one_line():
 def test_the_model_is_left_as_it_was(plm):
     adapter = make_adapter(plm)
     generate(plm, adapter, SOURCES[:1], TASK, Constant(0.5), max_new_tokens=2)
-    with pytest.raises(ValueError, match="temperature"):
+    with pytest.raises(ConfigError, match=r"the model cannot generate with .*temperature=-1\.0"):
         generate(plm, adapter, SOURCES[:1], TASK, Constant(0.5), do_sample=True, temperature=-1.0)
     assert "generate" not in plm.model.__dict__
     assert not plm.model._forward_hooks
@@ -129,6 +163,10 @@ def test_bad_input_is_refused(plm, tiny_plm):
     for name in ("batch_size", "num_beams", "max_new_tokens"):
         with pytest.raises(ConfigError, match=f"{name} must be at least 1, not 0"):
             generate(plm, adapter, ["a"], TASK, Constant(0.5), **{name: 0})
+    with pytest.raises(ConfigError, match="max_length must be at least 1, not 0"):
+        generate(plm, adapter, ["a"], TASK, Constant(0.5), max_length=0)
+    with pytest.raises(DataError, match=r"source 1: its prompt has \d+ tokens, and the PLM takes 3"):
+        generate(plm, adapter, ["a"], TASK, Constant(0.5), max_length=3)
     with pytest.raises(MismatchError, match="belongs to another PLM"):
         generate(plm, make_adapter(tiny_plm("llama", seed=1)), ["a"], TASK, Constant(0.5))
 

@@ -81,7 +81,7 @@ def card(config: AdapterConfig) -> str:
         "## Use",
         "",
         "```",
-        f"pema generate ADAPTER --plm {name or 'PLM'} --task {config.task or 'TASK'} --input FILE -o FILE",
+        f"pema generate ADAPTER --plm {name or 'PLM'}{'' if config.task else ' --task TASK'} --input FILE -o FILE",
         "```",
     ]
     return "\n".join(lines) + "\n"

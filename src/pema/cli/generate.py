@@ -12,10 +12,10 @@ from pema.cli.options import (
     DeviceMap,
     LambdaMax,
     MaskSecret,
+    OwnTaskName,
     PLMDtype,
     PLMName,
     ScheduleOption,
-    TaskName,
     TemplateText,
     show,
 )
@@ -24,7 +24,6 @@ from pema.cli.options import (
 def generate(
     adapter: Annotated[Path, typer.Argument(help="Folder or hub name of the adapter.", metavar="ADAPTER")],
     plm: PLMName,
-    task: TaskName,
     inputs: Annotated[Path, typer.Option("--input", help="Source texts, one a line.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the texts go, one a line, in the same order.")],
     schedule: ScheduleOption = None,
@@ -33,6 +32,7 @@ def generate(
     num_beams: Annotated[int, typer.Option("--num-beams", min=1, help="1 is greedy.")] = 1,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Longest output.")] = None,
     no_adapter: Annotated[bool, typer.Option("--no-adapter", help="The PLM alone, for comparison.")] = False,
+    task: OwnTaskName = None,
     template: TemplateText = None,
     plm_dtype: PLMDtype = None,
     device_map: DeviceMap = None,
@@ -41,31 +41,31 @@ def generate(
 ) -> None:
     """Generate with the PLM and the adapter: P = lambda_t P_PEMA + (1 - lambda_t) P_LM.
 
-    Example: pema generate adapter --plm embedded --task translation --input test.en -o test.de
+    Example: pema generate adapter --plm embedded --input test.en -o test.de
     """
     from pema.adapter.module import Adapter
+    from pema.adapter.task import task_of
     from pema.evaluation.outputs import write_hypotheses
-    from pema.generation.decoding import generate as generate_texts
+    from pema.generation.decoding import generate_counted
     from pema.generation.schedule import NoAdapter, Schedule, choose_schedule
     from pema.owner.contract import Tap
     from pema.owner.opening import open_plm
     from pema.tasks.readers import read_lines
     from pema.tasks.registry import get_task
 
-    chosen = get_task(task, template)
     sources = read_lines(inputs)
-    loaded: Adapter | None = None
+    loaded = None if no_adapter and task is not None else Adapter.from_pretrained(adapter)
+    chosen = get_task(task or "", template) if loaded is None else task_of(loaded.config, task, template)
     mixture: Schedule = NoAdapter()
     tap: Tap = "head_input"
-    if not no_adapter:
-        loaded = Adapter.from_pretrained(adapter)
+    if loaded is not None and not no_adapter:
         name = None if schedule is None else schedule.value
         mixture = choose_schedule(loaded.folder or adapter, name, lambda_max, contexts=loaded.config.contexts)
         tap = loaded.config.plm.tap if loaded.config.plm is not None else tap
     owner = open_plm(plm, mask_secret=mask_secret, tap=tap, dtype=plm_dtype, device_map=device_map)
-    texts = generate_texts(
+    found = generate_counted(
         owner,
-        loaded,
+        None if no_adapter else loaded,
         sources,
         chosen,
         mixture,
@@ -73,5 +73,5 @@ def generate(
         num_beams=num_beams,
         max_new_tokens=max_new_tokens,
     )
-    write_hypotheses(output, texts)
-    show({"output": str(output), "lines": len(texts)}, as_json)
+    write_hypotheses(output, found.texts)
+    show({"output": str(output), "lines": len(found.texts), "cut": found.cut}, as_json)

@@ -12,10 +12,10 @@ from pema.cli.options import (
     DeviceMap,
     LambdaMax,
     MaskSecret,
+    OwnTaskName,
     PLMDtype,
     PLMName,
     ScheduleOption,
-    TaskName,
     TemplateText,
     show,
 )
@@ -24,7 +24,6 @@ from pema.cli.options import (
 def inspect(
     adapter: Annotated[Path, typer.Argument(help="Folder or hub name of the adapter.", metavar="ADAPTER")],
     plm: PLMName,
-    task: TaskName,
     text: Annotated[str, typer.Option("--text", help="The source text.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the page goes, e.g. page.html.")],
     reference: Annotated[
@@ -33,6 +32,7 @@ def inspect(
     schedule: ScheduleOption = None,
     lambda_max: LambdaMax = None,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Longest output.")] = None,
+    task: OwnTaskName = None,
     template: TemplateText = None,
     plm_dtype: PLMDtype = None,
     device_map: DeviceMap = None,
@@ -41,16 +41,16 @@ def inspect(
 ) -> None:
     """Generate one text greedily and show who decided each token, on a page that needs no network.
 
-    Example: pema inspect adapter --plm embedded --task translation --text "Where is your order?" -o page.html
+    Example: pema inspect adapter --plm embedded --text "Where is your order?" -o page.html
     """
     from pema.adapter.module import Adapter
+    from pema.adapter.task import task_of
     from pema.experiments.inspector.page import write_inspection
     from pema.generation.schedule import choose_schedule
     from pema.owner.opening import open_plm
-    from pema.tasks.registry import get_task
 
-    chosen = get_task(task, template)
     loaded = Adapter.from_pretrained(adapter)
+    chosen = task_of(loaded.config, task, template)
     name = None if schedule is None else schedule.value
     mixture = choose_schedule(loaded.folder or adapter, name, lambda_max, contexts=loaded.config.contexts)
     tap = loaded.config.plm.tap if loaded.config.plm is not None else "head_input"

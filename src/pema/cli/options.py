@@ -33,6 +33,7 @@ PLMName = Annotated[
     str, typer.Option("--plm", help="Hub name or local folder of the PLM; 'embedded' is the one that pema ships.")
 ]
 TaskName = Annotated[str, typer.Option("--task", help="translation, style, summarisation, qa or classification.")]
+OwnTaskName = Annotated[str | None, typer.Option("--task", help="The adapter's task; default: what it records.")]
 TemplateText = Annotated[
     str | None, typer.Option("--template", help="Prompt with {source} in it, instead of the task's own.")
 ]

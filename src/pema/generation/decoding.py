@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
-from pema.console import progress
-from pema.errors import ConfigError, DataError
+from pema.adapter.task import require_task
+from pema.console import note, progress
+from pema.errors import ConfigError, DataError, PemaError
 from pema.generation.plugin import attach
 from pema.generation.schedule import Schedule
+from pema.generation.settings import ARGUMENTS, OF_THE_HISTORY, STOPS, check, without_own_settings
 from pema.tasks.registry import Task
 from pema.tasks.template import Encoded
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from pema.adapter.module import Adapter
     from pema.owner.contract import PLM
+
+HALF = re.compile("[\ufffd\u200d]+$")
+"""What remains of a character that was cut: bytes that are none, or a joiner with nothing behind it."""
 
 Inputs = Callable[[list[int]], AbstractContextManager[object]]
 """What stands around the model's call for a batch, given SL of each of its inputs."""
@@ -35,10 +43,12 @@ class Generated:
     Attributes:
         texts: one line of text per source, in their order.
         tokens: how many tokens were generated, end-of-sequence included.
+        cut: how many texts were ended by their limit of tokens, and not by the PLM.
     """
 
     texts: list[str]
     tokens: int
+    cut: int
 
 
 def generate(
@@ -58,7 +68,8 @@ def generate(
     """Generate a text for each source.
 
     A text depends on its own source only, not on what else is in its batch (sampling apart, where the seed fixes the
-    whole call).
+    whole call). The generation settings that come with the PLM's folder (`generation_config.json`) do not count: what
+    is not given here is greedy decoding without penalties, and the same for a PLM behind a server.
 
     Args:
         plm: the PLM.
@@ -69,36 +80,54 @@ def generate(
         batch_size: sequences at a time.
         num_beams: 1 is greedy (or sampling).
         max_new_tokens: the longest output in tokens; 2 SL + 16 where it is not given. What the PLM's context window
-            leaves behind the prompt bounds it.
-        do_sample: draw from the mixture instead of taking its best token.
+            leaves behind the prompt bounds it. A note says how many texts were cut there.
+        do_sample: draw from the whole mixture instead of taking its best token.
         seed: of the draws.
-        settings: further settings of the model's `generate`, such as `temperature`.
+        settings: further settings of the model's `generate`, such as `temperature` or `repetition_penalty` (see
+            `pema.generation.settings`), `logits_processor`, `stopping_criteria`, and `max_length`, the tokens that a
+            prompt and its text may have together.
 
     Returns:
         One line of text per source, in the order of `sources`.
 
     Raises:
         DataError: a source is blank, or too long for the PLM; the message names its number.
-        ConfigError: batch_size, num_beams or max_new_tokens below 1.
-        MismatchError: the adapter belongs to another PLM.
+        ConfigError: a setting below 1, unknown, or one that cannot be meant here.
+        MismatchError: the adapter belongs to another PLM, task or template.
     """
+    settings |= {"batch_size": batch_size, "num_beams": num_beams, "max_new_tokens": max_new_tokens}
+    return generate_counted(plm, adapter, sources, task, schedule, do_sample=do_sample, seed=seed, **settings).texts
+
+
+def generate_counted(
+    plm: PLM,
+    adapter: Adapter | None,
+    sources: Sequence[str],
+    task: Task,
+    schedule: Schedule,
+    *,
+    do_sample: bool = False,
+    seed: int = 0,
+    **settings: Any,  # noqa: ANN401
+) -> Generated:
+    """The same as `generate`, with what was counted on the way."""
     with contextlib.ExitStack() as stack:
         inputs: Inputs = plain
         if adapter is not None:
+            require_task(adapter.config, task)
             attached = stack.enter_context(
                 attach(plm.model, adapter, plm.head(), schedule, description=plm.description)
             )
             inputs = attached.inputs
         if do_sample:
+            # transformers would keep the 50 likeliest tokens.
+            settings = {"top_k": 0} | settings
             devices = [] if plm.model.device.type == "cpu" else [plm.model.device]
             stack.enter_context(
                 torch.random.fork_rng(devices, device_type=plm.model.device.type if devices else "cuda")
             )
             torch.manual_seed(seed)
-        settings |= {"num_beams": num_beams, "do_sample": do_sample}
-        return decode(
-            plm, plm.model, sources, task, inputs, batch_size=batch_size, max_new_tokens=max_new_tokens, **settings
-        ).texts
+        return decode(plm, plm.model, sources, task, inputs, do_sample=do_sample, **settings)
 
 
 def decode(
@@ -107,6 +136,7 @@ def decode(
     sources: Sequence[str],
     task: Task,
     inputs: Inputs,
+    /,
     *,
     batch_size: int = 32,
     max_new_tokens: int | None = None,
@@ -115,7 +145,7 @@ def decode(
 ) -> Generated:
     """Generate from a model as it stands, whatever is plugged into it, greedily unless `settings` say otherwise.
 
-    The model's own generation settings do not decide: what samples by default would make every comparison chance.
+    The model's own generation settings do not count: what samples by default would make every comparison chance.
 
     Args:
         plm: its tokenizer, context window and end-of-sequence tokens.
@@ -125,34 +155,36 @@ def decode(
         inputs: what stands around the model's call for a batch.
         batch_size: sequences at a time.
         max_new_tokens: the longest output in tokens.
-        max_length: tokens that a prompt and its output may have together; the PLM's context window where not given.
+        max_length: tokens that a prompt and its output may have together, within the PLM's context window.
         settings: further settings of the model's `generate`.
+
+    Raises:
+        DataError: a source is blank, or too long for the PLM; the message names its number.
+        ConfigError: a setting below 1, unknown, or one that cannot be meant here.
     """
-    settings = {"num_beams": 1, "num_return_sequences": 1, "do_sample": False} | settings
-    for name, value in (
-        ("batch_size", batch_size),
-        ("num_beams", settings["num_beams"]),
-        ("max_new_tokens", max_new_tokens),
-    ):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} must be at least 1, not {value}.")
+    counts = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "max_length": max_length}
+    ends = _ends(settings.get("eos_token_id", plm.description.eos_token_ids))
+    settings = {"num_beams": 1, "do_sample": False} | settings | {"eos_token_id": ends}
+    check(settings | counts, ends)
     prompts = task.template.encode_prompts(plm.tokenizer, list(sources))
-    window = plm.description.max_length if max_length is None else max_length
+    window = min(plm.description.max_length, max_length or plm.description.max_length)
     limits = [token_limit(n, prompt, window, max_new_tokens) for n, prompt in enumerate(prompts, 1)]
-    # Longest first: a batch that does not fit into memory fails at once, and padding is least.
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].prompt), limits[i]), reverse=True)
-    texts, tokens = [""] * len(prompts), 0
-    with progress("Generating", len(prompts), "texts") as advance:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+    texts, tokens, cut = [""] * len(prompts), 0, 0
+    with progress("Generating", len(prompts), "texts") as advance, without_own_settings(model):
+        for chosen in _batches(prompts, limits, batch_size, alike=any(map(settings.get, OF_THE_HISTORY))):
             batch, most = [prompts[i] for i in chosen], [limits[i] for i in chosen]
             with inputs([prompt.source_length for prompt in batch]):
-                rows = _generate_batch(plm, model, batch, most, **settings)
+                rows = _generate_batch(plm, model, batch, most, settings)
             for i, row in zip(chosen, rows, strict=True):
-                texts[i] = one_line(plm.tokenizer.decode(row, skip_special_tokens=True))
-                tokens += len(row)
+                ended = bool(row) and row[-1] in ends
+                is_cut = not ended and (len(row) == limits[i] or not any(map(settings.get, STOPS)))
+                texts[i] = text_of(plm.tokenizer, row, is_cut)
+                tokens, cut = tokens + len(row), cut + is_cut
             advance(len(chosen))
-    return Generated(texts, tokens)
+    if cut:
+        limit = "2 SL + 16" if max_new_tokens is None else f"max_new_tokens={max_new_tokens}"
+        note(f"{cut:,} of {len(texts):,} texts are cut at their limit of tokens ({limit}, and the PLM's window).")
+    return Generated(texts, tokens, cut)
 
 
 def plain(source_lengths: list[int]) -> AbstractContextManager[None]:
@@ -175,17 +207,34 @@ class Stop:
         return input_ids.shape[1] >= self._last.to(input_ids.device).repeat_interleave(rows)
 
 
+def _batches(prompts: Sequence[Encoded], limits: Sequence[int], size: int, *, alike: bool) -> Iterator[list[int]]:
+    """The numbers of the prompts of each batch; with `alike`, of prompts that need no padding beside each other.
+
+    Longest first: a batch that does not fit into memory fails at once, and padding is least.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].prompt), limits[i]), reverse=True)
+    for _, group in itertools.groupby(order, key=lambda i: len(prompts[i].prompt) if alike else 0):
+        numbers = list(group)
+        for start in range(0, len(numbers), size):
+            yield numbers[start : start + size]
+
+
+def _ends(given: int | Sequence[int] | None) -> list[int]:
+    if given is None:
+        return []
+    return [given] if isinstance(given, int) else [int(token) for token in given]
+
+
 @torch.no_grad()
 def _generate_batch(
-    plm: PLM,
-    model: PreTrainedModel,
-    batch: Sequence[Encoded],
-    limits: Sequence[int],
-    **settings: Any,  # noqa: ANN401
+    plm: PLM, model: PreTrainedModel, batch: Sequence[Encoded], limits: Sequence[int], settings: Mapping[str, Any]
 ) -> list[list[int]]:
-    """The new tokens of each row, up to its limit and its end-of-sequence token, which is the last one."""
-    tokenizer, device = plm.tokenizer, model.device
-    ends = list(plm.description.eos_token_ids)
+    """The new tokens of each row, up to its limit and its end-of-sequence token, which is the last one.
+
+    Raises:
+        ConfigError: the model's `generate` refuses the settings.
+    """
+    tokenizer, device, ends = plm.tokenizer, model.device, settings["eos_token_id"]
     pad = tokenizer.pad_token_id
     if pad is None:
         pad = ends[0] if ends else 0
@@ -195,19 +244,43 @@ def _generate_batch(
     for row, encoded in enumerate(batch):
         ids[row, columns - len(encoded.prompt) :] = torch.tensor(encoded.prompt)
         mask[row, columns - len(encoded.prompt) :] = 1
-    stop: Any = [Stop(columns, torch.tensor(limits))]
-    out = model.generate(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        max_new_tokens=max(limits),
-        stopping_criteria=stop,
-        pad_token_id=pad,
-        eos_token_id=ends or None,
-        **settings,
-    )
+    arguments = {name: settings[name] for name in ARGUMENTS if settings.get(name)}
+    arguments["stopping_criteria"] = [Stop(columns, torch.tensor(limits)), *arguments.get("stopping_criteria", [])]
+    if settings.get("stop_strings"):
+        arguments["tokenizer"] = tokenizer
+    fields = {name: value for name, value in settings.items() if name not in ARGUMENTS}
+    fields |= {"eos_token_id": ends or None, "pad_token_id": pad, "max_new_tokens": max(limits)}
+    if settings.get("min_new_tokens"):
+        fields["min_new_tokens"] = min(settings["min_new_tokens"], max(limits))
+    try:
+        config = GenerationConfig(**fields)
+        out = model.generate(
+            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config, **arguments
+        )
+    except PemaError:
+        raise
+    except (ValueError, TypeError) as error:
+        if settings.keys() <= {"num_beams", "do_sample", "eos_token_id"}:
+            raise
+        given = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        raise ConfigError(f"the model cannot generate with {given}: {error}") from error
     rows = [row[:limit] for row, limit in zip(out[:, columns:].tolist(), limits, strict=True)]
     firsts = [next((i for i, token in enumerate(row) if token in ends), len(row)) for row in rows]
-    return [row[: first + 1] for row, first in zip(rows, firsts, strict=True)]
+    rows = [row[: first + 1] for row, first in zip(rows, firsts, strict=True)]
+    if any(map(settings.get, STOPS)):
+        # A row that was stopped waits for the others with padding.
+        rows = [row[: len(row) - _trailing(row, pad)] if pad not in ends else row for row in rows]
+    return rows
+
+
+def _trailing(row: Sequence[int], token: int) -> int:
+    return sum(1 for _ in itertools.takewhile(lambda each: each == token, reversed(row)))
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], cut: bool) -> str:
+    """One line of text from generated tokens; of one that was cut, without the half of a character at its end."""
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return one_line(HALF.sub("", text) if cut else text)
 
 
 def one_line(text: str) -> str:

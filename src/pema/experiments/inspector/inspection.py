@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pema.adapter.task import require_task
 from pema.errors import ConfigError
 from pema.experiments.inspector.surface import Surface, surfaces
-from pema.generation.decoding import one_line, token_limit
+from pema.generation.decoding import text_of, token_limit
 from pema.generation.mixture import mix
 from pema.generation.schedule import Schedule
 from pema.generation.steps import Weights
@@ -149,13 +150,14 @@ def inspect_generation(
     Raises:
         DataError: the source is blank, or too long for the PLM.
         ConfigError: max_new_tokens below 1, or fewer candidates than the page shows.
-        MismatchError: the adapter belongs to another PLM.
+        MismatchError: the adapter belongs to another PLM, task or template.
     """
     if max_new_tokens is not None and max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
     if candidates < SHOWN:
         raise ConfigError(f"candidates must be at least {SHOWN}, as many as are shown, not {candidates}.")
     adapter.require(plm.description)
+    require_task(adapter.config, task)
     (prompt,) = task.template.encode_prompts(plm.tokenizer, [source])
     limit = token_limit(1, prompt, plm.description.max_length, max_new_tokens)
     head, tokenizer, ends = plm.head(), plm.tokenizer, plm.description.eos_token_ids
@@ -185,7 +187,7 @@ def inspect_generation(
         plm=plm.description.name,
         source=source,
         prompt=tokenizer.decode(prompt.prompt, skip_special_tokens=False),
-        output=one_line(tokenizer.decode(generated, skip_special_tokens=True)),
+        output=text_of(tokenizer, generated, cut=generated[-1] not in ends),
         source_length=prompt.source_length,
         ended=generated[-1] in ends,
         steps=tuple(steps),
