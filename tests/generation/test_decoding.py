@@ -42,7 +42,7 @@ def one_by_one(plm, adapter, schedule, source, limit=None):
     limit = limit or 2 * prompt.source_length + 16
     lengths = [prompt.source_length]
     with attach(plm.model, adapter, plm.head(), schedule) as attached, attached.inputs(source_lengths=lengths):
-        out = plm.model(torch.tensor([prompt.prompt]))
+        out = plm.model(torch.tensor([prompt.prompt]), logits_to_keep=1)
         ids = [int(out.logits[0, -1].argmax())]
         while ids[-1] not in plm.description.eos_token_ids and len(ids) < limit:
             out = plm.model(torch.tensor([ids[-1:]]), **{OUTPUT_NAME: state_of(out)})

@@ -43,7 +43,7 @@ def test_in_log_space_tiny_probabilities_stay():
     assert found[1].item() == pytest.approx(-200 - 0.6931, abs=1e-3)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 3))
 def test_stacked_logits_give_the_same(seed, k):
     torch.manual_seed(seed)
@@ -51,11 +51,12 @@ def test_stacked_logits_give_the_same(seed, k):
     shares = torch.rand(2, k).round(decimals=1)
     logs = log_weights(shares).transpose(1, 2).reshape(2, 2 * k, 1)
     expected = mix(raw[:, :k].log_softmax(-1), raw[:, k:].log_softmax(-1), shares)
-    torch.testing.assert_close(mix_logits(raw, logs), expected)
+    zero_point = raw[:, :k].logsumexp(-1, keepdim=True)
+    torch.testing.assert_close(mix_logits(raw, logs), expected + zero_point, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(mix_logits(raw.bfloat16(), logs), mix_logits(raw.bfloat16().float(), logs))
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 3))
 def test_a_smaller_vocabulary_gives_the_same(seed, k):
     torch.manual_seed(seed)
@@ -66,4 +67,26 @@ def test_a_smaller_vocabulary_gives_the_same(seed, k):
     whole = torch.full((2, k, 7), -torch.inf)
     whole[..., tokens] = pema.log_softmax(-1)
     expected = mix(plm.log_softmax(-1), whole, shares)
-    torch.testing.assert_close(mix_logits_of(tokens, plm, pema, logs), expected)
+    zero_point = plm.logsumexp(-1, keepdim=True)
+    torch.testing.assert_close(mix_logits_of(tokens, plm, pema, logs), expected + zero_point, atol=1e-4, rtol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6))
+def test_the_zero_point_is_the_plms_with_every_weight(seed):
+    torch.manual_seed(seed)
+    tokens, raw = torch.tensor([1, 2, 5]), 10 * torch.randn(1, 2, 7)
+    raw[:, 0, 3] = -torch.inf
+
+    def mixed(share):
+        logs = log_weights(torch.tensor([[share]])).transpose(1, 2)
+        return mix_logits(raw, logs), mix_logits_of(tokens, raw[:, :1], raw[:, 1:, tokens], logs)
+
+    for at_0, near_0, near_1, at_1 in zip(*map(mixed, (0.0, 1e-12, 1 - 2**-24, 1.0)), strict=True):
+        assert torch.equal(at_0, raw[:, :1])
+        torch.testing.assert_close(near_0.softmax(-1), at_0.softmax(-1), atol=1e-5, rtol=1e-4)
+        likely = at_0 > at_0.amax() - 5
+        torch.testing.assert_close(near_0[likely], at_0[likely], atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(near_1.softmax(-1), at_1.softmax(-1), atol=1e-5, rtol=1e-4)
+        for logits in (at_0, near_0, near_1, at_1):
+            torch.testing.assert_close(logits.logsumexp(-1), raw[:, 0].logsumexp(-1)[:, None], atol=1e-4, rtol=1e-5)

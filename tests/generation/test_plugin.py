@@ -94,7 +94,8 @@ def test_many_rows_are_the_same_as_few(tiny_model, family, seen):
     batch = prompts(4, 11)
     many = {name: tensor.repeat(6, 1) for name, tensor in batch.items()}
     with attach(model, adapter, head, Linear(0.9), overhead=OVERHEAD), torch.no_grad():
-        torch.testing.assert_close(model(**many).logits, model(**batch).logits.repeat(6, 1, 1), atol=1e-5, rtol=1e-4)
+        few = model(**batch, logits_to_keep=1).logits
+        torch.testing.assert_close(model(**many, logits_to_keep=1).logits, few.repeat(6, 1, 1), atol=1e-5, rtol=1e-4)
         few = model.generate(**batch, max_new_tokens=5, do_sample=False)
         assert model.generate(**many, max_new_tokens=5, do_sample=False).tolist() == few.tolist() * 6
 
@@ -125,7 +126,7 @@ def test_without_weight_the_plm_is_itself(tiny_model, family, schedule):
             torch.manual_seed(0)
             out = model.generate(**batch, max_new_tokens=6, output_logits=True, return_dict_in_generate=True, **way)
             outputs += [out.sequences, *out.logits]
-        return [*outputs, model(**batch).logits]
+        return [*outputs, model(**batch, logits_to_keep=1).logits]
 
     before = run()
     with attach(model, adapter, head, schedule, overhead=OVERHEAD):
@@ -155,10 +156,11 @@ def test_probabilities_sum_to_one(tiny_model, seen):
     @given(seed=st.integers(0, 10**6), weight=st.floats(0, 1, width=16))
     def check(seed, weight):
         with attach(model, adapter, head, Constant(weight)), torch.no_grad():
-            logits = model(**prompts(seed=seed)).logits
+            logits = model(**prompts(seed=seed), logits_to_keep=1).logits
+        own = model(**prompts(seed=seed), logits_to_keep=1).logits
         assert not logits.isnan().any()
-        if 0 < weight < 1:
-            torch.testing.assert_close(logits[:, -1].exp().sum(-1), torch.ones(3), atol=1e-4, rtol=0)
+        # softmax(logits) is a distribution whatever they are; that they are log P plus the PLM's normaliser is not.
+        torch.testing.assert_close(logits.logsumexp(-1), own.logsumexp(-1), atol=1e-4, rtol=0)
 
     check()
 
@@ -289,7 +291,7 @@ def test_a_loop_of_ones_own(tiny_model):
     schedule = GradualUnrolling(0.9)
     expected, log_p = slow(model, adapter, head, schedule, ids[0].tolist(), 5)
     with attach(model, adapter, head, schedule, overhead=OVERHEAD) as attached, torch.no_grad():
-        out, found = model(ids), []
+        out, found = model(ids, logits_to_keep=1), []
         for _ in range(5):
             found.append(int(out.logits[0, -1].argmax()))
             out = model(torch.tensor([found[-1:]]), **{OUTPUT_NAME: state_of(out)})
@@ -357,19 +359,19 @@ def test_detaching_restores_the_model(tiny_model, family):
     adapter.train()
     batch, before = prompts(), insides_of(model)
     values = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    own = model(**batch).logits
+    own = model(**batch, logits_to_keep=1).logits
     with attach(model, adapter, head, GradualUnrolling(0.9), overhead=OVERHEAD) as attached:
         assert list(model.state_dict()) == list(values)
         assert not adapter.training
         model.generate(**batch, max_new_tokens=4, num_beams=2, do_sample=False)
-        assert not torch.equal(model(**batch).logits, own)
+        assert not torch.equal(model(**batch, logits_to_keep=1).logits, own)
     assert insides_of(model) == before
     assert adapter.training
     attached.detach()
     with pytest.raises(RuntimeError, match="in the middle"), attach(model, adapter, head, Constant(0.5)):
         raise RuntimeError("in the middle")
     assert insides_of(model) == before
-    assert torch.equal(model(**batch).logits, own)
+    assert torch.equal(model(**batch, logits_to_keep=1).logits, own)
     assert all(torch.equal(values[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -391,9 +393,10 @@ def test_half_precision(tiny_model):
     model = tiny_model("llama", dtype=torch.bfloat16)
     adapter, head = make_adapter(model), derive_head(model, "head_input")
     with attach(model, adapter, head, Constant(0.5)), torch.no_grad():
-        logits = model(**prompts()).logits
+        logits = model(**prompts(), logits_to_keep=1).logits
+    own = model(**prompts(), logits_to_keep=1).logits.float()
     assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits[:, -1].exp().sum(-1), torch.ones(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits.logsumexp(-1), own.logsumexp(-1), atol=1e-4, rtol=0)
     assert adapter.A.dtype == torch.float32
 
 
@@ -404,8 +407,8 @@ def test_one_pass_over_the_head(tiny_model):
     with attach(model, adapter, head, Fitted((0.5, 0.0, 1.0), span=3.0)) as attached, attached.inputs([2, 2, 2]):
         model.generate(**prompts(), max_new_tokens=6, do_sample=False)
     handle.remove()
-    # Both for t = 0 and 1; the PLM alone for 2 and 3; the adapter alone for 4 and 5.
-    assert shapes == [2, 2, 1, 1, 1, 1]
+    # Both for t = 0 and 1; the PLM alone for 2 and 3; both for 4 and 5, since the PLM gives the zero point.
+    assert shapes == [2, 2, 1, 1, 2, 2]
 
 
 def test_a_second_adapter_is_refused(tiny_model):
@@ -445,14 +448,20 @@ def test_what_cannot_be_known_is_refused(tiny_model):
             model(**batch, logits_to_keep=torch.tensor([1]))
         with pytest.raises(ConfigError, match="cache was filled before"):
             model(batch["input_ids"][:, :1], **{OUTPUT_NAME: cache})
-        with pytest.raises(ConfigError, match="Without a cache the step cannot be known"):
-            model(**batch, use_cache=False)
         with pytest.raises(ConfigError, match="one length of at least 1"), attached.inputs([0, 1]):
             pass
         with pytest.raises(ConfigError, match="columns counts"), attached.inputs(columns=0):
             pass
         with pytest.raises(ConfigError, match="2 input lengths for a batch of 3"), attached.inputs([1, 2]):
             model(**batch)
+        with attached.inputs([6, 4, 2]):
+            with pytest.raises(ConfigError, match="Without a cache the step cannot be known"):
+                model(**batch, use_cache=False, logits_to_keep=1)
+            with pytest.raises(ConfigError, match=r"logits at 9 positions.*logits_to_keep=1.*columns"):
+                model(**batch)
+            begun = state_of(model(**batch, logits_to_keep=1))
+            with pytest.raises(ConfigError, match="2 positions behind 9 in the cache may be the rest of the prompt"):
+                model(batch["input_ids"][:, :2], **{OUTPUT_NAME: begun})
         with pytest.raises(OwnerError, match="cache of type list"):
             model(batch["input_ids"], **{OUTPUT_NAME: []})
 

@@ -30,18 +30,23 @@ def log_weights(weights: Tensor) -> Tensor:
 
 
 def mix_logits(logits: Tensor, log_weights: Tensor) -> Tensor:
-    """`mix` on the stacked logits of both distributions: one normalisation for both, then one pass over V.
+    """`mix` on the stacked logits of both distributions, as logits with the PLM's own zero point.
+
+    softmax of what is returned is P. What is added to log P is log sum exp of the PLM's logits: at lambda = 0 they come
+    out as they are, and nothing jumps where a schedule reaches 0. Processors of logits that depend on the zero point (a
+    repetition penalty goes by the sign) so treat all steps alike.
 
     Args:
         logits: (batch, 2 k, V): the PLM's for k positions, then the adapter's for the same k positions.
         log_weights: (batch, 2 k, 1): log(1 - lambda) for the former, log(lambda) for the latter.
 
     Returns:
-        (batch, k, V) float32, log P.
+        (batch, k, V) float32.
     """
-    weighted = torch.log_softmax(logits, dim=-1, dtype=torch.float32).add_(log_weights)
-    plm, pema = weighted.chunk(2, dim=1)
-    return torch.logaddexp(plm, pema)
+    plm = logits.chunk(2, dim=1)[0]
+    log_rest, log_weight = log_weights.chunk(2, dim=1)
+    log_plm, log_pema = torch.log_softmax(logits, dim=-1, dtype=torch.float32).chunk(2, dim=1)
+    return torch.logaddexp(plm + log_rest, log_pema.add_(log_weight + _zero_point(plm, log_plm)))
 
 
 def mix_logits_of(tokens: Tensor, logits: Tensor, pema_logits: Tensor, log_weights: Tensor) -> Tensor:
@@ -54,9 +59,15 @@ def mix_logits_of(tokens: Tensor, logits: Tensor, pema_logits: Tensor, log_weigh
         log_weights: (batch, 2 k, 1), as in `mix_logits`.
 
     Returns:
-        (batch, k, V) float32, log P.
+        (batch, k, V) float32, as in `mix_logits`.
     """
     log_rest, log_weight = log_weights.chunk(2, dim=1)
-    mixed = torch.log_softmax(logits, dim=-1, dtype=torch.float32).add_(log_rest)
-    pema = torch.log_softmax(pema_logits, dim=-1, dtype=torch.float32).add_(log_weight)
+    zero_point = _zero_point(logits, torch.log_softmax(logits, dim=-1, dtype=torch.float32))
+    mixed = logits + log_rest
+    pema = torch.log_softmax(pema_logits, dim=-1, dtype=torch.float32).add_(log_weight + zero_point)
     return mixed.index_copy_(-1, tokens, torch.logaddexp(mixed.index_select(-1, tokens), pema))
+
+
+def _zero_point(logits: Tensor, log_p: Tensor) -> Tensor:
+    """Log sum exp of the logits, (..., 1), read off at the best token, which is never -inf."""
+    return logits.amax(dim=-1, keepdim=True) - log_p.amax(dim=-1, keepdim=True)

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
+import threading
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from pema.errors import ConfigError, MismatchError, OwnerError
-from pema.generation.mixture import mix_logits, mix_logits_of
+from pema.generation.methods import ForwardMethod, Method, Replacement
+from pema.generation.passes import Pass, Plug, enter, leave
+from pema.generation.planning import Planner
 from pema.generation.schedule import Schedule
-from pema.generation.steps import Prompts, Weights, cache_length, prompts_of_call, prompts_of_forward
 from pema.owner.derivation import output_embedding
-from pema.owner.state import state_argument, state_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from pema.adapter.module import Adapter
     from pema.owner.contract import PLMDescription
     from pema.owner.head import Head
-
-FEW_ROWS = 16
-"""Up to so many rows the LM head is multiplied with its factors exchanged, on a CPU."""
 
 _ATTACHED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -56,22 +51,25 @@ def attach(
 
     Raises:
         ConfigError: an adapter is attached already.
-        OwnerError: a model whose output head or cache the plug-in does not understand.
+        OwnerError: a model that is no causal language model of transformers, or an object around one.
         MismatchError: the adapter belongs to another PLM, or has other dimensions.
     """
     return Attached(model, adapter, head, schedule, overhead=overhead, description=description)
 
 
 class Attached:
-    """logits = log(lambda_t softmax(W_hd h_pd) + (1 - lambda_t) softmax(W_hd f)), with h_pd = adapter(f).
+    """P = lambda_t softmax(W_hd h_pd) + (1 - lambda_t) softmax(W_hd f), with h_pd = adapter(f), in the model's logits.
 
-    h_pd is stacked under f before the LM head, so one pass over W_hd gives both products, and whatever the model does
-    to its logits (bias, scale, soft cap) it does to both. Behind the model's forward the two halves are mixed. Where
-    the adapter has no weight, nothing is stacked and the logits are the PLM's own; where it has all the weight, h_pd
-    takes the place of f. With `vocabulary="seen"` and more than a few rows the adapter's product is over its own rows
-    of W_hd only.
+    softmax(logits) is P at the positions that predict generated tokens, and the logits have the PLM's own zero point
+    (`mix_logits`). Inside the model's `generate` the step t is counted from the tokens that `generate` holds, with
+    every cache. In a loop of one's own the first pass is the prompt, and each pass that goes on from the state it
+    returned is one step; what cannot be known there is refused, and `inputs(columns=...)` says it.
 
-    softmax(logits) is P at the positions that predict generated tokens; logits of earlier positions stay the PLM's.
+    A pass that something else makes while `generate` runs, such as the second prompt of classifier-free guidance, is at
+    the step that `generate` is at.
+
+    Calls may run side by side in threads or tasks: what belongs to a call lies in its context. A thread of one's own
+    does not see an `inputs` block around its start: open the block inside it.
     """
 
     def __init__(
@@ -95,33 +93,21 @@ class Attached:
         self.model = model
         self.adapter = adapter
         self.schedule = schedule
-        self._overhead = overhead
-        self._signature = inspect.signature(model.forward)
         self._was_training = adapter.training
         adapter.eval()
         weight = output_head.weight
         if isinstance(weight, Tensor) and weight.device.type != "meta":
             adapter.to(weight.device)
-        self._tokens: Tensor | None = None if adapter.tokens is None else adapter.tokens
-        self._head = None if self._tokens is None else head.subset(self._tokens)
-        self._given_lengths: Tensor | None = None
-        self._prompts: Prompts | None = None
-        self._fixed = False
-        self._weights: Weights | None = None
-        self._step: int | None = None
-        self._mixing: _Mixing | None = None
-        self._reached = False
-        self._handles = [
-            model.register_forward_pre_hook(self._before_model, with_kwargs=True),
-            model.register_forward_hook(self._after_model, with_kwargs=True, always_call=False),
-        ]
-        self._output_head = output_head
-        self._head_forward = output_head.forward
-        self._bare = "forward" not in output_head.__dict__
-        self._replaced = [
-            _replace(model, "generate", self._generating(model.generate)),
-            _replace(output_head, "forward", self._in_head),
-        ]
+        self._plug = Plug(output_head, adapter, head)
+        self._planner = Planner(model, self._plug, schedule, overhead)
+        self._running = 0
+        self._lock = threading.Lock()
+        around = {"generate": self._generate, "prepare_inputs_for_generation": self._prepare}
+        around |= dict.fromkeys(("generate_batch", "init_continuous_batching"), self._refuse_batches)
+        methods = {name: Method(getattr(model, name), f) for name, f in around.items() if hasattr(model, name)}
+        methods["forward"] = ForwardMethod(model.forward, self)
+        self._replaced = [Replacement(model, name, method) for name, method in methods.items()]
+        self._replaced.append(Replacement(output_head, "forward", Method(output_head.forward, self._in_head)))
         _ATTACHED.add(model)
 
     def __enter__(self) -> Attached:
@@ -133,14 +119,25 @@ class Attached:
         self.detach()
 
     def detach(self) -> None:
-        """Restore the model exactly; nothing happens the second time."""
-        if not self._handles:
+        """Restore the model exactly; nothing happens the second time.
+
+        Raises:
+            ConfigError: a call of the model is running, whose further tokens would be the PLM's alone, or another
+                library has replaced what was replaced here.
+        """
+        with self._lock:
+            if self._running:
+                raise ConfigError(
+                    f"{type(self.model).__name__} is generating in another thread or inside this call: detach when the "
+                    "call has returned."
+                )
+            for replacement in self._replaced:
+                replacement.require_in_place()
+            replaced, self._replaced = self._replaced, []
+        if not replaced:
             return
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        for restore in self._replaced:
-            restore()
+        for replacement in replaced:
+            replacement.undo()
         self.adapter.train(self._was_training)
         _ATTACHED.discard(self.model)
 
@@ -153,203 +150,108 @@ class Attached:
         Args:
             source_lengths: (items,) SL of each input in the batch, instead of prompt length minus overhead. A batch
                 may hold several rows per input (beams, samples) side by side.
-            columns: positions that the prompt takes in every row, padding included. With it, calls of the model
-                itself with the whole sequence and no cache are understood: the logits at position columns - 1 + t are
-                those of step t.
+            columns: positions that the prompt takes in every row, padding included, for passes of the model itself
+                (`generate` knows them). The logits at position columns - 1 + t are those of step t, whether the whole
+                sequence is given at once, with or without a cache, or in parts. Logits of earlier positions, which
+                predict the prompt, are the PLM's own.
 
         Raises:
             ConfigError: a length or `columns` below 1.
         """
-        before = self._given_lengths, self._prompts, self._fixed, self._weights
+        lengths = None
         if source_lengths is not None:
             lengths = torch.as_tensor(source_lengths, dtype=torch.int64)
             if lengths.ndim != 1 or not len(lengths) or int(lengths.min()) < 1:
                 raise ConfigError(f"source_lengths must be one length of at least 1 per input, not {source_lengths}.")
-            self._given_lengths = lengths
-        if columns is not None:
-            if columns < 1:
-                raise ConfigError(f"columns counts the positions of the prompt, so it cannot be {columns}.")
-            self._prompts, self._fixed = Prompts(columns, torch.tensor([columns])), True
-        self._weights = None
-        try:
+        if columns is not None and columns < 1:
+            raise ConfigError(f"columns counts the positions of the prompt, so it cannot be {columns}.")
+        with self._planner.told(lengths, columns):
             yield self
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
+        """Before a forward pass of the model: the steps that it is at and the weights of the batch."""
+        one: Pass = self._plan(args, kwargs)
+        self._count(1)
+        enter(one)
+        return one
+
+    def finish(self, one: Pass, output: Any) -> Any:  # noqa: ANN401
+        """Behind it: the stacked logits (batch, q + k, V) become those of the mixture, (batch, q, V)."""
+        return self._mix(one, output)
+
+    def end(self, one: Pass) -> None:
+        """However it ended."""
+        leave(one)
+        self._count(-1)
+
+    def _count(self, calls: int) -> None:
+        with self._lock:
+            self._running += calls
+
+    @contextlib.contextmanager
+    def _busy(self) -> Iterator[None]:
+        self._count(1)
+        try:
+            yield
         finally:
-            self._given_lengths, self._prompts, self._fixed, self._weights = before
+            self._count(-1)
 
-    def _generating(self, generate: Any) -> Any:  # noqa: ANN401
-        """`generate` with the prompts known to the hooks, so that t holds for every cache and decoding method."""
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
+        return self._planner.plan(args, kwargs)
 
-        def generate_with_adapter(inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            config = kwargs.get("generation_config") or (args[0] if args else None) or self.model.generation_config
-            pad = kwargs.get("pad_token_id", config.pad_token_id)
-            ends = kwargs.get("eos_token_id", config.eos_token_id)
-            prompts = prompts_of_call(inputs, kwargs, pad, ends if isinstance(ends, list) else [ends])
-            before = self._prompts, self._fixed, self._weights
-            self._prompts, self._fixed, self._weights = prompts, prompts is not None, None
-            try:
-                return generate(inputs, *args, **kwargs)
-            finally:
-                self._prompts, self._fixed, self._weights = before
+    def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """`generate` with what it is given known to the passes that it makes."""
+        with self._busy(), self._planner.generating(args, kwargs):
+            return generate(*args, **kwargs)
 
-        return generate_with_adapter
+    def _prepare(self, prepare: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """What `generate` calls before each pass that it makes, with the tokens that it holds."""
+        self._planner.prepare(args[0] if args else kwargs.get("input_ids"))
+        return prepare(*args, **kwargs)
 
-    def _before_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Find the step that this forward pass is at, and the weights of the batch."""
-        self._step = self._mixing = None
-        self._reached = False
-        if args:
-            kwargs = {**self._signature.bind_partial(*args).arguments, **kwargs}
-        if kwargs.get("labels") is not None:
-            raise ConfigError(
-                "A loss with an adapter attached would be the PLM's own: leave the labels out, or detach."
-            )
-        if isinstance(kwargs.get("logits_to_keep"), Tensor):
-            raise ConfigError("logits_to_keep must be a number with an adapter attached, not a tensor of positions.")
-        shown = kwargs.get("input_ids")
-        if shown is None:
-            shown = kwargs["inputs_embeds"]
-        past = cache_length(state_of(kwargs))
-        rows, columns = shown.shape[0], past + shown.shape[1]
-        if not self._fixed and past == 0:
-            if kwargs.get("use_cache") is False:
-                raise ConfigError(
-                    "Without a cache the step cannot be known: leave use_cache on, call the model's `generate`, or "
-                    "say how long the prompt is with `attached.inputs(columns=...)`."
-                )
-            self._prompts, self._weights = prompts_of_forward(kwargs, rows, columns, shown.device), None
-        if self._prompts is None:
-            raise ConfigError(
-                "The cache was filled before the adapter was attached, so the step is unknown: say how long the prompt "
-                "is with `attached.inputs(columns=...)`."
-            )
-        step = columns - self._prompts.columns
-        if step < 0:
-            return
-        if self._weights is None or self._weights.rows != rows:
-            self._weights = Weights(self.schedule, self._input_lengths(self._prompts).to(shown.device), rows)
-        self._weights.until(step)
-        self._step = step
-
-    def _input_lengths(self, prompts: Prompts) -> Tensor:
-        if self._given_lengths is not None:
-            return self._given_lengths
-        if self._overhead is not None:
-            return (prompts.lengths - self._overhead).clamp(min=1)
-        if not getattr(self.schedule, "needs_length", True):
-            return prompts.lengths
+    def _refuse_batches(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401
         raise ConfigError(
-            f"{type(self.schedule).__name__} needs the length of the input: attach with "
-            "overhead=task.template.overhead(tokenizer), or call inside `attached.inputs(source_lengths=...)`."
+            f"{method.__name__} is continuous batching, which packs several requests into a row: with an adapter "
+            "attached give `generate` a padded batch."
         )
 
-    def _in_head(self, f: Tensor) -> Tensor:
-        """The LM head of f with h_pd stacked under it, for the last k positions: those from step t = 0 on.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _in_head(self, _forward: Callable[..., Any], f: Tensor) -> Tensor:
+        return self._plug.logits(f)
 
-        f is (batch, q, d) and what comes out (batch, q + k, V).
-        """
-        if self._step is None or self._weights is None:
-            return self._plain(f)
-        self._reached = True
-        last = self._step
-        k = min(f.shape[1], last + 1)
-        first = last - k + 1
-        if self._weights.none(first, last):
-            return self._plain(f)
-        with torch.no_grad():
-            h_pd = self.adapter(f[:, -k:].float()).to(f)
-            few = f.shape[0] * (f.shape[1] + k) <= FEW_ROWS
-            if self._tokens is None and self._weights.all(first, last):
-                return self._plain(torch.cat((f[:, :-k], h_pd), dim=1))
-            if self._tokens is None or few:
-                self._mixing = _Mixing(first, last, None)
-                return self._product(torch.cat((f, h_pd), dim=1))
-            self._mixing = _Mixing(first, last, h_pd)
-            return self._plain(f)
-
-    def _plain(self, f: Tensor) -> Tensor:
-        """The LM head's own forward."""
-        logits: Tensor = self._head_forward(f)
-        return logits
-
-    def _product(self, stacked: Tensor) -> Tensor:
-        """The LM head of a few rows: (batch, q + k, d) -> (batch, q + k, V).
-
-        On a CPU, W_hd times the rows as columns reads W_hd once at the speed of the memory where the usual order of
-        the factors takes up to twice as long.
-        """
-        head, rows = self._output_head, stacked.shape[0] * stacked.shape[1]
-        if type(head) is not nn.Linear or not self._bare or stacked.device.type != "cpu" or rows > FEW_ROWS:
-            return self._plain(stacked)
-        product = torch.mm(head.weight, stacked.view(rows, -1).T).T.contiguous().view(*stacked.shape[:2], -1)
-        return product if head.bias is None else product.add_(head.bias)
-
-    @torch.no_grad()
-    def _after_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ANN401
-        """Replace the stacked logits (batch, q + k, V) by those of the mixture (batch, q, V)."""
-        mixing, weights, step, self._step, self._mixing = self._mixing, self._weights, self._step, None, None
-        if step is not None and not self._reached:
-            raise OwnerError(f"{type(model).__name__} made logits without its output head, so the adapter had no part.")
-        if mixing is None or weights is None:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _mix(self, one: Pass, output: Any) -> Any:  # noqa: ANN401
+        if one.weights is not None and not one.reached:
+            raise OwnerError(
+                f"{type(self.model).__name__} made logits without its output head, so the adapter had no part."
+            )
+        if one.count is not None:
+            one.count(output)
+        if not one.mixed:
             return output
-        logits = output[0] if isinstance(output, tuple) else output.logits
-        k = mixing.last - mixing.first + 1
-        logs = weights.logs(mixing.first, mixing.last).to(logits.device)
-        plm = logits if mixing.h_pd is not None else logits[:, :-k]
-        if self._head is None or self._tokens is None:
-            mixed = mix_logits(logits[:, -2 * k :], logs)
-        elif mixing.h_pd is None:
-            mixed = mix_logits_of(self._tokens, plm[:, -k:], logits[:, -k:].index_select(2, self._tokens), logs)
-        else:
-            pema = self._head.logits(mixing.h_pd.flatten(0, 1)).view(len(logits), k, -1)
-            mixed = mix_logits_of(self._tokens, plm[:, -k:], pema, logs)
-        if weights.some_none(mixing.first, mixing.last):
-            alone = (weights.table(mixing.first, mixing.last) == 0).to(logits.device)[..., None]
-            mixed = torch.where(alone, plm[:, -k:].float(), mixed)
-        if k < plm.shape[1]:
-            mixed = torch.cat((plm[:, :-k].float(), mixed), dim=1)
         if isinstance(output, tuple):
-            return (mixed, *output[1:])
-        output.logits = mixed
+            return (self._plug.mixture(one, output[0]), *output[1:])
+        output.logits = self._plug.mixture(one, output.logits)
         return output
-
-
-def _replace(module: nn.Module, name: str, method: Callable[..., Any]) -> Callable[[], None]:
-    """Put `method` over the method `name` of this one object; returns what undoes it."""
-    before = module.__dict__.get(name)
-
-    def restore() -> None:
-        del module.__dict__[name]
-        if before is not None:
-            module.__dict__[name] = before
-
-    module.__dict__[name] = method
-    return restore
-
-
-@dataclass(frozen=True, slots=True)
-class _Mixing:
-    """What the LM head leaves for the hook behind the model.
-
-    Attributes:
-        first: the first step that is mixed.
-        last: the last one.
-        h_pd: (batch, k, d) where it is not stacked but multiplied with the adapter's own rows of W_hd.
-    """
-
-    first: int
-    last: int
-    h_pd: Tensor | None
 
 
 def _output_head(model: PreTrainedModel) -> nn.Module:
     """The module that reads f and gives the logits, which must be called once in every forward pass."""
     name = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        inside = next((inner for inner in _INNER if hasattr(model, inner.removesuffix("()"))), None)
+        raise OwnerError(
+            f"{name} is not a model of transformers: attach to the causal language model itself"
+            + (f", which is `model.{inside}`; the adapter then acts in the object around it too." if inside else ".")
+        )
     if getattr(model.config, "is_encoder_decoder", False):
         raise OwnerError(f"{name} is an encoder-decoder: an adapter plugs into causal language models only.")
-    module = output_embedding(model)
-    if state_argument(model) not in ("cache", "past_key_values"):
-        raise OwnerError(f"{name} keeps no state between two steps, so its step cannot be known.")
-    return module
+    return output_embedding(model)
+
+
+_INNER = ("_orig_mod", "get_base_model()", "module")
+"""Where objects around a model hold it: a compiled one, PEFT's, and those of parallel training."""
 
 
 def _require_dimensions(output_head: nn.Module, adapter: Adapter, head: Head) -> None:

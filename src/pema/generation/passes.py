@@ -1,0 +1,143 @@
+"""One forward pass with the adapter under the output head: one product with W_hd, then the mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pema.adapter.module import Adapter
+from pema.errors import ConfigError
+from pema.generation.mixture import mix_logits, mix_logits_of
+from pema.generation.steps import Weights
+from pema.owner.head import Head
+
+FEW_ROWS = 16
+"""Up to so many rows the LM head is multiplied with its factors exchanged, on a CPU."""
+
+
+@dataclass(eq=False, slots=True)
+class Pass:
+    """What the output head is to do in one forward pass of the model, and what it leaves for the mixture.
+
+    Attributes:
+        plug: whose pass it is.
+        weights: lambda by row and step; None where no position predicts a new token.
+        last: the step of the last position.
+        most: positions that predict new tokens, at most.
+        whole: whether more positions than these may come out.
+        count: what is done with the model's output behind the pass.
+        outer: the pass that it is made in.
+        reached: whether the output head ran.
+        mixed: positions that are to be mixed.
+        h_pd: (batch, k, d) where it is not stacked but multiplied with the adapter's own rows of W_hd.
+    """
+
+    plug: Plug
+    weights: Weights | None
+    last: int
+    most: int
+    whole: bool
+    count: Callable[[Any], None] | None = None
+    outer: Pass | None = None
+    reached: bool = False
+    mixed: int = 0
+    h_pd: Tensor | None = None
+
+
+_PASS: ContextVar[Pass | None] = ContextVar("pema_pass", default=None)
+
+
+def enter(one: Pass) -> None:
+    """Make `one` what the output head reads, until `leave`."""
+    one.outer = _PASS.get()
+    _PASS.set(one)
+
+
+def leave(one: Pass) -> None:
+    """The pass is over, however it ended."""
+    _PASS.set(one.outer)
+
+
+class Plug:
+    """The adapter under the output head of one model.
+
+    h_pd is stacked under f before the LM head, so one pass over W_hd gives both products, and whatever the model does
+    to its logits (bias, scale, soft cap) it does to both. Behind the model's forward the two halves are mixed. Where
+    the adapter has no weight, nothing is stacked and the logits are the PLM's own. With `vocabulary="seen"` and more
+    than a few rows the adapter's product is over its own rows of W_hd only.
+    """
+
+    def __init__(self, module: nn.Module, adapter: Adapter, head: Head) -> None:
+        self.module = module
+        self.adapter = adapter
+        self._tokens = adapter.tokens
+        self._rows_of_head = None if adapter.tokens is None else head.subset(adapter.tokens)
+        self._forward = module.forward
+        self._exchangeable = type(module) is nn.Linear and "forward" not in module.__dict__
+
+    def logits(self, f: Tensor) -> Tensor:
+        """The LM head of f with h_pd stacked under it: (batch, q, d) -> (batch, q + k, V).
+
+        Outside a pass of the model it is the LM head alone.
+        """
+        one = _PASS.get()
+        if one is None or one.plug is not self:
+            return self._plain(f)
+        one.reached = True
+        if not one.whole and f.shape[1] > 1:
+            raise ConfigError(
+                f"This pass would give logits at {f.shape[1]} positions, and with an adapter attached it is unknown "
+                "which of them are behind the prompt. If all of it is the prompt, whose last logits are those of the "
+                "first new token, pass logits_to_keep=1; if a target follows, say how long the prompt is with "
+                "`attached.inputs(columns=...)`."
+            )
+        k = min(f.shape[1], one.most)
+        if one.weights is None or one.weights.none(one.last - k + 1, one.last):
+            return self._plain(f)
+        one.mixed = k
+        with torch.no_grad():
+            h_pd = self.adapter(f[:, -k:].float()).to(f)
+            if self._tokens is None or f.shape[0] * (f.shape[1] + k) <= FEW_ROWS:
+                return self._product(torch.cat((f, h_pd), dim=1))
+            one.h_pd = h_pd
+            return self._plain(f)
+
+    @torch.no_grad()
+    def mixture(self, one: Pass, logits: Tensor) -> Tensor:
+        """The stacked logits (batch, q + k, V) as those of the mixture, (batch, q, V)."""
+        k, weights = one.mixed, one.weights
+        if not k or weights is None:
+            return logits
+        logs = weights.logs(one.last - k + 1, one.last).to(logits.device)
+        plm = logits if one.h_pd is not None else logits[:, :-k]
+        if self._rows_of_head is None or self._tokens is None:
+            mixed = mix_logits(logits[:, -2 * k :], logs)
+        elif one.h_pd is None:
+            mixed = mix_logits_of(self._tokens, plm[:, -k:], logits[:, -k:].index_select(2, self._tokens), logs)
+        else:
+            pema = self._rows_of_head.logits(one.h_pd.flatten(0, 1)).view(len(logits), k, -1)
+            mixed = mix_logits_of(self._tokens, plm[:, -k:], pema, logs)
+        return mixed if k == plm.shape[1] else torch.cat((plm[:, :-k].float(), mixed), dim=1)
+
+    def _plain(self, f: Tensor) -> Tensor:
+        """The LM head's own forward."""
+        logits: Tensor = self._forward(f)
+        return logits
+
+    def _product(self, stacked: Tensor) -> Tensor:
+        """The LM head of a few rows: (batch, q + k, d) -> (batch, q + k, V).
+
+        On a CPU, W_hd times the rows as columns reads W_hd once at the speed of the memory where the usual order of
+        the factors takes up to twice as long.
+        """
+        head, rows = self.module, stacked.shape[0] * stacked.shape[1]
+        if not self._exchangeable or stacked.device.type != "cpu" or rows > FEW_ROWS:
+            return self._plain(stacked)
+        weight: Any = head.weight
+        product = torch.mm(weight, stacked.view(rows, -1).T).T.contiguous().view(*stacked.shape[:2], -1)
+        return product if head.bias is None else product.add_(head.bias)  # type: ignore[arg-type]
