@@ -168,6 +168,19 @@ def recover(path: Path) -> None:
         raise StorageError(f"{path} was being replaced and lies in {old}: move it back ({_reason(error)}).") from error
 
 
+def clear(folder: Path) -> None:
+    """Remove what killed writers left directly in a folder, and put back what they had moved aside.
+
+    Raises:
+        StorageError: see `recover`.
+    """
+    for work in folder.glob(f"*{TEMPORARY}"):
+        path = work.with_name(work.name.removesuffix(TEMPORARY))
+        recover(path)
+        with contextlib.suppress(OSError), _locked(work, f"another process writes {path}."):
+            remove(work)
+
+
 def write_json(path: Path, value: Mapping[str, Any], *, private: bool = False) -> None:
     """Write `value` as indented JSON, whole or not at all.
 

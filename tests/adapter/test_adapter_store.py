@@ -5,8 +5,10 @@ import pytest
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 from made_memories import describe, make_head
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from pema import tensors
 from pema.adapter import store
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
@@ -112,7 +114,7 @@ def test_any_changed_byte_of_the_weights_is_found(at, tmp_path):
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
-    with pytest.raises(AdapterError, match=r"adapter_model.safetensors is damaged: its SHA-256"):
+    with pytest.raises(AdapterError, match=r"adapter_model.safetensors is damaged: its (SHA-256|header|tensors)"):
         Adapter.from_pretrained(tmp_path)
     path.write_bytes(data[:-3])
     with pytest.raises(AdapterError, match=r"adapter_model.safetensors is damaged"):
@@ -154,15 +156,15 @@ def test_a_config_that_is_not_json(tmp_path):
 def test_weights_that_do_not_belong_are_refused(tmp_path):
     make().save_pretrained(tmp_path)
     path = tmp_path / "adapter_model.safetensors"
-    tensors = load_file(path)
-    for wrong in ({**tensors, "C": torch.zeros(1)}, {"A": tensors["A"]}):
+    held = load_file(path)
+    for wrong in ({**held, "C": torch.zeros(1)}, {"A": held["A"]}):
         save_file(wrong, path)
         change(tmp_path, model_sha256=sha256(path))
         with pytest.raises(AdapterError, match=r"holds .* where A, B_pd \(B_rct, tokens\) belong"):
             Adapter.from_pretrained(tmp_path)
     path.write_bytes(b"not a safetensors file")
     change(tmp_path, model_sha256=sha256(path))
-    with pytest.raises(AdapterError, match="does not hold a readable adapter"):
+    with pytest.raises(AdapterError, match="is damaged: its header is longer than the file"):
         Adapter.from_pretrained(tmp_path)
 
 
@@ -233,9 +235,9 @@ def test_a_disk_that_refuses_leaves_the_adapter_that_was_there(tmp_path, monkeyp
     adapter.save_pretrained(tmp_path)
 
     def full(*_):
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(store, "save_file", full)
+    monkeypatch.setattr(tensors, "save_file", full)
     with pytest.raises(StorageError, match="No space left on device"):
         adapter.save_pretrained(tmp_path)
     assert torch.equal(Adapter.from_pretrained(tmp_path).A, adapter.A)

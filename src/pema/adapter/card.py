@@ -98,6 +98,6 @@ def _privacy(figures: Mapping[str, Any]) -> list[str]:
         "|---|---|",
     ]
     for key, meaning in PRIVACY.items():
-        value = figures[key]
+        value = figures.get(key)
         lines.append(f"| {meaning} | {value:.6g} |" if isinstance(value, float) else f"| {meaning} | {value} |")
     return lines

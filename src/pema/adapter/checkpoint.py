@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from pema.adapter.config import TrainConfig
-from pema.errors import AdapterError, MismatchError
-from pema.files import remove, writing
+from pema.adapter.config import MOST, TrainConfig
+from pema.errors import AdapterError, ConfigError, DataError, MismatchError
+from pema.files import parse_json, remove, writing
+from pema.schema import from_json, option, short
+from pema.tensors import is_finite, read_header, save_tensors
 
 FORMAT = 1
 FREE = ("device", "checkpoint_every", "log_every", "fit_rank")
@@ -41,17 +43,26 @@ class State:
         stopped: whether training is over.
     """
 
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
+    epoch: int = option(0, least=0, most=MOST)
+    batch: int = option(0, least=0)
+    step: int = option(0, least=0)
     lowest: float | None = None
-    best_epoch: int = 0
-    since: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0] * 4)
-    seconds: float = 0.0
-    log_bytes: int = 0
-    figures: dict[str, Any] = field(default_factory=dict)
+    best_epoch: int = option(0, least=0, most=MOST)
+    since: int = option(0, least=0, most=MOST)
+    sums: tuple[float, ...] = option((0.0,) * 4, longest=4, least=-1e38, most=1e38)
+    seconds: float = option(0.0, least=0.0)
+    log_bytes: int = option(0, least=0)
+    figures: dict[str, Any] = dataclasses.field(default_factory=dict)
     stopped: bool = False
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The JSON in a checkpoint's header."""
+
+    config: Mapping[str, Any]
+    memory: str
+    state: State
 
 
 class Checkpoint:
@@ -85,11 +96,18 @@ class Checkpoint:
         values = {"format": FORMAT, "config": self.config.to_dict(), "memory": self.memory, "state": asdict(state)}
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         header = {"checkpoint": json.dumps(values)}
-        with writing(self.file) as temporary:
-            save_file(stored, temporary, metadata=header | {"digest": _digest(stored, header["checkpoint"])})
+        # For its owner alone: with differential privacy it holds what the noise is drawn from.
+        with writing(self.file, private=True) as temporary:
+            save_tensors(stored, temporary, header | {"digest": _digest(stored, header["checkpoint"])})
 
-    def load(self) -> tuple[State, dict[str, Tensor]]:
+    def load(
+        self, wanted: Mapping[str, Iterable[int]], optional: Mapping[str, Iterable[int]]
+    ) -> tuple[State, dict[str, Tensor]]:
         """Read the checkpoint.
+
+        Args:
+            wanted: shapes of the tensors that it must hold, by name.
+            optional: shapes of those that it may hold; all whose names share what stands before the last dot, or none.
 
         Raises:
             AdapterError: it is damaged or of another format.
@@ -97,23 +115,41 @@ class Checkpoint:
         """
         remedy = f"remove {self.folder} and train without --resume."
         try:
+            header = read_header(self.file)
+            values = parse_json(header.texts["checkpoint"].encode(), "its header")
+            version = values.pop("format", None)
+            if version != FORMAT:
+                raise AdapterError(f"the checkpoint {self.file} has format {short(version)}, not {FORMAT}: {remedy}")
+            stored = from_json(_Stored, values)
+            _require_shapes({name: place.shape for name, place in header.places.items()}, wanted, optional)
             with safe_open(self.file, framework="pt") as opened:
-                header = opened.metadata() or {}
                 # Copies, so that every tensor is aligned as in an unbroken run: products may depend on it.
                 tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
-            values = json.loads(header["checkpoint"])
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            if header.texts.get("digest") != _digest(tensors, header.texts["checkpoint"]):
+                raise DataError("its digest does not match")
+            for name, tensor in tensors.items():
+                if not is_finite(tensor):
+                    raise DataError(f"{name} holds NaN or infinity")
+        except (SafetensorError, OSError, KeyError, ConfigError, DataError) as error:
             raise AdapterError(f"the checkpoint {self.file} is damaged ({error}): {remedy}") from error
-        if header.get("digest") != _digest(tensors, header["checkpoint"]):
-            raise AdapterError(f"the checkpoint {self.file} is damaged (its digest does not match): {remedy}")
-        if values["format"] != FORMAT:
-            raise AdapterError(f"the checkpoint {self.file} has format {values['format']}, not {FORMAT}: {remedy}")
-        require_same_run(values["config"], values["memory"], self.config, self.memory, f"the checkpoint {self.folder}")
-        return State(**values["state"]), tensors
+        require_same_run(stored.config, stored.memory, self.config, self.memory, f"the checkpoint {self.folder}")
+        return stored.state, tensors
 
     def remove(self) -> None:
         """Remove the checkpoint; training is over."""
         remove(self.folder)
+
+
+def _require_shapes(
+    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Iterable[int]], optional: Mapping[str, Iterable[int]]
+) -> None:
+    groups = {name.rpartition(".")[0] or name for name in found.keys() & optional.keys()}
+    due = set(wanted) | {name for name in optional if (name.rpartition(".")[0] or name) in groups}
+    if set(found) != due:
+        raise DataError(f"it holds the tensors {', '.join(map(short, sorted(found)))}, not {', '.join(sorted(due))}")
+    for name, shape in ({**wanted, **optional}).items():
+        if name in found and found[name] != tuple(shape):
+            raise DataError(f"{name} has the shape {found[name]}, not {tuple(shape)}")
 
 
 def require_same_run(
@@ -136,10 +172,11 @@ def require_same_run(
     for name in [n for n in {**mine, **settings} if n not in FREE]:
         if settings.get(name) != mine.get(name):
             raise MismatchError(
-                f"{what} was made with {name}={settings.get(name)!r}, this run has {name}={mine.get(name)!r}: {remedy}"
+                f"{what} was made with {short(name)[1:-1]}={short(settings.get(name))}, this run has "
+                f"{short(name)[1:-1]}={mine.get(name)!r}: {remedy}"
             )
     if memory != here:
-        raise MismatchError(f"{what} was made with another memory ({str(memory)[:12]}, not {here[:12]}): {remedy}")
+        raise MismatchError(f"{what} was made with another memory ({short(memory)[1:13]}, not {here[:12]}): {remedy}")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -149,6 +186,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     }
+
+
+def optimizer_shapes(parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shapes of what `optimizer_tensors` returns once a step was done."""
+    moments = ("exp_avg", "exp_avg_sq")
+    shapes = {f"optimizer.{name}.{key}": tuple(p.shape) for name, p in parameters.items() for key in moments}
+    return shapes | {f"optimizer.{name}.step": () for name in parameters}
 
 
 def restore_optimizer(

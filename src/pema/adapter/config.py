@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pema.console import note
 from pema.errors import ConfigError
 from pema.owner.contract import Contexts, PLMDescription
-from pema.schema import SEED, check, from_json, known, option
+from pema.schema import SEED, check, from_json, known, option, require, short
 
 Activation = Literal["none", "gelu"]
 Vocabulary = Literal["full", "seen"]
@@ -29,6 +29,9 @@ MOST = 1_000_000
 
 LARGEST = 1e38
 """Largest learning rate: what float32 holds. Training with one that is too large ends where it diverges."""
+
+TEXT_FIGURES = ("unit", "accountant")
+"""Figures of a training that are no numbers."""
 
 WIDEST_GELU = 6
 """`fit_rank` lets an adapter with an activation be this many times wider than d, at most."""
@@ -235,6 +238,17 @@ def preset(name: str, **changes: Any) -> TrainConfig:  # noqa: ANN401
     return dataclasses.replace(PRESETS[name], **changes)
 
 
+def _check_training(training: Mapping[str, Any]) -> None:
+    for name in ("settings", "figures", "signature"):
+        require(f"training.{name}", training.get(name, {}), dict)
+    for name, value in training.get("figures", {}).items():
+        place = f"training.figures.{short(name)[1:-1]}"
+        if value is not None and name in TEXT_FIGURES:
+            require(place, value, str, line=True, longest=200)
+        elif value is not None:
+            require(place, value, float, least=-LARGEST, most=LARGEST)
+
+
 @dataclass(frozen=True)
 class AdapterConfig:
     """What an adapter is, and which PLM, task and training it comes from; `adapter_config.json`.
@@ -267,6 +281,7 @@ class AdapterConfig:
                 f"d={self.d}, vocabulary_size={self.vocabulary_size} are not those of {self.plm.name}: "
                 f"{self.plm.d}, {self.plm.vocabulary_size}."
             )
+        _check_training(self.training)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""

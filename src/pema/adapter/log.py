@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from pema.errors import ConfigError, StorageError
+from pema.files import sync
 
 
 class Log:
-    """Appends to `training.jsonl`; a resumed run first cuts off what its checkpoint does not know of."""
+    """Appends to `training.jsonl`; a resumed run first cuts off half lines and what its checkpoint does not know of."""
 
     def __init__(self, folder: Path, keep_bytes: int, tensorboard: bool, step: int) -> None:
         """Open the log.
@@ -31,10 +34,12 @@ class Log:
             folder.mkdir(parents=True, exist_ok=True)
             self.path.touch()
             with self.path.open("r+b") as file:
-                file.truncate(keep_bytes)
+                # After a power cut the log may be shorter than the checkpoint knows, or end in bytes that are no line.
+                kept = file.read(keep_bytes).partition(b"\0")[0]
+                self.bytes = kept.rfind(b"\n") + 1
+                file.truncate(self.bytes)
         except OSError as error:
             raise StorageError(f"cannot write {self.path}: {error.strerror or error}.") from error
-        self.bytes = keep_bytes
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -54,12 +59,25 @@ class Log:
             with self.path.open("ab") as file:
                 file.write(line)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, self.bytes)
             raise StorageError(f"cannot write {self.path}: {error.strerror or error}.") from error
         self.bytes += len(line)
         if self.board is not None:
             for name, value in rounded.items():
                 if isinstance(value, int | float):
                     self.board.add_scalar(f"{event}/{name}", value, step)
+
+    def sync(self) -> None:
+        """Flush the log to the disk, before a checkpoint counts on it.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        try:
+            sync(self.path)
+        except OSError as error:
+            raise StorageError(f"cannot write {self.path}: {error.strerror or error}.") from error
 
     def close(self) -> None:
         """Flush what TensorBoard still holds."""

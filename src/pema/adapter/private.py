@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from pema.adapter.accounting import accountant_name, epsilon_spent, noise_multiplier
-from pema.adapter.checkpoint import Checkpoint, State, optimizer_tensors, restore_optimizer
+from pema.adapter.checkpoint import Checkpoint, State, optimizer_shapes, optimizer_tensors, restore_optimizer
 from pema.adapter.clipping import clipped_sum
 from pema.adapter.config import TrainConfig
 from pema.adapter.loss import CrossEntropy, has_bfloat16
 from pema.adapter.module import Adapter
 from pema.adapter.reconstruction import where_not_finite
-from pema.adapter.secret import Secret
+from pema.adapter.secret import KEY_BYTES, Secret
 from pema.adapter.store import save
 from pema.adapter.training import adapter_config, device_named, learning_rate_at
 from pema.console import progress
@@ -77,7 +77,10 @@ class PrivateRun:
         head = memory.head(torch.bfloat16 if self.bfloat16 else None).to(self.device)
         self.cross_entropy = CrossEntropy(head, bfloat16=self.bfloat16)
         if checkpoint.exists():
-            self.state, tensors = checkpoint.load()
+            shapes = {name: p.shape for name, p in self.parameters.items()}
+            self.state, tensors = checkpoint.load(shapes | {"secret": (KEY_BYTES,)}, optimizer_shapes(self.parameters))
+            if tensors["secret"].dtype != torch.uint8 or "noise_multiplier" not in self.state.figures:
+                raise AdapterError(f"the checkpoint {checkpoint.folder} is not one of private training: remove it.")
             self.secret = Secret(bytes(tensors["secret"].tolist()))
             for name, parameter in self.parameters.items():
                 parameter.data.copy_(tensors[name])

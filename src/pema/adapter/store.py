@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
 from pema.adapter.card import card
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
 from pema.errors import AdapterError, ConfigError, DataError, StorageError
 from pema.files import read_json, sha256, write_json, writing
+from pema.schema import short
+from pema.tensors import FLOATS, Place, read_header, save_tensors
 
 FORMAT = 1
 CONFIG_FILE = "adapter_config.json"
 MODEL_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
 SCHEDULE_FILE = "schedule.json"
+CONFIG_BYTES = 1 << 22
+
+LARGEST = 1e6
+"""Largest weight that is believed: training ends far below, and products of larger ones leave float32."""
+
 AGAIN = "copy or download it again, or train it again."
 
 
@@ -36,7 +43,7 @@ def save(adapter: Adapter, folder: Path) -> None:
         StorageError: the disk refused.
     """
     with writing(folder / MODEL_FILE) as temporary:
-        save_file({k: v.detach().cpu().contiguous() for k, v in adapter.state_dict().items()}, temporary)
+        save_tensors(adapter.state_dict(), temporary)
         digest = sha256(temporary)
     if adapter.folder and adapter.folder.resolve() != folder.resolve() and (adapter.folder / SCHEDULE_FILE).is_file():
         with writing(folder / SCHEDULE_FILE) as temporary:
@@ -73,15 +80,25 @@ def load(name_or_folder: str | Path, *, revision: str | None = None, token: str 
     path = folder / MODEL_FILE
     if not path.is_file():
         raise AdapterError(f"{path} is missing: {AGAIN}")
-    if sha256(path) != values.get("model_sha256"):
-        raise AdapterError(f"{path} is damaged: its SHA-256 is not the one in {CONFIG_FILE}; {AGAIN}")
     try:
-        tensors = load_file(path)
-        config = AdapterConfig.from_dict(values["pema"])
-    except (SafetensorError, ConfigError, KeyError, TypeError, AttributeError) as error:
+        config = AdapterConfig.from_dict(values.get("pema", {}))
+    except ConfigError as error:
         raise AdapterError(f"{folder} does not hold a readable adapter: {error}; {AGAIN}") from error
+    try:
+        # Shapes and checksum first: what the config says is obeyed once the weights are known to be of that size.
+        _require_fit(read_header(path).places, config, path)
+        if sha256(path) != values.get("model_sha256"):
+            raise DataError(f"its SHA-256 is not the one in {CONFIG_FILE}")
+        tensors = load_file(path)
+    except (DataError, SafetensorError, OSError) as error:
+        raise AdapterError(f"{path} is damaged: {error}; {AGAIN}") from error
+    for name in {"A", "B_pd", "B_rct"} & tensors.keys():
+        if not float(tensors[name].abs().max()) <= LARGEST:
+            raise AdapterError(f"{path}: {name} holds NaN, infinity or a number beyond {LARGEST:g}; {AGAIN}")
     adapter = Adapter(config, tensors.get("tokens"))
-    _fill(adapter, tensors, path)
+    adapter.A.data.copy_(tensors["A"])
+    adapter.B_pd.data.copy_(tensors["B_pd"])
+    adapter.B_rct = tensors.get("B_rct")
     adapter.folder = folder
     return adapter.eval()
 
@@ -129,34 +146,35 @@ def push(
 
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        values = read_json(folder / CONFIG_FILE)
+        values = read_json(folder / CONFIG_FILE, CONFIG_BYTES)
     except DataError as error:
         raise AdapterError(f"{folder} holds no adapter: {error}") from error
     if values.get("peft_type") != "PEMA":
         raise AdapterError(
-            f"{folder} holds an adapter of type {values.get('peft_type')!r}, not PEMA: load it with peft."
+            f"{folder} holds an adapter of type {short(values.get('peft_type'))}, not PEMA: load it with peft."
         )
     if values.get("format") != FORMAT:
         raise AdapterError(
-            f"the adapter {folder} has format {values.get('format')!r}, this version reads {FORMAT}: "
+            f"the adapter {folder} has format {short(values.get('format'))}, this version reads {FORMAT}: "
             "use the version of pema that wrote it."
         )
     return values
 
 
-def _fill(adapter: Adapter, tensors: dict[str, Tensor], path: Path) -> None:
-    """Put `tensors` into `adapter`; refuse missing, surplus or misshapen ones."""
-    config = adapter.config
+def _require_fit(places: Mapping[str, Place], config: AdapterConfig, path: Path) -> None:
+    """Refuse missing, surplus or misshapen tensors."""
     shapes = {"A": (config.rank, config.d), "B_pd": (config.d, config.rank), "B_rct": (config.d, config.rank)}
-    surplus = set(tensors) - {*shapes, "tokens"}
-    for name, shape in shapes.items():
-        if name in tensors and tuple(tensors[name].shape) != shape:
-            raise AdapterError(f"{path}: {name} is {tuple(tensors[name].shape)}, the config says {shape}; {AGAIN}")
-    if surplus or not {"A", "B_pd"} <= set(tensors):
-        raise AdapterError(f"{path} holds {', '.join(sorted(tensors))} where A, B_pd (B_rct, tokens) belong; {AGAIN}")
-    adapter.A.data.copy_(tensors["A"])
-    adapter.B_pd.data.copy_(tensors["B_pd"])
-    adapter.B_rct = tensors.get("B_rct")
+    surplus = set(places) - {*shapes, "tokens"}
+    for name in [name for name in shapes if name in places]:
+        if places[name].shape != shapes[name]:
+            raise AdapterError(f"{path}: {name} is {places[name].shape}, the config says {shapes[name]}; {AGAIN}")
+        if places[name].dtype not in FLOATS:
+            raise AdapterError(f"{path}: {name} holds {places[name].dtype}, not floating-point numbers; {AGAIN}")
+    if surplus or not {"A", "B_pd"} <= set(places):
+        named = ", ".join(map(short, sorted(places)))
+        raise AdapterError(f"{path} holds {named} where A, B_pd (B_rct, tokens) belong; {AGAIN}")
+    if "tokens" in places and (places["tokens"].dtype, len(places["tokens"].shape)) != ("I64", 1):
+        raise AdapterError(f"{path}: tokens are no list of 64-bit whole numbers; {AGAIN}")
 
 
 def _download(name: str, revision: str | None, token: str | None) -> Path:

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pema.adapter.checkpoint import Checkpoint, State, optimizer_tensors, require_same_run, restore_optimizer
+from pema.adapter.checkpoint import (
+    Checkpoint,
+    State,
+    optimizer_shapes,
+    optimizer_tensors,
+    require_same_run,
+    restore_optimizer,
+)
 from pema.adapter.config import AdapterConfig, TrainConfig
 from pema.adapter.dropout import Dropout
 from pema.adapter.log import Log
@@ -25,7 +32,7 @@ from pema.adapter.reconstruction import (
 from pema.adapter.store import CONFIG_FILE, load, save
 from pema.console import progress
 from pema.errors import AdapterError, ConfigError
-from pema.files import exclusive
+from pema.files import clear, exclusive
 from pema.memory.reader import Memory, View
 from pema.memory.verify import verify
 from pema.signature import signature
@@ -66,6 +73,7 @@ def train(
 def _train(
     memory: Memory, config: TrainConfig, output: Path, resume: bool, tensorboard: bool
 ) -> tuple[Adapter, dict[str, Any]]:
+    clear(output)
     digest = str(memory.manifest.to_dict()["digest"])
     checkpoint = Checkpoint(output, config, digest)
     if not resume:
@@ -76,7 +84,8 @@ def _train(
         # A private adapter does not tell its memory's digest: whoever knows all but one example could try it out.
         settings, of = training.get("settings", {}), digest if config.dp_epsilon else training.get("memory")
         require_same_run(settings, of, config, digest, f"the adapter {output}")
-        return done, dict(training["figures"])
+        checkpoint.remove()
+        return done, dict(training.get("figures", {}))
     verify(memory.path)
     if config.dp_epsilon is not None:
         from pema.adapter.private import train_privately  # it builds on this module
@@ -110,7 +119,13 @@ class _Run:
         self.device = device_named(config.device)
         tokens = memory.view().targets_seen() if config.vocabulary == "seen" else None
         self.adapter = Adapter(adapter_config(memory, config), tokens, seed=config.seed)
-        stored = checkpoint.load() if checkpoint.exists() else None
+        self.parameters = {"A": self.adapter.A, "B_pd": self.adapter.B_pd}
+        stored = None
+        if checkpoint.exists():
+            shapes = {name: p.shape for name, p in self.parameters.items()}
+            best = {f"best.{name}": shape for name, shape in shapes.items()}
+            optional = optimizer_shapes(self.parameters) | {"B_rct": self.adapter.B_pd.shape}
+            stored = checkpoint.load(shapes | best, optional)
         self.state = stored[0] if stored else State()
         self.log = Log(output, self.state.log_bytes, tensorboard, self.state.step)
         if stored:
@@ -201,7 +216,7 @@ class _Run:
                 continue
             losses, rate = self.step(batch.representations, batch.targets)
             n = len(batch.targets)
-            state.sums = [s + n * x for s, x in zip(state.sums, (1.0, *losses), strict=True)]
+            state.sums = tuple(s + n * x for s, x in zip(state.sums, (1.0, *losses), strict=True))
             state.batch = k + 1
             pairs += n
             advance(n, note=f"epoch {state.epoch + 1}/{config.epochs} loss {losses[0]:.3f}")
@@ -243,7 +258,7 @@ class _Run:
         state.epoch, state.batch = state.epoch + 1, 0
         state.seconds += seconds
         n, *sums = state.sums
-        state.sums = [0.0] * 4
+        state.sums = (0.0,) * 4
         rate = learning_rate_at(state.step - 1, self.steps, config)
         values: dict[str, Any] = {
             "seconds": seconds,
@@ -294,6 +309,7 @@ class _Run:
 
     def save(self) -> None:
         """Replace the checkpoint by what stands now."""
+        self.log.sync()
         self.state.log_bytes = self.log.bytes
         tensors: dict[str, Tensor] = dict(self.parameters)
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pema import console
 from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError, OwnerError
-from pema.files import TEMPORARY, exclusive, recover
+from pema.files import clear, exclusive
 from pema.memory.encoding import Tokens
 from pema.memory.manifest import FILE, HEAD, ITEM_BYTES, Dtype, FileEntry, Input, Manifest, Targets
 from pema.memory.pairing import pair
@@ -118,11 +118,11 @@ def build_memory(
 
 def _begin(wanted: Manifest, output: Path, append: bool) -> Manifest:
     """The manifest that this run starts from: a new one, that of an interrupted run, or a complete one to append to."""
-    leftovers = {FILE + TEMPORARY}  # of a build that was killed while it wrote its first manifest
+    clear(output)
     if not (output / FILE).exists():
         if append:
             raise ConfigError(f"{output} is not a memory, so nothing can be appended to it: build it without append.")
-        if {path.name for path in output.iterdir()} - leftovers:
+        if any(output.iterdir()):
             raise ConfigError(f"{output} holds files but no memory: choose another folder.")
         return wanted
     found = Manifest.read(output)
@@ -149,7 +149,6 @@ def _begin(wanted: Manifest, output: Path, append: bool) -> Manifest:
 
 def _with_head(manifest: Manifest, plm: PLM, output: Path) -> Manifest:
     """Save the head bundle beside the shards, unless it lies there whole, and list its files."""
-    recover(output / HEAD)
 
     def listed() -> tuple[FileEntry, ...]:
         files = sorted(path for path in (output / HEAD).rglob("*") if path.is_file())

@@ -71,5 +71,5 @@ def _implausible(memory: Memory) -> list[str]:
     try:
         memory.head()
     except PemaError as error:
-        faults.append(str(error))
+        faults.append(str(error).rstrip("."))
     return faults
