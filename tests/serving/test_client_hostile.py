@@ -21,7 +21,7 @@ from pema.serving.policy import Policy
 @pytest.fixture(scope="module")
 def client(plm):
     # A client that refuses an answer does not know the session that it was about.
-    with served(plm, sessions=10_000) as client:
+    with served(plm, sessions=10_000, heads_per_hour=10_000) as client:
         yield client
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -179,6 +180,49 @@ def test_a_server_that_is_told_to_stop_answers_what_is_in_flight(folder):
             assert tensors(answer.result(PATIENCE))[0]["counts"].tolist() == [2]
         assert process.wait(PATIENCE) == 0
         assert all(json.loads(line)["level"] == "info" for line in log.read_text(encoding="utf-8").splitlines())
+
+
+def test_a_second_signal_ends_it_at_once_and_not_by_an_abort(folder):
+    # Two minutes in which a request waits for others: nothing but the signals ends the process.
+    with serving(folder, "[batching]\nwindow_ms = 120000\n") as (process, url, log):
+        with httpx2.Client(base_url=url, timeout=PATIENCE) as client, ThreadPoolExecutor(1) as pool:
+            ready(client)
+            answer = pool.submit(httpx2.post, f"{url}/v1/represent", json=GOOD, timeout=PATIENCE)
+            time.sleep(0.7)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.4)
+            assert not answer.done()
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+            assert time.monotonic() - began < 5
+            with pytest.raises(httpx2.TransportError):
+                answer.result(PATIENCE)
+        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        assert lines[-1]["message"] == "stopped at once, with 1 requests unanswered"
+
+
+def test_what_is_no_http_leaves_a_log_of_json(folder, certificate):
+    cert, private = certificate
+    for options in ((), ("--tls-cert", cert, "--tls-key", private)):
+        with serving(folder, "", *options) as (process, url, log):
+            host, port = url.split("//")[1].split(":")
+            for content in (
+                b"",
+                b"\0" * 99,
+                b"GET / HTTP/9\r\n\r\n",
+                b"\x16\x03\x01\0\x05hello",
+                b"GET \xff HTTP/1.1\r\n\r\n",
+            ):
+                for _ in range(20):
+                    with socket.create_connection((host, int(port)), timeout=10) as connection:
+                        connection.sendall(content)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            process.wait(PATIENCE)
+            text = log.read_text(encoding="utf-8")
+            assert all(isinstance(json.loads(line), dict) for line in text.splitlines())
+            assert len(text.splitlines()) < 20
 
 
 @pytest.mark.slow

@@ -233,3 +233,32 @@ def test_a_failure_of_steps_together_ends_those_sessions_by_name(client, monkeyp
         for step in steps:
             assert "secret" not in refusal(step.result(), 410, "session_expired")["message"]
     assert len(service.sessions) == 0
+
+
+def test_one_key_cannot_end_the_sessions_of_another(plm):
+    """Ten sessions of a key were all closed by another key's."""
+    held = plm.open_session([[1, 5, 6]]).held_bytes
+    policy = Policy(keys=(key(), key("other")), limits=Limits(session_bytes=40 * held, sessions=100))
+    with served(plm, policy) as client:
+        paths = []
+        for _ in range(10):
+            _, texts = tensors(client.post("/v1/sessions", json={"prompts": [[1, 5, 6]]}, headers=bearer()), 201)
+            paths.append(f"/v1/sessions/{texts['session']}/advance")
+        for _ in range(60):
+            client.post("/v1/sessions", json={"prompts": [[1, 5, 6]]}, headers=bearer("other"))
+        for path in paths:
+            tensors(client.post(path, json={"step": 1, "tokens": [7]}, headers=bearer()))
+
+
+def test_a_step_that_would_grow_too_large_is_refused_and_the_session_goes_on(plm):
+    held = plm.open_session([[1] * 100]).held_bytes
+    with served(plm, session_bytes=20 * held) as client:
+        _, path = opened(client, [[1] * 100])
+        passes = []
+        handle = plm.model.register_forward_hook(lambda *_: passes.append(1))
+        step = {"step": 1, "tokens": [5] * 256, "parents": [0] * 256}
+        error = refusal(client.post(f"{path}/advance", json=step), 413, "session_too_large")
+        assert f"all sessions together have {20 * held}" in error["message"]
+        assert not passes
+        advanced(client, path, 1, [5] * 10, [0] * 10)
+        handle.remove()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pema.serving.policy import Limits
 from pema.serving.refusal import Refusal
-from pema.serving.sessions import Sessions
+from pema.serving.sessions import Cost, Sessions
 
 
 class FakeSession:
@@ -26,10 +26,10 @@ class Clock:
         return self.now
 
 
-def registry(**limits):
+def registry(*, keys=1, **limits):
     clock, evicted = Clock(), []
     values = {"sessions": 3, "session_bytes": 100, "session_idle_seconds": 60.0} | limits
-    return Sessions(Limits(**values), evicted.append, clock), clock, evicted
+    return Sessions(Limits(**values), evicted.append, clock, keys), clock, evicted
 
 
 def add(sessions, key="a", held_bytes=10):
@@ -121,6 +121,97 @@ def test_a_key_has_only_so_many_sessions_those_that_open_among_them():
             pass
     with sessions.place("a"):
         pass
+
+
+def test_one_key_cannot_end_the_sessions_of_another():
+    sessions, _, evicted = registry(keys=2)
+    quiet = [add(sessions, "quiet", 20), add(sessions, "quiet", 30)]
+    greedy = [add(sessions, "greedy", 40) for _ in range(6)]
+    assert [entry.session.closed for entry in quiet] == [False, False]
+    assert [entry.session.closed for entry in greedy] == [True] * 5 + [False]
+    assert evicted == ["memory"] * 5
+
+
+def test_what_others_leave_unused_may_be_used_until_they_need_it():
+    sessions, _, _ = registry(keys=4)
+    borrowed = [add(sessions, "a", 30) for _ in range(3)]
+    assert not any(entry.session.closed for entry in borrowed)
+    own = add(sessions, "b", 25)
+    assert [entry.session.closed for entry in borrowed] == [True, False, False]
+    late = add(sessions, "c", 25)
+    assert [entry.session.closed for entry in borrowed] == [True, True, False]
+    assert not own.session.closed
+    assert not late.session.closed
+
+
+def test_a_step_is_checked_before_it_is_taken():
+    """One row of 10 tokens and 40 bytes becomes two of 11 and 88 bytes; three would be 132."""
+    sessions, _, evicted = registry()
+    entry = sessions.add("a", FakeSession(), "float32", [10], 40)
+    other = add(sessions, held_bytes=5)
+    with (
+        pytest.raises(Refusal, match="needs 132 bytes, all sessions") as caught,
+        sessions.growing(entry, 3),
+    ):
+        raise AssertionError("taken")
+    assert (caught.value.status, caught.value.code) == (413, "session_too_large")
+    assert (entry.held, entry.session.closed, other.session.closed) == (40, False, False)
+    with sessions.growing(entry, 2):
+        assert sessions.held == 93
+        sessions.stepped(entry, [11, 11], 86, "request", b"")
+    assert (sessions.held, entry.width, evicted) == (91, 11, [])
+
+
+def test_a_step_that_finds_no_memory_waits_for_another_time():
+    async def run():
+        sessions, _, _ = registry(keys=2, session_bytes=100)
+        entry = sessions.add("a", FakeSession(), "float32", [10], 20)
+        kept = add(sessions, "b", 50)
+        stepping = add(sessions, "a", 25)
+        async with stepping.lock:
+            with (
+                pytest.raises(Refusal, match="memory for sessions is in use") as caught,
+                sessions.growing(entry, 2),
+            ):
+                raise AssertionError("taken")
+        assert (caught.value.status, caught.value.code) == (503, "no_room")
+        assert [e.session.closed for e in (entry, kept, stepping)] == [False, False, False]
+        assert entry.held == 20
+
+    asyncio.run(run())
+
+
+def test_a_step_that_failed_holds_what_was_held_before():
+    sessions, _, _ = registry()
+    entry = sessions.add("a", FakeSession(), "float32", [10], 20)
+    with pytest.raises(ValueError, match="no"), sessions.growing(entry, 2):
+        raise ValueError("no")
+    assert entry.held == sessions.held == 20
+
+
+def test_memory_is_kept_for_sessions_that_are_being_opened():
+    sessions, _, _ = registry(keys=2)
+    old = add(sessions, "a", 60)
+    with sessions.place("b", 50):
+        assert old.session.closed  # it was above its share
+        assert sessions.held == 50
+        with pytest.raises(Refusal, match="The memory for sessions is in use"), sessions.place("a", 60):
+            raise AssertionError("opened")
+    assert sessions.held == 0
+    with pytest.raises(Refusal, match="needs 101 bytes"), sessions.place("a", 101):
+        raise AssertionError("opened")
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mamba", "opt"])
+def test_the_cost_of_a_session_is_never_more_than_is_kept_for_it(tiny_plm, family):
+    plm = tiny_plm(family)
+    cost = Cost.measure(plm)
+    for prompts in ([[1]], [[1] * 40], [[1] * 40, [1] * 3, [1]], [[1] * 7] * 20):
+        held = plm.open_session(prompts).held_bytes
+        kept = cost.bytes(len(prompts), max(map(len, prompts)))
+        assert held <= kept
+        if family == "llama":
+            assert kept <= 1.5 * held
 
 
 def test_deleting_twice_and_deleting_anothers():

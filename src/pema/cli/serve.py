@@ -43,6 +43,7 @@ def serve(
         raise ConfigError(f"pema serve needs the package {error.name}: pip install 'pema[serve]'.") from error
     from pema.owner.local import LocalPLM
     from pema.serving.app import create_app
+    from pema.serving.connections import Connections
     from pema.serving.logs import log_to_stderr
     from pema.serving.metrics import Metrics
     from pema.serving.policy import Policy
@@ -59,7 +60,9 @@ def serve(
 
     listener = address.listen()
     log_to_stderr()
-    run(create_app(load), address, listener, plm)
+    connections = Connections(rules.limits.connections)
+    app = create_app(load, connections, local_only=address.local_only(rules))
+    run(app, address, listener, connections, plm)
 
 
 def serve_key(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
+import contextlib
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
+from pema.errors import DataError
 from pema.owner.contract import PLM, Contexts
+from pema.serving import bodies
 from pema.serving.gate import RECORD, Record
 from pema.serving.keys import identify
 from pema.serving.messages import Message
@@ -21,8 +22,6 @@ from pema.serving.refusal import Refusal
 from pema.serving.service import Service
 
 M = TypeVar("M", bound=Message)
-BODY_SECONDS = 30.0
-"""How long a request's body may take to arrive."""
 
 _bearer = HTTPBearer(auto_error=False, description="An API key of the server's policy.")
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
@@ -47,15 +46,40 @@ class Caller:
         """The PLM as this key sees it."""
         return self.service.plms[self.key.head]
 
-    def spend(self, tokens: int, sequences: int) -> None:
-        """Note what the request asks for, and count it against the key's quota.
+    async def read(self, request: Request, model: type[M]) -> M:
+        """The body of the request; see `bodies.read`."""
+        pending = self.service.pending[self.key.name]
+        return await bodies.read(request, model, self.service.policy.limits, pending)
+
+    @contextlib.contextmanager
+    def spending(self, tokens: int, sequences: int, representations: int) -> Iterator[None]:
+        """Count what the request asks for against the key's quota, and its answer as held until it is read.
+
+        What is turned away inside the block, or fails by no fault of the client, is not charged.
+
+        Args:
+            tokens: that it asks for.
+            sequences: rows that it is about.
+            representations: the most that it can be answered with.
 
         Raises:
-            Refusal: the quota is spent.
+            Refusal: the quota is spent, or the key leaves too many answers unread.
         """
+        quota = self.service.quotas[self.key.name]
         self.record.sequences = sequences
-        self.service.quotas[self.key.name].tokens(tokens)
+        answer = representations * self.service.representation_bytes
+        self.record.ends.append(self.service.pending[self.key.name].take(answer))
+        refund = quota.tokens(tokens)
         self.record.tokens = tokens
+        try:
+            yield
+        except DataError:
+            # The PLM ran, and what it gave cannot be had as it was asked for.
+            raise
+        except BaseException:
+            refund()
+            self.record.tokens = 0
+            raise
 
     def require_tap(self) -> None:
         """Refuse a key that may not have the representations of this server's tap.
@@ -106,54 +130,6 @@ def admit(endpoint: Endpoint, *, counted: bool = True) -> Callable[..., Coroutin
         return Caller(service, key, record)
 
     return admitted
-
-
-async def read(request: Request, model: type[M], most: int) -> M:
-    """The body of a request, refused before it is read to its end where it is too large.
-
-    Raises:
-        Refusal: 415, it is not JSON by its content type; 413, it is too large; 408, it comes too slowly; 422, it is not
-            what the endpoint takes.
-    """
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json":
-        # A web page may send any other type to a server on the loopback without asking it first.
-        raise Refusal(415, "not_json", "The body is not sent as application/json.", "Set Content-Type.")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > most:
-        raise _too_large(most)
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > most:
-                    raise _too_large(most)
-    except TimeoutError:
-        raise Refusal(408, "slow_body", f"The body took over {BODY_SECONDS:g} seconds.", "Send it again.") from None
-    except ClientDisconnect:
-        raise Refusal(400, "disconnected", "The client left.", "Send the request again.") from None
-    try:
-        return model.model_validate_json(bytes(body))
-    except ValidationError as error:
-        raise _malformed(error) from None
-
-
-def _malformed(error: ValidationError) -> Refusal:
-    # The input itself, which an error of pydantic holds too, stays out of the answer.
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    unknown = first["type"] == "extra_forbidden"
-    place = "" if unknown else "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"]).lstrip(".")
-    return Refusal(
-        422,
-        "invalid_json" if first["type"] == "json_invalid" else "invalid",
-        f"{place or 'The body'}: {first['msg']}.",
-        "See /docs for what the endpoint takes.",
-    )
-
-
-def _too_large(most: int) -> Refusal:
-    return Refusal(413, "body_too_large", f"The body is larger than {most} bytes.", "Send fewer sequences at a time.")
 
 
 def _forbidden(message: str) -> Refusal:

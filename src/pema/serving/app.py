@@ -16,6 +16,7 @@ from starlette.requests import Request
 from pema import __version__
 from pema.errors import DataError
 from pema.serving import contexts_api, operations_api, sessions_api
+from pema.serving.connections import Connections
 from pema.serving.gate import RECORD, Gate
 from pema.serving.lifecycle import Lifecycle
 from pema.serving.metrics import Metrics
@@ -28,29 +29,38 @@ Errors are `{"error": {"code", "message", "remedy"}}`.
 """
 
 
-def create_app(load: Callable[[Metrics], Service]) -> FastAPI:
+def create_app(
+    load: Callable[[Metrics], Service], connections: Connections | None = None, *, local_only: bool = False
+) -> FastAPI:
     """The application; `app.state.lifecycle` says how it does.
 
     Args:
         load: makes the service once the application runs.
+        connections: those of the process; none are known where something else accepts them.
+        local_only: whether to answer only what is sent to this machine by its own name, and not by web pages.
     """
     metrics = Metrics()
+    connections = Connections(1) if connections is None else connections
     lifecycle = Lifecycle(lambda: load(metrics))
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        running = asyncio.create_task(lifecycle.run())
+        running = [asyncio.create_task(task) for task in (lifecycle.run(), connections.watch())]
         yield
-        running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
+        for task in running:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         await lifecycle.close()
 
-    app = FastAPI(title="PEMA server", version=__version__, description=_ABOUT, lifespan=lifespan, redoc_url=None)
+    # FastAPI's own page of documentation loads scripts from elsewhere, beside a field for the key.
+    app = FastAPI(
+        title="PEMA server", version=__version__, description=_ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     app.state.lifecycle, app.state.metrics = lifecycle, metrics
     for api in (contexts_api, sessions_api, operations_api):
         app.include_router(api.router)
-    app.add_middleware(Gate, lifecycle=lifecycle, metrics=metrics)
+    app.add_middleware(Gate, lifecycle=lifecycle, metrics=metrics, connections=connections, local_only=local_only)
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, refusal: Refusal) -> JSONResponse:

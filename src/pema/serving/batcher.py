@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class _Job:
     key: str
     tokens: int
     work: Work
+    width: int = 1
     future: Future[Any] = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
 
@@ -103,13 +105,22 @@ class Batcher:
         """
         return self._submit(_Job(key, tokens, work))
 
-    def step(self, work: Step, *, key: str, tokens: int) -> Future[tuple[Tensor, int]]:
+    def step(self, work: Step, *, key: str, tokens: int, width: int) -> Future[tuple[Tensor, int]]:
         """Take a step in a session, with the steps of others that wait: its representations, and what it then holds.
+
+        Steps go together as long as all of their rows, padded to the longest context, fit into one call: what they need
+        is the product, and one long context beside many short ones would cost as much as if all were long.
+
+        Args:
+            work: the step.
+            key: whose it is.
+            tokens: rows after it.
+            width: tokens of its longest context after it, padding among them.
 
         Raises:
             Refusal: 503, too many requests wait.
         """
-        return self._submit(_Job(key, tokens, work))
+        return self._submit(_Job(key, tokens, work, width))
 
     def call(self, work: Callable[[], T], *, key: str, tokens: int) -> Future[T]:
         """Whatever `work` returns, called in the PLM's thread.
@@ -119,28 +130,48 @@ class Batcher:
         """
         return self._submit(_Job(key, tokens, work))
 
-    def close(self) -> None:
-        """Finish what waits, then end the thread."""
+    def close(self, timeout: float | None = None) -> None:
+        """Finish what waits, then end the thread; return after `timeout` seconds where that takes longer."""
         with self._change:
             self._closing = True
             self._change.notify()
-        self._thread.join()
+        self._thread.join(timeout)
 
     def _submit(self, job: _Job) -> Future[Any]:
         with self._change:
-            if self._closing or len(self._jobs) >= self._queue:
-                raise Refusal(
-                    503,
-                    "busy",
-                    f"{len(self._jobs)} requests wait for the PLM already.",
-                    "Try again as Retry-After says.",
-                    retry_after=1,
-                )
+            turned_away = self._make_place(job)
             if all(job.key != other.key for other in self._jobs):
                 self._served[job.key] = max(self._served.get(job.key, 0.0), self._level)
             self._jobs.append(job)
             self._change.notify()
+        if turned_away is not None and turned_away.future.set_running_or_notify_cancel():
+            turned_away.future.set_exception(self._busy())
+        job.future.add_done_callback(lambda future: self._forget(job) if future.cancelled() else None)
         return job.future
+
+    def _make_place(self, job: _Job) -> _Job | None:
+        """A place in the queue; a key that fills it gives its last place to one that has fewer."""
+        if self._closing:
+            raise self._busy()
+        if len(self._jobs) < self._queue:
+            return None
+        places = Counter(other.key for other in self._jobs)
+        key, most = places.most_common(1)[0]
+        if most <= places[job.key] + 1:
+            raise self._busy()
+        last = max((other for other in self._jobs if other.key == key), key=lambda other: other.arrived)
+        self._jobs.remove(last)
+        return last
+
+    def _busy(self) -> Refusal:
+        message = f"{len(self._jobs)} requests wait for the PLM already."
+        return Refusal(503, "busy", message, "Try again as Retry-After says.", retry_after=1)
+
+    def _forget(self, job: _Job) -> None:
+        """Take a job that nobody waits for out of the queue."""
+        with self._change:
+            if job in self._jobs:
+                self._jobs.remove(job)
 
     def _run(self) -> None:
         while jobs := self._next():
@@ -175,15 +206,15 @@ class Batcher:
         """As many jobs as fit into one call, at least one; after each the least served key is next."""
         served = dict(self._served)
         chosen: list[_Job] = []
-        room = self._tokens
+        tokens = width = 0
         while together:
             job = min(together, key=lambda job: (served[job.key], job.arrived))
-            if chosen and job.tokens > room:
+            tokens, width = tokens + job.tokens, max(width, job.width)
+            if chosen and tokens * width > self._tokens:
                 break
             together.remove(job)
             chosen.append(job)
             served[job.key] += job.tokens
-            room -= job.tokens
         return chosen
 
     def _take(self, jobs: list[_Job]) -> list[_Job]:

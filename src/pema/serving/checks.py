@@ -72,6 +72,11 @@ class Checks:
                 raise _invalid(f"prompts[{i}] is empty.", "A context needs at least one token.")
             self._fits(f"prompts[{i}] with room for a token", len(prompt) + 1)
         self.rows(len(prompts))
+        padded = len(prompts) * max(map(len, prompts))
+        if padded > self._limits.batch_tokens:
+            raise _too_much(
+                f"The prompts have {padded} tokens, padded to the longest; {self._limits.batch_tokens} are allowed."
+            )
         return self._all("prompts", prompts, 0)
 
     def step(self, tokens: Sequence[int], parents: Sequence[int] | None, lengths: Sequence[int]) -> list[int]:

@@ -14,10 +14,11 @@ from starlette.requests import Request
 from pema.owner.contract import Represented
 from pema.owner.wire import TENSORS, WireDtype, narrow, pack
 from pema.serving import documented
-from pema.serving.admission import Caller, admit, read
+from pema.serving.admission import Caller, admit
 from pema.serving.batcher import Sequences
 from pema.serving.messages import PLMMessage, PredictRequest, RepresentRequest, TokenizerMessage
 from pema.serving.refusal import Refusal
+from pema.serving.waiting import answered
 
 router = APIRouter(prefix="/v1")
 _CHUNK = 1 << 20
@@ -54,6 +55,7 @@ async def head(caller: Annotated[Caller, Depends(admit("head"))]) -> Response:
             403, "head_withheld", "This server does not give its LM head to this key.", "Ask the PLM owner for one."
         )
     caller.require_tap()
+    caller.service.quotas[caller.key.name].head()
     packed = memoryview(await asyncio.to_thread(caller.service.head, caller.key))
 
     def chunks() -> Iterator[bytes]:
@@ -76,11 +78,11 @@ async def represent(request: Request, caller: Annotated[Caller, Depends(admit("r
     """For each sequence the representations whose next token is at starts[i] .. len - 1."""
     caller.require_contexts("teacher")
     caller.require_tap()
-    asked = await read(request, RepresentRequest, caller.service.policy.limits.body_bytes)
+    asked = await caller.read(request, RepresentRequest)
     tokens = caller.service.checks.represent(asked.sequences, asked.starts)
-    caller.spend(tokens, len(asked.sequences))
     work = Sequences(caller.plm, "represent", asked.sequences, asked.starts)
-    return await _answered(caller, work, tokens, asked.dtype)
+    with caller.spending(tokens, len(asked.sequences), tokens - sum(asked.starts)):
+        return await _answered(request, caller, work, tokens, asked.dtype)
 
 
 @router.post(
@@ -95,16 +97,16 @@ async def predict(request: Request, caller: Annotated[Caller, Depends(admit("pre
     """Greedy decoding from each prompt for at most steps[i] tokens, steps padded to the bucket."""
     caller.require_contexts("predicted")
     caller.require_tap()
-    asked = await read(request, PredictRequest, caller.service.policy.limits.body_bytes)
+    asked = await caller.read(request, PredictRequest)
     tokens = caller.service.checks.predict(asked.prompts, asked.steps)
-    caller.spend(tokens, len(asked.prompts))
     work = Sequences(caller.plm, "predict", asked.prompts, asked.steps)
-    return await _answered(caller, work, tokens, asked.dtype)
+    with caller.spending(tokens, len(asked.prompts), sum(asked.steps)):
+        return await _answered(request, caller, work, tokens, asked.dtype)
 
 
-async def _answered(caller: Caller, work: Sequences, tokens: int, dtype: WireDtype) -> Response:
+async def _answered(request: Request, caller: Caller, work: Sequences, tokens: int, dtype: WireDtype) -> Response:
     waiting = caller.service.batcher.contexts(work, key=caller.key.name, tokens=tokens)
-    found = await asyncio.wrap_future(waiting)
+    found = await answered(request, waiting)
     packed = await asyncio.to_thread(_packed, found, dtype)
     caller.record.representations = sum(len(answer.representations) for answer in found)
     return TensorResponse(packed)

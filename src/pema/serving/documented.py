@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from html import escape
 from typing import Any
 
 from pema.owner.wire import TENSORS
@@ -61,6 +63,25 @@ def body(model: type[Message]) -> dict[str, Any]:
     """A documented request body."""
     content = {"application/json": {"schema": model.model_json_schema()}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def page(description: dict[str, Any]) -> str:
+    """An OpenAPI description as one HTML page, without scripts."""
+    parts = [f"<h1>{escape(description['info']['title'])} {escape(description['info']['version'])}</h1>"]
+    parts.append(f"<p>{escape(description['info']['description'])}</p>")
+    for path, methods in description["paths"].items():
+        for method, operation in methods.items():
+            parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(operation['summary'])}.</p>")
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+            if body is not None:
+                text = escape(json.dumps(body, indent=2, ensure_ascii=False))
+                parts.append(f"<details><summary>Body</summary><pre>{text}</pre></details>")
+            answers = ((status, answer["description"]) for status, answer in operation["responses"].items())
+            lines = "".join(f"<dt>{escape(status)}</dt><dd>{escape(what)}</dd>" for status, what in answers)
+            parts.append(f"<dl>{lines}</dl>")
+    style = "body{font:16px/1.4 sans-serif;max-width:56em;margin:2em auto}dt{font-weight:bold}"
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>PEMA server</title><style>{style}</style>"
+    return head + "".join(parts)
 
 
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:

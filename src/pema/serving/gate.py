@@ -1,15 +1,23 @@
-"""The outermost layer: numbers, counts, times and logs every request, and lets no error out as anything but JSON."""
+"""The outermost layer: numbers, counts, times and logs every request, and lets no error out as anything but JSON.
+
+It is also where a client cannot hold the server up: an answer that is not read is not kept, and a body that comes
+behind its answer is not read on.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 import secrets
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pema.serving.connections import Connections, Peer, host_of, is_loopback
 from pema.serving.lifecycle import Lifecycle
 from pema.serving.metrics import Metrics
 from pema.serving.refusal import Refusal
@@ -17,6 +25,16 @@ from pema.serving.refusal import Refusal
 logger = logging.getLogger("pema.serving.requests")
 RECORD = "pema.record"
 """Where in its scope a request's record lies."""
+
+WRITE_SECONDS = 30.0
+"""How long a client may take to read one piece of an answer."""
+
+PIECE = 1 << 18
+"""Bytes of a piece."""
+
+LINGER_SECONDS, LINGER_BYTES = 1.0, 1 << 20
+"""How long, and for how many bytes, the rest of a body is thrown away that came behind its answer: a client that is cut
+off while it sends may never read the answer."""
 
 
 @dataclass
@@ -31,6 +49,7 @@ class Record:
         sequences: rows that it was about.
         tokens: that it asked for.
         representations: that it was given.
+        ends: called when its answer is read, or given up.
     """
 
     request: str
@@ -40,15 +59,29 @@ class Record:
     sequences: int = 0
     tokens: int = 0
     representations: int = 0
+    ends: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
 
 class Gate:
-    """ASGI middleware around the whole application."""
+    """ASGI middleware around the whole application.
 
-    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, metrics: Metrics) -> None:
+    Args:
+        app: the application.
+        lifecycle: counts what is in flight.
+        metrics: counts requests.
+        connections: those of the process, where there is one.
+        local_only: whether to refuse what was not sent to this machine by its own name: without keys, a web page whose
+            name was bound to this machine anew (DNS rebinding) could read all that a local program can.
+    """
+
+    def __init__(
+        self, app: ASGIApp, lifecycle: Lifecycle, metrics: Metrics, connections: Connections, local_only: bool
+    ) -> None:
         self._app = app
         self._lifecycle = lifecycle
         self._metrics = metrics
+        self._connections = connections
+        self._local_only = local_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and note how it went."""
@@ -56,50 +89,125 @@ class Gate:
             await self._app(scope, receive, send)
             return
         record = scope[RECORD] = Record(secrets.token_hex(8))
-        status = 0
+        peer: Peer | None = tuple(scope["client"]) if scope.get("client") else None
+        body = _Body(scope, receive)
+        answer = _Answer(send, body, record, lambda: self._connections.drop(peer))
         begun = time.perf_counter()
-
-        async def send_on(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [
-                    *message.get("headers", []),
-                    (b"x-request-id", record.request.encode()),
-                    (b"cache-control", b"no-store"),
-                ]
-            await send(message)
-
         # What is asked of the server's own state does not keep it from stopping.
         work = scope["path"].startswith("/v1/")
         self._lifecycle.in_flight += work
+        self._connections.begin(peer)
         try:
-            await self._app(scope, receive, send_on)
+            if self._local_only and not _is_local(scope):
+                message = "The request was sent to another host than this machine, or by a page of another site."
+                await _refuse(answer.send, record, Refusal(403, "wrong_host", message, "Ask 127.0.0.1 or localhost."))
+            else:
+                await self._app(scope, body.receive, answer.send)
+        except _UnreadError:
+            record.code = "unread"
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_SECONDS):
+                    await receive()  # The end of the connection, without which its answer would count as cut short.
         except Exception:
             logger.error("a request failed", extra={"fields": {"request": record.request}}, exc_info=True)
             record.code = "internal"
-            if status == 0:
-                await _internal_error(send_on)
+            if answer.status == 0:
+                message, remedy = "The server failed.", "Report the X-Request-Id to whoever runs it."
+                await _refuse(answer.send, record, Refusal(500, "internal", message, remedy))
         finally:
+            self._connections.end(peer)
             self._lifecycle.in_flight -= work
+            for end in record.ends:
+                end()
             seconds = time.perf_counter() - begun
-            self._metrics.request(record.endpoint, status, seconds, record.tokens, record.representations)
+            self._metrics.request(record.endpoint, answer.status, seconds, record.tokens, record.representations)
             # A client that asks for health every second is no news.
             level = logging.DEBUG if record.endpoint in ("healthz", "readyz", "metrics") else logging.INFO
-            logger.log(level, "request", extra={"fields": _fields(record, status, seconds)})
+            logger.log(level, "request", extra={"fields": _fields(record, answer.status, seconds)})
+
+
+class _UnreadError(Exception):
+    """The client does not read its answer."""
+
+
+class _Body:
+    """The body of a request, which knows whether it has come to its end."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._receive = receive
+        headers = dict(scope["headers"])
+        self.complete = b"transfer-encoding" not in headers and headers.get(b"content-length", b"0") == b"0"
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.complete = self.complete or not message.get("more_body", False)
+        return message
+
+    async def discard(self) -> None:
+        """Throw away what still comes, within bounds."""
+        left = LINGER_BYTES
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while not self.complete and left > 0:
+                    left -= len((await self.receive()).get("body", b"")) + 1
+
+
+class _Answer:
+    """Sends an answer in pieces, each of which has to be read in time."""
+
+    def __init__(self, send: Send, body: _Body, record: Record, drop: Callable[[], None]) -> None:
+        self._send, self._body, self._record, self._drop = send, body, record, drop
+        self._closes = False
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self._closes = not self._body.complete
+            message["headers"] = [
+                *message.get("headers", []),
+                (b"x-request-id", self._record.request.encode()),
+                (b"cache-control", b"no-store"),
+                *([(b"connection", b"close")] if self._closes else []),
+            ]
+            await self._piece(message)
+            return
+        content, more = message.get("body", b""), message.get("more_body", False)
+        if len(content) <= PIECE and not (self._closes and not more):
+            await self._piece(message)
+            return
+        view = memoryview(content)
+        for begin in range(0, len(view), PIECE):
+            await self._piece({**message, "body": bytes(view[begin : begin + PIECE]), "more_body": True})
+        if not more:
+            if self._closes:
+                await self._body.discard()
+            # Sent once the piece before it has been read, so that no answer is over while much of it is kept.
+            await self._piece({**message, "body": b"", "more_body": False})
+
+    async def _piece(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(WRITE_SECONDS):
+                await self._send(message)
+        except TimeoutError:
+            self._drop()
+            raise _UnreadError from None
+
+
+def _is_local(scope: Scope) -> bool:
+    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+    site = headers.get(b"sec-fetch-site", "none")
+    return is_loopback(host_of(headers.get(b"host", ""))) and site in ("none", "same-origin")
 
 
 def _fields(record: Record, status: int, seconds: float) -> dict[str, object]:
-    return {
-        name: value
-        for name, value in (vars(record) | {"status": status, "milliseconds": round(1000 * seconds, 1)}).items()
-        if value is not None
-    }
+    values = vars(record) | {"status": status, "milliseconds": round(1000 * seconds, 1)}
+    return {name: value for name, value in values.items() if value is not None and name != "ends"}
 
 
-async def _internal_error(send: Send) -> None:
-    refusal = Refusal(500, "internal", "The server failed.", "Report the X-Request-Id to whoever runs it.")
+async def _refuse(send: Send, record: Record, refusal: Refusal) -> None:
+    record.code = refusal.code
     body = json.dumps(refusal.body).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

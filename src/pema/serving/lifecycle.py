@@ -10,6 +10,9 @@ from concurrent.futures import Future
 from pema.serving.refusal import Refusal
 from pema.serving.service import Service
 
+CLOSE_SECONDS = 10.0
+"""How long a call of the PLM that nobody waits for any more may keep the process from ending."""
+
 
 class Lifecycle:
     """Loads the service beside the event loop, and says whether it may be used.
@@ -70,6 +73,11 @@ class Lifecycle:
         """Whether the service is still being made."""
         return self._service is None and self.failure is None
 
+    @property
+    def stuck(self) -> bool:
+        """Whether a thread runs that cannot be stopped: one that loads, or one in the middle of a call of the PLM."""
+        return self.loading or (self._service is not None and self._service.batcher.alive)
+
     def healthy(self) -> bool:
         """Whether the server can become ready, or is."""
         return self.failure is None and (self._service is None or self._service.batcher.alive)
@@ -78,5 +86,5 @@ class Lifecycle:
         """Finish what waits and free everything."""
         self.draining = True
         if self._service is not None:
-            await asyncio.to_thread(self._service.batcher.close)
+            await asyncio.to_thread(self._service.batcher.close, CLOSE_SECONDS)
             self._service.sessions.close_all()

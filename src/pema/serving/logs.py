@@ -35,12 +35,45 @@ class JSONLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+class Seldom(logging.Filter):
+    """Lets a library say the same thing once in a while: what clients can cause must not fill a disk.
+
+    Requests are logged one by one, whatever they are.
+    """
+
+    def __init__(self, seconds: float = 10.0, most: int = 1000) -> None:
+        super().__init__()
+        self._seconds, self._most = seconds, most
+        self._said: dict[tuple[str, object], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is written; by its place in the code, for its text may hold what a client sent."""
+        if record.name.startswith("pema"):
+            return True
+        place = record.pathname, record.lineno
+        if record.created - self._said.get(place, 0.0) < self._seconds:
+            return False
+        if len(self._said) >= self._most:
+            self._said.clear()
+        self._said[place] = record.created
+        return True
+
+
 def log_to_stderr() -> None:
     """Send all records of the server to stderr as JSON lines, and nothing else there."""
     disable_progress_bar()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines())
-    for name, level in (("pema", logging.INFO), ("uvicorn", logging.WARNING), ("transformers", logging.WARNING)):
+    handler.addFilter(Seldom())
+    logging.captureWarnings(True)
+    # The root takes what any library says, asyncio and Python's warnings among them.
+    levels = (
+        ("pema", logging.INFO),
+        ("uvicorn", logging.WARNING),
+        ("transformers", logging.WARNING),
+        ("", logging.WARNING),
+    )
+    for name, level in levels:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(level)

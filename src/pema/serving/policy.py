@@ -35,7 +35,17 @@ class Limits(_Table):
     )
     batch_sequences: _Count = Field(default=256, description="Sequences in one request.")
     batch_tokens: _Count = Field(default=16384, description="Tokens in one request, steps among them.")
-    queue_requests: _Count = Field(default=256, description="Requests that wait for the PLM; more are turned away.")
+    queue_requests: _Count = Field(
+        default=256,
+        description="Requests that wait for the PLM; more are turned away, those of the key with the most first.",
+    )
+    pending_bytes: _Count = Field(
+        default=1 << 28, description="Bodies that come and answers that are not yet read, of one key together."
+    )
+    heads_per_hour: _Count = Field(default=60, description="How often one key is given the LM head.")
+    connections: _Count = Field(
+        default=512, description="Connections; one more closes the one that has been silent for longest."
+    )
     sessions: _Count = Field(default=32, description="Live decoding sessions of one key.")
     session_rows: _Count = Field(default=256, description="Rows of one session, beams among them.")
     session_bytes: _Count = Field(

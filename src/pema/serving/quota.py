@@ -54,21 +54,30 @@ class Window:
                 return leaves - now
         return float("inf")
 
-    def spend(self, tokens: int, now: float) -> None:
-        """Count tokens against the window."""
+    def spend(self, tokens: int, now: float) -> Callable[[], None]:
+        """Count tokens against the window; what is returned takes them back."""
         width = self.seconds / SLICES
         leaves = (now // width + 1) * width + self.seconds
         if not self._slices or self._slices[-1][0] < leaves:
             self._slices.append([leaves, 0.0])
-        self._slices[-1][1] += tokens
+        part = self._slices[-1]
+        part[1] += tokens
         self._held += tokens
+
+        def refund() -> None:
+            part[1] -= tokens
+            if any(other is part for other in self._slices):
+                self._held -= tokens
+
+        return refund
 
 
 class Quota:
     """What one key has left. Held in memory: a server that starts again starts with full quotas."""
 
-    def __init__(self, key: Key, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, key: Key, clock: Callable[[], float] = time.monotonic, *, heads_per_hour: int = 60) -> None:
         self._clock = clock
+        self._heads = Window(heads_per_hour, 3600.0)
         self._rate = Rate(key.requests_per_second, clock()) if key.requests_per_second else None
         windows = ((key.tokens_per_minute, 60.0, "minute"), (key.tokens_per_day, 86400.0, "day"))
         self._windows = [(Window(most, seconds), name) for most, seconds, name in windows if most]
@@ -89,8 +98,8 @@ class Quota:
                 retry_after=wait,
             )
 
-    def tokens(self, count: int) -> None:
-        """Count tokens that are asked for, all of them or none.
+    def tokens(self, count: int) -> Callable[[], None]:
+        """Count tokens that are asked for, all of them or none; what is returned takes them back.
 
         Raises:
             Refusal: 429, they do not fit yet; 413, they never will.
@@ -113,5 +122,28 @@ class Quota:
                     "Wait as long as Retry-After says.",
                     retry_after=wait,
                 )
-        for window, _ in self._windows:
-            window.spend(count, now)
+        refunds = [window.spend(count, now) for window, _ in self._windows]
+
+        def refund() -> None:
+            for each in refunds:
+                each()
+
+        return refund
+
+    def head(self) -> None:
+        """Count one handing out of the LM head, which costs no token and as much as many requests.
+
+        Raises:
+            Refusal: 429, it was handed out too often.
+        """
+        now = self._clock()
+        wait = self._heads.wait(1, now)
+        if wait > 0:
+            raise Refusal(
+                429,
+                "too_many_heads",
+                f"This key has had the LM head {self._heads.most} times within an hour.",
+                "Keep it, or wait as long as Retry-After says.",
+                retry_after=wait,
+            )
+        self._heads.spend(1, now)

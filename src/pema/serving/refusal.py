@@ -7,6 +7,9 @@ from typing import Any
 
 from pema.errors import PemaError
 
+LONGEST_WAIT = 86400.0
+"""Seconds that a client may be asked to wait."""
+
 
 class Refusal(PemaError):  # noqa: N818 - it is raised as what the caller is told
     """An answer other than the one that was asked for.
@@ -41,7 +44,8 @@ class Refusal(PemaError):  # noqa: N818 - it is raised as what the caller is tol
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         if self.retry_after is not None:
-            headers["Retry-After"] = str(max(1, math.ceil(self.retry_after)))
+            # Settings may make it infinite, and no client waits for longer.
+            headers["Retry-After"] = str(math.ceil(min(max(1.0, self.retry_after), LONGEST_WAIT)))
         return headers
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
+import contextlib
+import logging
 import os
 import signal
 import socket
@@ -17,9 +18,11 @@ from fastapi import FastAPI
 
 from pema.console import stdout
 from pema.errors import ConfigError
+from pema.serving.connections import Connections, Listener, is_loopback
 from pema.serving.lifecycle import Lifecycle
 from pema.serving.policy import Policy
 
+logger = logging.getLogger(__name__)
 DRAIN_SECONDS = 60.0
 """How long requests in flight have to finish once the server is told to stop."""
 
@@ -59,7 +62,7 @@ class Address:
                 raise ConfigError(
                     f"the certificate {self.certificate} with the key {self.private_key} cannot be used: {error}."
                 ) from error
-        if insecure or _is_loopback(self.host):
+        if insecure or is_loopback(self.host):
             return
         missing = [
             what
@@ -75,7 +78,11 @@ class Address:
                 "127.0.0.1, or say --insecure-network if something else guards this network."
             )
 
-    def listen(self) -> socket.socket:
+    def local_only(self, policy: Policy) -> bool:
+        """Whether only programs of this machine are meant to ask: it listens on the loopback, and no key guards it."""
+        return is_loopback(self.host) and not policy.keys
+
+    def listen(self) -> Listener:
         """The listening socket.
 
         Raises:
@@ -83,7 +90,7 @@ class Address:
         """
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         # asyncio sets TCP_NODELAY only where the protocol is named; without it each answer is held back for 40 ms.
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener = Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             if os.name == "posix":
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -104,7 +111,7 @@ class Address:
 
 
 class _Server(uvicorn.Server):
-    """Stops on SIGTERM and SIGINT once what is in flight is answered; a second signal stops it at once."""
+    """Stops on SIGTERM and SIGINT once what is in flight is answered; a second signal ends the process at once."""
 
     def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
         super().__init__(config)
@@ -114,7 +121,9 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # The base class raises the signal again when all is done, and the exit code would be the signal's.
         if self._lifecycle.draining:
-            self.should_exit = self.force_exit = True
+            # The thread that runs the PLM cannot be stopped, and the interpreter's end under it would be an abort.
+            logger.warning("stopped at once, with %d requests unanswered", self._lifecycle.in_flight)
+            os._exit(128 + sig)
         self._lifecycle.draining = True
         self._deadline = time.monotonic() + DRAIN_SECONDS
 
@@ -125,14 +134,9 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def serve(app: FastAPI, address: Address, listener: socket.socket, name: str) -> None:
-    """Say on stdout where `name` is served, then answer requests until SIGTERM or SIGINT.
-
-    Raises:
-        PemaError: the PLM could not be loaded.
-    """
-    lifecycle: Lifecycle = app.state.lifecycle
-    config = uvicorn.Config(
+def configuration(app: FastAPI, address: Address) -> uvicorn.Config:
+    """How uvicorn runs the application."""
+    return uvicorn.Config(
         app,
         loop="asyncio",
         http="h11",
@@ -146,20 +150,35 @@ def serve(app: FastAPI, address: Address, listener: socket.socket, name: str) ->
         ssl_certfile=address.certificate,
         ssl_keyfile=address.private_key,
     )
-    server = _Server(config, lifecycle)
+
+
+def serve(app: FastAPI, address: Address, listener: Listener, connections: Connections, name: str) -> None:
+    """Say on stdout where `name` is served, then answer requests until SIGTERM or SIGINT.
+
+    Raises:
+        PemaError: the PLM could not be loaded.
+    """
+    lifecycle: Lifecycle = app.state.lifecycle
+    listener.connections = connections
+    _allow_files(2 * connections.most + 256)
+    server = _Server(configuration(app, address), lifecycle)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
     stdout.print(f"serving {name} at {address.url(listener)}", markup=False)
     server.run(sockets=[listener])
-    if lifecycle.loading:
-        # The thread that loads cannot be stopped, and the interpreter's end under it would be an abort.
-        os._exit(0)
     if lifecycle.failure is not None:
         raise lifecycle.failure
+    if lifecycle.stuck:
+        # A thread that loads or runs the PLM cannot be stopped, and the interpreter's end under it would be an abort.
+        os._exit(0 if lifecycle.loading else 1)
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _allow_files(count: int) -> None:
+    """Raise the process's bound on open files as far as the system lets it: each connection is one."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

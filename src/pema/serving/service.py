@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from typing import get_args
 
 from pema.owner.contract import PLM, STEP_BUCKET, PLMDescription
@@ -12,9 +13,10 @@ from pema.serving.batcher import Batcher
 from pema.serving.checks import Checks
 from pema.serving.messages import LimitsMessage, PLMMessage
 from pema.serving.metrics import Metrics
+from pema.serving.pending import Pending
 from pema.serving.policy import ANYBODY, HeadForm, Key, Policy
 from pema.serving.quota import Quota
-from pema.serving.sessions import Sessions
+from pema.serving.sessions import Cost, Sessions
 from pema.serving.tokenizer import tokenizer_files
 from pema.serving.views import views
 
@@ -28,7 +30,10 @@ class Service:
         checks: what a request may ask of it.
         batcher: the one way to run it.
         sessions: live decoding sessions.
+        session_cost: what they hold.
         quotas: what each key has left, by its name.
+        pending: what is held of each key's requests and answers.
+        representation_bytes: that one representation takes on its way, in the widest precision.
         tokenizer_files: the tokenizer, as it crosses.
 
     Raises:
@@ -42,9 +47,14 @@ class Service:
         self._descriptions = {form: view.description for form, view in self.plms.items()}
         self.checks = Checks(plm.description, policy.limits)
         self.tokenizer_files = tokenizer_files(plm.tokenizer)
-        self.quotas = {key.name: Quota(key) for key in policy.keys or (ANYBODY,)}
+        keys, limits = policy.keys or (ANYBODY,), policy.limits
+        self.quotas = {key.name: Quota(key, heads_per_hour=limits.heads_per_hour) for key in keys}
+        self.pending = {key.name: Pending(limits.pending_bytes) for key in keys}
+        self.representation_bytes = 4 * plm.description.d_tap
         self._heads: dict[HeadForm, bytes] = {}
-        self.sessions = Sessions(policy.limits, metrics.eviction)
+        self._packing = threading.Lock()
+        self.sessions = Sessions(limits, metrics.eviction, keys=len(keys))
+        self.session_cost = Cost.measure(plm)
         self.batcher = Batcher(
             window=policy.batching.window_ms / 1000,
             tokens=policy.batching.tokens,
@@ -59,11 +69,13 @@ class Service:
 
     def head(self, key: Key) -> bytes:
         """The head bundle in the form that this key is given, as a safetensors file; packed once."""
-        if key.head not in self._heads:
-            head = self.plms[key.head].head()
-            texts = {"settings": json.dumps(head.settings), "fingerprint": head.fingerprint}
-            self._heads[key.head] = pack(head.state_dict(), texts)
-        return self._heads[key.head]
+        # Requests that come together wait for the one that packs.
+        with self._packing:
+            if key.head not in self._heads:
+                head = self.plms[key.head].head()
+                texts = {"settings": json.dumps(head.settings), "fingerprint": head.fingerprint}
+                self._heads[key.head] = pack(head.state_dict(), texts)
+            return self._heads[key.head]
 
     def about(self, key: Key) -> PLMMessage:
         """What GET /v1/plm answers."""

@@ -4,19 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from pema.owner.contract import Session
+from pema.owner.contract import PLM, Session
 from pema.owner.wire import WireDtype
 from pema.serving.policy import Limits
 from pema.serving.refusal import Refusal, session_expired
 
 REMEMBERED = 4096
 """Names of closed sessions that are kept, so that a client hears why its session is gone."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a session of a PLM holds.
+
+    Attributes:
+        row: bytes for each row.
+        token: bytes for each token of a row, padding among them.
+    """
+
+    row: float
+    token: float
+
+    @classmethod
+    def measure(cls, plm: PLM) -> Cost:
+        """The cost of a PLM's sessions, from two small ones."""
+        few, many = 1, max(2, min(4, plm.description.max_length - 1))
+        held = []
+        for length in (few, many):
+            session = plm.open_session([[0] * length])
+            held.append(session.held_bytes)
+            session.close()
+        token = (held[1] - held[0]) / (many - few)
+        return cls(held[0] - few * token, token)
+
+    def bytes(self, rows: int, width: int) -> int:
+        """The most that a session of so many rows, all of this width, holds."""
+        return math.ceil(rows * (self.row + self.token * width))
 
 
 @dataclass(eq=False)
@@ -29,8 +59,9 @@ class Entry:
         session: the owner's session.
         dtype: precision of its representations on the wire.
         lengths: tokens of each row's context.
-        held: what the session holds, in bytes, as it said after its last step.
+        held: what the session holds, in bytes, as it said after its last step, or what the step may make of it.
         used: when it was used last.
+        width: tokens that each row takes, padding among them.
         step: steps that it has taken.
         request: what the last step asked for, and `answer` what it was given: a repeated step is answered again.
         lock: held while a step runs.
@@ -43,6 +74,7 @@ class Entry:
     lengths: list[int]
     held: int
     used: float
+    width: int
     step: int = 0
     request: object = None
     answer: bytes = b""
@@ -52,10 +84,14 @@ class Entry:
 class Sessions:
     """The sessions of one server; touched by the event loop's thread only.
 
+    Each key has an equal share of the memory for sessions. What others leave unused it may use too, until they need
+    it: a session is closed for another key's only where its own key is above its share.
+
     Args:
         limits: how many, how large, how long unused.
         evicted: told why a session was closed that its client had not closed: idle or memory.
         clock: seconds, monotonic.
+        keys: how many keys share the memory.
     """
 
     def __init__(
@@ -63,12 +99,15 @@ class Sessions:
         limits: Limits,
         evicted: Callable[[str], None] = lambda reason: None,
         clock: Callable[[], float] = time.monotonic,
+        keys: int = 1,
     ) -> None:
         self._limits = limits
+        self._share = limits.session_bytes / keys
         self._evicted = evicted
         self._clock = clock
         self._live: OrderedDict[str, Entry] = OrderedDict()  # the longest unused first
         self._opening: Counter[str] = Counter()
+        self._reserved: Counter[str] = Counter()
         self._gone: OrderedDict[str, tuple[str, str]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -76,15 +115,20 @@ class Sessions:
 
     @property
     def held(self) -> int:
-        """What all sessions hold."""
-        return sum(entry.held for entry in self._live.values())
+        """What all sessions hold, those that are being opened among them."""
+        return sum(entry.held for entry in self._live.values()) + self._reserved.total()
 
     @contextlib.contextmanager
-    def place(self, key: str) -> Iterator[None]:
-        """Keep a place for a session of this key while it is opened.
+    def place(self, key: str, held: int = 0) -> Iterator[None]:
+        """Keep a place and memory for a session of this key while it is opened.
+
+        Args:
+            key: whose session.
+            held: bytes that it may hold.
 
         Raises:
-            Refusal: 429, the key has as many sessions as it may.
+            Refusal: 429, the key has as many sessions as it may; 413, it alone is larger than all sessions may be
+                together; 503, there is no memory for it now.
         """
         self.sweep()
         own = [entry for entry in self._live.values() if entry.key == key]
@@ -97,11 +141,16 @@ class Sessions:
                 "Close those that are finished (DELETE), or wait until one expires.",
                 retry_after=oldest + self._limits.session_idle_seconds - self._clock(),
             )
+        self._require_possible(held)
         self._opening[key] += 1
+        self._reserved[key] += held
         try:
+            if not self._make_room(key, None):
+                raise _no_memory()
             yield
         finally:
             self._opening[key] -= 1
+            self._reserved[key] -= held
 
     def add(self, key: str, session: Session, dtype: WireDtype, lengths: list[int], held: int) -> Entry:
         """Take in a session that was just opened; longer unused ones make room for it.
@@ -109,18 +158,41 @@ class Sessions:
         Raises:
             Refusal: 413, it alone is larger than all sessions may be together.
         """
-        if held > self._limits.session_bytes:
+        try:
+            self._require_possible(held)
+        except Refusal:
             session.close()
-            raise Refusal(
-                413,
-                "session_too_large",
-                f"The session needs {held} bytes, all sessions together have {self._limits.session_bytes}.",
-                "Open it with fewer or shorter prompts.",
-            )
-        entry = Entry(secrets.token_urlsafe(24), key, session, dtype, lengths, held, self._clock())
+            raise
+        entry = Entry(secrets.token_urlsafe(24), key, session, dtype, lengths, held, self._clock(), max(lengths))
         self._live[entry.name] = entry
-        self.make_room(entry)
+        self._keep(entry)
         return entry
+
+    @contextlib.contextmanager
+    def growing(self, entry: Entry, rows: int) -> Iterator[None]:
+        """Keep memory for a step before it is taken.
+
+        Args:
+            entry: the session.
+            rows: that it has after the step.
+
+        Raises:
+            Refusal: 413, it would be larger than all sessions may be together; 503, there is no memory for it now. The
+                session is as it was.
+        """
+        before = entry.held
+        each = before / len(entry.lengths) * (entry.width + 1) / entry.width
+        after = math.ceil(each * rows)
+        self._require_possible(after)
+        entry.held = max(before, after)
+        if not self._make_room(entry.key, entry):
+            entry.held = before
+            raise _no_memory()
+        try:
+            yield
+        except BaseException:
+            entry.held = before
+            raise
 
     def find(self, name: str, key: str) -> Entry:
         """A live session, which counts as used from now on.
@@ -142,21 +214,46 @@ class Sessions:
     def stepped(self, entry: Entry, lengths: list[int], held: int, request: object, answer: bytes) -> None:
         """Note a step that was taken, and what it was answered with."""
         entry.step += 1
-        entry.lengths, entry.held = lengths, held
+        entry.width += 1
+        entry.lengths, entry.held = lengths, held + len(answer)
         entry.request, entry.answer = request, answer
         entry.used = self._clock()
         self._live.move_to_end(entry.name)
-        self.make_room(entry)
+        self._keep(entry)
 
-    def make_room(self, kept: Entry) -> None:
-        """Close the longest unused sessions until the rest fits; a session in the middle of a step stays."""
-        for entry in [*self._live.values()]:
-            if self.held <= self._limits.session_bytes:
-                return
-            if entry is not kept and not entry.lock.locked():
-                self._close(entry, "it made room for others", "memory")
-        if self.held > self._limits.session_bytes:
-            self._close(kept, "it outgrew the memory for sessions", "memory")
+    def _keep(self, entry: Entry) -> None:
+        """Make room for what a session holds; where there is none, it goes itself."""
+        if not self._make_room(entry.key, entry):
+            self._close(entry, "it outgrew the memory for sessions", "memory")
+
+    def _make_room(self, key: str, kept: Entry | None) -> bool:
+        """Close the longest unused sessions until the rest fits; a session in the middle of a step stays.
+
+        They are those of `key` where it is above its share, else those of the key that is furthest above its own.
+
+        Returns:
+            Whether it fits.
+        """
+        while self.held > self._limits.session_bytes:
+            held = Counter(self._reserved)
+            for entry in self._live.values():
+                held[entry.key] += entry.held
+            loser = key if held[key] > self._share else held.most_common(1)[0][0]
+            closing = (e for e in self._live.values() if e.key == loser and e is not kept and not e.lock.locked())
+            victim = next(closing, None)
+            if victim is None:
+                return False
+            self._close(victim, "it made room for others", "memory")
+        return True
+
+    def _require_possible(self, held: int) -> None:
+        if held > self._limits.session_bytes:
+            raise Refusal(
+                413,
+                "session_too_large",
+                f"The session needs {held} bytes, all sessions together have {self._limits.session_bytes}.",
+                "Open it with fewer or shorter prompts, or go on with fewer rows.",
+            )
 
     def sweep(self) -> None:
         """Close what has been idle for too long."""
@@ -196,3 +293,8 @@ class Sessions:
         entry.session.close()
         if eviction is not None:
             self._evicted(eviction)
+
+
+def _no_memory() -> Refusal:
+    message = "The memory for sessions is in use, by steps that are being taken or by keys that are within their share."
+    return Refusal(503, "no_room", message, "Close sessions that are finished, or try again.", retry_after=1)

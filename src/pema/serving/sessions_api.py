@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path
@@ -15,11 +14,13 @@ from pema.owner.contract import Session
 from pema.owner.session import Step
 from pema.owner.wire import narrow, pack
 from pema.serving import documented
-from pema.serving.admission import Caller, admit, read
+from pema.serving.admission import Caller, admit
+from pema.serving.bodies import disconnected
 from pema.serving.contexts_api import TensorResponse
 from pema.serving.messages import AdvanceRequest, OpenRequest
 from pema.serving.refusal import Refusal
 from pema.serving.sessions import Entry
+from pema.serving.waiting import answered
 
 router = APIRouter(prefix="/v1/sessions")
 Name = Annotated[str, Path(description="The session's name, as opening it told.", max_length=64)]
@@ -38,24 +39,29 @@ async def open_session(request: Request, caller: Annotated[Caller, Depends(admit
     """One row per prompt; the server keeps what the PLM remembers of them until the session is closed or idle."""
     caller.require_tap()
     service = caller.service
-    asked = await read(request, OpenRequest, service.policy.limits.body_bytes)
+    asked = await caller.read(request, OpenRequest)
     tokens = service.checks.prompts(asked.prompts)
-    with service.sessions.place(caller.key.name):
-        caller.spend(tokens, len(asked.prompts))
+    lengths = [len(prompt) for prompt in asked.prompts]
+    with service.sessions.place(caller.key.name, service.session_cost.bytes(len(lengths), max(lengths))):
 
         def begin() -> tuple[Session, Tensor, int]:
             session = caller.plm.open_session(asked.prompts)
             return session, session.representations, session.held_bytes
 
-        opened = service.batcher.call(begin, key=caller.key.name, tokens=tokens)
-        session, representations, held = await asyncio.wrap_future(opened)
-        try:
-            tensors = {"representations": narrow(representations, asked.dtype)}
-        except DataError:
-            session.close()
-            raise
-        lengths = [len(prompt) for prompt in asked.prompts]
-        entry = service.sessions.add(caller.key.name, session, asked.dtype, lengths, held)
+        orphans: list[object] = []
+        with caller.spending(tokens, len(lengths), len(lengths)):
+            opened = service.batcher.call(begin, key=caller.key.name, tokens=tokens)
+            session, representations, held = await answered(request, opened, orphans.append)
+    # From here on nothing is waited for, so what was kept for the session becomes the session's.
+    if orphans:
+        session.close()  # Nobody knows its name.
+        raise disconnected()
+    try:
+        tensors = {"representations": narrow(representations, asked.dtype)}
+    except DataError:
+        session.close()
+        raise
+    entry = service.sessions.add(caller.key.name, session, asked.dtype, lengths, held)
     caller.record.representations = len(representations)
     texts = {"session": entry.name, "expires_in": f"{service.policy.limits.session_idle_seconds:g}"}
     return TensorResponse(pack(tensors, texts), status_code=201)
@@ -73,7 +79,7 @@ async def advance(request: Request, name: Name, caller: Annotated[Caller, Depend
     """Row i becomes row parents[i] with tokens[i] behind it. The last step again gets the same answer again."""
     caller.require_tap()
     sessions = caller.service.sessions
-    asked = await read(request, AdvanceRequest, caller.service.policy.limits.body_bytes)
+    asked = await caller.read(request, AdvanceRequest)
     entry = sessions.find(name, caller.key.name)
     async with entry.lock:
         sessions.find(name, caller.key.name)  # It may have been closed while another step of it ran.
@@ -86,7 +92,7 @@ async def advance(request: Request, name: Name, caller: Annotated[Caller, Depend
                 f"Step {asked.step} is asked for, the session has taken {entry.step}.",
                 f"Send step {entry.step + 1}, or the last step again exactly as it was.",
             )
-        return await _step(caller, entry, asked)
+        return await _step(request, caller, entry, asked)
 
 
 @router.delete(
@@ -98,19 +104,20 @@ async def close(name: Name, caller: Annotated[Caller, Depends(admit("sessions", 
     return Response(status_code=204)
 
 
-async def _step(caller: Caller, entry: Entry, asked: AdvanceRequest) -> Response:
-    sessions = caller.service.sessions
+async def _step(request: Request, caller: Caller, entry: Entry, asked: AdvanceRequest) -> Response:
+    sessions, rows = caller.service.sessions, len(asked.tokens)
     lengths = caller.service.checks.step(asked.tokens, asked.parents, entry.lengths)
-    caller.spend(len(asked.tokens), len(asked.tokens))
-
     step = Step(entry.session, asked.tokens, asked.parents)
-    taken = caller.service.batcher.step(step, key=caller.key.name, tokens=len(asked.tokens))
-    try:
-        found, held = await asyncio.wrap_future(taken)
-        answer = pack({"representations": narrow(found, entry.dtype)})
-    except BaseException:
-        sessions.drop(entry)  # Half a step may have been taken.
-        raise
+    with sessions.growing(entry, rows), caller.spending(rows, rows, rows):
+        taken = caller.service.batcher.step(step, key=caller.key.name, tokens=rows, width=entry.width + 1)
+        try:
+            found, held = await answered(request, taken)
+            answer = pack({"representations": narrow(found, entry.dtype)})
+        except BaseException as error:
+            turned_away = isinstance(error, Refusal) and error.code == "busy"
+            if not turned_away and not taken.cancelled():
+                sessions.drop(entry)  # Half a step may have been taken.
+            raise
     sessions.stepped(entry, lengths, held, asked, answer)
     caller.record.representations = len(found)
     return TensorResponse(answer)

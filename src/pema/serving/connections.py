@@ -1,0 +1,153 @@
+"""Connections before they are requests: how many there are, and how long one may say nothing.
+
+What serves HTTP sees a connection once its TLS handshake is over and counts it as idle after its first answer. A
+thousand that say nothing are seen where connections are accepted, so they are counted and closed there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+IDLE_SECONDS = 10.0
+"""How long a connection may stay without a whole request: since it was opened, or since its last answer."""
+
+Peer = tuple[str, int]
+"""Address and port of a client: no two live connections share them."""
+
+
+@dataclass(eq=False)
+class _Open:
+    connection: socket.socket
+    since: float
+    busy: bool = False
+    leaving: bool = False
+
+
+class Connections:
+    """The live connections of one server; touched by the event loop's thread only.
+
+    Args:
+        most: how many there may be. One more closes the one that has been silent for longest; it is turned away itself
+            where all of them are being answered.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.most = most
+        self._clock = clock
+        self._open: OrderedDict[Peer, _Open] = OrderedDict()  # the longest silent first
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def overfull(self) -> bool:
+        """Whether so many are about to be closed that the next one has to wait."""
+        return len(self._open) >= 2 * self.most
+
+    def add(self, peer: Peer, connection: socket.socket) -> bool:
+        """Count a connection that was just accepted; False where there is no place for it."""
+        if sum(not entry.leaving for entry in self._open.values()) >= self.most:
+            silent = next((e for e in self._open.values() if not e.busy and not e.leaving), None)
+            if silent is None:
+                return False
+            _shut(silent)
+        self._open[peer] = _Open(connection, self._clock())
+        return True
+
+    def forget(self, peer: Peer) -> None:
+        """A connection is closed."""
+        self._open.pop(peer, None)
+
+    def begin(self, peer: Peer | None) -> None:
+        """A request came whole by this connection, and is being answered."""
+        if entry := self._open.get(peer) if peer else None:
+            entry.busy = True
+
+    def end(self, peer: Peer | None) -> None:
+        """It is answered."""
+        if peer and (entry := self._open.get(peer)):
+            entry.busy, entry.since = False, self._clock()
+            self._open.move_to_end(peer)
+
+    def drop(self, peer: Peer | None) -> None:
+        """Close a connection, whatever it is in the middle of."""
+        if entry := self._open.get(peer) if peer else None:
+            _shut(entry)
+
+    def sweep(self) -> None:
+        """Close those that have been silent for too long."""
+        before = self._clock() - IDLE_SECONDS
+        for entry in self._open.values():
+            if not entry.busy and not entry.leaving and entry.since < before:
+                _shut(entry)
+
+    async def watch(self) -> None:
+        """Sweep until cancelled."""
+        while True:
+            await asyncio.sleep(1.0)
+            self.sweep()
+
+
+class Listener(socket.socket):
+    """A listening socket that counts what it accepts.
+
+    Attributes:
+        connections: where; None before the server runs.
+    """
+
+    connections: Connections | None = None
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """See `socket.socket.accept`; what is turned away is an error that asyncio takes for a client that has left."""
+        connections = self.connections
+        if connections is not None and connections.overfull:
+            raise BlockingIOError
+        plain, address = super().accept()
+        peer = (str(address[0]), int(address[1]))
+        # The protocol by name: asyncio sets TCP_NODELAY by it.
+        accepted = _Accepted(self.family, self.type, self.proto, fileno=plain.detach())
+        if connections is not None:
+            if not connections.add(peer, accepted):
+                accepted.close()
+                raise ConnectionAbortedError
+            accepted.closed = lambda: connections.forget(peer)
+        return accepted, address
+
+
+class _Accepted(socket.socket):
+    closed: Callable[[], None] = staticmethod(lambda: None)
+
+    def close(self) -> None:
+        self.closed()
+        super().close()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def host_of(header: str) -> str:
+    """The host of a Host header, without its port."""
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.rpartition(":")[0] if header.count(":") == 1 else header
+
+
+def _shut(entry: _Open) -> None:
+    """End both directions: whoever reads or writes it finds it closed, also in the middle of a TLS handshake."""
+    entry.leaving = True
+    with contextlib.suppress(OSError):
+        entry.connection.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,40 @@
+"""What the server holds for a key while its requests are under way: bodies that come, answers that are not yet read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pema.serving.refusal import Refusal
+
+
+class Pending:
+    """The bytes of one key.
+
+    Args:
+        most: bytes that it may hold; the first request is let through whatever its size.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.held = 0
+
+    def take(self, count: int) -> Callable[[], None]:
+        """Count bytes as held; what is returned gives them back.
+
+        Raises:
+            Refusal: 429, the key holds too many.
+        """
+        if self.held and self.held + count > self._most:
+            raise Refusal(
+                429,
+                "answers_unread",
+                f"{self.held} bytes of this key's requests and answers are under way, {self._most} may be.",
+                "Read the answers that were asked for, then ask again.",
+                retry_after=1,
+            )
+        self.held += count
+        return lambda: self.give(count)
+
+    def give(self, count: int) -> None:
+        """Count bytes as gone."""
+        self.held -= count

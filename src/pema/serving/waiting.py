@@ -1,0 +1,44 @@
+"""Waiting for work that a client asked for, as long as the client does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from starlette.requests import Request
+
+from pema.serving.bodies import disconnected
+
+T = TypeVar("T")
+
+
+async def answered(request: Request, work: Future[T], orphaned: Callable[[T], object] = lambda _: None) -> T:
+    """What the work gives. A client that leaves while it is in the queue takes it out of the queue.
+
+    Args:
+        request: whose work; its body has been read.
+        work: from the batcher.
+        orphaned: given the result where the client left while the work ran, which nothing stops.
+
+    Raises:
+        Refusal: 400, the client left and the work was not done.
+    """
+    waiting = asyncio.wrap_future(work)
+    left = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((waiting, left), return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done() and work.cancel():
+            raise disconnected()
+        result = await waiting
+        if left.done():
+            orphaned(result)
+        return result
+    finally:
+        left.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
