@@ -8,7 +8,7 @@ import ssl
 import time
 
 import pytest
-from hostile import ANSWERS, URL, Changing, only, raw_server, tokenizer, tokenizer_settings, use
+from hostile_server import ANSWERS, URL, Changing, only, raw_server, tokenizer, tokenizer_settings, use
 from served import bearer, key, served
 
 from pema.errors import ConfigError, MismatchError, OwnerError, PemaError
