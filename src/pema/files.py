@@ -241,7 +241,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
             if size > limit:
                 raise DataError(f"{path} has {size:,} bytes, more than the {limit:,} that are read: check the path.")
             with os.fdopen(os.dup(descriptor), "rb") as file:
-                return file.read(limit)
+                return file.read(size)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: check the path.") from None
     except OSError as error:

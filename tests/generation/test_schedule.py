@@ -116,7 +116,7 @@ def test_the_schedule_suits_the_contexts(tmp_path):
 @pytest.mark.parametrize("kind", [GradualUnrolling, Linear, Constant])
 @pytest.mark.parametrize("value", [-0.1, 1.01, float("nan")])
 def test_lambda_max_is_a_share(kind, value):
-    with pytest.raises(ConfigError, match=r"lambda_max .* must lie in \[0, 1\]"):
+    with pytest.raises(ConfigError, match=r"(lambda_max|value)=.* (too small|too large|must be finite)"):
         kind(value)
 
 
@@ -129,13 +129,13 @@ def test_what_cannot_be_meant_is_refused(tmp_path):
         get_schedule("fitted")
     with pytest.raises(ConfigError, match="values is empty"):
         Fitted(())
-    with pytest.raises(ConfigError, match=r"values .* must lie in"):
+    with pytest.raises(ConfigError, match=r"values\[1\]=1.5 is too large: it must be at most 1"):
         Fitted((0.5, 1.5))
-    with pytest.raises(ConfigError, match="span must be a positive number"):
+    with pytest.raises(ConfigError, match=r"span=.* (is too small: it must be more than 0|must be finite)"):
         Fitted((0.5,), span=0)
     with pytest.raises(ConfigError, match="no schedule None"):
         schedule_from_dict({})
-    with pytest.raises(ConfigError, match="'unrolling' cannot be made from"):
+    with pytest.raises(ConfigError, match="'lambda_min' is not a setting of GradualUnrolling: did you mean 'lambda_max'"):
         schedule_from_dict({"schedule": "unrolling", "lambda_min": 0.1})
     with pytest.raises(DataError, match="does not exist"):
         load_schedule(tmp_path)

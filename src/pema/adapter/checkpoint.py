@@ -55,6 +55,10 @@ class State:
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
     stopped: bool = False
 
+    def __post_init__(self) -> None:
+        if len(self.sums) != 4:
+            raise ConfigError(f"sums has {len(self.sums)} items, not 4.")
+
 
 @dataclass(frozen=True)
 class _Stored:

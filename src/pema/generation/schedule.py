@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from pema.errors import ConfigError
 from pema.files import read_json, write_json
+from pema.schema import check, from_json, option, require, short
 
 LAMBDA_MAX = 0.9
 """The first weight of a schedule that sinks, the paper's."""
@@ -47,6 +47,9 @@ class _Named:
     name: ClassVar[str]
     needs_length: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check(self)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; the inverse of `schedule_from_dict`."""
         return {"schedule": self.name} | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
@@ -57,10 +60,7 @@ class GradualUnrolling(_Named):
     """Gradual Unrolling (section 3.3): lambda_t = max(0, lambda_max - t * step)^2 with step = lambda_max / SL."""
 
     name: ClassVar[str] = "unrolling"
-    lambda_max: float = LAMBDA_MAX
-
-    def __post_init__(self) -> None:
-        _require_weight("lambda_max", self.lambda_max)
+    lambda_max: float = option(LAMBDA_MAX, least=0.0, most=1.0)
 
     def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
         """See `Schedule.weights`; 0 from t = SL on."""
@@ -72,10 +72,7 @@ class Linear(_Named):
     """Gradual Unrolling without the square: lambda_t = max(0, lambda_max - t * step) with step = lambda_max / SL."""
 
     name: ClassVar[str] = "linear"
-    lambda_max: float = LAMBDA_MAX
-
-    def __post_init__(self) -> None:
-        _require_weight("lambda_max", self.lambda_max)
+    lambda_max: float = option(LAMBDA_MAX, least=0.0, most=1.0)
 
     def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
         """See `Schedule.weights`; 0 from t = SL on."""
@@ -88,10 +85,7 @@ class Constant(_Named):
 
     name: ClassVar[str] = "constant"
     needs_length: ClassVar[bool] = False
-    value: float = STEADY
-
-    def __post_init__(self) -> None:
-        _require_weight("lambda_max", self.value)
+    value: float = option(STEADY, least=0.0, most=1.0)
 
     def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
         """See `Schedule.weights`."""
@@ -120,17 +114,13 @@ class Fitted(_Named):
     """
 
     name: ClassVar[str] = "fitted"
-    values: tuple[float, ...]
-    span: float = 2.0
+    values: tuple[float, ...] = option(least=0.0, most=1.0, longest=10_000)
+    span: float = option(2.0, above=0.0, most=1e6)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "values", tuple(float(value) for value in self.values))
+        super().__post_init__()
         if not self.values:
             raise ConfigError("A fitted schedule needs at least one weight: values is empty.")
-        for value in self.values:
-            _require_weight("values", value)
-        if not (math.isfinite(self.span) and self.span > 0):
-            raise ConfigError(f"span must be a positive number, not {self.span}.")
 
     def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
         """See `Schedule.weights`."""
@@ -171,6 +161,7 @@ def get_schedule(
         ConfigError: an unknown name, a lambda_max outside [0, 1] or with a schedule that has none, or no fitted
             schedule where one is asked for.
     """
+    require("lambda_max", lambda_max, float | None, least=0.0, most=1.0)
     if name not in SCHEDULES:
         raise ConfigError(f"There is no schedule {name!r}: choose one of {', '.join(SCHEDULES)}.")
     if name in ("fitted", "none") and lambda_max is not None:
@@ -226,12 +217,9 @@ def schedule_from_dict(values: Mapping[str, Any]) -> Schedule:
     """
     settings = dict(values)
     name = settings.pop("schedule", None)
-    if name not in SCHEDULES:
-        raise ConfigError(f"There is no schedule {name!r}: choose one of {', '.join(SCHEDULES)}.")
-    try:
-        schedule: Any = SCHEDULES[name](**settings)
-    except TypeError as error:
-        raise ConfigError(f"The schedule {name!r} cannot be made from {settings}: {error}.") from None
+    if not isinstance(name, str) or name not in SCHEDULES:
+        raise ConfigError(f"There is no schedule {short(name)}: choose one of {', '.join(SCHEDULES)}.")
+    schedule: Any = from_json(SCHEDULES[name], settings)
     return schedule  # type: ignore[no-any-return]
 
 
@@ -242,8 +230,3 @@ def _left(step: Tensor, input_length: Tensor) -> Tensor:
 
 def _constant(value: float, step: Tensor, input_length: Tensor) -> Tensor:
     return torch.full_like(step * input_length, value, dtype=torch.float32)
-
-
-def _require_weight(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{name} is a share of the mixture, so it must lie in [0, 1]: {value} does not.")
