@@ -116,7 +116,7 @@ def test_a_checkpoint_that_brings_code_is_refused_without_asking(tmp_path, monke
 
 
 def test_a_plain_head_is_what_its_fingerprint_says(client):
-    with pytest.raises(MismatchError, match="another LM head than the one that it describes"):
+    with pytest.raises(MismatchError, match="is not the one of its fingerprint"):
         use(client, ANSWERS["head: other weights"])
 
 

@@ -55,7 +55,7 @@ class RemotePLM:
             )
         try:
             self._description = PLMDescription.from_dict(about["description"])
-            self._contexts, self._head_form = list(about["contexts"]), str(about["head"])
+            self._contexts = list(about["contexts"])
             self._batch_tokens, self._batch_sequences = (
                 int(about["limits"][name]) for name in ("batch_tokens", "batch_sequences")
             )
@@ -86,7 +86,7 @@ class RemotePLM:
     def _head(self) -> Head:
         content = self._connection.request("GET", "/v1/head", most=head_bytes(self._description))
         tensors, texts = unpack(content)
-        return load_head(tensors, texts, self._description, self._head_form, self._connection.url)
+        return load_head(tensors, texts, self._description, self._connection.url)
 
     def head(self) -> Head:
         """The head bundle that the owner hands out.
