@@ -10,7 +10,7 @@ from tests.methods.made_jobs import EXAMPLES, SOURCES, TASK, job, run, save_plm
 from tests.tiny import EOS, build_model, build_tokenizer
 
 from pema.errors import AdapterError, ConfigError, DataError
-from pema.generation.decoding import one_line
+from pema.generation.decoding import text_of
 from pema.methods.peft_methods import FILE, IA3, LoRA, PrefixTuning
 from pema.methods.plm_alone import PLMAlone
 from pema.owner.fingerprints import fingerprint
@@ -77,7 +77,7 @@ def test_a_text_is_what_the_model_finds_most_likely_whatever_its_batch(trained):
                 tokens.append(int(logits[0, -1].argmax()))
                 if tokens[-1] == EOS:
                     break
-            assert one_line(plm.tokenizer.decode(tokens[len(encoded.prompt) :], skip_special_tokens=True)) == text
+            assert text_of(plm.tokenizer, tokens[len(encoded.prompt) :], cut=tokens[-1] != EOS) == text
 
 
 @pytest.mark.parametrize("family", FAMILIES)

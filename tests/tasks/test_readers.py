@@ -1,5 +1,7 @@
+import bz2
 import gzip
 import json
+import lzma
 import re
 import sys
 
@@ -13,10 +15,14 @@ from pema.tasks.example import Example
 from pema.tasks.readers import from_dataset, read_examples, read_lines
 
 SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
-anything = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(SEPARATORS), min_size=1, max_size=20)
+anything = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0") | st.sampled_from(SEPARATORS),
+    min_size=1,
+    max_size=20,
+)
 values = anything.filter(str.strip)
 lines = anything.map(lambda text: text.replace("\n", " ").replace("\r", " ")).filter(str.strip)
-cells = lines.map(lambda text: text.replace("\t", " ")).filter(str.strip)
+cells = lines.map(lambda text: text.replace("\t", " ").replace('"', "'")).filter(str.strip)
 on_one_folder = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ends = st.sampled_from(["\n", "\r\n"])
 starts = st.sampled_from(["", "\ufeff"])
@@ -133,7 +139,12 @@ def test_labels_that_are_numbers_become_text(tmp_path):
         ('{"source": "a", "target": "b"}\n{"source": "a"', r"d\.jsonl:2: not JSON, column 15"),
         ('["a", "b"]', r"d\.jsonl:1: a JSON list, not an object\. Write one object a line"),
         ('{"source": "a", "du": "b"}', r"d\.jsonl:1: no field 'target'; there: 'source', 'du'\. Name the fields"),
-        ('{"source": "a", "target": null}', r"d\.jsonl:1: field 'target' is a NoneType, not a text"),
+        ('{"source": "a", "target": null}', r"d\.jsonl:1: field 'target' is missing \(None\)\. Remove the"),
+        ('{"source": "a", "target": NaN}', r"d\.jsonl:1: field 'target' is missing \(nan\)\. Remove the pair"),
+        ('{"source": "a", "target": Infinity}', r"d\.jsonl:1: field 'target' is inf, not a text"),
+        ('{"source": "a", "target": -1e999}', r"d\.jsonl:1: field 'target' is -inf, not a text"),
+        ('{"source": NaN, "target": "b"}', r"d\.jsonl:1: field 'source' is missing \(nan\)"),
+        ('{"source": "a", "target": ["b"]}', r"d\.jsonl:1: field 'target' is a list, not a text"),
         ('{"source": "a", "target": {"de": 1}}', r"d\.jsonl:1: field 'target' is a dict \('de'\), not a text"),
         ('{"source": "a", "target": true}', r"d\.jsonl:1: field 'target' is a bool, not a text"),
         ('{"source": " ", "target": "b"}', r"d\.jsonl:1: source is blank"),
@@ -189,7 +200,9 @@ def test_tsv_that_cannot_be_read(tmp_path, content, fields, message):
         ("a\n", "", r"t is empty"),
         ("", "x\n", r"s is empty"),
         ("a\nb\n", b"x\n\xe4 b\n", r"t:2: invalid UTF-8 at byte 1 of the line \(0xe4\)"),
-        ("ä".encode("utf-16"), "x\n", r"s:1: invalid UTF-8 at byte 1 .*looks like UTF-16"),
+        ("ä".encode("utf-16"), "x\n", r"s is in UTF-16, not in UTF-8: convert it, e\.g\. with iconv -f UTF-16 -t"),
+        ("ä".encode("utf-32"), "x\n", r"s is in UTF-32, not in UTF-8: convert it"),
+        ("a dog\n".encode("utf-16le"), "x\n", r"s looks like UTF-16 without a byte-order mark .*iconv -f UTF-16LE"),
     ],
 )
 def test_parallel_files_that_cannot_be_read(tmp_path, source, target, message):
@@ -213,13 +226,51 @@ def test_paths_that_cannot_be_read(tmp_path):
 def test_gzip_files_that_cannot_be_read(tmp_path):
     whole = gzip.compress(b"line\n" * 1000)
     for name, raw, message in (
-        ("plain.gz", b"line\n", r"plain\.gz is not a sound gzip file"),
+        ("plain.gz", b"line\n", r"plain\.gz is not a sound compressed file"),
         ("cut.gz", whole[:-9], r"cut\.gz is cut short"),
-        ("bad.gz", whole[:12] + b"\xff\xff\xff\xff" + whole[16:], r"bad\.gz is not a sound gzip file"),
+        ("bad.gz", whole[:12] + b"\xff\xff\xff\xff" + whole[16:], r"bad\.gz is not a sound compressed file"),
     ):
         (tmp_path / name).write_bytes(raw)
         with pytest.raises(DataError, match=message):
             read_lines(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("ending", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+)
+def test_compressed_files_are_read_whatever_their_name(tmp_path, ending, compress):
+    raw = compress("\ufeffa\tb\nä\tö\n".encode())
+    for name in (f"d.tsv{ending}", f"D.TSV{ending.upper()}", "d.tsv"):
+        (tmp_path / name).write_bytes(raw)
+        assert texts(read_examples(data=tmp_path / name)) == [("a", "b"), ("ä", "ö")]
+    (tmp_path / f"cut.tsv{ending}").write_bytes(compress(b"a\tb\n" * 1000)[:-9])
+    with pytest.raises(DataError, match=rf"cut\.tsv{ending} is cut short: its compressed stream has no end"):
+        read_examples(data=tmp_path / f"cut.tsv{ending}")
+    (tmp_path / f"plain.tsv{ending}").write_bytes(b"a\tb\n")
+    with pytest.raises(DataError, match=rf"plain\.tsv{ending} (is not a sound compressed file|cannot be read)"):
+        read_examples(data=tmp_path / f"plain.tsv{ending}")
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"PK\x03\x04...", r"is a zip archive \(as \.xlsx is\), not a text file: unpack it, or save a sheet as TSV"),
+        (b"\x28\xb5\x2f\xfd...", r"is compressed by zstd, not a text file: decompress it \(zstd -d FILE\), or"),
+        (b"7z\xbc\xaf\x27\x1c...", "is a 7-Zip archive, not a text file: unpack it"),
+        (b"\x04\x22\x4d\x18...", "is compressed by LZ4, not a text file: decompress it"),
+        (b"PAR1...", "is a Parquet file, not a text file: load it with datasets"),
+        (b"ARROW1...", "is an Arrow file, not a text file: give the folder"),
+        (b"SQLite format 3\0...", "is an SQLite database, not a text file: export"),
+        (b"%PDF-1.7\n...", "is a PDF, not a text file"),
+    ],
+)
+def test_files_that_are_no_text_say_what_they_are(tmp_path, raw, message):
+    for name in ("d.tsv", "d.jsonl", "d.tsv.zst", "d.zip", "d.parquet"):
+        (tmp_path / name).write_bytes(raw)
+        with pytest.raises(DataError, match=message):
+            read_examples(data=tmp_path / name)
+    with pytest.raises(DataError, match=message):
+        read_lines(tmp_path / "d.zip")
 
 
 def test_a_disk_error_is_named(tmp_path, monkeypatch):
@@ -279,6 +330,56 @@ def test_datasets(tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(DataError, match=r"other is a folder, but not one that Dataset\.save_to_disk wrote"):
         read_examples(data=tmp_path / "other")
+
+
+LABEL = datasets.ClassLabel(names=["negative", "positive"])
+
+
+@pytest.mark.parametrize(
+    ("feature", "value", "field"),
+    [
+        (LABEL, 1, "label"),
+        ({"gold": LABEL}, {"gold": 1}, "label.gold"),
+        (datasets.List(LABEL), [0, 1], "label.1"),
+        (datasets.LargeList(LABEL), [1], "label.0"),
+        (datasets.List({"gold": LABEL}), [{"gold": 0}, {"gold": 1}], "label.1.gold"),
+        (datasets.Sequence({"gold": LABEL}), {"gold": [0, 1]}, "label.gold.1"),
+        (datasets.Value("string"), "positive", "label"),
+    ],
+)
+def test_classes_give_their_names(tmp_path, feature, value, field):
+    features = datasets.Features({"text": datasets.Value("string"), "label": feature})
+    dataset = datasets.Dataset.from_dict({"text": ["a"], "label": [value]}, features=features)
+    for rows in (dataset, dataset.to_iterable_dataset()):
+        assert texts(from_dataset(rows, "text", field)) == [("a", "positive")]
+    datasets.disable_progress_bars()
+    dataset.save_to_disk(tmp_path / "saved")
+    assert texts(read_examples(data=tmp_path / "saved", source_field="text", target_field=field)) == [("a", "positive")]
+
+
+def test_a_column_with_dots_in_its_name_gives_the_names_of_its_classes():
+    features = datasets.Features({"a.b": datasets.Value("string"), "label.fine": LABEL})
+    dataset = datasets.Dataset.from_dict({"a.b": ["x"], "label.fine": [0]}, features=features)
+    assert texts(from_dataset(dataset, "a.b", "label.fine")) == [("x", "negative")]
+
+
+@pytest.mark.parametrize(
+    ("feature", "values", "message"),
+    [
+        (LABEL, [0, -1], r"dataset, row 1: field 'label' is class -1, which has no name \(0 to 1 have\): give a part"),
+        (LABEL, [0, None], r"dataset, row 1: field 'label' is missing \(None\)"),
+        (datasets.Value("float64"), [0.5, float("nan")], r"dataset, row 1: field 'label' is missing \(nan\)"),
+        (datasets.Value("float64"), [float("inf")], r"dataset, row 0: field 'label' is inf, not a text"),
+        (datasets.Value("bool"), [True], r"dataset, row 0: field 'label' is a bool, not a text"),
+        (datasets.Value("binary"), [b"b"], r"dataset, row 0: field 'label' is a bytes, not a text"),
+        (datasets.List(LABEL), [[1]], r"dataset, row 0: field 'label' is a list, not a text"),
+    ],
+)
+def test_values_that_are_no_text_are_refused(feature, values, message):
+    features = datasets.Features({"text": datasets.Value("string"), "label": feature})
+    rows = {"text": ["a"] * len(values), "label": values}
+    with pytest.raises(DataError, match=message):
+        from_dataset(datasets.Dataset.from_dict(rows, features), "text", "label")
 
 
 def test_datasets_of_the_hub(monkeypatch):

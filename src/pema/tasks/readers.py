@@ -1,27 +1,28 @@
 """Examples from JSONL, TSV, parallel text files and Hugging Face datasets.
 
-Text is UTF-8, with or without a byte-order mark, plain or gzipped (`.gz`). A line ends at a line feed, or a carriage
-return and a line feed, and nowhere else: U+2028 and its like are characters of the text.
+Text is UTF-8, with or without a byte-order mark, plain or compressed by gzip, bzip2 or xz. A line ends at a line feed,
+or a carriage return and a line feed, and nowhere else: U+2028 and its like are characters of the text. Cells of a TSV
+file stand as they are, or in quotation marks as csv writers leave them (`pema.tasks.tables`).
 """
 
 from __future__ import annotations
 
-import gzip
 import json
+import math
 import re
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice, zip_longest
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pema.errors import ConfigError, DataError
 from pema.tasks.example import Example
+from pema.tasks.lines import decode, raw_lines, stem, text_lines
+from pema.tasks.tables import table_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-BOM = b"\xef\xbb\xbf"
 HUB = "hf:"
 HUB_NAME = re.compile(r"(?P<name>[^:\[]+)(:(?P<config>[^:\[]+))?:(?P<split>[^:\[]+(\[[^\]]*\][^:\[]*)*)")
 """NAME:SPLIT or NAME:CONFIG:SPLIT; a split may hold slices, as in `train[:10%]`."""
@@ -73,14 +74,17 @@ def read_lines(path: str | Path) -> list[str]:
     Raises:
         DataError: the file is missing, empty or not UTF-8.
     """
-    return [line for _, line in _lines(Path(path))]
+    return [line for _, line in text_lines(Path(path))]
 
 
 def from_dataset(dataset: Dataset, source_field: str, target_field: str, limit: int | None = None) -> list[Example]:
     """Read the examples of a Hugging Face `datasets.Dataset`, or of any iterable of mappings.
 
+    A column of classes (`ClassLabel`) gives their names.
+
     Raises:
-        DataError: a field is missing, blank or not text; the message names the row, counted from 0 as `datasets` does.
+        DataError: a field is missing, blank, NaN or not text, or a class has no name; the message names the row,
+            counted from 0 as `datasets` does.
     """
     return _from_rows(dataset, "dataset", source_field, target_field, limit)
 
@@ -91,23 +95,23 @@ def _read_data(data: str, source_field: str, target_field: str, limit: int | Non
     path = Path(data)
     if path.is_dir():
         return _from_rows(_load_folder(path), data, source_field, target_field, limit)
-    name = path.name.lower().removesuffix(".gz")
+    name = stem(path)
     if name.endswith(JSONL):
         found = _from_jsonl(path, source_field, target_field)
     elif name.endswith(TSV):
         found = _from_tsv(path, source_field, target_field)
     else:
-        _require(path)
+        next(raw_lines(path))
         raise DataError(
-            f"{path}: cannot tell the format from the name. Name it .jsonl or .tsv (.gz may follow), or give two text "
-            "files as source and target."
+            f"{path}: cannot tell the format from the name. Name it .jsonl or .tsv (.gz, .bz2 or .xz may follow), or "
+            "give two text files as source and target."
         )
     return _some(list(islice(found, limit)), path)
 
 
 def _read_parallel(source: Path, target: Path, limit: int | None) -> list[Example]:
     examples: list[Example] = []
-    pairs = zip_longest(_raw_lines(source), _raw_lines(target))
+    pairs = zip_longest(raw_lines(source), raw_lines(target))
     for number, (left, right) in enumerate(pairs, start=1):
         if left is None or right is None:
             longer = target if left is None else source
@@ -118,7 +122,7 @@ def _read_parallel(source: Path, target: Path, limit: int | None) -> list[Exampl
                 "partner. Give files with one source and one target a line."
             )
         if limit is None or number <= limit:
-            texts = (_decode(left, source, number), _decode(right, target, number))
+            texts = (decode(left, source, number), decode(right, target, number))
             for text, path, role in zip(texts, (source, target), ("source", "target"), strict=True):
                 _filled(text, f"{path}:{number}", role)
             examples.append(Example(*texts, where=f"{source}:{number}"))
@@ -126,7 +130,7 @@ def _read_parallel(source: Path, target: Path, limit: int | None) -> list[Exampl
 
 
 def _from_jsonl(path: Path, source_field: str, target_field: str) -> Iterator[Example]:
-    for number, line in _lines(path):
+    for number, line in text_lines(path):
         where = f"{path}:{number}"
         if not line.strip():
             continue
@@ -142,14 +146,13 @@ def _from_jsonl(path: Path, source_field: str, target_field: str) -> Iterator[Ex
 
 
 def _from_tsv(path: Path, source_field: str, target_field: str) -> Iterator[Example]:
-    lines = _lines(path)
-    number, first = next(lines)
-    header = first.split("\t")
+    rows = table_rows(path)
+    number, header = next(rows)
     if source_field in header and target_field in header:
         columns = (header.index(source_field), header.index(target_field))
         width = len(header)
     else:
-        lines = _prepend((number, first), lines)
+        rows = chain([(number, header)], rows)
         if source_field.isdecimal() and target_field.isdecimal() and "0" not in (source_field, target_field):
             columns, width = (int(source_field) - 1, int(target_field) - 1), 0
         elif (source_field, target_field) == ("source", "target"):
@@ -159,9 +162,8 @@ def _from_tsv(path: Path, source_field: str, target_field: str) -> Iterator[Exam
                 f"{path}:1: no columns {source_field!r} and {target_field!r}; the first line holds {_names(header)}. "
                 "Name two of its columns, or give their numbers."
             )
-    for number, line in lines:
+    for number, cells in rows:
         where = f"{path}:{number}"
-        cells = line.split("\t")
         if width and len(cells) != width:
             advice = "" if width != 2 else " Name the columns by number where there are more."
             raise DataError(f"{where}: {len(cells)} columns where {width} belong (separated by tabs).{advice}")
@@ -176,11 +178,22 @@ def _from_rows(
 ) -> list[Example]:
     if isinstance(rows, Mapping):
         raise DataError(f"{name} holds several splits ({_names(rows)}): name one, e.g. dataset[{next(iter(rows))!r}].")
+    features = getattr(rows, "features", None)
+    names = {field: _class_names(features, field) for field in (source_field, target_field)}
     found = (
-        _example(row, f"{name}, row {number}", source_field, target_field)
+        _example(row, f"{name}, row {number}", source_field, target_field, names)
         for number, row in enumerate(islice(rows, limit))
     )
     return _some(list(found), name)
+
+
+def _class_names(features: Any, field: str) -> Sequence[str] | None:  # noqa: ANN401 - features of an optional package
+    """The names of the classes of a field, if it is one of classes; see `_field` for how a field is reached."""
+    feature = features
+    for part in [field] if isinstance(features, Mapping) and field in features else field.split("."):
+        inner = getattr(feature, "feature", None)  # of a list
+        feature = feature.get(part) if isinstance(feature, Mapping) else inner if part.isdecimal() else None
+    return feature.names if hasattr(feature, "int2str") else None
 
 
 def _load_hub(data: str) -> Any:  # noqa: ANN401 - a Dataset, of an optional package
@@ -213,29 +226,52 @@ def _datasets() -> Any:  # noqa: ANN401 - a module
     return datasets
 
 
-def _example(row: object, where: str, source_field: str, target_field: str) -> Example:
-    source = _filled(_field(row, source_field, where), where, source_field)
-    return Example(source, _filled(_field(row, target_field, where), where, target_field), where)
+def _example(
+    row: object,
+    where: str,
+    source_field: str,
+    target_field: str,
+    names: Mapping[str, Sequence[str] | None] | None = None,
+) -> Example:
+    def filled(field: str) -> str:
+        value = _field(row, field, where)
+        return _filled(_text(value, field, where, None if names is None else names[field]), where, field)
+
+    return Example(filled(source_field), filled(target_field), where)
 
 
-def _field(row: object, field: str, where: str) -> str:
-    """The text of a field; numbers, as labels often are, become text."""
-    value = row
+def _field(row: object, field: str, where: str) -> Any:  # noqa: ANN401
+    """The value of a field, which may be nested."""
     if isinstance(row, Mapping) and field in row:
-        value = row[field]
-    else:
-        for part in field.split("."):
-            if isinstance(value, Mapping) and part in value:
-                value = value[part]
-            elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
-                value = value[int(part)]
-            else:
-                raise DataError(f"{where}: no field {field!r}; {_there(row)}. Name the fields that hold the texts.")
-    if isinstance(value, int | float) and not isinstance(value, bool):
+        return row[field]
+    value = row
+    for part in field.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            raise DataError(f"{where}: no field {field!r}; {_there(row)}. Name the fields that hold the texts.")
+    return value
+
+
+def _text(value: object, field: str, where: str, names: Sequence[str] | None) -> str:
+    """A value as text; numbers, as labels often are, become text, and classes their names."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise DataError(f"{where}: field {field!r} is missing ({value}). Remove the pair or fill it in.")
+    if isinstance(value, int) and names is not None:
+        if not 0 <= value < len(names):
+            raise DataError(
+                f"{where}: field {field!r} is class {value}, which has no name (0 to {len(names) - 1} have): give a "
+                "part of the data set with labels."
+            )
+        return str(names[value])
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     if not isinstance(value, str):
         inside = f" ({_names(value)})" if isinstance(value, Mapping) else ""
-        raise DataError(f"{where}: field {field!r} is a {type(value).__name__}{inside}, not a text.")
+        what = str(value) if isinstance(value, float) else f"a {type(value).__name__}{inside}"
+        raise DataError(f"{where}: field {field!r} is {what}, not a text.")
     return value
 
 
@@ -261,56 +297,3 @@ def _there(row: object) -> str:
 
 def _names(names: Iterable[Any]) -> str:
     return ", ".join(repr(name) for name in names) or "nothing"
-
-
-def _prepend(first: tuple[int, str], rest: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    yield first
-    yield from rest
-
-
-def _require(path: Path) -> None:
-    if path.is_dir():
-        raise DataError(f"{path} is a folder, not a text file.")
-    if not path.exists():
-        raise DataError(f"{path} does not exist: check the path.")
-
-
-def _raw_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file in bytes, without their ends and without a byte-order mark."""
-    _require(path)
-    empty = True
-    try:
-        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            for raw in file:
-                line = raw.removesuffix(b"\n").removesuffix(b"\r")
-                if empty:
-                    line = line.removeprefix(BOM)
-                    if not line and raw.startswith(BOM) and not raw.endswith(b"\n"):
-                        break
-                empty = False
-                yield line
-    except EOFError as error:
-        raise DataError(f"{path} is cut short: its gzip stream has no end.") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} is not a sound gzip file: {error}.") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if empty:
-        raise DataError(f"{path} is empty.")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    for number, raw in enumerate(_raw_lines(path), start=1):
-        yield number, _decode(raw, path, number)
-
-
-def _decode(raw: bytes, path: Path, number: int) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        utf16 = number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff"))
-        advice = "It looks like UTF-16: convert it" if utf16 else "Convert the file"
-        raise DataError(
-            f"{path}:{number}: invalid UTF-8 at byte {error.start + 1} of the line (0x{raw[error.start]:02x}). "
-            f"{advice}, e.g. with iconv."
-        ) from error
