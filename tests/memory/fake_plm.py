@@ -32,7 +32,7 @@ def g(context):
 class FakeTemplate:
     text = "Say {source}:"
 
-    def encode(self, tokenizer, examples):
+    def encode(self, tokenizer, examples, *, apart=False):
         return [
             Encoded(
                 (1, *self.ids(example.source), 3),

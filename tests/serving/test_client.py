@@ -175,6 +175,32 @@ def test_a_predicted_build_tells_nothing_of_the_targets(client, plm, tmp_path):
             assert not any(part == p[j : j + 3] for p in asked["prompts"] for part in parts for j in range(len(p)))
 
 
+@pytest.mark.parametrize("targets", ["position", "aligned"])
+def test_how_many_are_asked_for_together_tells_nothing_of_the_targets(client, plm, tmp_path, monkeypatch, targets):
+    """Shards are cut where they are full: by exact lengths, they would tell the mean length to a fifth of a token."""
+    monkeypatch.setattr("pema.memory.build.SHARD_BYTES", 100 * plm.description.d_tap * 2)
+    crossed, lengths = [], []
+    for letters in (18, 20):  # targets of 20 and 22 tokens: 24 steps each, and 32 with a quarter more
+        across, wire = remote(client, dtype="float16")
+        examples = [Example(SOURCES[i % 6], "z" * letters) for i in range(14)]
+        lengths.append(len(TASK.template.encode(plm.tokenizer, examples)[0].target))
+        build_memory(across, examples, TASK, tmp_path / str(letters), contexts="predicted", targets=targets)
+        crossed.append([r for r in wire.requests if r[1] == "/v1/predict"])
+    assert lengths == [20, 22]
+    assert sorted(crossed[0]) == sorted(crossed[1])
+    assert len(crossed[0]) > 2
+
+
+def test_a_prompt_is_the_same_whatever_the_target_begins_with(client, plm, tmp_path):
+    task = Task("test", Template("say {source}\n"), (), "")
+    crossed = []
+    for i, target in enumerate(("das Haus", "\ndas Haus", "\tdas Haus")):
+        across, wire = remote(client, dtype="float16")
+        build_memory(across, [Example(s, target) for s in SOURCES], task, tmp_path / str(i), contexts="predicted")
+        crossed.append([json.loads(r[2])["prompts"] for r in wire.requests if r[1] == "/v1/predict"])
+    assert crossed[0] == crossed[1] == crossed[2]
+
+
 @pytest.mark.parametrize("failure", ["connection", 429, 502, 503, 504])
 def test_what_may_be_tried_again_is(client, plm, failure):
     def fail_twice(number, request):

@@ -59,7 +59,10 @@ def test_a_masked_key_sees_everything_through_the_mask(client, plm, secret):
 
 
 def test_the_others_see_it_plain_or_not_at_all(client, plm):
-    assert client.get("/v1/plm", headers=bearer("other")).json()["description"] == plm.description.to_dict() | plm.description.accepted()
+    assert (
+        client.get("/v1/plm", headers=bearer("other")).json()["description"]
+        == plm.description.to_dict() | plm.description.accepted()
+    )
     found, _ = tensors(client.get("/v1/head", headers=bearer("other")))
     assert torch.equal(found["weight"], plm.head().weight)
     refusal(client.get("/v1/head", headers=bearer("spare")), 403, "head_withheld")

@@ -163,6 +163,38 @@ def test_a_merge_across_the_border_is_cut_at_the_last_shared_token():
         )
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(source=texts, targets=st.lists(texts, min_size=2, max_size=4), template=st.sampled_from(TEMPLATES))
+def test_a_prompt_apart_tells_nothing_of_its_target(name, source, targets, template):
+    """Whoever is sent the prompt could else see how the target begins, where the tokenizer merges across the border."""
+    tokenizer, template = TOKENIZERS[name], Template(template)
+    try:
+        (prompt,) = template.encode_prompts(tokenizer, [source])
+        encoded = template.encode(tokenizer, [Example(source, target) for target in targets], apart=True)
+    except DataError:
+        return
+    assert {one.prompt for one in encoded} == {prompt.prompt}
+    if name != "metaspace":  # whose unknown characters cannot be read back
+        before, gap = template.fill(source)
+        for one, target in zip(encoded, targets, strict=True):
+            ended = one.target[:-1] if not target.endswith("</s>") else one.target
+            read = tokenizer.decode(one.prompt[name in BOS :] + ended, clean_up_tokenization_spaces=False)
+            assert read == before + gap + target
+
+
+def test_a_merge_across_the_border_does_not_reach_a_prompt_apart():
+    vocabulary = {"</s>": 0, "a": 1, "b": 2, ":": 3, "Ċ": 4, "ĊĊ": 5}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ċ", "Ċ")]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>")
+    template, pairs = Template("{source}:\n"), [Example("a", "b"), Example("a", "\nb")]
+    assert [one.prompt for one in template.encode(tokenizer, pairs)] == [(1, 3, 4), (1, 3)]
+    apart = template.encode(tokenizer, pairs, apart=True)
+    assert apart == [Encoded((1, 3, 4), (2, 0), 1), Encoded((1, 3, 4), (4, 2, 0), 1)]
+
+
 def test_eos_is_there_once_even_where_the_text_holds_its_characters():
     tokenizer = TOKENIZERS["bos"]
     (found,) = Template("{source} =").encode(tokenizer, [Example("a", "b</s>")])

@@ -25,7 +25,7 @@ from pema.memory.manifest import FILE, HEAD, ITEM_BYTES, Dtype, FileEntry, Input
 from pema.memory.pairing import pair
 from pema.memory.precision import StorageLoss
 from pema.memory.reader import Memory
-from pema.memory.shard import Contents, ShardFile, channel_scales_of, restore, store, write_shard
+from pema.memory.shard import Contents, Integers, ShardFile, channel_scales_of, restore, store, write_shard
 from pema.owner.contract import PLM, Contexts, PLMDescription, Represented, padded
 from pema.schema import require
 from pema.tasks.example import Example
@@ -106,7 +106,7 @@ def build_memory(
         if manifest.complete:
             console.note(f"{output} already holds these {len(examples):,} examples: nothing to do.")
             return Memory.open(output)
-        tokens = Tokens.encode(plm, task.template, examples)
+        tokens = Tokens.encode(plm, task.template, examples, apart=contexts == "predicted")
         shards = [ShardFile(output, entry, manifest) for entry in manifest.shards]
         for shard in shards:  # what is damaged is not built upon
             shard.require_whole()
@@ -161,9 +161,8 @@ def _with_head(manifest: Manifest, plm: PLM, output: Path) -> Manifest:
     return manifest
 
 
-def _groups(tokens: Tokens, first: int, examples_per_shard: int, row_bytes: int) -> Iterator[tuple[int, int]]:
+def _groups(lengths: Integers, first: int, examples_per_shard: int, row_bytes: int) -> Iterator[tuple[int, int]]:
     """Cut the examples from `first` on into groups [start, stop): the next group depends on its start alone."""
-    lengths = tokens.target_lengths
     while first < len(lengths):
         filled = np.cumsum(lengths[first : first + examples_per_shard]) * row_bytes
         count = max(1, int(np.searchsorted(filled, SHARD_BYTES, side="right")))
@@ -184,7 +183,11 @@ def _write_shards(
         console.progress("building", float(lengths[done:].sum()), "tokens") as advance,
         ThreadPoolExecutor(1, "pema-memory-writer") as writer,
     ):
-        for start, stop in _groups(tokens, done, manifest.inputs[-1].examples_per_shard, row_bytes):
+        # Whoever runs the PLM sees how many are asked for together, so that must not tell more than what is asked for.
+        asked = (
+            lengths if manifest.contexts == "teacher" else _steps(plm, manifest.targets, tokens, range(len(lengths)))
+        )
+        for start, stop in _groups(asked, done, manifest.inputs[-1].examples_per_shard, row_bytes):
             answers: list[Represented | None] = [None] * (stop - start)
             for answer in _ask(plm, manifest.contexts, manifest.targets, tokens, start, stop, batch_tokens):
                 if not 0 <= answer.index < stop - start or answers[answer.index] is not None:
@@ -207,13 +210,16 @@ def _ask(
     if contexts == "teacher":
         cuts = [int(tokens.cuts[i] - tokens.starts[i]) for i in group]
         return plm.represent([tokens.sequence(i) for i in group], cuts, batch_tokens=batch_tokens)
-    prompts = [tokens.prompt(i) for i in group]
-    room = plm.description.max_length
-    steps = [
-        min(steps_for(int(tokens.target_lengths[i]), targets), room - len(prompt))
-        for i, prompt in zip(group, prompts, strict=True)
-    ]
-    return plm.predict(prompts, steps, batch_tokens=batch_tokens)
+    steps = [int(count) for count in _steps(plm, targets, tokens, group)]
+    return plm.predict([tokens.prompt(i) for i in group], steps, batch_tokens=batch_tokens)
+
+
+def _steps(plm: PLM, targets: Targets, tokens: Tokens, group: range) -> Integers:
+    """(len(group),): how far the PLM generates for each example."""
+    rooms = plm.description.max_length - (tokens.cuts - tokens.starts[:-1])[group.start : group.stop]
+    wanted = [steps_for(int(length), targets) for length in tokens.target_lengths[group.start : group.stop]]
+    steps: Integers = np.minimum(np.array(wanted, np.int64), rooms)
+    return steps
 
 
 def steps_for(length: int, targets: Targets) -> int:

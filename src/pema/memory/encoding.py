@@ -39,8 +39,14 @@ class Tokens:
     source_lengths: Integers
 
     @classmethod
-    def encode(cls, plm: PLM, template: Template, examples: Sequence[Example]) -> Tokens:
+    def encode(cls, plm: PLM, template: Template, examples: Sequence[Example], *, apart: bool = False) -> Tokens:
         """Encode and check every example.
+
+        Args:
+            plm: which reads them.
+            template: makes prompts of sources.
+            examples: the pairs of texts.
+            apart: whether prompts are to be the same whatever their targets; see `Template.encode`.
 
         Raises:
             DataError: an example that the PLM cannot read, or whose target is empty; named by its `where`.
@@ -52,7 +58,7 @@ class Tokens:
             for first in range(0, len(examples), ENCODED_AT_ONCE):
                 block = examples[first : first + ENCODED_AT_ONCE]
                 tokenizer: PreTrainedTokenizerBase = plm.tokenizer
-                encoded = template.encode(tokenizer, block)
+                encoded = template.encode(tokenizer, block, apart=apart)
                 for offset, (example, one) in enumerate(zip(block, encoded, strict=True)):
                     where = example.where or f"example {first + offset + 1}"
                     _check(one.prompt, one.target, description, where)

@@ -77,6 +77,26 @@ class Encoding:
         ids = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
         return [tuple(each) for each in ids["input_ids"]]
 
+    def behind(self, before: str, text: str) -> tuple[int, ...]:
+        """Ids of a text that stands behind another, whatever the tokenizer would merge across the border.
+
+        Tokenizers that write a space in front of every text would write one in the middle, so the ids are taken behind
+        something that they do not merge with the text, where that reads as the text does.
+        """
+        whole = self._read(self.encode([before + text])[0])
+        (start,) = self.encode([before])
+        for anchor in ("", before[-1:], "a", ".", "0"):
+            front, both = self.encode([anchor, anchor + text])
+            if both[: len(front)] == front and self._read(start + both[len(front) :]) == whole:
+                return both[len(front) :]
+        return self.encode([text])[0]
+
+    def _read(self, ids: Sequence[int]) -> str:
+        if self._copy is not None:
+            read: str = self._copy.backend.decode(list(ids), skip_special_tokens=False)
+            return read
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
     def begin(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """The same behind the prefix, which a text that begins with it by its template does not get twice."""
         n = len(self.prefix)

@@ -68,7 +68,9 @@ class Template:
         prompt = filled.rstrip(" ")
         return prompt, filled[len(prompt) :] or ("" if prompt[-1:].isspace() else " ")
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[Encoded]:
+    def encode(
+        self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], *, apart: bool = False
+    ) -> list[Encoded]:
         """Encode prompts and targets.
 
         `prompt + target` are the tokens of the whole text, and one end-of-sequence token. They are cut where the
@@ -77,6 +79,9 @@ class Template:
         Args:
             tokenizer: the PLM's tokenizer, slow or fast.
             examples: the pairs; the order is kept.
+            apart: whether a prompt is always the one that `encode_prompts` gives, whatever its target: then a prompt
+                tells nothing of the target. Where the tokenizer merges across the border, the target's tokens are those
+                of its text alone.
 
         Raises:
             DataError: a source or target is blank or tokenises to nothing; the message names `Example.where`.
@@ -102,6 +107,9 @@ class Template:
             wholes = encoding.begin([p + gap + example.target for (p, gap), example in zip(filled, chunk, strict=True)])
             for i, (prompt, whole) in enumerate(zip(prompts, wholes, strict=True)):
                 cut = shared_length(prompt.prompt, whole)
+                if apart and cut < len(prompt.prompt):
+                    (text, gap), cut = filled[i], len(prompt.prompt)
+                    whole = prompt.prompt + encoding.behind(text, gap + chunk[i].target)
                 target = whole[cut:]
                 if not target or (len(target) < 3 and _says_nothing(encoding, *filled[i], whole)):
                     said = repr(chunk[i].target)
