@@ -9,7 +9,7 @@ import math
 import operator
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pema.errors import ConfigError
@@ -134,13 +134,15 @@ def _value(name: str, value: Any, hint: Any, limits: Mapping[str, Any], parse: b
         inner = [each for each in get_args(hint) if each is not type(None)]
         if value is None and len(inner) < len(get_args(hint)):
             return None
+        if str in inner and len(inner) > 1:  # a text, or something else
+            inner = [str] if isinstance(value, str) else [each for each in inner if each is not str]
         (hint,) = inner
         origin = get_origin(hint)
     if origin is Literal:
         if not isinstance(value, str) or value not in get_args(hint):
             raise ConfigError(f"{name}={short(value)} is not known: choose {' or '.join(get_args(hint))}.")
         return value
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         return _items(name, value, get_args(hint)[0], limits, parse)
     if hint is float and type(value) is int and abs(value) <= WHOLE:
         value = float(value)
@@ -172,15 +174,18 @@ def _items(name: str, value: Any, hint: Any, limits: Mapping[str, Any], parse: b
 
 
 def _shallow(name: str, value: object) -> None:
-    """Refuse free values that are nested so deeply that writing them again would fail."""
+    """Refuse free values that could not be written again: nested deeply, or texts that are no Unicode."""
     level = [value]
     for _ in range(DEEPEST):
-        level = [
-            inner
-            for each in level
-            if isinstance(each, Mapping | list | tuple)
-            for inner in (each.values() if isinstance(each, Mapping) else each)
-        ]
+        inner: list[object] = []
+        for each in level:
+            if isinstance(each, Mapping):
+                inner += [*each, *each.values()]
+            elif isinstance(each, list | tuple):
+                inner += each
+            elif isinstance(each, str) and any("\ud800" <= char <= "\udfff" for char in each):
+                raise ConfigError(f"{name} holds {short(each)}, which is no Unicode text.")
+        level = inner
     if level:
         raise ConfigError(f"{name} is nested more than {DEEPEST} levels deep.")
 

@@ -146,7 +146,7 @@ def test_candidates_that_share_a_training_are_one_trial(folder):
         ("limit = 2", "lines = 2", r"'lines' in \[data\] dev means nothing"),
         ("limit = 2", 'formal = "dev.tsv"', r"\[data\] dev: give formal and informal, both or neither"),
         ("trials = 2", "trails = 2", r"'trails' in \[budget\] means nothing"),
-        ("epochs = 3", "epochs = 0", "budget: epochs must be at least 1, not 0"),
+        ("epochs = 3", "epochs = 0", "budget: epochs=0 is too small: it must be at least 1"),
         ('label = "PEMA"', 'label = "alone"', "two methods are labelled 'alone'"),
         ('method = "pema"', 'method = "pemma"', "method 'pemma' is not known"),
         ("learning_rate = [1e-3, 1e-4]", "learning_rate = 1e-3", "PEMA: grid.learning_rate must be a list"),

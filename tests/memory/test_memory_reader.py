@@ -117,7 +117,7 @@ def test_counts_and_head(memory):
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5])
 def test_a_fraction_that_is_none_is_refused(memory, fraction):
-    with pytest.raises(ConfigError, match=f"dev_fraction={fraction} must lie between 0 and 1"):
+    with pytest.raises(ConfigError, match=r"dev_fraction=.* is too (small|large)"):
         memory.split(fraction, 0)
 
 
@@ -127,7 +127,7 @@ def test_one_example_cannot_be_split(tmp_path):
 
 
 def test_an_empty_batch_is_refused_at_once(memory):
-    with pytest.raises(ConfigError, match="batch_size=0 must be at least 1"):
+    with pytest.raises(ConfigError, match="batch_size=0 is too small: it must be at least 1"):
         memory.view().batches(0)
 
 

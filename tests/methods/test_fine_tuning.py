@@ -237,13 +237,13 @@ def test_a_plm_whose_own_loss_is_not_finite_is_not_trained(folder, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"learning_rate": 0.0}, r"full: learning_rate=0\.0 must be greater than 0"),
-        ({"learning_rate": math.nan}, "learning_rate=nan must be greater than 0"),
-        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
-        ({"epochs": 0}, "epochs=0 must be at least 1"),
-        ({"warmup": 1.0}, r"warmup=1\.0 must be from 0 to below 1"),
-        ({"weight_decay": -1.0}, r"weight_decay=-1\.0 must be at least 0"),
-        ({"seconds": 0.0}, r"seconds=0\.0 must be greater than 0, or None"),
+        ({"learning_rate": 0.0}, r"full: learning_rate=0\.0 is too small: it must be more than 0"),
+        ({"learning_rate": math.nan}, "learning_rate=nan must be finite"),
+        ({"batch_size": 0}, "batch_size=0 is too small: it must be at least 1"),
+        ({"epochs": 0}, "epochs=0 is too small: it must be at least 1"),
+        ({"warmup": 1.0}, r"warmup=1\.0 is too large: it must be less than 1"),
+        ({"weight_decay": -1.0}, r"weight_decay=-1\.0 is too small: it must be at least 0"),
+        ({"seconds": 0.0}, r"seconds=0\.0 is too small: it must be more than 0"),
         ({"rank": 4}, "full has no setting 'rank': choose among learning_rate"),
     ],
 )

@@ -351,10 +351,10 @@ def test_the_memory_is_shared_with_pema_and_the_index_by_all_mixtures():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"k": 0}, "k counts neighbours, so it must be at least 1, not 0"),
-        ({"temperature": 0.0}, "temperature must be a positive number, not 0.0"),
-        ({"temperature": math.inf}, "temperature must be a positive number, not inf"),
-        ({"weight": 1.5}, r"it must lie in \[0, 1\]: 1.5 does not"),
+        ({"k": 0}, "knn-lm: k=0 is too small: it must be at least 1"),
+        ({"temperature": 0.0}, "temperature=0.0 is too small: it must be more than 0"),
+        ({"temperature": math.inf}, "temperature=inf must be finite"),
+        ({"weight": 1.5}, "weight=1.5 is too large: it must be at most 1"),
         ({"targets": "aligned"}, "targets='aligned' is for contexts='predicted'"),
         ({"lambda": 0.5}, "knn-lm has no setting 'lambda'"),
     ],

@@ -219,10 +219,10 @@ def test_an_emulator_names_no_path(made):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"adapters": 0}, "offsite: adapters=0 must be at least 1, or None"),
-        ({"keep": 0.0}, r"offsite: keep=0\.0 must be greater than 0 and at most 1"),
-        ({"distil_steps": -1}, "offsite: distil_steps=-1 must be at least 0"),
-        ({"distil_learning_rate": 0.0}, r"offsite: distil_learning_rate=0\.0 must be greater than 0"),
+        ({"adapters": 0}, "offsite: adapters=0 is too small: it must be at least 1"),
+        ({"keep": 0.0}, r"offsite: keep=0\.0 is too small: it must be more than 0"),
+        ({"distil_steps": -1}, "offsite: distil_steps=-1 is too small: it must be at least 0"),
+        ({"distil_learning_rate": 0.0}, r"offsite: distil_learning_rate=0\.0 is too small: it must be more than 0"),
         ({"learning_rate": math.nan}, "offsite: learning_rate=nan"),
     ],
 )

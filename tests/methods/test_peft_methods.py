@@ -197,12 +197,12 @@ def test_without_peft_the_error_says_how_to_install_it(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
-        (LoRA, {"rank": 0}, "lora: rank=0 must be at least 1"),
-        (LoRA, {"alpha": 0.0}, r"lora: alpha=0\.0 must be greater than 0"),
-        (LoRA, {"dropout": 1.0}, r"lora: dropout=1\.0 must be from 0 to below 1"),
+        (LoRA, {"rank": 0}, "lora: rank=0 is too small: it must be at least 1"),
+        (LoRA, {"alpha": 0.0}, r"lora: alpha=0\.0 is too small: it must be more than 0"),
+        (LoRA, {"dropout": 1.0}, r"lora: dropout=1\.0 is too large: it must be less than 1"),
         (LoRA, {"learning_rate": -1.0}, r"lora: learning_rate=-1\.0"),
         (IA3, {"target_modules": ["k_proj"]}, "target_modules and feedforward_modules belong together"),
-        (PrefixTuning, {"prefix_length": 0}, "prefix-tuning: prefix_length=0 must be at least 1"),
+        (PrefixTuning, {"prefix_length": 0}, "prefix-tuning: prefix_length=0 is too small: it must be at least 1"),
     ],
 )
 def test_wrong_settings_are_refused(method, settings, message):

@@ -121,7 +121,10 @@ def test_the_plm_alone_has_no_settings():
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"trials": 0}, "trials must be at least 1, not 0"), ({"dev_fraction": 1.0}, "dev_fraction=1.0 must lie")],
+    [
+        ({"trials": 0}, "budget: trials=0 is too small: it must be at least 1"),
+        ({"dev_fraction": 1.0}, "dev_fraction=1.0 is too large"),
+    ],
 )
 def test_a_budget_out_of_range_is_refused(values, message):
     with pytest.raises(ConfigError, match=message):

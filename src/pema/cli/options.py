@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pema.console import stdout
+from pema.schema import SEED
 
 
 class TapName(StrEnum):
@@ -59,7 +60,7 @@ LambdaMax = Annotated[
     typer.Option("--lambda-max", min=0, max=1, help="Weight at the first token; default: 0.9, of constant 0.7."),
 ]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=SEED, help="Seed of everything random.")]
 MemoryFolder = Annotated[Path, typer.Argument(help="Folder of the external memory.", metavar="MEMORY")]
 
 

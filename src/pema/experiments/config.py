@@ -16,6 +16,7 @@ from pema.experiments.data import SUPPORT, Data, support_data
 from pema.experiments.experiment import Entry, Experiment, Kind
 from pema.methods.contract import Budget
 from pema.methods.registry import get_method
+from pema.schema import require
 from pema.tasks.example import Example
 from pema.tasks.gyafc import read_gyafc
 from pema.tasks.readers import HUB, read_examples, read_lines
@@ -151,7 +152,7 @@ def _data(table: _Table, task: str, root: Path) -> Data:
 
 def _examples(table: _Table, root: Path) -> list[Example]:
     """The examples that the keyword arguments of `read_examples` or `read_gyafc` name; paths start from `root`."""
-    limit = table.take("limit", int, None)
+    limit = require(f"limit in {table.where}", table.take("limit", int, None), int | None, least=1)
     gyafc = table.take("gyafc", str, None)
     if gyafc is not None:
         part, domain = table.take("part", str), table.take("domain", str, None)

@@ -11,6 +11,7 @@ from pema.errors import ConfigError, PemaError
 from pema.experiments.data import Data
 from pema.memory.manifest import digest
 from pema.methods.contract import Budget, Method
+from pema.schema import SEED, require
 from pema.tasks.registry import Task
 
 Kind = Literal["compare", "sweep"]
@@ -70,6 +71,8 @@ class Line:
     def __post_init__(self) -> None:
         for candidate in self.candidates():
             try:
+                require(EXAMPLES, candidate.get(EXAMPLES), int | None, least=1)
+                require(PLM, candidate.get(PLM), str | None)
                 made(self.method, candidate)
             except PemaError as error:
                 raise ConfigError(f"{self.label}: {error}") from error
@@ -125,6 +128,7 @@ class Experiment:
         for reference in self.references:
             if reference not in lines:
                 raise ConfigError(f"reference {reference!r} is no label: choose one of {', '.join(lines)}.")
+        require("seeds", self.seeds, tuple[int, ...], least=0, most=SEED)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds {list(self.seeds)} must be one or more different numbers.")
         for line in self.lines():

@@ -17,6 +17,7 @@ from pema.evaluation.score import Metric
 from pema.evaluation.significance import SAMPLES, SEED, compare_means
 from pema.experiments.experiment import Experiment
 from pema.experiments.layout import COMET, COMPARISON, EXPERIMENT, TEST
+from pema.experiments.report.fields import SIGNATURE, require
 from pema.files import read_json, write_json, writing
 from pema.signature import signature
 from pema.tasks.readers import read_lines
@@ -37,7 +38,7 @@ def finished(file: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     if not file.exists():
         return None
-    result = read_json(file)
+    result = require(read_json(file), file, SIGNATURE)
     before, now = result["signature"]["config"], json.loads(json.dumps(config))
     for key in (*now, *(key for key in before if key not in now)):
         if before.get(key) != now.get(key):

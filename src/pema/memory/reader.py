@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pema.errors import ConfigError, ExternalMemoryError
+from pema.errors import ExternalMemoryError
 from pema.files import recover
 from pema.memory.manifest import HEAD, RESTORE, Manifest, require_complete
 from pema.memory.shard import DTYPES, Integers, ShardFile, restore
 from pema.owner.head import Head
+from pema.schema import require
 from pema.tasks.held_out import draw_held_out
 
 BUFFER_BYTES = 1 << 26
@@ -254,8 +255,8 @@ class View:
             ConfigError: `batch_size` is below 1.
             ExternalMemoryError: a shard is damaged.
         """
-        if batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size} must be at least 1.")
+        require("batch_size", batch_size, int, least=1)
+        require("shuffle_seed", shuffle_seed, int | None, least=0)
         return self._batches(batch_size, shuffle_seed, buffer_bytes)
 
     def _batches(self, batch_size: int, shuffle_seed: int | None, buffer_bytes: int) -> Iterator[Batch]:

@@ -16,6 +16,7 @@ from pema.memory.manifest import Input
 from pema.memory.merge import copy_head, refuse_existing
 from pema.memory.reader import Memory
 from pema.memory.shard import Contents, Integers, ShardFile, write_shard
+from pema.schema import SEED, require
 
 
 def sample(path: Path | str, output: Path, pairs: int, seed: int = 0) -> Memory:
@@ -35,6 +36,8 @@ def sample(path: Path | str, output: Path, pairs: int, seed: int = 0) -> Memory:
         ExternalMemoryError: the memory is damaged or incomplete.
         StorageError: the disk refused it; nothing is left at `output`.
     """
+    require("pairs", pairs, int, least=1)
+    require("seed", seed, int, least=0, most=SEED)
     refuse_existing(output)
     memory = Memory.open(path)
     lengths = example_lengths(memory)

@@ -17,12 +17,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pema.errors import ConfigError
+from pema.schema import check, option
 
 if TYPE_CHECKING:
     from pema.generation.decoding import Generated
     from pema.owner.local import LocalPLM
     from pema.tasks.example import Example
     from pema.tasks.registry import Task
+
+
+MOST = 1_000_000
+"""Most epochs, trials or steps."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +59,16 @@ class Budget:
             schedule; drawn by example with the run's seed.
     """
 
-    trials: int = 4
-    epochs: int = 30
-    patience: int = 3
-    dev_fraction: float = 0.1
+    trials: int = option(4, least=1, most=MOST)
+    epochs: int = option(30, least=1, most=MOST)
+    patience: int = option(3, least=1, most=MOST)
+    dev_fraction: float = option(0.1, above=0.0, below=1.0)
 
     def __post_init__(self) -> None:
-        for name in ("trials", "epochs", "patience"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"budget: {name} must be at least 1, not {getattr(self, name)}.")
-        if not 0 < self.dev_fraction < 1:
-            raise ConfigError(f"budget: dev_fraction={self.dev_fraction} must lie between 0 and 1.")
+        try:
+            check(self)
+        except ConfigError as error:
+            raise ConfigError(f"budget: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,12 @@ class Method(ABC):
     name: ClassVar[str]
     shared: ClassVar[bool] = False
     seeded: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        try:
+            check(self)
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: {error}") from None
 
     @property
     @abstractmethod

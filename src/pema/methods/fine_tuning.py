@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from pema.adapter.config import LARGEST
 from pema.adapter.training import device_named
 from pema.console import progress
-from pema.errors import AdapterError, ConfigError
+from pema.errors import AdapterError
 from pema.memory.encoding import Tokens
-from pema.methods.contract import Job, Method, Needs, Trained
+from pema.methods.contract import MOST, Job, Method, Needs, Trained
 from pema.methods.targets import cross_entropy, encode, mean_cross_entropy
 from pema.owner.local import LocalPLM
+from pema.schema import option
 from pema.tasks.held_out import Numbers, draw_held_out
 
 CLIP = 1.0
@@ -44,24 +46,12 @@ class FineTuning(Method):
             seed need not give the same weights.
     """
 
-    learning_rate: float = 1e-3
-    batch_size: int = 16
-    epochs: int = 8
-    warmup: float = 0.1
-    weight_decay: float = 0.0
-    seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, wrong, range_ in (
-            ("learning_rate", not self.learning_rate > 0, "greater than 0"),
-            ("batch_size", self.batch_size < 1, "at least 1"),
-            ("epochs", self.epochs < 1, "at least 1"),
-            ("warmup", not 0 <= self.warmup < 1, "from 0 to below 1"),
-            ("weight_decay", not self.weight_decay >= 0, "at least 0"),
-            ("seconds", self.seconds is not None and not self.seconds > 0, "greater than 0, or None"),
-        ):
-            if wrong:
-                raise ConfigError(f"{self.name}: {name}={getattr(self, name)} must be {range_}.")
+    learning_rate: float = option(1e-3, above=0.0, most=LARGEST)
+    batch_size: int = option(16, least=1, most=1 << 24)
+    epochs: int = option(8, least=1, most=MOST)
+    warmup: float = option(0.1, least=0.0, below=1.0)
+    weight_decay: float = option(0.0, least=0.0, most=1e3)
+    seconds: float | None = option(None, above=0.0, most=1e9)
 
     @property
     def needs(self) -> Needs:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pema.adapter.config import LARGEST
 from pema.methods.contract import Adapted, Job
 from pema.methods.fine_tuning import FineTuning
 from pema.methods.tuned import Tuned, load_trained, save_trained, twin
 from pema.owner.local import LocalPLM
+from pema.schema import option
 
 FILE = "model.safetensors"
 
@@ -21,7 +23,7 @@ class FullFineTuning(FineTuning):
 
     name: ClassVar[str] = "full"
 
-    learning_rate: float = 3e-4
+    learning_rate: float = option(3e-4, above=0.0, most=LARGEST)
 
     def trainable(self, plm: LocalPLM, prepared: Path) -> tuple[Any, Callable[[Path], None]]:
         """See `FineTuning.trainable`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pema.methods.knn_index import Index, Neighbours, faiss_library
 from pema.methods.knn_mixture import Chosen, Measured, choose, log_p_mixed, plugged
 from pema.methods.on_memory import MEMORY, OnMemory, memory_of
 from pema.owner.local import LocalPLM
+from pema.schema import option
 from pema.tasks.example import Example
 
 INDEX = "index"
@@ -47,18 +47,9 @@ class KNN(OnMemory):
     seeded: ClassVar[bool] = False
 
     index: str = "Flat"
-    k: int | None = None
-    temperature: float | None = None
-    weight: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.k is not None and self.k < 1:
-            raise ConfigError(f"k counts neighbours, so it must be at least 1, not {self.k}.")
-        if self.temperature is not None and not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ConfigError(f"temperature must be a positive number, not {self.temperature}.")
-        if self.weight is not None and not 0 <= self.weight <= 1:
-            raise ConfigError(f"weight is a share of the mixture, so it must lie in [0, 1]: {self.weight} does not.")
+    k: int | None = option(None, least=1, most=1 << 24)
+    temperature: float | None = option(None, above=0.0, most=1e18)
+    weight: float | None = option(None, least=0.0, most=1.0)
 
     @property
     def trained_by(self) -> Mapping[str, Any]:

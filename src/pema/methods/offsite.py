@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pema.errors import ConfigError
-from pema.methods.contract import Adapted, Job, Needs
+from pema.adapter.config import LARGEST
+from pema.methods.contract import MOST, Adapted, Job, Needs
 from pema.methods.distillation import distil
 from pema.methods.emulator import (
     MODEL,
@@ -23,6 +23,7 @@ from pema.methods.emulator import (
 from pema.methods.fine_tuning import FineTuning
 from pema.methods.tuned import Tuned, load_trained, perplexity, save_trained, twin
 from pema.owner.local import LocalPLM
+from pema.schema import option
 
 FILE = "adapter.safetensors"
 
@@ -48,21 +49,10 @@ class OffsiteTuning(FineTuning):
     name: ClassVar[str] = "offsite"
     shared: ClassVar[bool] = True
 
-    adapters: int | None = None
-    keep: float = 0.5
-    distil_steps: int = 0
-    distil_learning_rate: float = 1e-4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, wrong, range_ in (
-            ("adapters", self.adapters is not None and self.adapters < 1, "at least 1, or None"),
-            ("keep", not 0 < self.keep <= 1, "greater than 0 and at most 1"),
-            ("distil_steps", self.distil_steps < 0, "at least 0"),
-            ("distil_learning_rate", not self.distil_learning_rate > 0, "greater than 0"),
-        ):
-            if wrong:
-                raise ConfigError(f"offsite: {name}={getattr(self, name)} must be {range_}.")
+    adapters: int | None = option(None, least=1, most=10_000)
+    keep: float = option(0.5, above=0.0, most=1.0)
+    distil_steps: int = option(0, least=0, most=MOST)
+    distil_learning_rate: float = option(1e-4, above=0.0, most=LARGEST)
 
     @property
     def needs(self) -> Needs:

@@ -41,6 +41,7 @@ class OnMemory(Method):
     dtype: Dtype = "float16"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.contexts == "teacher" and self.targets == "aligned":
             raise ConfigError(
                 "targets='aligned' is for contexts='predicted': teacher contexts agree with their targets."

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from pema.adapter.config import LARGEST, WIDEST
 from pema.errors import AdapterError, ConfigError
 from pema.methods.contract import Adapted, Job
 from pema.methods.fine_tuning import FineTuning
 from pema.methods.tuned import Tuned, twin
 from pema.owner.local import LocalPLM
 from pema.owner.state import state_argument
+from pema.schema import option
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -96,20 +98,10 @@ class LoRA(_Merged, PeftMethod):
     name: ClassVar[str] = "lora"
     remedy: ClassVar[str] = "give target_modules that it has."
 
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.05
+    rank: int = option(16, least=1, most=WIDEST)
+    alpha: float = option(32.0, above=0.0, most=1e6)
+    dropout: float = option(0.05, least=0.0, below=1.0)
     target_modules: str | Sequence[str] = "all-linear"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, wrong, range_ in (
-            ("rank", self.rank < 1, "at least 1"),
-            ("alpha", not self.alpha > 0, "greater than 0"),
-            ("dropout", not 0 <= self.dropout < 1, "from 0 to below 1"),
-        ):
-            if wrong:
-                raise ConfigError(f"lora: {name}={getattr(self, name)} must be {range_}.")
 
     def config(self) -> PeftConfig:
         """See `PeftMethod.config`."""
@@ -136,7 +128,7 @@ class IA3(_Merged, PeftMethod):
     name: ClassVar[str] = "ia3"
     remedy: ClassVar[str] = "give target_modules and feedforward_modules, names of its linear layers."
 
-    learning_rate: float = 2e-2
+    learning_rate: float = option(2e-2, above=0.0, most=LARGEST)
     target_modules: Sequence[str] | None = None
     feedforward_modules: Sequence[str] | None = None
 
@@ -167,13 +159,8 @@ class PrefixTuning(PeftMethod):
     name: ClassVar[str] = "prefix-tuning"
     remedy: ClassVar[str] = "choose lora, which asks only for linear layers."
 
-    learning_rate: float = 5e-2
-    prefix_length: int = 20
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.prefix_length < 1:
-            raise ConfigError(f"prefix-tuning: prefix_length={self.prefix_length} must be at least 1.")
+    learning_rate: float = option(5e-2, above=0.0, most=LARGEST)
+    prefix_length: int = option(20, least=1, most=1 << 20)
 
     @property
     def virtual_tokens(self) -> int:

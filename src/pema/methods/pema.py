@@ -18,11 +18,12 @@ from pema.files import size
 from pema.generation.decoding import Generated, decode
 from pema.generation.fitted import store_fitted
 from pema.generation.plugin import attach
-from pema.generation.schedule import Schedule, choose_schedule
+from pema.generation.schedule import SCHEDULES, Schedule, choose_schedule
 from pema.memory.reader import Memory
 from pema.methods.contract import Adapted, Job, Trained
 from pema.methods.on_memory import MEMORY, OnMemory, memory_of
 from pema.owner.local import LocalPLM
+from pema.schema import option
 from pema.tasks.example import Example
 
 ADAPTER, LOG = "adapter", "training.jsonl"
@@ -43,12 +44,14 @@ class PEMA(OnMemory):
 
     preset: str = "best"
     schedule: str | None = None
-    lambda_max: float | None = None
+    lambda_max: float | None = option(None, least=0.0, most=1.0)
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         preset(self.preset, **self.changes)
+        if self.schedule is not None and self.schedule not in SCHEDULES:
+            raise ConfigError(f"schedule={self.schedule!r} is not known: choose {' or '.join(SCHEDULES)}.")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pema.errors import ConfigError
 from pema.owner.contract import Contexts, Tap
@@ -18,7 +19,12 @@ Endpoint = Literal["plm", "tokenizer", "head", "represent", "predict", "sessions
 HeadForm = Literal["plain", "masked", "none"]
 """How the LM head is given out: as it is, in secretly rotated coordinates, or not at all."""
 
-_Count = Annotated[int, Field(ge=1)]
+_Count = Annotated[int, Field(ge=1, le=1 << 50)]
+
+_Seconds = Annotated[float, Field(gt=0, le=86_400.0 * 365, allow_inf_nan=False)]
+
+EMPTY = hashlib.sha256(b"").hexdigest()
+"""The hash of the empty key, which everybody has."""
 
 
 class _Table(BaseModel):
@@ -51,8 +57,8 @@ class Limits(_Table):
     session_bytes: _Count = Field(
         default=2 << 30, description="Key-value caches of all sessions together; the longest unused go first."
     )
-    session_idle_seconds: float = Field(
-        default=300.0, gt=0, description="A session that is not used for so long is closed."
+    session_idle_seconds: _Seconds = Field(
+        default=300.0, description="A session that is not used for so long is closed."
     )
 
 
@@ -60,7 +66,11 @@ class Batching(_Table):
     """How requests of several clients go through the PLM together."""
 
     window_ms: float = Field(
-        default=5.0, ge=0, description="How long a request waits for others to share its forward pass."
+        default=5.0,
+        ge=0,
+        le=60_000.0,
+        allow_inf_nan=False,
+        description="How long a request waits for others to share its forward pass.",
     )
     tokens: _Count = Field(default=8192, description="Tokens of one forward pass, padding among them.")
 
@@ -82,8 +92,19 @@ class Key(_Table):
     tokens_per_minute: _Count | None = Field(default=None, description="Tokens in any 60 seconds.")
     tokens_per_day: _Count | None = Field(default=None, description="Tokens in any 24 hours.")
     requests_per_second: float | None = Field(
-        default=None, gt=0, description="Mean rate of requests; a second's worth may come at once."
+        default=None,
+        gt=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="Mean rate of requests; a second's worth may come at once.",
     )
+
+    @field_validator("sha256")
+    @classmethod
+    def _no_empty_key(cls, value: str) -> str:
+        if value == EMPTY:
+            raise ValueError("it is the hash of the empty text, which lets everybody in: use `pema serve-key`")
+        return value
 
 
 class Policy(_Table):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pema.errors import ConfigError
+from pema.schema import SEED, require
 
 Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -24,8 +25,8 @@ def draw_held_out(examples: int, dev_fraction: float, seed: int, holder: str) ->
     Raises:
         ConfigError: the fraction is not between 0 and 1, or there is only one example.
     """
-    if not 0 < dev_fraction < 1:
-        raise ConfigError(f"dev_fraction={dev_fraction} must lie between 0 and 1.")
+    require("dev_fraction", dev_fraction, float, above=0.0, below=1.0)
+    require("seed", seed, int, least=0, most=SEED)
     if examples < 2:
         raise ConfigError(f"{holder} holds {examples} example: a split needs at least two.")
     held_out = min(max(round(examples * dev_fraction), 1), examples - 1)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pema.errors import ConfigError, DataError
+from pema.schema import require
 from pema.tasks.example import Example
 from pema.tasks.lines import decode, raw_lines, stem, text_lines
 from pema.tasks.tables import table_rows
@@ -57,6 +58,7 @@ def read_examples(
         DataError: a file is missing, empty, misaligned or malformed; the message names the file and the line.
         ConfigError: the arguments name no data set, or more than one.
     """
+    require("limit", limit, int | None)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit {limit} leaves no example: give 1 or more, or none for all.")
     if data is not None:
