@@ -177,6 +177,7 @@ class Elsewhere:
     def __init__(self, plm):
         self.description, self.tokenizer, self.head = plm.description, plm.tokenizer, plm.head
         self.open_session, self.model = plm.open_session, SessionModel(plm)
+        self.generator = self.model
 
 
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"do_sample": True, "seed": 3}, {"batch_size": 2}], ids=str)

@@ -7,8 +7,13 @@ import torch
 from test_local import STEPS, check_greedy, check_teacher, examples, slow_row
 from test_session import PROMPTS, check
 
+from pema.adapter.config import AdapterConfig
+from pema.adapter.module import Adapter
+from pema.generation.decoding import generate
+from pema.generation.schedule import Constant
 from pema.owner.local import LocalPLM
-from tiny import HYBRID_FAMILIES, build_model, build_tokenizer
+from pema.tasks.registry import get_task
+from tiny import HYBRID_FAMILIES, PAD, VARYING_FAMILIES, build_model, build_tokenizer
 
 # transformers says once that it runs without the kernels of these families.
 pytestmark = pytest.mark.filterwarnings("ignore:.*falling back")
@@ -67,3 +72,37 @@ def test_a_recurrent_state_goes_where_its_row_goes():
     session.advance([8, 8], [1, 0])
     for f, context in zip(session.representations, ([1, 9, 9, 9, 9, 8], [1, 5, 6, 7, 8]), strict=True):
         torch.testing.assert_close(f, slow_row(plm, context)[0][-1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", [*VARYING_FAMILIES, *HYBRID_FAMILIES, "mamba", "llama"])
+@pytest.mark.parametrize("tap", ["head_input", "norm_input"])
+def test_what_generates_gives_each_row_what_it_has_alone(family, tap):
+    plm = LocalPLM(build_model(family), build_tokenizer(), tap=tap)
+    own = family not in ("llama4", "minimax", "recurrent-gemma", *VARYING_FAMILIES)
+    assert (plm.generator is plm.model) == own
+    prompts = [[1, 5, 6, 7], [1, 9], [1, *range(5, 17)]]
+    width = max(map(len, prompts))
+    settings = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": PAD}
+    ids, mask = (
+        torch.tensor([[fill] * (width - len(p)) + (p if shown else [1] * len(p)) for p in prompts])
+        for fill, shown in ((PAD, True), (0, False))
+    )
+    out = plm.generator.generate(ids, attention_mask=mask, **settings)[:, width:].tolist()
+    for row, prompt in zip(out, prompts, strict=True):
+        context = list(prompt)
+        for word in row:
+            assert word == int(slow_row(plm, context)[1].argmax())
+            context.append(word)
+
+
+@pytest.mark.parametrize("family", ["phi3-longrope", "llama-longrope", "minimax"])
+def test_texts_do_not_depend_on_their_batch(family):
+    plm = LocalPLM(build_model(family), build_tokenizer())
+    sources = ["the house", "a", "the dog is here and the house is small and the dog is small"]
+    settings = {"task": get_task("translation"), "schedule": Constant(0.5), "max_new_tokens": 20}
+    adapter = Adapter(AdapterConfig(d=32, vocabulary_size=320, rank=8), seed=1).eval()
+    torch.nn.init.normal_(adapter.B_pd, generator=torch.Generator().manual_seed(3))
+    for plugged in (None, adapter):
+        together = generate(plm, plugged, sources, **settings)
+        assert together == [generate(plm, plugged, [source], **settings)[0] for source in sources]
+        assert together == generate(plm, plugged, sources, batch_size=2, **settings)

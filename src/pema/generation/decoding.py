@@ -116,7 +116,7 @@ def generate_counted(
         if adapter is not None:
             require_task(adapter.config, task)
             attached = stack.enter_context(
-                attach(plm.model, adapter, plm.head(), schedule, description=plm.description)
+                attach(plm.generator, adapter, plm.head(), schedule, description=plm.description)
             )
             inputs = attached.inputs
         if do_sample:
@@ -127,7 +127,7 @@ def generate_counted(
                 torch.random.fork_rng(devices, device_type=plm.model.device.type if devices else "cuda")
             )
             torch.manual_seed(seed)
-        return decode(plm, plm.model, sources, task, inputs, do_sample=do_sample, **settings)
+        return decode(plm, plm.generator, sources, task, inputs, do_sample=do_sample, **settings)
 
 
 def decode(

@@ -121,8 +121,8 @@ class _Mixed(Adapted):
 
     def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> Generated:
         plm = self._plm
-        with attach(plm.model, self._adapter, plm.head(), self._schedule, description=plm.description) as attached:
-            return decode(plm, plm.model, sources, self._job.task, attached.inputs, batch_size=batch_size)
+        with attach(plm.generator, self._adapter, plm.head(), self._schedule, description=plm.description) as attached:
+            return decode(plm, plm.generator, sources, self._job.task, attached.inputs, batch_size=batch_size)
 
     def perplexity(self, examples: Sequence[Example]) -> float:
         with memory_of(self._plm, self._job.task, examples) as memory:

@@ -45,7 +45,7 @@ class _Plain(Adapted):
         return 0
 
     def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> Generated:
-        return decode(self._plm, self._plm.model, sources, self._job.task, plain, batch_size=batch_size)
+        return decode(self._plm, self._plm.generator, sources, self._job.task, plain, batch_size=batch_size)
 
     def perplexity(self, examples: Sequence[Example]) -> float:
         with memory_of(self._plm, self._job.task, examples) as memory:

@@ -182,6 +182,10 @@ class PLM(Protocol):
     def model(self) -> PreTrainedModel:
         """A causal language model of transformers whose `generate` decodes with this PLM."""
 
+    @property
+    def generator(self) -> PreTrainedModel:
+        """The one whose `generate` gives every row what it has alone: `model`, or one over decoding sessions."""
+
     def head(self) -> Head:
         """The head bundle: maps a representation at the tap to the PLM's logits."""
 

@@ -25,6 +25,7 @@ from pema.owner.loading import DeviceMap
 from pema.owner.prefix import Prefix
 from pema.owner.running import Runner
 from pema.owner.session import LocalSession
+from pema.owner.session_model import SessionModel
 from pema.owner.shortcuts import ShortCuts
 from pema.owner.support import require_supported
 from pema.owner.weights import device_of
@@ -106,6 +107,11 @@ class LocalPLM:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The PLM's tokenizer."""
         return self._tokenizer
+
+    @cached_property
+    def generator(self) -> PreTrainedModel:
+        """The model itself; one over decoding sessions where its own `generate` lets a row depend on its batch."""
+        return self.model if self._short_cuts.generate else SessionModel(self)
 
     def head(self) -> Head:
         """The head bundle; it shares the model's memory."""

@@ -176,6 +176,11 @@ class MaskedPLM:
 
         return SessionModel(self)
 
+    @property
+    def generator(self) -> PreTrainedModel:
+        """The same."""
+        return self.model
+
     def head(self) -> Head:
         """The masked head: W_hd Q^T, with bias, scale and soft cap as they are."""
         return self._head

@@ -102,6 +102,11 @@ class RemotePLM:
         """A transformers model whose `generate` decodes in a session on the server."""
         return SessionModel(self)
 
+    @property
+    def generator(self) -> PreTrainedModel:
+        """The same."""
+        return self.model
+
     def represent(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 8192
     ) -> Iterator[Represented]:

@@ -71,8 +71,7 @@ class Runner:
         def at_head(_module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
             return (keep(given[0]), *given[1:])
 
-        tap = embedding if self.tap == "head_input" else self._norm
-        handles = [tap.register_forward_pre_hook(at_tap), embedding.register_forward_pre_hook(at_head)]
+        handles = [self.tapped.register_forward_pre_hook(at_tap), embedding.register_forward_pre_hook(at_head)]
         with hooked(*handles):
             output = self.model(input_ids=tokens.to(device_of(self.model)), **arguments)
         return seen[0], output
@@ -113,5 +112,6 @@ class Runner:
         return Prefix(cache, len(tokens)) if Prefix.understands(cache) else None
 
     @cached_property
-    def _norm(self) -> nn.Module:
-        return find_final_norm(self.model).module
+    def tapped(self) -> nn.Module:
+        """The module whose input is f(c): the LM head, or the norm in front of it."""
+        return output_embedding(self.model) if self.tap == "head_input" else find_final_norm(self.model).module

@@ -8,13 +8,16 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
-from pema.owner.derivation import evaluating, output_embedding
+from pema.owner.batching import pad_left
+from pema.owner.derivation import evaluating, hooked, output_embedding
 from pema.owner.encoded import cached, whole
 from pema.owner.greedy import greedy
 from pema.owner.growing import Growing
 from pema.owner.prefix import Prefix
 from pema.owner.running import Runner
+from pema.owner.weights import device_of
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +68,9 @@ class ShortCuts:
     @cached_property
     def cache(self) -> bool:
         """Whether decoding may keep keys and values, with padding on the left."""
-        # Llama 4 scales attention by the column that a token stands in, in steps longer than the trial.
-        counted = getattr(self._runner.model.config.get_text_config(), "attn_temperature_tuning", False)
         return (
             self.padding
-            and not counted
+            and not self._counts_columns
             and self._holds(
                 "the key-value cache for rows of different length",
                 lambda: [*self._greedy(cached(self._runner, self._trial)), *self._first_alone],
@@ -84,6 +85,16 @@ class ShortCuts:
             "the key-value cache",
             lambda: self._greedy(cached(self._runner, self._trial * 2, padding=False), _TWICE),
             lambda: self._greedy(whole(self._runner, self._trial * 2, together=True), _TWICE),
+        )
+
+    @cached_property
+    def generate(self) -> bool:
+        """Whether the model's own `generate` gives rows of different length what each has alone."""
+        return (
+            self.padding
+            and not self._runner.positions.varies
+            and not self._counts_columns
+            and self._holds("the model's own `generate`", self._generated, lambda: self._forced)
         )
 
     @cached_property
@@ -130,6 +141,42 @@ class ShortCuts:
         if prefix is None:
             raise TypeError("its cache is of a kind that is not known")
         return prefix
+
+    @property
+    def _counts_columns(self) -> bool:
+        """Whether attention is scaled by the column that a token stands in, as in Llama 4: in steps of thousands."""
+        return bool(getattr(self._runner.model.config.get_text_config(), "attn_temperature_tuning", False))
+
+    def _generated(self) -> Sequence[Tensor]:
+        """What stands at the tap while the model generates what it is made to, (steps, d_tap) for each row."""
+        model, width = self._runner.model, max(map(len, self._trial))
+        tokens, mask = pad_left(self._trial, width)
+        seen: list[Tensor] = []
+
+        def force(ids: Tensor, scores: Tensor) -> Tensor:
+            token = torch.full((len(ids), 1), self._trial[0][ids.shape[1] - width], device=scores.device)
+            return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+
+        handle = self._runner.tapped.register_forward_pre_hook(lambda _m, given: seen.append(given[0][:, -1]))
+        with hooked(handle):
+            model.generate(
+                tokens.to(device_of(model)),
+                attention_mask=mask.to(device_of(model)),
+                generation_config=GenerationConfig(max_new_tokens=_LIMITS[0], do_sample=False, pad_token_id=0),
+                logits_processor=[force],
+            )
+        return list(torch.stack(seen, 1))
+
+    @property
+    @torch.inference_mode()
+    def _forced(self) -> Sequence[Tensor]:
+        """The same from plain forward passes."""
+        contexts, forced = whole(self._runner, self._trial, together=True), self._trial[0]
+        rows = [contexts.run(logits=False)[0]]
+        for token in forced[: _LIMITS[0] - 1]:
+            contexts.extend(torch.full((len(self._trial),), token, device=rows[0].device), None)
+            rows.append(contexts.run(logits=False)[0])
+        return list(torch.stack(rows, 1))
 
     @torch.inference_mode()
     def _greedy(self, contexts: Growing, limits: Sequence[int] = _LIMITS) -> Sequence[Tensor]:
