@@ -8,7 +8,7 @@ PYTEST := -m pytest -n auto
 
 setup: .venv/installed ## make .venv with the locked packages, and pema as it stands here
 
-.venv/installed: pyproject.toml requirements/torch.txt requirements/cuda.txt requirements/locked.txt
+.venv/installed: pyproject.toml $(wildcard requirements/*.txt)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	requirements/install $(BIN)/python
 	$(BIN)/python $(PIP) install --no-deps --no-build-isolation --editable .

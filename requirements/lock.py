@@ -1,9 +1,10 @@
 """Resolve the tested set of packages and write it with hashes: `python requirements/lock.py`.
 
-uv resolves once for every platform and Python; pip installs from three files, since builds of torch differ in what they
+uv resolves once for every platform and Python; pip installs from four files, since builds of torch differ in what they
 need beside them:
 
-- `torch.txt`: torch alone. Its hashes are those of the package index, and of the build that pip takes on this machine.
+- `torch-cpu.txt`: the CPU build of torch that pip takes on this machine, for those who have it at hand too.
+- `torch.txt`: torch as the package index has it.
 - `cuda.txt`: what a CUDA build of torch imports. A CPU build needs none of it.
 - `locked.txt`: everything else.
 """
@@ -23,16 +24,14 @@ ACCELERATOR = re.compile(r"(cuda|nvidia)-|triton$")
 
 
 def main() -> None:
-    """Write the three files."""
+    """Write the four files."""
     blocks = resolve()
     torch = blocks.pop("torch")
-    version = torch.split("==")[1].split()[0]
-    local = local_hash(version)
-    if local not in torch:
-        torch = f"{torch.rstrip()} \\\n    --hash=sha256:{local}\n"
+    files = {"torch-cpu": cpu_build(torch.split("==")[1].split()[0]), "torch": torch}
     cuda = {name: block for name, block in blocks.items() if ACCELERATOR.match(name)}
     rest = {name: block for name, block in blocks.items() if name not in cuda}
-    for name, text in {"torch": torch, "cuda": "".join(cuda.values()), "locked": "".join(rest.values())}.items():
+    files |= {"cuda": "".join(cuda.values()), "locked": "".join(rest.values())}
+    for name, text in files.items():
         (HERE / f"{name}.txt").write_text(HEAD + text, encoding="utf-8")
 
 
@@ -54,14 +53,18 @@ def resolve() -> dict[str, str]:
     return blocks
 
 
-def local_hash(version: str) -> str:
-    """SHA-256 of the build of torch that pip takes on this machine."""
+def cpu_build(version: str) -> str:
+    """The line of the CPU build of torch that pip takes on this machine.
+
+    Raises:
+        CalledProcessError: pip has none; the lock file must be made where it has.
+    """
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
-        subprocess.run([*pip, f"torch=={version}"], check=True)
+        subprocess.run([*pip, f"torch=={version}+cpu"], check=True)
         (wheel,) = Path(folder).glob("torch-*.whl")
         with wheel.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return f"torch=={version}+cpu --hash=sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}\n"
 
 
 if __name__ == "__main__":
