@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from dataclasses import replace
 from importlib import resources
@@ -95,7 +96,7 @@ def synthetic_memory(
         contexts="teacher",
         targets="position",
         dtype="float16",
-        inputs=(Input("synthetic", count, PAIRS_PER_SHARD // PAIRS_PER_EXAMPLE),),
+        inputs=(Input(hashlib.sha256(b"synthetic").hexdigest(), count, PAIRS_PER_SHARD // PAIRS_PER_EXAMPLE),),
     )
     files = sorted(file for file in (path / HEAD).rglob("*") if file.is_file())
     manifest = replace(manifest, head=tuple(FileEntry.of(path, file.relative_to(path).as_posix()) for file in files))

@@ -173,9 +173,14 @@ def test_files_that_hold_no_scores_are_refused(folder, scored):
     change(scored[0], metric="comet", signature="COMET|model:other")
     with pytest.raises(DataError, match=r"made in different ways: .*other.*Score all alike"):
         ScoredElsewhere(scored)
-    for segments in ([], [[1.0]], [1.0, float("nan")], 3):
+    for segments, reason in (
+        ([], "one number a segment"),
+        ([[1.0]], "one number a segment"),
+        (3, "one number a segment"),
+        ([1.0, float("nan")], "NaN is not a number of JSON"),
+    ):
         change(scored[0], segments=segments)
-        with pytest.raises(DataError, match="one number a segment"):
+        with pytest.raises(DataError, match=reason):
             ScoredElsewhere(scored[:1])
     change(scored[0], segments=[0.5], hypotheses_sha256=digest(["a", "b"]), references_sha256=digest(["c", "d"]))
     with pytest.raises(DataError, match="not aligned: 2 hypotheses, 1 scores"):
