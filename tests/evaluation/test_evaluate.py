@@ -83,6 +83,19 @@ def test_a_tokenizer_by_spaces_on_text_without_spaces_is_told(references, better
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_letters_that_are_composed_on_one_side_alone_are_told(name, capsys):
+    composed, decomposed = ["Das ist schön.", "Ja."], ["Das ist scho\u0308n.", "Ja."]
+    for said, gold, side in ((decomposed, composed, "hypotheses"), (composed, decomposed, "references")):
+        assert score(get_metric(name), said, gold).value < 100
+        assert f"1 {side} are not in composed letters (NFC), the others are" in " ".join(
+            capsys.readouterr().err.split()
+        )
+    for same in (composed, decomposed):
+        assert score(get_metric(name), same, same).value == pytest.approx(100)
+    assert not capsys.readouterr().err
+
+
 def test_tokenizers_that_cannot_be_used_are_named(monkeypatch):
     with pytest.raises(ConfigError, match=r"sacreBLEU has no tokenizer 'moses': write bleu:TOKENIZER with one of .*zh"):
         get_metric("bleu:moses")

@@ -220,3 +220,11 @@ def test_the_characters_of_a_special_token_are_text(classifier, tokenizer):
         logits = classifier.model(torch.tensor([ids])).logits
     assert tokenizer.eos_token_id not in ids
     np.testing.assert_allclose(found, logits[0].softmax(-1), rtol=1e-5)
+
+
+def test_labels_that_differ_by_case_are_told_apart(tokenizer):
+    labels = {0: "formal", 1: "Formal", 2: "neutral"}
+    classifier = StyleClassifier(build(id2label=labels, label2id={name: i for i, name in labels.items()}), tokenizer)
+    assert [classifier.label_index(name) for name in ("formal", "Formal", "NEUTRAL")] == [0, 1, 2]
+    with pytest.raises(ConfigError, match="has no label 'FORMAL'; it has formal, Formal, neutral"):
+        classifier.label_index("FORMAL")

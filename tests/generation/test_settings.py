@@ -166,6 +166,13 @@ def test_every_field_of_generation_is_honoured_or_refused_by_name(plm):
             generate(plm, None, SOURCES, TASK, NoAdapter(), **{name: 1})
 
 
+class Missing(LogitsProcessor):
+    """Needs a package that is not there, as a quantised cache does."""
+
+    def __call__(self, input_ids, scores):
+        raise ImportError("pip install it")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -177,6 +184,7 @@ def test_every_field_of_generation_is_honoured_or_refused_by_name(plm):
         ({"max_new_tokens": 2.5}, r"max_new_tokens must be at least 1, not 2\.5"),
         ({"cache_implementation": "paged"}, "cache_implementation='paged' decodes in batches of its own"),
         ({"cache_implementation": "mine"}, "the model cannot generate with .*cache_implementation='mine'"),
+        ({"logits_processor": [Missing()]}, "the model cannot generate with .*logits_processor=.*: pip install it"),
         ({"sequence_bias": 3}, "the model cannot generate with .*sequence_bias=3"),
     ],
 )

@@ -56,13 +56,15 @@ class StyleClassifier:
         self._known: dict[str, Array] = {}
 
     def label_index(self, label: str) -> int:
-        """Where `label` stands among the model's labels, whatever its case.
+        """Where `label` stands among the model's labels, whatever its case unless that tells two of them apart.
 
         Raises:
-            ConfigError: the model has no such label; the message lists those that it has.
+            ConfigError: the model has no such label, or several; the message lists those that it has.
         """
+        if label in self.labels:
+            return self.labels.index(label)
         found = [i for i, each in enumerate(self.labels) if each.casefold() == label.casefold()]
-        if not found:
+        if len(found) != 1:
             raise ConfigError(
                 f"{self.name} has no label {label!r}; it has {', '.join(self.labels)}. Name the wanted style behind "
                 f"the model, e.g. {ACCURACY}:{self.name}#{self.labels[-1]}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -38,6 +39,7 @@ class Bleu:
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> Array:
         """Matched and all n-grams of each segment, n = 1 to 4, and both lengths: (n, 10)."""
+        _say_composition(hypotheses, references)
         suited = suited_tokenizer(references)
         if self._given is None:
             self._bleu = _sacrebleu(suited)
@@ -70,6 +72,7 @@ class Chrf:
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> Array:
         """N-grams of the hypothesis, of the reference and of both, of each order: (n, 18)."""
+        _say_composition(hypotheses, references)
         return np.array(
             [
                 [number for n in range(1, self.ORDER + 1) for number in _shared(_unspaced(said), _unspaced(gold), n)]
@@ -112,6 +115,17 @@ def suited_tokenizer(references: Sequence[str]) -> str:
     # Japanese is written in Chinese characters and kana; Chinese has no kana but in names.
     chinese, kana = len(HAN.findall(text)), len(KANA.findall(text))
     return CHINESE if 2 * chinese > letters and 4 * kana < chinese else CHARACTERS
+
+
+def _say_composition(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+    """Say so where one side alone has decomposed letters: sacreBLEU compares code points."""
+    decomposed = [sum(not unicodedata.is_normalized("NFC", text) for text in side) for side in (hypotheses, references)]
+    if any(decomposed) and not all(decomposed):
+        side = "hypotheses" if decomposed[0] else "references"
+        note(
+            f"{sum(decomposed):,} {side} are not in composed letters (NFC), the others are: BLEU and chrF tell them "
+            "apart. Normalise them first."
+        )
 
 
 def _sacrebleu(tokenizer: str) -> BLEU:

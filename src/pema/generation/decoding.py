@@ -259,7 +259,7 @@ def _generate_batch(
         )
     except PemaError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError, AssertionError, NotImplementedError) as error:
         if settings.keys() <= {"num_beams", "do_sample", "eos_token_id"}:
             raise
         given = ", ".join(f"{name}={value!r}" for name, value in settings.items())
