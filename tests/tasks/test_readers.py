@@ -410,7 +410,7 @@ def test_datasets_of_the_hub(monkeypatch):
 
 def test_datasets_are_an_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ConfigError, match=re.escape('pip install "pema[datasets]"')):
+    with pytest.raises(ConfigError, match=re.escape("pip install 'pema[datasets]'")):
         read_examples(data="hf:org/name:test")
-    with pytest.raises(ConfigError, match=re.escape('pip install "pema[datasets]"')):
+    with pytest.raises(ConfigError, match=re.escape("pip install 'pema[datasets]'")):
         read_examples(data=tmp_path)

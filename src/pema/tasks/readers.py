@@ -224,7 +224,7 @@ def _datasets() -> Any:  # noqa: ANN401 - a module
     try:
         import datasets
     except ImportError as error:
-        raise ConfigError('Hugging Face datasets need the package datasets: pip install "pema[datasets]".') from error
+        raise ConfigError("Hugging Face datasets need the package datasets: pip install 'pema[datasets]'.") from error
     return datasets
 
 

@@ -1,0 +1,65 @@
+"""What pema does where an extra is not installed: its main job, and the command that installs what a part of it needs.
+
+`make test-package` runs these in an environment without any extra, with PEMA_EXTRAS=none: there none may be skipped.
+"""
+
+import os
+import re
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import pema
+from pema.adapter.accounting import noise_multiplier
+from pema.adapter.log import Log
+from pema.cli import main
+from pema.errors import PemaError
+from pema.experiments.data import support_data
+from pema.methods.knn_index import faiss_library
+from pema.methods.peft_methods import LoRA
+from pema.owner.local import LocalPLM
+from pema.tasks.readers import read_examples
+
+CALLS = {
+    "datasets": ("datasets", lambda folder: read_examples(data=folder)),
+    "device-map": ("accelerate", lambda folder: LocalPLM.load("embedded", device_map="auto")),
+    "knn": ("faiss", lambda folder: faiss_library()),
+    "peft": ("peft", lambda folder: LoRA().config()),
+    "private": ("opacus", lambda folder: noise_multiplier(8.0, 1e-3, 0.1, 10)),
+    "tensorboard": ("tensorboard", lambda folder: Log(folder, 0, True, 0)),
+}
+"""A call that needs an extra, by its name, and the module that it brings."""
+
+
+@pytest.mark.parametrize("extra", CALLS)
+def test_a_missing_extra_says_how_to_install_it(tmp_path, extra):
+    module, call = CALLS[extra]
+    if find_spec(module) and os.environ.get("PEMA_EXTRAS") != "none":
+        pytest.skip(f"{module} is installed")
+    with pytest.raises(PemaError, match=re.escape(f"pip install 'pema[{extra}]'")):
+        call(tmp_path)
+
+
+def test_a_server_without_its_extra_says_how_to_install_it(monkeypatch, capsys):
+    if find_spec("fastapi") and os.environ.get("PEMA_EXTRAS") != "none":
+        pytest.skip("fastapi is installed")
+    monkeypatch.setattr("sys.argv", ["pema", "serve", "embedded"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    assert "pip install 'pema[serve]'" in capsys.readouterr().err
+
+
+def test_every_extra_is_tried():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(project["optional-dependencies"]) == {*CALLS, "serve"}
+
+
+def test_the_main_job_needs_no_extra(tmp_path):
+    plm, task = LocalPLM.load("embedded"), pema.get_task("translation")
+    memory = pema.build_memory(plm, support_data().train[:24], task, tmp_path / "memory")
+    adapter, _ = pema.train(memory, pema.preset("best", epochs=1), tmp_path / "adapter")
+    (text,) = pema.generate(plm, adapter, ["Where is your order?"], task, pema.Constant(0.7))
+    assert text
