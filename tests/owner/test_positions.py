@@ -14,7 +14,12 @@ from tiny import FAMILIES, HYBRID_FAMILIES, PAD, VARYING_FAMILIES, build_model, 
 
 
 def varying_plm(family):
-    plm = LocalPLM(build_model(family), build_tokenizer())
+    model = build_model(family)
+    try:
+        model(torch.tensor([[5, 6]]))
+    except AttributeError as error:
+        pytest.skip(f"this version of transformers cannot run it: {error}")
+    plm = LocalPLM(model, build_tokenizer())
     if family == "llama-dynamic":
         plm.max_length = 128  # its encoding changes where the context window ends, which is else refused
     return plm
@@ -22,21 +27,32 @@ def varying_plm(family):
 
 def alone(plm, context):
     """f(context) and the logits from a plain forward pass of a model that has seen nothing longer before."""
-    for module in plm.model.modules():
-        if hasattr(module, "inv_freq"):
-            module(torch.zeros(1, 1, 1), torch.tensor([[0]]))
+    PositionEncoding(plm.model).settle()
     f, logits = slow_row(plm, list(context))
     return f[-1], logits
 
 
-def test_which_families_vary():
-    assert all(PositionEncoding(build_model(family)).varies for family in VARYING_FAMILIES)
+def test_frequencies_that_somebody_wrote_into_are_left_alone():
+    model = build_model()
+    model.model.rotary_emb.inv_freq.mul_(0.5)
+    before = model.model.rotary_emb.inv_freq.clone()
+    assert not PositionEncoding(model).varies
+    PositionEncoding(model).settle()
+    assert torch.equal(model.model.rotary_emb.inv_freq, before)
+
+
+@pytest.mark.parametrize("family", VARYING_FAMILIES)
+def test_families_that_vary(family):
+    assert PositionEncoding(varying_plm(family).model).varies
+
+
+def test_families_that_do_not_vary():
     assert not any(PositionEncoding(build_model(family)).varies for family in (*FAMILIES, *HYBRID_FAMILIES))
 
 
 @pytest.mark.parametrize("family", VARYING_FAMILIES)
 def test_stretches_are_those_of_equal_representations(family):
-    positions = PositionEncoding(build_model(family))
+    positions = varying_plm(family)._runner.positions
     grows = family == "llama-dynamic"
     assert list(positions.stretches(3, 30)) == [(3, 16), *([(n, n) for n in range(17, 31)] if grows else [(17, 30)])]
     assert list(positions.stretches(17, 17)) == [(17, 17)]
@@ -161,4 +177,6 @@ def test_the_models_own_generate_at_the_change():
         ids = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
         own, session = (model.generate(**ids, **settings)[0].tolist() for model in (plm.model, SessionModel(plm)))
         agree[family] = own == session
-    assert agree == {"phi3-longrope": True, "llama-longrope": False}
+    assert not agree["llama-longrope"]
+    if plm._runner.state_argument == "cache":  # Phi-3 of older versions of transformers does not
+        assert agree["phi3-longrope"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -85,9 +86,7 @@ class CachedContexts:
     @property
     def held_bytes(self) -> int:
         """Keys, values and whatever else the cache's layers hold."""
-        held = [value for layer in self._cache.layers for value in vars(layer).values()]
-        held += [part for value in held if isinstance(value, dict) for part in value.values()]
-        return sum(tensor.nbytes for tensor in held if isinstance(tensor, Tensor))
+        return sum(tensor.nbytes for tensor in _tensors(self._cache))
 
     def joinable(self) -> CachedContexts | None:
         """These contexts where every layer holds whole keys and values, and nothing else."""
@@ -171,6 +170,18 @@ def _below_one_another(layers: Sequence[DynamicLayer], width: int) -> DynamicLay
         tensors = [getattr(layer, name) for layer in layers]
         setattr(merged, name, torch.cat([nn.functional.pad(t, (0, 0, width - t.shape[-2], 0)) for t in tensors]))
     return merged
+
+
+def _tensors(held: object) -> Iterator[Tensor]:
+    """All tensors that a cache holds, in its layers, lists and dictionaries of states."""
+    if isinstance(held, Tensor):
+        yield held
+    elif isinstance(held, dict):
+        yield from itertools.chain.from_iterable(map(_tensors, held.values()))
+    elif isinstance(held, list | tuple):
+        yield from itertools.chain.from_iterable(map(_tensors, held))
+    elif hasattr(held, "reorder_cache"):
+        yield from _tensors(vars(held))
 
 
 def _select_rows(cache: Cache, rows: Tensor) -> None:

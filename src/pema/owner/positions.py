@@ -33,7 +33,8 @@ class PositionEncoding:
     @cached_property
     def varies(self) -> bool:
         """Whether the encoding of a position depends on the length of the context that it is part of."""
-        return bool(self._modules) and self._asked(2) != self._asked(_FAR)
+        # Nothing is settled here: frequencies that somebody wrote into stay as they are.
+        return any(_angles(m, [1])[:, 0].ne(_angles(m, [1, _FAR - 1])[:, 0]).any() for m in self._modules)
 
     def of(self, length: int) -> bytes:
         """The encoding of a context of that many tokens; two lengths with the same one may share keys and passes."""
@@ -47,7 +48,7 @@ class PositionEncoding:
         """Forget the longest pass so far: dynamic scaling else keeps its factors for contexts that are shorter."""
         if self.varies:
             for module in self._modules:
-                _angles(module, [0])
+                _settle(module)
 
     def stretches(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         """The lengths from `first` to `last` in stretches (from, to) of one encoding each."""
@@ -65,9 +66,9 @@ class PositionEncoding:
     def _asked(self, length: int) -> bytes:
         asked = b""
         for module in self._modules:
-            _angles(module, [0])
+            _settle(module)
             asked += _angles(module, [1, max(length, 2) - 1])[:, 0].cpu().numpy().tobytes()
-            _angles(module, [0])
+            _settle(module)
         return asked
 
 
@@ -81,14 +82,14 @@ def rotary_modules(model: PreTrainedModel) -> Iterator[nn.Module]:
 
 def altered_buffers(model: PreTrainedModel) -> Iterator[Tensor]:
     """Rotary frequencies that are not those of the configuration, because somebody wrote into them."""
+    positions = PositionEncoding(model)
+    positions.settle()
     for module in rotary_modules(model):
         kind: Any = type(module)
         try:
             fresh = kind(module.config)
         except (AttributeError, TypeError, ValueError, KeyError):
             continue  # it is made of something else than its configuration
-        for one in (module, fresh):
-            _angles(one, [0])
         for name in sorted(module._non_persistent_buffers_set):
             own, derived = getattr(module, name, None), getattr(fresh, name, None)
             if not isinstance(own, Tensor) or not isinstance(derived, Tensor) or own.device.type == "meta":
@@ -99,14 +100,22 @@ def altered_buffers(model: PreTrainedModel) -> Iterator[Tensor]:
                 yield own
 
 
+def _settle(module: nn.Module) -> None:
+    """Take the module to the state that a short pass leaves; some versions of transformers do not come back to it."""
+    _angles(module, [0])
+    for name in [*vars(module), *module._buffers]:
+        original, current = getattr(module, name), name.replace("original_inv_freq", "inv_freq")
+        if name.endswith("original_inv_freq") and not torch.equal(original, getattr(module, current).to(original)):
+            module.register_buffer(current, original.clone(), persistent=False)
+
+
 def _angles(module: nn.Module, positions: list[int]) -> Tensor:
     """What the module makes of positions: (values, len(positions), angles) float32."""
     device = next((b.device for b in module.buffers() if b.device.type != "meta"), torch.device("cpu"))
     x, ids = torch.zeros(1, 1, 1, device=device), torch.tensor([positions], device=device)
-    kinds: Any = [()]
-    if "layer_type" in inspect.signature(module.forward).parameters:
-        layer_types: Any = module.layer_types
-        kinds = [(kind,) for kind in dict.fromkeys(layer_types)]
+    layer_types: Any = getattr(module, "layer_types", None)
+    by_layer = layer_types and "layer_type" in inspect.signature(module.forward).parameters
+    kinds: Any = [(kind,) for kind in dict.fromkeys(layer_types)] if by_layer else [()]
     with torch.no_grad():
         made = [module(x, ids, *kind) for kind in kinds]
     parts = [part for given in made for part in (given if isinstance(given, tuple) else (given,))]
