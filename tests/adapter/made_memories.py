@@ -8,8 +8,9 @@ import torch
 from pema.memory.manifest import HEAD, FileEntry, Input, Manifest
 from pema.memory.reader import Memory
 from pema.memory.shard import Contents, write_shard
+from pema.owner.bundle import NormSettings
 from pema.owner.contract import PLMDescription
-from pema.owner.head import Head
+from pema.owner.head import Head, Norm
 
 
 def describe(head, *, name="made", d=None, **changes):
@@ -37,7 +38,18 @@ def make_head(d=12, V=40, *, seed=0, bias=False, scale=1.0, soft_cap=None):
 
 
 def make_memory(
-    path, *, examples=40, d=12, V=40, seed=0, dtype="float32", nan_at=None, head=None, directions=None, used=None
+    path,
+    *,
+    examples=40,
+    d=12,
+    V=40,
+    seed=0,
+    dtype="float32",
+    nan_at=None,
+    head=None,
+    directions=None,
+    used=None,
+    tap="head_input",
 ):
     """`examples` of 1 to 12 pairs in shards of 16 examples.
 
@@ -46,13 +58,15 @@ def make_memory(
     path = Path(path)
     random = torch.Generator().manual_seed(seed)
     head = head or make_head(d, V)
+    if tap == "norm_input":
+        head = Head(head.weight, norm=Norm(NormSettings("rms", 1e-6), None, None))
     basis = torch.randn(d, directions or d, generator=random) * torch.linspace(2, 0.2, directions or d)
     rule = torch.randn(used or V, d, generator=random)
     path.mkdir(parents=True)
     head.save(path / HEAD)
     entries = tuple(FileEntry.of(path, f"{HEAD}/{file.name}") for file in sorted((path / HEAD).iterdir()))
     manifest = Manifest(
-        plm=describe(head),
+        plm=describe(head, tap=tap),
         task="translation",
         template="Say {source}:",
         contexts="teacher",

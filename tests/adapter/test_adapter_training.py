@@ -221,3 +221,45 @@ def test_bfloat16_when_asked_for(memory, tmp_path):
     config = preset("best", epochs=3, precision="bfloat16", learning_rate=1e-2)
     _, figures = train(memory, config, tmp_path / "adapter")
     assert figures["held_out_loss"] < figures["start_loss"]
+
+
+def test_the_head_bundle_is_not_read_for_every_pass(tmp_path, monkeypatch):
+    """With the tap before the final norm each batch is normalised, by a norm that is read once."""
+    from pema.owner import head as module
+
+    reads = []
+    load = module.Head.load
+    monkeypatch.setattr(module.Head, "load", classmethod(lambda cls, *given: reads.append(given) or load(*given)))
+    memory = make_memory(tmp_path / "m", tap="norm_input")
+    (batch,) = memory.view().batches(10_000)
+    assert batch.representations.square().mean(1).sub(1).abs().max() < 1e-3
+    before = len(reads)
+    assert before == 1
+    train(memory, preset("paper", epochs=4, kappa=0.2, dev_fraction=0.2, patience=9), tmp_path / "a")
+    # One to check every byte, one for W_hd.
+    assert len(reads) - before == 2
+
+
+def test_weights_are_as_the_umask_says_and_checkpoints_for_their_owner_alone(tmp_path, monkeypatch):
+    import os
+    import stat
+
+    from pema.adapter.checkpoint import Checkpoint
+
+    modes = []
+    save = Checkpoint.save
+
+    def saved(self, state, tensors):
+        save(self, state, tensors)
+        modes.append(stat.S_IMODE(self.file.stat().st_mode))
+
+    monkeypatch.setattr(Checkpoint, "save", saved)
+    before = os.umask(0o022)
+    try:
+        train(make_memory(tmp_path / "m"), preset("paper", epochs=1), tmp_path / "a")
+    finally:
+        os.umask(before)
+    assert set(modes) == {0o600}
+    names = ("adapter_config.json", "adapter_model.safetensors", "README.md", "training.jsonl")
+    found = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "a").iterdir()}
+    assert found == dict.fromkeys(names, 0o644)

@@ -1,5 +1,7 @@
 import errno
+import os
 import shutil
+import stat
 from dataclasses import replace
 
 import numpy as np
@@ -148,3 +150,28 @@ def test_too_few_pairs_are_refused(tmp_path):
     build(tmp_path / "m", 20)
     with pytest.raises(ConfigError, match=r"pairs=1 is less than the \d pairs of the shortest example"):
         sample(tmp_path / "m", tmp_path / "s", pairs=1)
+
+
+def test_a_damaged_memory_is_not_drawn_from(tmp_path):
+    build(tmp_path / "m", 40)
+    data = bytearray((tmp_path / "m" / "shard-00001.safetensors").read_bytes())
+    data[-200] ^= 1
+    (tmp_path / "m" / "shard-00001.safetensors").write_bytes(bytes(data))
+    with pytest.raises(ExternalMemoryError, match=r"shard-00001.safetensors is damaged \(changed since it was written"):
+        sample(tmp_path / "m", tmp_path / "s", 10_000)
+    assert {p.name for p in tmp_path.iterdir()} == {"m"}
+
+
+def test_memories_are_for_their_owner_alone(tmp_path):
+    before = os.umask(0o022)
+    try:
+        build(tmp_path / "a", 20)
+        build(tmp_path / "b", 5)
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+        sample(tmp_path / "a", tmp_path / "s", 50)
+    finally:
+        os.umask(before)
+    for name in "abcs":
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o700
+        shards = (tmp_path / name).glob("*")
+        assert {stat.S_IMODE(p.stat().st_mode) for p in shards if p.is_file()} == {0o600}

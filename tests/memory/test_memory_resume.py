@@ -186,3 +186,36 @@ def test_a_damaged_head_of_an_interrupted_build_is_written_again(interrupted, tm
     build(interrupted, 40)
     build(tmp_path / "whole", 40)
     assert files(interrupted) == files(tmp_path / "whole")
+
+
+def damage(folder, name="shard-00001.safetensors"):
+    """Change one bit of a stored representation; what the header promises still holds."""
+    data = bytearray((folder / name).read_bytes())
+    data[-200] ^= 1
+    (folder / name).write_bytes(bytes(data))
+
+
+def test_a_damaged_memory_is_not_built_upon(tmp_path):
+    build(tmp_path / "m", some_examples(40))
+    damage(tmp_path / "m")
+    before = files(tmp_path / "m")
+    with pytest.raises(ExternalMemoryError, match=r"shard-00001.safetensors is damaged \(changed since it was written"):
+        build(tmp_path / "m", some_examples(5, seed=3), append=True)
+    assert files(tmp_path / "m") == before
+
+
+def test_an_interrupted_build_does_not_go_on_from_a_damaged_shard(interrupted):
+    damage(interrupted, "shard-00000.safetensors")
+    with pytest.raises(ExternalMemoryError, match=r"shard-00000.safetensors is damaged \(changed since it was written"):
+        build(interrupted, 40)
+
+
+def test_what_killed_writers_left_is_cleared_by_the_next_run(tmp_path):
+    build(tmp_path / "m", some_examples(20))
+    before = files(tmp_path / "m")
+    for name in ("manifest.json.partial", "shard-00007.safetensors.partial", "head.partial"):
+        (tmp_path / "m" / name).mkdir()
+        (tmp_path / "m" / name / ".tmpAbc").write_bytes(b"half")
+    build(tmp_path / "m", some_examples(20))
+    assert files(tmp_path / "m") == before
+    assert not list((tmp_path / "m").glob("*.partial"))
