@@ -94,6 +94,11 @@ def test_from_texts_to_scores(run, folder, trained):
     scores = json.loads(evaluated[1])
     assert scores["bleu"]["value"] == pytest.approx(100)
     assert "version" in scores["bleu"]["signature"]
+    evaluated = run(
+        *("evaluate", "--task", "translation", "--hypotheses", "train.de", "--references", "train.de", "--json"),
+        *("--metric", "bleu:char"),
+    )
+    assert "|tok:char|" in json.loads(evaluated[1])["bleu:char"]["signature"]
 
 
 def test_without_the_adapter_it_is_the_plm(run, folder, trained):

@@ -142,6 +142,7 @@ def test_candidates_that_share_a_training_are_one_trial(folder):
         ('title = "A comparison"', 'name = "../up"', "name '../up' becomes a folder"),
         ('title = "A comparison"', 'metrics = ["blue"]', "no metric is called 'blue'"),
         ('title = "A comparison"', 'metrics = ["formality_accuracy"]', "needs formal and informal references"),
+        ('title = "A comparison"', 'metrics = ["bleu:moses"]', "sacreBLEU has no tokenizer 'moses'"),
         ('title = "A comparison"', "metrics = []", "metrics is empty"),
         ("limit = 2", "lines = 2", r"'lines' in \[data\] dev means nothing"),
         ("limit = 2", 'formal = "dev.tsv"', r"\[data\] dev: give formal and informal, both or neither"),

@@ -108,7 +108,7 @@ def test_no_sources(plm):
 def test_what_is_cut_is_counted_and_said(plm, capsys):
     adapter = make_adapter(plm)
     found = generate_counted(plm, adapter, SOURCES, TASK, Constant(0.9), max_new_tokens=3)
-    said = f"{found.cut} of 6 texts are cut at their limit of tokens (max_new_tokens=3, and the PLM's window)."
+    said = f"{found.cut} of 6 texts are cut at their limit of tokens (max_new_tokens=3, within the PLM's window): raise"
     assert found.cut == 6
     assert said in " ".join(capsys.readouterr().err.split())
     assert found.tokens == 18

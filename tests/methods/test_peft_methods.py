@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.methods.made_jobs import EXAMPLES, SOURCES, TASK, job, run, save_plm
 from tests.tiny import EOS, build_model, build_tokenizer
+from transformers import GenerationConfig
 
 from pema.errors import AdapterError, ConfigError, DataError
 from pema.generation.decoding import text_of
@@ -61,6 +62,16 @@ def test_training_lowers_the_loss_and_leaves_the_plm_as_it_was(trained):
     assert [type(module) for module in plm.model.modules()] == kinds
     assert "prepare_inputs_for_generation" not in vars(plm.model)
     assert method.needs.weights == "all"
+
+
+def test_what_the_plms_folder_says_of_generation_does_not_count(trained):
+    method, plm, given, _, output = trained
+    with method.open(plm, given, output, output) as adapted:
+        usual = adapted.generate(SOURCES)
+        inner = adapted.model.get_base_model() if hasattr(adapted.model, "get_base_model") else adapted.model
+        brought = inner.generation_config = GenerationConfig(repetition_penalty=1.9, min_new_tokens=20)
+        assert adapted.generate(SOURCES) == usual
+        assert inner.generation_config is brought
 
 
 def test_a_text_is_what_the_model_finds_most_likely_whatever_its_batch(trained):

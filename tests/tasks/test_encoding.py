@@ -259,6 +259,20 @@ def test_a_tokenizer_with_a_part_in_python_refuses_what_it_cannot_write():
         Template("{source} =").encode_prompts(tokenizer, ["a</s>"])
 
 
+def test_a_tokenizer_that_changes_texts_in_python_refuses_what_it_cannot_write():
+    class Shouting(PreTrainedTokenizerFast):
+        def _encode_plus(self, text, **options):
+            return super()._encode_plus(
+                [each.upper() for each in text] if isinstance(text, list) else text.upper(), **options
+            )
+
+    tokenizer = Shouting(tokenizer_object=byte_level().backend_tokenizer, eos_token="</s>", bos_token="<s>")
+    (found,) = Template("{source} =").encode_prompts(tokenizer, ["the cat"])
+    assert tokenizer.decode(found.prompt) == "<s>THE CAT ="
+    with pytest.raises(DataError, match=r"'</s>' is a control token of the PLM, and its tokenizer \(Shouting\) cannot"):
+        Template("{source} =").encode_prompts(tokenizer, ["a</s>"])
+
+
 def test_a_tokenizer_whose_special_tokens_change_the_text_is_refused():
     class Odd:
         eos_token_id = 0

@@ -121,6 +121,7 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
             "train_seconds": figures["seconds"],
             "seconds_per_token": seconds / max(1, generated.tokens),
             "generated_tokens": generated.tokens,
+            "cut_texts": generated.cut,
             "disk_bytes": disk_bytes,
         },
         "needs": vars(stages.method.needs),

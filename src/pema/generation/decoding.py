@@ -183,7 +183,10 @@ def decode(
             advance(len(chosen))
     if cut:
         limit = "2 SL + 16" if max_new_tokens is None else f"max_new_tokens={max_new_tokens}"
-        note(f"{cut:,} of {len(texts):,} texts are cut at their limit of tokens ({limit}, and the PLM's window).")
+        note(
+            f"{cut:,} of {len(texts):,} texts are cut at their limit of tokens ({limit}, within the PLM's window): "
+            "raise max_new_tokens for longer ones."
+        )
     return Generated(texts, tokens, cut)
 
 
