@@ -124,13 +124,13 @@ def stages(plm: LocalPLM, adapter: Adapter, batch_size: int, options: Options) -
     """What the adapter adds to a step, each alone: its own products, the second product with W_hd, the mixture."""
     d, V = plm.description.d, plm.description.vocabulary_size
     f, logits = torch.randn(batch_size, d), torch.randn(batch_size, 2, V)
-    weight, logs = plm.head().weight, torch.full((batch_size, 2, 1), 0.5).log()
+    weight, half = plm.head().weight, torch.full((batch_size, 1, 1), 0.5).log()
     single, double = f.to(weight.dtype), torch.cat((f, f)).to(weight.dtype)
     runs: dict[str, Run] = {
         "adapter": lambda: adapter(f),
         "head, f alone": lambda: single @ weight.T,
         "head, f and h_pd": lambda: double @ weight.T,
-        "mixture": lambda: mix_logits(logits, logs),
+        "mixture": lambda: mix_logits(logits, half, half),
     }
     with torch.no_grad():
         times = alternate(runs, 10 * options.repeats, warm_up=3)

@@ -49,11 +49,11 @@ def test_stacked_logits_give_the_same(seed, k):
     torch.manual_seed(seed)
     raw = 10 * torch.randn(2, 2 * k, 7)
     shares = torch.rand(2, k).round(decimals=1)
-    logs = log_weights(shares).transpose(1, 2).reshape(2, 2 * k, 1)
+    logs = log_weights(shares)[..., None].unbind(2)
     expected = mix(raw[:, :k].log_softmax(-1), raw[:, k:].log_softmax(-1), shares)
     zero_point = raw[:, :k].logsumexp(-1, keepdim=True)
-    torch.testing.assert_close(mix_logits(raw, logs), expected + zero_point, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(mix_logits(raw.bfloat16(), logs), mix_logits(raw.bfloat16().float(), logs))
+    torch.testing.assert_close(mix_logits(raw, *logs), expected + zero_point, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(mix_logits(raw.bfloat16(), *logs), mix_logits(raw.bfloat16().float(), *logs))
 
 
 @settings(max_examples=30, deadline=None)
@@ -63,12 +63,12 @@ def test_a_smaller_vocabulary_gives_the_same(seed, k):
     tokens = torch.tensor([1, 2, 5])
     plm, pema = 10 * torch.randn(2, k, 7), 10 * torch.randn(2, k, 3)
     shares = torch.rand(2, k).round(decimals=1)
-    logs = log_weights(shares).transpose(1, 2).reshape(2, 2 * k, 1)
+    logs = log_weights(shares)[..., None].unbind(2)
     whole = torch.full((2, k, 7), -torch.inf)
     whole[..., tokens] = pema.log_softmax(-1)
     expected = mix(plm.log_softmax(-1), whole, shares)
     zero_point = plm.logsumexp(-1, keepdim=True)
-    torch.testing.assert_close(mix_logits_of(tokens, plm, pema, logs), expected + zero_point, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(mix_logits_of(tokens, plm, pema, *logs), expected + zero_point, atol=1e-4, rtol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
@@ -79,8 +79,8 @@ def test_the_zero_point_is_the_plms_with_every_weight(seed):
     raw[:, 0, 3] = -torch.inf
 
     def mixed(share):
-        logs = log_weights(torch.tensor([[share]])).transpose(1, 2)
-        return mix_logits(raw, logs), mix_logits_of(tokens, raw[:, :1], raw[:, 1:, tokens], logs)
+        logs = log_weights(torch.tensor([[share]]))[..., None].unbind(2)
+        return mix_logits(raw, *logs), mix_logits_of(tokens, raw[:, :1], raw[:, 1:, tokens], *logs)
 
     for at_0, near_0, near_1, at_1 in zip(*map(mixed, (0.0, 1e-12, 1 - 2**-24, 1.0)), strict=True):
         assert torch.equal(at_0, raw[:, :1])

@@ -29,7 +29,7 @@ def log_weights(weights: Tensor) -> Tensor:
     return torch.stack((torch.log1p(-weights), torch.log(weights)), dim=-1).float()
 
 
-def mix_logits(logits: Tensor, log_weights: Tensor) -> Tensor:
+def mix_logits(logits: Tensor, log_rest: Tensor, log_weight: Tensor) -> Tensor:
     """`mix` on the stacked logits of both distributions, as logits with the PLM's own zero point.
 
     softmax of what is returned is P. What is added to log P is log sum exp of the PLM's logits: at lambda = 0 they come
@@ -38,30 +38,32 @@ def mix_logits(logits: Tensor, log_weights: Tensor) -> Tensor:
 
     Args:
         logits: (batch, 2 k, V): the PLM's for k positions, then the adapter's for the same k positions.
-        log_weights: (batch, 2 k, 1): log(1 - lambda) for the former, log(lambda) for the latter.
+        log_rest: (batch, k, 1), log(1 - lambda).
+        log_weight: (batch, k, 1), log(lambda).
 
     Returns:
         (batch, k, V) float32.
     """
-    plm = logits.chunk(2, dim=1)[0]
-    log_rest, log_weight = log_weights.chunk(2, dim=1)
-    log_plm, log_pema = torch.log_softmax(logits, dim=-1, dtype=torch.float32).chunk(2, dim=1)
-    return torch.logaddexp(plm + log_rest, log_pema.add_(log_weight + _zero_point(plm, log_plm)))
+    k = log_rest.shape[1]
+    plm = logits[:, :k]
+    log_p = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    log_pema = log_p[:, k:].add_(log_weight + _zero_point(plm, log_p[:, :k]))
+    return torch.logaddexp(plm + log_rest, log_pema)
 
 
-def mix_logits_of(tokens: Tensor, logits: Tensor, pema_logits: Tensor, log_weights: Tensor) -> Tensor:
+def mix_logits_of(tokens: Tensor, logits: Tensor, pema_logits: Tensor, log_rest: Tensor, log_weight: Tensor) -> Tensor:
     """`mix_logits` where P_PEMA is over a few tokens only: the rest of V is scaled, not mixed.
 
     Args:
         tokens: (V',) int64, the tokens that P_PEMA is over.
         logits: (batch, k, V), the PLM's.
         pema_logits: (batch, k, V'), the adapter's.
-        log_weights: (batch, 2 k, 1), as in `mix_logits`.
+        log_rest: as in `mix_logits`.
+        log_weight: as in `mix_logits`.
 
     Returns:
         (batch, k, V) float32, as in `mix_logits`.
     """
-    log_rest, log_weight = log_weights.chunk(2, dim=1)
     zero_point = _zero_point(logits, torch.log_softmax(logits, dim=-1, dtype=torch.float32))
     mixed = logits + log_rest
     pema = torch.log_softmax(pema_logits, dim=-1, dtype=torch.float32).add_(log_weight + zero_point)

@@ -113,15 +113,16 @@ class Plug:
         k, weights = one.mixed, one.weights
         if not k or weights is None:
             return logits
-        logs = weights.logs(one.last - k + 1, one.last).to(logits.device)
+        # A model that is spread over devices takes its tokens on one and gives its logits on another.
+        logs = [log.to(logits.device) for log in weights.logs(one.last - k + 1, one.last)]
         plm = logits if one.h_pd is not None else logits[:, :-k]
         if self._rows_of_head is None or self._tokens is None:
-            mixed = mix_logits(logits[:, -2 * k :], logs)
+            mixed = mix_logits(logits[:, -2 * k :], *logs)
         elif one.h_pd is None:
-            mixed = mix_logits_of(self._tokens, plm[:, -k:], logits[:, -k:].index_select(2, self._tokens), logs)
+            mixed = mix_logits_of(self._tokens, plm[:, -k:], logits[:, -k:].index_select(2, self._tokens), *logs)
         else:
             pema = self._rows_of_head.logits(one.h_pd.flatten(0, 1)).view(len(logits), k, -1)
-            mixed = mix_logits_of(self._tokens, plm[:, -k:], pema, logs)
+            mixed = mix_logits_of(self._tokens, plm[:, -k:], pema, *logs)
         return mixed if k == plm.shape[1] else torch.cat((plm[:, :-k].float(), mixed), dim=1)
 
     def _plain(self, f: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Weights:
         self._lengths = input_lengths.repeat_interleave(rows // len(input_lengths))[:, None]
         self.rows = rows
         self._table = torch.empty(rows, 0)
-        self._logs = torch.empty(rows, 0, 2)
+        self._logs = torch.empty(2, rows, 0, 1)
         self._largest: list[float] = []
 
     def until(self, step: int) -> None:
@@ -41,7 +41,8 @@ class Weights:
             if not bool(((block >= 0) & (block <= 1)).all()):
                 raise ConfigError(f"{type(self._schedule).__name__} gives weights outside [0, 1].")
             self._table = torch.cat((self._table.to(block.device), block), dim=1)
-            self._logs = torch.cat((self._logs.to(block.device), log_weights(block)), dim=1)
+            logs = log_weights(block).movedim(-1, 0)[..., None]
+            self._logs = torch.cat((self._logs.to(block.device), logs), dim=2)
             self._largest += block.amax(dim=0).tolist()
 
     def none(self, first: int, last: int) -> bool:
@@ -52,6 +53,7 @@ class Weights:
         """(rows, k) lambda at the k steps first .. last."""
         return self._table[:, first : last + 1]
 
-    def logs(self, first: int, last: int) -> Tensor:
-        """(rows, 2 k, 1): log(1 - lambda) of the k steps first .. last, then log(lambda) of the same."""
-        return self._logs[:, first : last + 1].transpose(1, 2).reshape(self.rows, -1, 1)
+    def logs(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """(rows, k, 1) log(1 - lambda) and log(lambda) of the k steps first .. last."""
+        log_rest, log_weight = self._logs[:, :, first : last + 1].unbind(0)
+        return log_rest, log_weight
