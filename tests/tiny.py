@@ -37,6 +37,7 @@ from transformers import (
     Qwen3Config,
     Qwen3NextConfig,
     RecurrentGemmaConfig,
+    RwkvConfig,
     SmolLM3Config,
 )
 
@@ -176,10 +177,18 @@ HYBRID_FAMILIES = {
 }
 """Families with chunks of attention, layers without positions, experts, or another state than keys and values."""
 
+SILENT_FAMILIES = {
+    "minimax-linear": lambda: MiniMaxConfig(
+        **_LLAMA, **_MOE, head_dim=8, layer_types=["linear_attention", "linear_attention"], block_size=4
+    ),
+    "rwkv": lambda: RwkvConfig(hidden_size=32, attention_hidden_size=32, num_hidden_layers=2, **_GPT),
+}
+"""Families whose state does not say its length."""
+
 
 def build_model(family="llama", *, seed=0, dtype=torch.float32, vocab_size=VOCABULARY, layers=None):
     """A causal LM of `family` with random weights, norm weights and biases among them; of 2 layers if not told."""
-    config = (FAMILIES | VARYING_FAMILIES | HYBRID_FAMILIES)[family]()
+    config = (FAMILIES | VARYING_FAMILIES | HYBRID_FAMILIES | SILENT_FAMILIES)[family]()
     if layers is not None:
         config.num_hidden_layers = layers
         # Where the kinds of the layers were listed for 2, the list for `layers` is made anew.
