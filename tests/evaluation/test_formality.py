@@ -45,6 +45,14 @@ def test_composed_and_decomposed_letters_are_the_same(matching):
     assert metric.labels(["wir könnt es"]) == ["informal"]
 
 
+def test_scripts_without_spaces_match_by_substring():
+    metric = FormalityAccuracy(["これは本[F]です[/F]。"], ["これは本[F]だ[/F]。"])
+    assert metric.matching == "substring"
+    assert metric.labels(["それは本です。"]) == ["formal"]
+    assert FormalityAccuracy(["これは本[F]です[/F]。"], ["これは本[F]だ[/F]。"], matching="tokens").matching == "tokens"
+    assert FormalityAccuracy(FORMAL, INFORMAL).matching == "tokens"
+
+
 def test_a_word_ends_behind_its_marks():
     metric = FormalityAccuracy(["[F]आप[/F]"], ["[F]तुम[/F]"], matching="words")
     assert metric.labels(["तुमे"]) == metric.labels(["आपका"]) == ["neither"]

@@ -79,6 +79,13 @@ def test_squad_normalisation_and_scale():
     assert score(f1(), ["b", "x y"], ["b", "x"]).value == pytest.approx(100 * (1 + 2 / 3) / 2)
 
 
+def test_f1_of_scripts_without_spaces_is_of_characters():
+    assert word_f1("北京大学", "北京") == pytest.approx(2 / 3)
+    assert word_f1("iPhone手机", "手机") == pytest.approx(0.8)
+    assert matches_exactly("北京 大学", "北京大学") == 0.0
+    assert score(f1(), ["a"], ["a"]).signature == "f1|norm:squad,symbols|tok:spaces,unspaced:chars|n:1|scale:100"
+
+
 def squad(text):
     """The official scorer's normalisation."""
     lowered = "".join(each for each in text.lower() if each not in string.punctuation)

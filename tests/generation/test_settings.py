@@ -185,6 +185,10 @@ class Missing(LogitsProcessor):
         ({"cache_implementation": "paged"}, "cache_implementation='paged' decodes in batches of its own"),
         ({"cache_implementation": "mine"}, "the model cannot generate with .*cache_implementation='mine'"),
         ({"logits_processor": [Missing()]}, "the model cannot generate with .*logits_processor=.*: pip install it"),
+        ({"eos_token_id": "</s>"}, "eos_token_id must be the id of a token, or a list of them, not '</s>'"),
+        ({"eos_token_id": [2, -1]}, r"eos_token_id must be the id of a token, or a list of them, not \[2, -1\]"),
+        ({"logits_processor": Missing()}, "logits_processor must be a list, not a Missing"),
+        ({"stopping_criteria": "x"}, "stopping_criteria must be a list, not a str"),
         ({"sequence_bias": 3}, "the model cannot generate with .*sequence_bias=3"),
     ],
 )

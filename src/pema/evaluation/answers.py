@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from pema.evaluation.characters import canonical
+from pema.evaluation.characters import canonical, tokens
 from pema.evaluation.mean import Mean
 from pema.evaluation.summarisation import f_measure
 
@@ -39,8 +39,11 @@ def matches_exactly(hypothesis: str, reference: str) -> float:
 
 
 def word_f1(hypothesis: str, reference: str) -> float:
-    """F-measure of shared words, 0 to 1; two answers without words are equal, as in SQuAD 2."""
-    left, right = normalise_answer(hypothesis).split(), normalise_answer(reference).split()
+    """F-measure of shared words, 0 to 1; two answers without words are equal, as in SQuAD 2.
+
+    In scripts that are written without spaces every character is a word.
+    """
+    left, right = tokens(normalise_answer(hypothesis)), tokens(normalise_answer(reference))
     if not left or not right:
         return float(left == right)
     return f_measure((Counter(left) & Counter(right)).total(), len(left), len(right))
@@ -53,4 +56,4 @@ def exact_match() -> Mean:
 
 def f1() -> Mean:
     """Mean word F1, 0 to 100."""
-    return Mean(word_f1, "f1|norm:squad,symbols", 100.0)
+    return Mean(word_f1, "f1|norm:squad,symbols|tok:spaces,unspaced:chars", 100.0)

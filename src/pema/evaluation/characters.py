@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
 
 UNSPACED = (
@@ -15,8 +16,8 @@ UNSPACED = (
 """Ranges of the scripts that are written without spaces between words: Han, kana, bopomofo; Thai, Lao, Myanmar, Khmer,
 Tai Le, New Tai Lue, Tai Tham, Tai Viet (what UAX #14 calls ideographic and complex-context characters)."""
 
-LETTER_UNSPACED = re.compile(rf"(?=[{UNSPACED}])[^\W\d_]")
-LETTER = re.compile(r"[^\W\d_]")
+_LETTER_UNSPACED = re.compile(rf"(?=[{UNSPACED}])[^\W\d_]")
+_LETTER = re.compile(r"[^\W\d_]")
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 KANA = re.compile("[\u3041-\u30ff\u31f0-\u31ff]")
 
@@ -41,15 +42,37 @@ def words(text: str) -> list[str]:
     return _word().findall(canonical(text))
 
 
+def tokens(text: str) -> list[str]:
+    """What spaces separate, and in a script that is written without them every character with its marks."""
+    return text.split() if text.isascii() else _unspaced().sub(r" \g<0> ", text).split()
+
+
+def are_unspaced(texts: Iterable[str]) -> bool:
+    """Whether most letters of some texts belong to a script that is written without spaces."""
+    letters = unspaced = 0
+    for text in texts:
+        letters += len(_LETTER.findall(text))
+        unspaced += 0 if text.isascii() else len(_LETTER_UNSPACED.findall(text))
+    return 2 * unspaced > letters
+
+
 def _has_other_width(character: str) -> bool:
     return unicodedata.decomposition(character).startswith(("<wide>", "<narrow>"))
 
 
 @lru_cache(maxsize=1)
-def _word() -> re.Pattern[str]:
+def _mark() -> str:
+    """Matches a mark, or a zero-width joiner inside a word, which shapes it and does not end it."""
     points = map(chr, range(sys.maxunicode + 1))
-    marks = "".join(each for each in points if unicodedata.category(each).startswith("M"))
-    # The zero-width joiners shape a word and do not end it.
-    mark = f"(?:[{re.escape(marks)}]|[\u200c\u200d](?=[^\\W_]|[{re.escape(marks)}]))"
-    spaced = f"(?![{UNSPACED}])[^\\W_]"
-    return re.compile(f"[^\\W_](?<=[{UNSPACED}]){mark}*|(?:{spaced}{mark}*)+")
+    marks = re.escape("".join(each for each in points if unicodedata.category(each).startswith("M")))
+    return f"(?:[{marks}]|[\u200c\u200d](?=[^\\W_]|[{marks}]))"
+
+
+@lru_cache(maxsize=1)
+def _unspaced() -> re.Pattern[str]:
+    return re.compile(f"[^\\W_](?<=[{UNSPACED}]){_mark()}*")
+
+
+@lru_cache(maxsize=1)
+def _word() -> re.Pattern[str]:
+    return re.compile(f"{_unspaced().pattern}|(?:(?![{UNSPACED}])[^\\W_]{_mark()}*)+")

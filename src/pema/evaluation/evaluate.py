@@ -39,7 +39,7 @@ def evaluate(
     *,
     sources: Sequence[str] | None = None,
     annotated: tuple[Sequence[str], Sequence[str]] | None = None,
-    matching: Matching = "tokens",
+    matching: Matching | None = None,
     metrics: Sequence[str] | None = None,
 ) -> dict[str, Score]:
     """Score hypotheses against references.
@@ -72,7 +72,7 @@ def evaluate(
 def get_metric(
     name: str,
     annotated: tuple[Sequence[str], Sequence[str]] | None = None,
-    matching: Matching = "tokens",
+    matching: Matching | None = None,
     sources: Sequence[str] | None = None,
 ) -> Metric:
     """The metric called `name`; see `evaluate` for the arguments and the errors."""

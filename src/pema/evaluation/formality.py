@@ -6,10 +6,13 @@ out when it matches neither or both. M-ACC = formal / (formal + informal).
 
 How a phrase matches, case-sensitive always:
 
-- `tokens` (default), as the official scorer does: every token of the phrase is a token of the hypothesis, in any order,
+- `tokens`, as the official scorer does: every token of the phrase is a token of the hypothesis, in any order,
   tokens being split at spaces. `du` is not in `durch`; but `Ihnen` is not in `mit Ihnen.` either.
 - `words`: the phrase as it stands, with no letter, digit or mark touching its ends. `Ihnen` is in `mit Ihnen.`.
 - `substring`, the official scorer's way for languages without spaces: the phrase as it stands, anywhere.
+
+Where none is named, it is `substring` if most letters of the references belong to a script without spaces, and `tokens`
+otherwise.
 
 Composed and decomposed letters are the same: both sides are compared in NFC.
 """
@@ -24,6 +27,7 @@ from typing import Literal
 import numpy as np
 
 from pema.errors import ConfigError, DataError
+from pema.evaluation.characters import are_unspaced
 from pema.evaluation.score import Array, require_aligned
 
 Matching = Literal["tokens", "words", "substring"]
@@ -38,13 +42,15 @@ class FormalityAccuracy:
 
     LABELS: tuple[Formality, ...] = ("formal", "informal", "neither", "both")
 
-    def __init__(self, formal: Sequence[str], informal: Sequence[str], *, matching: Matching = "tokens") -> None:
+    def __init__(self, formal: Sequence[str], informal: Sequence[str], *, matching: Matching | None = None) -> None:
         """Read the annotated references.
 
         Raises:
             ConfigError: an unknown way of matching.
             DataError: the references are not aligned, their marks are not balanced, or there are none at all.
         """
+        if matching is None:
+            matching = "substring" if are_unspaced(map(strip_marks, (*formal, *informal))) else "tokens"
         if matching not in _MATCHING:
             raise ConfigError(f"matching {matching!r} is unknown: choose one of {', '.join(_MATCHING)}.")
         require_aligned(formal=formal, informal=informal)

@@ -11,7 +11,7 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from pema.console import note
 from pema.errors import ConfigError
-from pema.evaluation.characters import HAN, KANA, LETTER, LETTER_UNSPACED
+from pema.evaluation.characters import HAN, KANA, are_unspaced
 from pema.evaluation.score import Array
 
 BY_SPACES = ("13a", "intl", "none")
@@ -108,13 +108,12 @@ def chrf() -> Chrf:
 
 def suited_tokenizer(references: Sequence[str]) -> str:
     """The tokenizer of sacreBLEU's that suits the script of most letters of the references."""
-    text = "".join(reference for reference in references if not reference.isascii())
-    letters = sum(len(LETTER.findall(reference)) for reference in references) if text else 0
-    if 2 * len(LETTER_UNSPACED.findall(text)) <= letters:
+    if not are_unspaced(references):
         return DEFAULT
     # Japanese is written in Chinese characters and kana; Chinese has no kana but in names.
+    text = "".join(references)
     chinese, kana = len(HAN.findall(text)), len(KANA.findall(text))
-    return CHINESE if 2 * chinese > letters and 4 * kana < chinese else CHARACTERS
+    return CHINESE if chinese > 4 * kana and chinese else CHARACTERS
 
 
 def _say_composition(hypotheses: Sequence[str], references: Sequence[str]) -> None:

@@ -222,10 +222,11 @@ def _batches(prompts: Sequence[Encoded], limits: Sequence[int], size: int, *, al
             yield numbers[start : start + size]
 
 
-def _ends(given: int | Sequence[int] | None) -> list[int]:
-    if given is None:
-        return []
-    return [given] if isinstance(given, int) else [int(token) for token in given]
+def _ends(given: Any) -> list[int]:  # noqa: ANN401
+    ends = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+    if not all(isinstance(token, int) and token >= 0 for token in ends):
+        raise ConfigError(f"eos_token_id must be the id of a token, or a list of them, not {given!r}.")
+    return ends
 
 
 @torch.no_grad()

@@ -87,6 +87,8 @@ def check(settings: Mapping[str, Any], ends: Sequence[int]) -> None:
         if name in WHOLE:
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigError(f"{name} must be at least 1, not {value!r}.")
+        elif name in ARGUMENTS and not isinstance(value, list | tuple | None):
+            raise ConfigError(f"{name} must be a list, not a {type(value).__name__}.")
         elif name in REFUSED:
             raise ConfigError(f"{name} is no setting of pema.generate: {REFUSED[name]}.")
         elif name not in HONOURED | set(ARGUMENTS) or (name in HONOURED and not hasattr(known, name)):
