@@ -53,7 +53,6 @@ class Call:
         own_loop: whether a function of the user's decodes, which may call the model in any way.
         outer: the call that it is made in.
         step: the step of the last position of generate's own latest pass; None before the first.
-        positions: how many positions of that pass predict new tokens.
         prepared: whether `generate` is about to run the model.
         weights: by number of rows.
     """
@@ -65,7 +64,6 @@ class Call:
     own_loop: bool
     outer: Call | None
     step: int | None = None
-    positions: int = 1
     prepared: bool = False
     weights: dict[int, Weights] = field(default_factory=dict)
 

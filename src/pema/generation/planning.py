@@ -106,22 +106,22 @@ class Planner:
         """A pass while `generate` runs: its own, or one for a second sequence at the same step."""
         rows, columns = shown.shape[:2]
         own, call.prepared = call.prepared, False
+        if not own and call.assisted:
+            raise ConfigError(
+                "assisted decoding checks several tokens at once, so a pass for anything else has no step: leave the "
+                "assistant out, or what runs the model beside it (a logits processor?)."
+            )
         if call.step is None:
             raise OwnerError(
                 f"{type(self._model).__name__}.generate runs the model in a way of its own: its step is unknown."
             )
-        if own:
-            call.positions = min(columns, call.step + 1) if call.assisted else 1
-        elif call.positions > 1:
-            raise ConfigError(
-                "A second sequence is run while assisted decoding checks several tokens, so its step cannot be known: "
-                "leave the assistant out, or what runs the model (a logits processor?)."
-            )
+        # Where several positions predict new tokens, each of them is at a step of its own.
+        most = min(columns, call.step + 1) if call.assisted else 1
         weights = call.weights.get(rows)
         if weights is None:
             weights = call.weights[rows] = self._weights(call.lengths, rows, shown)
         weights.until(call.step)
-        return Pass(self._plug, weights, call.step, call.positions, whole=True)
+        return Pass(self._plug, weights, call.step, most, whole=True)
 
     def _go_on(self, arguments: Mapping[str, Any], shown: Tensor) -> Pass:
         """A pass of a loop of one's own: the prompt, or the tokens behind it."""
