@@ -4,7 +4,7 @@ PIP := -m pip --quiet --disable-pip-version-check
 TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 PYTEST := -m pytest -n auto
 
-.PHONY: setup demo test test-oldest test-latest test-package lint types check nightly bench studies lock package clean
+.PHONY: setup demo test test-oldest test-latest test-package lint types check nightly bench studies pages lock package clean
 
 setup: .venv/installed ## make .venv with the locked packages, and pema as it stands here
 
@@ -42,11 +42,14 @@ check: lint types test
 nightly: setup ## the slow tests too
 	$(TESTS) $(BIN)/python $(PYTEST) -m ""
 
-bench: setup ## the benchmarks; results go to benchmarks/results
-	$(BIN)/python -m benchmarks
+bench: setup ## the benchmarks; results go to reproduction/results/benchmarks.jsonl
+	$(BIN)/python -m reproduction.benchmarks
 
 studies: setup ## run what is missing of the studies, on the data in DATA, and write their pages
-	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.studies --run "$(DATA)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m reproduction.studies "$(DATA)"
+
+pages: setup ## write every number, table and plot of README and docs from the committed results
+	$(BIN)/python -m reproduction
 
 lock: setup ## resolve the tested set of packages anew
 	$(BIN)/python requirements/lock.py

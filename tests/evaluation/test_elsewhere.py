@@ -15,7 +15,7 @@ from pema.evaluation.score import score
 from pema.evaluation.significance import paired_bootstrap
 from pema.tasks.readers import read_lines
 
-RECIPE = Path(__file__).parent.parent.parent / "recipes" / "comet_score.py"
+RECIPE = Path(__file__).parent.parent.parent / "reproduction" / "comet_score.py"
 SOURCES = ["the house", "the dog\u2028is here", "no"]
 REFERENCES = ["das Haus", "der Hund\u2028ist da", "nein"]
 SYSTEMS = {"lora-seed0": ["das Haus", "ein Hund", ""], "plm": ["Haus", "Hund", "Katze"]}

@@ -6,8 +6,6 @@ import re
 
 import pytest
 import torch
-from recipes.inspector_example import EXAMPLE
-from recipes.inspector_example import SOURCE as SENTENCE
 
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
@@ -20,6 +18,8 @@ from pema.generation.mixture import mix
 from pema.generation.schedule import Constant, Fitted, GradualUnrolling, Linear, NoAdapter, save_schedule
 from pema.tasks.registry import Task
 from pema.tasks.template import Template
+from reproduction.experiments.inspector import EXAMPLE
+from reproduction.experiments.inspector import SOURCE as SENTENCE
 
 TASK = Task("test", Template("say {source}\nGerman:"), (), "")
 SOURCE = 'the </script><script>document.title="owned"</script> <b>house</b> & بيت'
@@ -460,7 +460,7 @@ def test_the_example_in_the_documentation_is_of_this_page(visit):
     text = EXAMPLE.read_text(encoding="utf-8")
     assert len(text.encode()) < 300_000
     for name in ("inspector.css", *SCRIPTS):
-        assert static(f"inspector/{name}") in text, "run python -m recipes.inspector_example"
+        assert static(f"inspector/{name}") in text, "run python -m reproduction.experiments.inspector"
     page = visit(EXAMPLE)
     states = in_browser(page, "replay(DATA.steps, DATA.schedule, DATA.source_length)")
     assert all(state["reached"] and not state["changed"] for state in states)

@@ -4,7 +4,6 @@ import gzip
 import itertools
 import json
 import tomllib
-from pathlib import Path
 
 import pytest
 
@@ -15,8 +14,9 @@ from pema.methods.registry import METHODS, get_method
 from pema.tasks.gyafc import DOMAINS, read_gyafc
 from pema.tasks.readers import read_examples
 from pema.tasks.registry import get_task
+from reproduction.paths import CONFIGS
 
-FOLDER = Path(__file__).parent.parent.parent / "configs" / "paper"
+FOLDER = CONFIGS / "paper"
 PLMS = {"opt-iml-max-1.3b": "float32", "llama-7b": "float16", "opt-iml-max-30b": "float16"}
 NAMES = {f"{data}-{plm}" for data in ("wmt22", "gyafc-em", "gyafc-fr") for plm in PLMS}
 BASELINES = ("kNN-LM", "LoRA", "Offsite-Tuning")

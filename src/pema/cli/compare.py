@@ -26,7 +26,7 @@ def compare(
 ) -> None:
     """Run what is missing of a comparison, then print its table; settings with a grid are chosen on dev.
 
-    Example: pema compare configs/compare/support.toml -o results
+    Example: pema compare reproduction/configs/compare/support.toml -o results
     """
     run("compare", config, output, work, data_root)
 

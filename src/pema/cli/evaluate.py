@@ -34,7 +34,7 @@ def evaluate(
     ] = None,
     scores: Annotated[
         list[Path] | None,
-        typer.Option("--scores", help="Scores of these hypotheses from recipes/comet_score.py; may be repeated."),
+        typer.Option("--scores", help="Scores of these hypotheses from reproduction/comet_score.py; may be repeated."),
     ] = None,
     as_json: AsJSON = False,
 ) -> None:

@@ -15,6 +15,6 @@ def sweep(
 ) -> None:
     """Run what is missing of every point of the config's grids, then print the table.
 
-    Example: pema sweep configs/studies/rank.toml -o results
+    Example: pema sweep reproduction/configs/studies/rank.toml -o results
     """
     run("sweep", config, output, work, data_root)

@@ -1,4 +1,4 @@
-"""Scores that another environment gave: COMET needs transformers 4, so `recipes/comet_score.py` runs it apart.
+"""Scores that another environment gave: COMET needs transformers 4, so `reproduction/comet_score.py` runs it apart.
 
 Such a file is JSON: `metric`, the `segments`' scores, a `signature`, and the SHA-256 of the texts that were scored
 (`hypotheses_sha256`, `references_sha256`, each over the lines joined by line feeds). It belongs to those texts only.
@@ -63,7 +63,7 @@ class ScoredElsewhere:
             what = "hypotheses" if file is None else "references"
             raise DataError(
                 f"these are not the {what} that {self.name} was computed on ({', '.join(map(str, self.paths))}): score "
-                "them again with recipes/comet_score.py."
+                "them again with reproduction/comet_score.py."
             )
         require_aligned(hypotheses=hypotheses, scores=[""] * len(file.segments))
         return np.stack([file.segments, np.ones(len(file.segments))], 1)
@@ -88,7 +88,11 @@ def _read(path: Path) -> _File:
         segments = np.array(found["segments"], np.float64)
         texts = [found[key] for key in ("metric", "signature", "hypotheses_sha256", "references_sha256")]
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} does not hold scores as recipes/comet_score.py writes them: {error!r}.") from error
+        raise DataError(
+            f"{path} does not hold scores as reproduction/comet_score.py writes them: {error!r}."
+        ) from error
     if segments.ndim != 1 or not len(segments) or not np.isfinite(segments).all() or set(map(type, texts)) != {str}:
-        raise DataError(f"{path} does not hold scores as recipes/comet_score.py writes them: one number a segment.")
+        raise DataError(
+            f"{path} does not hold scores as reproduction/comet_score.py writes them: one number a segment."
+        )
     return _File(texts[0], segments, texts[1], texts[2], texts[3])

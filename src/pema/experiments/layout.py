@@ -12,4 +12,4 @@ TEST = "examples.jsonl"
 """The test examples."""
 
 COMET = "comet"
-"""Folder of the scores that `recipes/comet_score.py` leaves."""
+"""Folder of the scores that `reproduction/comet_score.py` leaves."""

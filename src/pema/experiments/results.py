@@ -121,7 +121,7 @@ def write_comparison(folder: Path, experiment: Experiment, runs: Mapping[str, Se
 
 
 def _comet(folder: Path, runs: Sequence[str]) -> dict[str, Metric]:
-    """The scores that `recipes/comet_score.py` left in the folder `comet`, where it scored every run."""
+    """The scores that `reproduction/comet_score.py` left in the folder `comet`, where it scored every run."""
     files = [folder / COMET / f"{name}.json" for name in runs]
     missing = [file.name for file in files if not file.exists()]
     if len(missing) == len(files):

@@ -10,8 +10,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pema.errors import AdapterError, PemaError
+from pema.experiments.peak import reset_peak, resident
 from pema.files import read_json, write_json, writing
 from pema.methods.contract import Budget, Job, Method
 from pema.methods.registry import get_method
@@ -27,7 +26,6 @@ from pema.tasks.example import Example
 from pema.tasks.registry import get_task
 
 TRAINED = "trained.json"
-STATUS, PEAK_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def train_in_process(method: Method, job: Job, prepared: Path, output: Path) -> dict[str, Any]:
@@ -78,16 +76,6 @@ def _read(order: dict[str, Any]) -> tuple[Method, Job]:
     return method, Job(order["plm"], order["plm_dtype"], task, train, dev, order["seed"], Budget(**order["budget"]))
 
 
-def resident() -> tuple[int, int]:
-    """Bytes of this process that are in memory now, and the most that were since the peak was last reset."""
-    if STATUS.exists():
-        found = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", STATUS.read_text(encoding="ascii"), re.MULTILINE))
-        return int(found["VmRSS"]) * 1024, int(found["VmHWM"]) * 1024
-    # Where the system keeps no status file, the peak of the whole process is all that is known.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return peak, peak
-
-
 def _load_libraries() -> None:
     """What the methods import, all of it, so that each one's memory is counted from the same start.
 
@@ -110,8 +98,7 @@ def run(order: dict[str, Any]) -> None:
 
     method, job = _read(order)
     _load_libraries()
-    if PEAK_RESET.exists():
-        PEAK_RESET.write_text("5", encoding="ascii")
+    reset_peak()
     before, _ = resident()
     with writing(Path(order["output"])) as temporary:
         temporary.mkdir()

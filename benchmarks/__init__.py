@@ -1,5 +1,0 @@
-"""What pema costs, measured against what it cannot cost less than; `python -m benchmarks`, or `make bench`.
-
-Each benchmark runs in a process of its own, and each of its parts once more in another, for its peak memory. Results go
-to `benchmarks/results`, one JSON file a benchmark, with the signature of the run.
-"""

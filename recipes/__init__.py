@@ -1,1 +1,0 @@
-"""Recipes: the runs whose results are committed."""

@@ -1,0 +1,200 @@
+"""Step 1: tokens a second of `represent` and of the whole `build_memory`, against the PLM's bare forward pass.
+
+The bare forward pass ("replayed") is every call that a build makes of the PLM's base model (the module below the LM
+head), recorded and made again with the same inputs: the same length-bucketed batches, the same padding, the same cache
+of the shared instruction; no LM head, no tap, nothing kept of what comes out. "Unshared" is the base model on the same
+sequences, bucketed by length in the same way, with the instruction computed anew in every row: what a build without
+the shared instruction would stand on. A token is one that the PLM reads in the unshared pass, padding excluded; the
+rate of every variant is over these, so rates compare as times do.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import shutil
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pema.memory.build import EXAMPLES_PER_SHARD, build_memory
+from pema.memory.encoding import Tokens
+from pema.owner.batching import length_batches, pad_right
+from pema.owner.local import LocalPLM
+from pema.owner.state import state_argument
+from reproduction.benchmarks.inputs import examples, task
+from reproduction.benchmarks.options import Options
+from reproduction.benchmarks.timing import Run, alternate, breakdown, paired_ratio, rate, row, significant, timing
+
+BATCH_TOKENS = 8192
+AIM = ">= 0.85"
+
+
+class Building:
+    """A PLM and a corpus, and the variants that are timed on them."""
+
+    def __init__(self, options: Options, folder: Path) -> None:
+        self.plm = LocalPLM.load(options.plm)
+        self.examples = examples(options)
+        self.output = folder / "building"
+        self.tokens = Tokens.encode(self.plm, task().template, self.examples)
+        self.sequences = [self.tokens.sequence(i) for i in range(len(self.examples))]
+        self.starts = [int(cut - start) for cut, start in zip(self.tokens.cuts, self.tokens.starts, strict=False)]
+        self.read = sum(len(sequence) - 1 for sequence in self.sequences)
+
+    @cached_property
+    def base(self) -> nn.Module:
+        """The PLM without its LM head: the first module that the model's forward pass calls."""
+        called: list[nn.Module] = []
+        modules = [module for module in self.plm.model.modules() if module is not self.plm.model]
+        handles = [module.register_forward_pre_hook(lambda module, _args: called.append(module)) for module in modules]
+        try:
+            with torch.inference_mode():
+                self.plm.model(input_ids=torch.tensor([self.sequences[0]]).to(self.plm.model.device))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return called[0]
+
+    def build(self) -> None:
+        """The whole of `build_memory`, into an empty folder."""
+        build_memory(self.plm, self.examples, task(), self.output, batch_tokens=BATCH_TOKENS)
+
+    def clear(self) -> None:
+        """Make room for the next build."""
+        shutil.rmtree(self.output, ignore_errors=True)
+
+    def groups(self) -> Iterator[range]:
+        """The examples that `build_memory` asks for at a time."""
+        count = len(self.sequences)
+        for start in range(0, count, EXAMPLES_PER_SHARD):
+            yield range(start, min(start + EXAMPLES_PER_SHARD, count))
+
+    def encode(self) -> None:
+        """Tokenising and checking."""
+        Tokens.encode(self.plm, task().template, self.examples)
+
+    def represent(self) -> None:
+        """`represent`, for the groups of examples that `build_memory` asks for."""
+        for group in self.groups():
+            asked = [self.sequences[i] for i in group], [self.starts[i] for i in group]
+            for _ in self.plm.represent(*asked, batch_tokens=BATCH_TOKENS):
+                pass
+
+    def recorded(self) -> list[dict[str, Any]]:
+        """The arguments of every call that `represent` makes of the base model."""
+        calls: list[dict[str, Any]] = []
+        names, state = inspect.signature(self.base.forward), state_argument(self.base)
+
+        def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = names.bind_partial(*args).arguments | kwargs
+            calls.append(with_fresh(given, state))
+
+        handle = self.base.register_forward_pre_hook(record, with_kwargs=True)
+        try:
+            self.represent()
+        finally:
+            handle.remove()
+        return calls
+
+    @torch.inference_mode()
+    def replay(self, calls: list[dict[str, Any]]) -> None:
+        """Make recorded calls again."""
+        state = state_argument(self.base)
+        for call in calls:
+            self.base(**with_fresh(call, state))
+
+    @torch.inference_mode()
+    def unshared(self) -> None:
+        """The base model on whole sequences."""
+        for group in self.groups():
+            for batch in length_batches([len(self.sequences[i]) for i in group], BATCH_TOKENS):
+                tokens = pad_right([self.sequences[group[i]][:-1] for i in batch])
+                self.base(input_ids=tokens.to(self.plm.model.device), use_cache=False)
+
+
+def with_fresh(call: dict[str, Any], state: str | None) -> dict[str, Any]:
+    """The arguments of a call with a state of its own, under the name `state`; None for a model that keeps none."""
+    return call if state is None else call | {state: fresh(call.get(state))}
+
+
+def fresh(cache: Any) -> Any:  # noqa: ANN401
+    """A key-value cache that a forward pass may fill, on the same keys and values."""
+    if cache is None:
+        return None
+    mine = copy.copy(cache)
+    mine.layers = [copy.copy(layer) for layer in cache.layers]
+    return mine
+
+
+def run(options: Options, folder: Path) -> dict[str, Any]:
+    building = Building(options, folder)
+    building.represent()  # The first use tries the short cuts.
+    building.clear()
+    building.build()  # The first build hashes the weights.
+    calls = building.recorded()
+    runs: dict[str, Run] = {
+        "forward, replayed": lambda: building.replay(calls),
+        "represent": building.represent,
+        "build_memory": building.build,
+        "forward, unshared": building.unshared,
+        "encode": building.encode,
+    }
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(options.repeats):
+        for name, run_one in runs.items():
+            building.clear()
+            times[name] += alternate({name: run_one}, 1, warm_up=0)[name]
+    building.clear()
+    measured = {name: rate(building.read, "tokens", t) for name, t in times.items() if name != "encode"}
+    summary = []
+    for name, aim in (("represent", AIM), ("build_memory", AIM)):
+        for floor in ("forward, replayed", "forward, unshared"):
+            ratio = paired_ratio(times[floor], times[name])
+            per_second = measured[name]["tokens_per_second"]
+            summary.append(row(name, per_second, "tokens/s", floor, ratio, aim if "replayed" in floor else ""))
+    median = {name: timing(t)["median_seconds"] for name, t in times.items()}
+    spent = {
+        "forward pass": median["forward, replayed"],
+        "reading the tap, batching, padding": median["represent"] - median["forward, replayed"],
+        "encoding": median["encode"],
+        "pairing, storing, writing, syncing": median["build_memory"] - median["represent"] - median["encode"],
+    }
+    return {
+        "summary": summary,
+        "plm": building.plm.description.name,
+        "parameters": building.plm.description.parameters,
+        "examples": len(building.examples),
+        "tokens": building.read,
+        "target_tokens": int(building.tokens.target_lengths.sum()),
+        "batch_tokens": BATCH_TOKENS,
+        "calls": [list(call["input_ids"].shape) for call in calls],
+        "measured": measured,
+        "where_it_goes": {
+            "seconds of a build, medians": {name: significant(value) for name, value in spent.items()},
+            "represent, profiled": breakdown(building.represent),
+        },
+    }
+
+
+def parts(options: Options, folder: Path) -> dict[str, Run]:
+    """What is run once more in a process of its own, for its peak memory; the PLM's weights are in all of them."""
+
+    def represent() -> None:
+        Building(options, folder / "peak").represent()
+
+    def build() -> None:
+        building = Building(options, folder / "peak")
+        building.clear()
+        building.build()
+        building.clear()
+
+    def forward() -> None:
+        building = Building(options, folder / "peak")
+        building.unshared()
+
+    return {"represent": represent, "build_memory": build, "forward, unshared": forward}

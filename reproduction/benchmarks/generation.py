@@ -1,0 +1,158 @@
+"""Step 4: seconds a token with the adapter plugged in, against the PLM without it, by the model's own `generate`.
+
+Greedy, a fixed number of new tokens for every row (`min_new_tokens` keeps the end-of-sequence token out, with and
+without the adapter alike), prompts of the corpus with left padding; the prompt's own pass is in the time. The weight is
+a constant 0.5, so that the adapter works at every step: Gradual Unrolling leaves it out where its weight is zero, and
+costs less. The adapters have random weights of the presets' shapes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pema.adapter.config import PRESETS, AdapterConfig
+from pema.adapter.module import Adapter
+from pema.generation.mixture import mix_logits
+from pema.generation.plugin import attach
+from pema.generation.schedule import Constant
+from pema.owner.local import LocalPLM
+from reproduction.benchmarks.inputs import examples, task
+from reproduction.benchmarks.options import Options
+from reproduction.benchmarks.timing import Run, alternate, breakdown, paired_ratio, row, significant, timing
+
+AIM = "<= 1.05"
+ROUNDS = {1: 4, 32: 2}
+"""Timed rounds for each of `Options.repeats`, by batch size: short runs are repeated more."""
+
+
+def adapter_of(plm: LocalPLM, name: str, seed: int) -> Adapter:
+    """An adapter of a preset's shape that does something."""
+    description = plm.description
+    config = PRESETS[name].fitted(description.d)
+    adapter = Adapter(
+        AdapterConfig(
+            d=description.d,
+            vocabulary_size=description.vocabulary_size,
+            rank=config.rank,
+            residual=config.residual,
+            activation=config.activation,
+        ),
+        seed=seed,
+    )
+    torch.nn.init.normal_(adapter.B_pd, std=0.02, generator=torch.Generator().manual_seed(seed))
+    return adapter.requires_grad_(False)
+
+
+class Generating:
+    """A PLM and one batch of prompts."""
+
+    def __init__(self, plm: LocalPLM, options: Options, batch_size: int) -> None:
+        self.plm, self.new_tokens = plm, options.new_tokens
+        found = [examples(options)[i % options.examples] for i in range(min(batch_size, options.examples))]
+        found = [found[i % len(found)] for i in range(batch_size)]
+        prompts = [one.prompt for one in task().template.encode_prompts(plm.tokenizer, [e.source for e in found])]
+        columns = max(map(len, prompts))
+        pad = plm.tokenizer.pad_token_id or 0
+        self.ids = torch.tensor([[pad] * (columns - len(prompt)) + list(prompt) for prompt in prompts])
+        self.mask = torch.tensor([[0] * (columns - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        self.pad = pad
+
+    @torch.no_grad()
+    def generate(self) -> Tensor:
+        """(batch, columns + new tokens)."""
+        out: Tensor = self.plm.model.generate(
+            input_ids=self.ids,
+            attention_mask=self.mask,
+            max_new_tokens=self.new_tokens,
+            min_new_tokens=self.new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=self.pad,
+        )
+        return out
+
+    def with_adapter(self, adapter: Adapter) -> Tensor:
+        """The same with `adapter` at the output head."""
+        with attach(self.plm.model, adapter, self.plm.head(), Constant(0.5)):
+            return self.generate()
+
+
+def run(options: Options, _folder: Path) -> dict[str, Any]:
+    plm = LocalPLM.load(options.plm)
+    adapters = {name: adapter_of(plm, name, options.seed) for name in PRESETS}
+    result: dict[str, Any] = {
+        "summary": [],
+        "plm": plm.description.name,
+        "new_tokens": options.new_tokens,
+        "batches": [],
+    }
+    for batch_size in options.batch_sizes:
+        generating = Generating(plm, options, batch_size)
+        runs: dict[str, Run] = {"without": generating.generate}
+        runs |= {name: _with(generating, adapter) for name, adapter in adapters.items()}
+        times = alternate(runs, options.repeats * ROUNDS.get(batch_size, 1))
+        per_token = {name: [seconds / options.new_tokens for seconds in t] for name, t in times.items()}
+        found: dict[str, Any] = {"batch_size": batch_size, "prompt_columns": generating.ids.shape[1]}
+        found["seconds_per_step"] = {name: timing(t) for name, t in per_token.items()}
+        for name, adapter in adapters.items():
+            ratio = paired_ratio(times[name], times["without"])
+            found.setdefault("ratio", {})[name] = ratio
+            milliseconds = found["seconds_per_step"][name]["median_seconds"] * 1e3
+            what = f"preset {name}, r {adapter.config.rank}, batch {batch_size}"
+            result["summary"].append(row(what, milliseconds, "ms/step", "without adapter", ratio, AIM))
+        found["where_it_goes"] = {
+            "milliseconds of a step, each alone": {
+                name: stages(plm, adapter, batch_size, options) for name, adapter in adapters.items()
+            },
+            "without, profiled": breakdown(generating.generate),
+            "best, profiled": breakdown(_with(generating, adapters["best"])),
+        }
+        result["batches"].append(found)
+    return result
+
+
+def _with(generating: Generating, adapter: Adapter) -> Run:
+    return lambda: generating.with_adapter(adapter)
+
+
+def stages(plm: LocalPLM, adapter: Adapter, batch_size: int, options: Options) -> dict[str, float]:
+    """What the adapter adds to a step, each alone: its own products, the second product with W_hd, the mixture."""
+    d, V = plm.description.d, plm.description.vocabulary_size
+    f, logits = torch.randn(batch_size, d), torch.randn(batch_size, 2, V)
+    weight, half = plm.head().weight, torch.full((batch_size, 1, 1), 0.5).log()
+    single, double = f.to(weight.dtype), torch.cat((f, f)).to(weight.dtype)
+    runs: dict[str, Run] = {
+        "adapter": lambda: adapter(f),
+        "head, f alone": lambda: single @ weight.T,
+        "head, f and h_pd": lambda: double @ weight.T,
+        "mixture": lambda: mix_logits(logits, half, half),
+    }
+    with torch.no_grad():
+        times = alternate(runs, 10 * options.repeats, warm_up=3)
+    return {name: significant(timing(t)["median_seconds"] * 1e3) for name, t in times.items()}
+
+
+def parts(options: Options, _folder: Path) -> dict[str, Run]:
+    """What is run once more in a process of its own, for its peak memory; the PLM's weights are in all of them."""
+
+    def one(name: str | None, batch_size: int) -> Run:
+        def generate() -> None:
+            plm = LocalPLM.load(options.plm)
+            with contextlib.ExitStack() as stack:
+                if name is not None:
+                    adapter = adapter_of(plm, name, options.seed)
+                    stack.enter_context(attach(plm.model, adapter, plm.head(), Constant(0.5)))
+                Generating(plm, options, batch_size).generate()
+
+        return generate
+
+    largest = max(options.batch_sizes)
+    return {
+        f"{'without' if name is None else 'preset ' + name}, batch {largest}": one(name, largest)
+        for name in (None, *PRESETS)
+    }

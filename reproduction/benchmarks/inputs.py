@@ -1,0 +1,133 @@
+"""Inputs of the benchmarks: examples, memories of a PLM, and synthetic memories at named shapes with a fixed seed."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pema.memory.build import build_memory
+from pema.memory.manifest import HEAD, FileEntry, Input, Manifest
+from pema.memory.reader import Memory
+from pema.memory.shard import Contents, write_shard
+from pema.owner.contract import PLMDescription
+from pema.owner.head import Head
+from pema.owner.local import LocalPLM
+from pema.tasks.example import Example
+from pema.tasks.readers import read_examples
+from pema.tasks.registry import Task, get_task
+from reproduction.benchmarks.options import DEMO, NONE, Options, Shape
+
+PAIRS_PER_EXAMPLE = 16
+PAIRS_PER_SHARD = 8192
+WORDS = "the house order is small please your we will send today parcel when can you tell me if that was a new one"
+
+
+def task() -> Task:
+    """The task whose prompts are used everywhere."""
+    return get_task("translation")
+
+
+def examples(options: Options) -> list[Example]:
+    """The corpus's first examples, or made-up ones."""
+    if options.corpus == NONE:
+        draw = random.Random(options.seed)
+        sentences = [
+            " ".join(draw.choices(WORDS.split(), k=draw.randint(2, options.words))) for _ in range(2 * options.examples)
+        ]
+        return [Example(*pair) for pair in zip(sentences[::2], sentences[1::2], strict=True)]
+    demo = Path(str(resources.files("pema"))) / "demo_data" / "support_train.tsv"
+    return read_examples(data=demo if options.corpus == DEMO else options.corpus, limit=options.examples)
+
+
+def plm_memory(options: Options, folder: Path, plm: LocalPLM | None = None) -> Memory:
+    """The memory of the corpus in `teacher` mode, built on first use."""
+    path = folder / "memory"
+    if not path.exists():
+        build_memory(plm or LocalPLM.load(options.plm), examples(options), task(), path)
+    return Memory.open(path)
+
+
+def synthetic_memory(
+    options: Options, shape: Shape, folder: Path, *, stored: torch.dtype = torch.float32, to_learn: bool = True
+) -> Memory:
+    """Representations and targets for a head of `shape`, written on first use.
+
+    f = U s g with g from N(0, 1), s falling as 1 / sqrt(1 + i) and U a random rotation, as the spectrum of a PLM's
+    representations falls; W_hd from N(0, 1 / d); targets drawn from softmax(4 W_hd f), float16 storage.
+
+    Args:
+        options: how many pairs, and the seed.
+        shape: d and V.
+        folder: where the memory is written.
+        stored: type of W_hd on the disk.
+        to_learn: without it the targets are drawn evenly from all V, which at a large V takes far less time.
+    """
+    path = folder / f"synthetic-{shape.d}-{shape.V}"
+    if path.exists():
+        return Memory.open(path)
+    draw = torch.Generator().manual_seed(options.seed)
+    head = Head((torch.randn(shape.V, shape.d, generator=draw) * shape.d**-0.5).to(stored))
+    head.save(path / HEAD)
+    described = PLMDescription(
+        name=shape.name,
+        architecture="none",
+        fingerprint="synthetic",
+        tokenizer_fingerprint="synthetic",
+        head_fingerprint=head.fingerprint,
+        d=shape.d,
+        d_tap=shape.d,
+        vocabulary_size=shape.V,
+        tap="head_input",
+        max_length=PAIRS_PER_EXAMPLE,
+        eos_token_ids=(0,),
+        parameters=shape.V * shape.d,
+    )
+    translation, count = task(), -(-options.pairs // PAIRS_PER_EXAMPLE)
+    manifest = Manifest(
+        plm=described,
+        task=translation.name,
+        template=translation.template.text,
+        contexts="teacher",
+        targets="position",
+        dtype="float16",
+        inputs=(Input(hashlib.sha256(b"synthetic").hexdigest(), count, PAIRS_PER_SHARD // PAIRS_PER_EXAMPLE),),
+    )
+    files = sorted(file for file in (path / HEAD).rglob("*") if file.is_file())
+    manifest = replace(manifest, head=tuple(FileEntry.of(path, file.relative_to(path).as_posix()) for file in files))
+    U = torch.linalg.qr(torch.randn(shape.d, shape.d, generator=draw)).Q * (1 + torch.arange(shape.d)) ** -0.5
+    U *= shape.d**0.5 / U.norm()
+    for start in range(0, count, PAIRS_PER_SHARD // PAIRS_PER_EXAMPLE):
+        here = min(PAIRS_PER_SHARD // PAIRS_PER_EXAMPLE, count - start)
+        drawn = _draw(head, U, here, draw, to_learn)
+        manifest = manifest.add(write_shard(path, len(manifest.shards), drawn))
+    manifest.write(path)
+    return Memory.open(path)
+
+
+def _draw(head: Head, U: Tensor, count: int, draw: torch.Generator, to_learn: bool) -> Contents:
+    n = count * PAIRS_PER_EXAMPLE
+    f = torch.randn(n, U.shape[1], generator=draw) @ U.T
+    if to_learn:
+        parts = torch.split(f, 512)
+        drawn = [torch.multinomial(torch.softmax(4 * head.logits(rows), -1), 1, generator=draw) for rows in parts]
+        targets = torch.cat(drawn)[:, 0]
+    else:
+        targets = torch.randint(head.vocabulary_size, (n,), generator=draw)
+    return Contents(
+        representations=f.half(),
+        scales=None,
+        targets=targets.int(),
+        example_offsets=torch.arange(count + 1) * PAIRS_PER_EXAMPLE,
+        source_lengths=torch.full((count,), PAIRS_PER_EXAMPLE, dtype=torch.int32),
+    )
+
+
+def rows_of(memory_view: object, batch_size: int = 8192) -> Tensor:
+    """All representations of a view, (pairs, d) float32."""
+    return torch.cat([batch.representations for batch in memory_view.batches(batch_size)])  # type: ignore[attr-defined]

@@ -1,0 +1,217 @@
+"""Step 3: pairs a second of the training loop, against the bare matrix products and against the published loop.
+
+The bare products of a batch are those that no way of training can leave out: z = f A^T, h = z B_pd^T, p = h W_hd^T
+forward; dh = p W_hd, dB_pd = dh^T z, dz = dh B_pd, dA = dz^T f backward; in the same dtype, on the same batch sizes,
+into buffers that are made once. Nothing else: no dropout, no softmax, no loss, no optimizer, no reading, and not the
+two products with B_rct either, which preset `paper` also needs.
+
+pema's loop is `pema.adapter.training`'s own, from the memory on disk: reading, shuffling, dropout, loss, gradients,
+clipping, optimizer, log. The published loop is the plain rendering in `published.py`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pema.adapter.checkpoint import Checkpoint
+from pema.adapter.config import PRESETS, TrainConfig
+from pema.adapter.loss import has_bfloat16
+from pema.adapter.reconstruction import closed_form
+from pema.adapter.training import _Run
+from pema.memory.reader import Memory
+from reproduction.benchmarks.inputs import rows_of, synthetic_memory
+from reproduction.benchmarks.options import Options, Shape
+from reproduction.benchmarks.published import PublishedAdapter, Rows, train_joint
+from reproduction.benchmarks.timing import Run, alternate, breakdown, paired_ratio, rate, row, significant, timing
+
+AIM = ">= 0.7"
+
+
+class Loop:
+    """pema's training loop on all pairs of a memory, one pass at a time."""
+
+    def __init__(self, memory: Memory, config: TrainConfig, folder: Path) -> None:
+        # The clock stops before the schedule's end is near: the learning rate does not change what a step costs.
+        config = replace(config.fitted(memory.d), dev_fraction=0.0, epochs=10_000, device="cpu")
+        shutil.rmtree(folder, ignore_errors=True)
+        digest = str(memory.manifest.to_dict()["digest"])
+        self.run = _Run(memory, config, folder, Checkpoint(folder, config, digest), tensorboard=False)
+        self.config = config
+
+    def a_pass(self) -> None:
+        """Every pair once."""
+        self.run.epoch(lambda *_args, **_note: None)
+        self.run.state.epoch, self.run.state.batch = self.run.state.epoch + 1, 0
+
+
+class Products:
+    """The bare matrix products of one pass over f (n, d)."""
+
+    def __init__(self, f: Tensor, W_hd: Tensor, rank: int, batch_size: int, dtype: torch.dtype) -> None:
+        (_, d), V = f.shape, W_hd.shape[0]
+        self.batches = [rows.to(dtype) for rows in torch.split(f, batch_size)]
+        self.W_hd = W_hd.to(dtype)
+        self.A, self.B_pd = torch.randn(rank, d).to(dtype), torch.randn(d, rank).to(dtype)
+        self.dA, self.dB_pd = torch.empty_like(self.A), torch.empty_like(self.B_pd)
+        widths = {"z": rank, "h": d, "p": V, "dh": d, "dz": rank}
+        self.room = {name: torch.empty(batch_size, width, dtype=dtype) for name, width in widths.items()}
+
+    @torch.no_grad()
+    def a_pass(self) -> None:
+        """Every pair once."""
+        for f in self.batches:
+            z, h, p, dh, dz = (buffer[: len(f)] for buffer in self.room.values())
+            torch.mm(f, self.A.T, out=z)
+            torch.mm(z, self.B_pd.T, out=h)
+            torch.mm(h, self.W_hd.T, out=p)
+            torch.mm(p, self.W_hd, out=dh)
+            torch.mm(dh.T, z, out=self.dB_pd)
+            torch.mm(dh, self.B_pd, out=dz)
+            torch.mm(dz.T, f, out=self.dA)
+
+
+def published_loop(options: Options, memory: Memory, folder: Path) -> tuple[Callable[[], float], int]:
+    """The published loop for some batches, with preset `paper`'s rank and kappa; and its pairs."""
+    config = PRESETS["paper"].fitted(memory.d)
+    A, B_rct, _ = closed_form(memory.view(), config.rank, memory.d)
+    del A
+    head = memory.head()
+    files = folder / f"rows-{memory.d}.f32", folder / f"rows-{memory.d}.i32"
+    if not files[1].exists():
+        batches = list(memory.view().batches(8192))
+        torch.cat([batch.representations for batch in batches]).numpy().tofile(files[0])
+        torch.cat([batch.targets for batch in batches]).numpy().astype(np.int32).tofile(files[1])
+    rows = Rows(*files, memory.d)
+    W_hd = head.weight.float()
+    adapter = PublishedAdapter(memory.d, config.rank)
+    # The published scaling by 1 / r belongs to A: what B_rct reads of a trained A is as large as in the closed form.
+    B_rct = B_rct * config.rank
+    size, steps = options.published_batch, options.published_steps
+
+    def loop() -> float:
+        return train_joint(rows, adapter, B_rct, W_hd, config.kappa, steps, size)
+
+    starts = list(range(0, len(rows), size))
+    return loop, sum(min(size, len(rows) - starts[k % len(starts)]) for k in range(steps))
+
+
+def run(options: Options, folder: Path) -> dict[str, Any]:
+    results = [at_shape(options, shape, folder) for shape in options.shapes]
+    return {"summary": [line for found in results for line in found.pop("summary")], "shapes": results}
+
+
+def at_shape(options: Options, shape: Shape, folder: Path) -> dict[str, Any]:
+    """Both presets at one shape."""
+    torch.manual_seed(options.seed)
+    memory = synthetic_memory(options, shape, folder)
+    f, W_hd = rows_of(memory.view()), memory.head().weight.float()
+    dtype = torch.bfloat16 if has_bfloat16(torch.device("cpu")) else torch.float32
+    found: dict[str, Any] = {"name": shape.name, "d": shape.d, "V": shape.V, "pairs": memory.pairs}
+    found |= {"dtype": str(dtype).removeprefix("torch."), "presets": {}, "summary": []}
+    published, published_pairs = published_loop(options, memory, folder)
+    for name, preset in PRESETS.items():
+        loop = Loop(memory, preset, folder / f"joint-{shape.d}-{name}")
+        config = loop.config
+        products = Products(f, W_hd, config.rank, config.batch_size, dtype)
+        runs: dict[str, Run] = {"pema": loop.a_pass, "bare products": products.a_pass}
+        if name == "paper":
+            runs["published loop"] = published
+        times = alternate(runs, options.repeats)
+        pairs = {"pema": memory.pairs, "bare products": memory.pairs, "published loop": published_pairs}
+        measured = {variant: rate(pairs[variant], "pairs", t) for variant, t in times.items()}
+        share = paired_ratio(times["bare products"], times["pema"])
+        of = f"preset {name}, d {shape.d}, r {config.rank}"
+        per_second = measured["pema"]["pairs_per_second"]
+        found["summary"].append(row(of, per_second, "pairs/s", "bare products", share, AIM))
+        if name == "paper":
+            faster = per_second / measured["published loop"]["pairs_per_second"]
+            found["summary"].append(row(of, per_second, "pairs/s", "published loop", faster, ""))
+        found["presets"][name] = {
+            "rank": config.rank,
+            "batch_size": config.batch_size,
+            "measured": measured,
+            "share_of_bare_products": share,
+            "where_it_goes": {
+                "seconds of a pass, each alone": stages(loop, products, memory, times, options.repeats),
+                "a pass, profiled": breakdown(loop.a_pass),
+            },
+        }
+        if name == "paper":
+            found["presets"][name]["published_batch_size"] = options.published_batch
+            found["presets"][name]["published_pairs"] = published_pairs
+            found["presets"][name]["times_the_published_loop"] = significant(faster)
+        loop.run.log.close()
+    return found
+
+
+def stages(
+    loop: Loop, products: Products, memory: Memory, passes: dict[str, list[float]], repeats: int
+) -> dict[str, float]:
+    """Seconds that stages of one pass take alone; `other` is what they leave of the pass."""
+    config, steps = loop.config, len(products.batches)
+    f = products.batches[0].float()
+    y = next(memory.view().batches(len(f))).targets
+    cross_entropy, buffer = loop.run.loss.cross_entropy, products.room["p"][: len(f)]
+    h = torch.randn_like(f)
+
+    def softmax_products() -> None:
+        torch.mm(products.batches[0], products.W_hd.T, out=buffer)
+        torch.mm(buffer, products.W_hd)
+
+    def optimise() -> None:
+        if config.clip:
+            torch.nn.utils.clip_grad_norm_(loop.run.parameters.values(), config.clip)
+        loop.run.optimizer.step()
+
+    def dropped() -> None:
+        drop = loop.run.dropout.at(0)
+        if drop is not None:
+            drop(f)
+
+    with torch.no_grad():
+        one: dict[str, Run] = {
+            "cross-entropy": lambda: cross_entropy.sweep(h, y, True),
+            "its products": softmax_products,
+            "dropout": dropped,
+            "clipping and optimizer": optimise,
+        }
+        one["reading and shuffling"] = lambda: [
+            len(batch.targets) for batch in memory.view().batches(config.batch_size, shuffle_seed=0)
+        ]
+        times = alternate(one, repeats, warm_up=2) | passes
+    median = {name: timing(t)["median_seconds"] for name, t in times.items()}
+    spent = {
+        "bare products": median["bare products"],
+        "softmax and loss": max(0.0, median["cross-entropy"] - median["its products"]) * steps,
+        "dropout": median["dropout"] * steps,
+        "clipping and optimizer": median["clipping and optimizer"] * steps,
+        "reading and shuffling": median["reading and shuffling"],
+    }
+    spent["other"] = median["pema"] - sum(spent.values())
+    return {name: significant(value) for name, value in spent.items()}
+
+
+def parts(options: Options, folder: Path) -> dict[str, Run]:
+    """What is run once more in a process of its own, for its peak memory."""
+    shape = options.shapes[0]
+
+    def preset(name: str) -> Run:
+        def one() -> None:
+            memory = Memory.open(folder / f"synthetic-{shape.d}-{shape.V}")
+            Loop(memory, PRESETS[name], folder / f"peak-{name}").a_pass()
+
+        return one
+
+    def published() -> None:
+        loop, _ = published_loop(options, Memory.open(folder / f"synthetic-{shape.d}-{shape.V}"), folder)
+        loop()
+
+    return {f"preset {name}": preset(name) for name in PRESETS} | {"published loop": published}

@@ -1,0 +1,252 @@
+"""The owner's server over loopback: representations a second, latency, bytes and memory, against the PLM in process.
+
+The server is a process of its own with one thread of torch, so that it and its clients have a core each on a machine of
+two; what it is measured against has one thread too. Clients are threads of one process, each with a connection of its
+own; each sends the same requests one after the other for a fixed time. Latency is that of whole requests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import torch
+
+from pema.generation.decoding import generate
+from pema.generation.schedule import NoAdapter
+from pema.memory.build import build_memory
+from pema.memory.encoding import Tokens
+from pema.owner.connection import Connection
+from pema.owner.local import LocalPLM
+from pema.owner.remote import RemotePLM
+from reproduction.benchmarks.inputs import examples, task
+from reproduction.benchmarks.options import Options
+from reproduction.benchmarks.timing import Run, alternate, paired_ratio, row, significant, timing
+
+CLIENTS = (1, 4, 16)
+SEQUENCES = 8
+"""In one request."""
+
+BATCH_TOKENS = 8192
+
+
+class Counting(httpx2.HTTPTransport):
+    """Counts the bytes of bodies that cross."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = self.received = self.requests = 0
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send one request and count what crosses."""
+        response = super().handle_request(request)
+        response.read()
+        self.requests += 1
+        self.sent += len(request.read())
+        self.received += len(response.content)
+        return response
+
+
+@contextlib.contextmanager
+def serving(plm: str) -> Iterator[str]:
+    """The address of a server that is ready."""
+    command = [sys.executable, "-c", "from pema.cli import main; main()", "serve", plm, "--port", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[-1]
+        with httpx2.Client(base_url=url) as client:
+            while client.get("/readyz").status_code != 200:
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def run(options: Options, folder: Path) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    plm = LocalPLM.load(options.plm)
+    found = examples(options)
+    tokens = Tokens.encode(plm, task().template, found)
+    sequences = [tokens.sequence(i) for i in range(len(found))]
+    starts = [int(cut - start) for cut, start in zip(tokens.cuts, tokens.starts, strict=False)]
+    requests = [(sequences[i : i + SEQUENCES], starts[i : i + SEQUENCES]) for i in range(0, len(found), SEQUENCES)]
+    bare = bare_rate(plm, sequences, starts)
+    with serving(options.plm) as url:
+        load = [under_load(url, requests, count, bare, options.serve_seconds) for count in CLIENTS]
+        building = build(plm, url, options, folder)
+        generating = generation(plm, url, options)
+        sessions = session_bytes(url, sequences)
+    summary = [
+        row(
+            f"represent, {one['clients']} clients, p50 {one['p50_ms']:.3g} ms, p99 {one['p99_ms']:.3g} ms",
+            one["representations_per_second"],
+            "representations/s",
+            "represent in the process, whole corpus at once",
+            one["of_bare"],
+            "",
+        )
+        for one in load
+    ]
+    summary.append(row("build through the server", building["seconds"], "s", "local build", building["ratio"], ""))
+    for one in generating:
+        what = f"a token over loopback, batch {one['batch_size']}, {one['bytes_per_token_down']:.4g} bytes down"
+        summary.append(row(what, one["remote_ms"], "ms/step", "local generate", one["ratio"], ""))
+    return {
+        "summary": summary,
+        "plm": plm.description.name,
+        "d": plm.description.d_tap,
+        "bare_representations_per_second": bare,
+        "sequences_per_request": SEQUENCES,
+        "load": load,
+        "building": building,
+        "generation": generating,
+        "sessions": sessions,
+    }
+
+
+def bare_rate(plm: LocalPLM, sequences: list[list[int]], starts: list[int]) -> float:
+    """Representations a second of `represent` on the whole corpus, in this process."""
+
+    def once() -> None:
+        for _ in plm.represent(sequences, starts, batch_tokens=BATCH_TOKENS):
+            pass
+
+    times = alternate({"bare": once}, 3)["bare"]
+    count = sum(len(s) - start for s, start in zip(sequences, starts, strict=True))
+    return significant(count / statistics.median(times))
+
+
+def under_load(url: str, requests: list[Any], clients: int, bare: float, serve_seconds: float) -> dict[str, Any]:
+    """What so many clients get who ask all the time."""
+    latencies: list[float] = []
+    count = 0
+    end = time.perf_counter() + serve_seconds
+    lock = threading.Lock()
+
+    def client(number: int) -> None:
+        nonlocal count
+        plm = RemotePLM(url)
+        k = number
+        while time.perf_counter() < end or k < 2 * clients:
+            asked, starts = requests[k % len(requests)]
+            began = time.perf_counter()
+            got = sum(len(r.representations) for r in plm.represent(asked, starts))
+            with lock:
+                latencies.append(time.perf_counter() - began)
+                count += got
+            k += clients
+
+    started = time.perf_counter()
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - started
+    quantiles = statistics.quantiles(latencies, n=100)
+    return {
+        "clients": clients,
+        "requests": len(latencies),
+        "requests_per_second": significant(len(latencies) / seconds),
+        "representations_per_second": significant(count / seconds),
+        "of_bare": significant(count / seconds / bare),
+        "p50_ms": significant(1e3 * quantiles[49]),
+        "p99_ms": significant(1e3 * quantiles[98]),
+    }
+
+
+def build(plm: LocalPLM, url: str, options: Options, folder: Path) -> dict[str, Any]:
+    """A memory built through the server against one built in the process."""
+    found = examples(options)
+    counting = Counting()
+    remote = RemotePLM(url, connection=Connection(url, transport=counting))
+
+    def into(name: str, owner: Any) -> Run:  # noqa: ANN401
+        def once() -> None:
+            shutil.rmtree(folder / name, ignore_errors=True)
+            build_memory(owner, found, task(), folder / name, batch_tokens=BATCH_TOKENS)
+
+        return once
+
+    before = counting.requests, counting.sent, counting.received
+    times = alternate({"local": into("served-local", plm), "remote": into("served-remote", remote)}, options.repeats)
+    builds = options.repeats + 1
+    return {
+        "examples": len(found),
+        "local": timing(times["local"]),
+        "remote": timing(times["remote"]),
+        "seconds": timing(times["remote"])["median_seconds"],
+        "ratio": paired_ratio(times["remote"], times["local"]),
+        "requests": (counting.requests - before[0]) // builds,
+        "bytes_sent": (counting.sent - before[1]) // builds,
+        "bytes_received": (counting.received - before[2]) // builds,
+    }
+
+
+def generation(plm: LocalPLM, url: str, options: Options) -> list[dict[str, Any]]:
+    """Milliseconds a step and bytes a token of the PLM alone, greedy, over loopback against the process."""
+    results = []
+    for batch_size in options.batch_sizes:
+        sources = [one.source for one in examples(options)[:batch_size]]
+        counting = Counting()
+        remote = RemotePLM(url, connection=Connection(url, transport=counting))
+
+        def texts(owner: Any, sources: list[str] = sources, size: int = batch_size) -> Run:  # noqa: ANN401
+            return lambda: generate(
+                owner,
+                None,
+                sources,
+                task(),
+                NoAdapter(),
+                batch_size=size,
+                max_new_tokens=options.new_tokens,
+                min_new_tokens=options.new_tokens,
+            )
+
+        times = alternate({"local": texts(plm), "remote": texts(remote)}, options.repeats)
+        counting.sent = counting.received = counting.requests = 0
+        texts(remote)()
+        steps, generated = options.new_tokens, options.new_tokens * len(sources)
+        milliseconds = {name: significant(1e3 * statistics.median(t) / steps) for name, t in times.items()}
+        results.append(
+            {
+                "batch_size": batch_size,
+                "local_ms": milliseconds["local"],
+                "remote_ms": milliseconds["remote"],
+                "ratio": paired_ratio(times["remote"], times["local"]),
+                "requests": counting.requests,
+                "bytes_per_token_up": significant(counting.sent / generated),
+                "bytes_per_token_down": significant(counting.received / generated),
+                "bytes_of_logits": plm.description.vocabulary_size * 2,
+            }
+        )
+    return results
+
+
+def session_bytes(url: str, sequences: list[list[int]]) -> dict[str, Any]:
+    """What the server holds for one session, as its own metrics say."""
+    plm = RemotePLM(url)
+    prompt = max(sequences, key=len)
+    session = plm.open_session([prompt])
+    lines = httpx2.get(url + "/metrics").text.splitlines()
+    held = next(float(line.split()[-1]) for line in lines if line.startswith("pema_session_bytes"))
+    session.close()
+    return {"rows": 1, "tokens": len(prompt), "bytes": int(held), "bytes_per_token": significant(held / len(prompt))}
+
+
+def parts(_options: Options, _folder: Path) -> dict[str, Run]:
+    """The server is a process of its own: nothing is run again here for its peak memory."""
+    return {}

@@ -1,0 +1,115 @@
+"""COMET (Rei et al. 2020) of hypotheses, in an environment of its own: unbabel-comet still needs transformers 4.
+
+    python3 -m venv comet-env
+    comet-env/bin/pip install "unbabel-comet==2.2.7" "setuptools<82"
+    comet-env/bin/python reproduction/comet_score.py --examples RESULTS/examples.jsonl RESULTS/*.txt
+
+Writes `comet/NAME.json` beside each NAME.txt. `pema evaluate --scores` reads it back and checks that it belongs to the
+same texts. In place of --examples (JSON lines with `source` and `target`): --sources and --references, one text a
+line, plain or gzipped. This file imports nothing of pema.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+MODEL = "Unbabel/wmt22-comet-da"
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file as pema reads them: they end at a line feed and nowhere else."""
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    lines = raw.decode("utf-8-sig").split("\n")
+    return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+
+
+def digest(texts: list[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def aligned(path: Path, hypotheses: list[str], references: list[str]) -> None:
+    if len(hypotheses) != len(references):
+        raise SystemExit(f"{path} has {len(hypotheses)} lines where {len(references)} belong, one a reference.")
+
+
+def comet_version() -> str:
+    try:
+        return version("unbabel-comet")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def load(name: str) -> Any:  # noqa: ANN401
+    """A COMET model: of the hub, or a checkpoint on the disk."""
+    try:
+        from comet import download_model, load_from_checkpoint
+    except ImportError as error:
+        raise SystemExit(
+            f'no COMET here ({error}): pip install "unbabel-comet==2.2.7" in its own environment.'
+        ) from None
+    return load_from_checkpoint(name if Path(name).is_file() else download_model(name))
+
+
+def texts(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """The sources and references."""
+    if args.examples is not None:
+        rows = [json.loads(line) for line in read_lines(args.examples)]
+        return [row["source"] for row in rows], [row["target"] for row in rows]
+    sources, references = read_lines(args.sources), read_lines(args.references)
+    aligned(args.sources, sources, references)
+    return sources, references
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("hypotheses", type=Path, nargs="+", help="generated texts, one a line")
+    parser.add_argument("--examples", type=Path, help="JSON lines with source and target")
+    parser.add_argument("--sources", type=Path)
+    parser.add_argument("--references", type=Path)
+    parser.add_argument("--model", default=MODEL, help="a COMET model of the hub, or a checkpoint file")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--gpus", type=int, default=0)
+    args = parser.parse_args(argv)
+    given = (args.examples is not None, args.sources is not None, args.references is not None)
+    if given not in ((True, False, False), (False, True, True)):
+        parser.error("give --examples, or --sources and --references")
+    sources, references = texts(args)
+    systems = {path: read_lines(path) for path in args.hypotheses}
+    for path, hypotheses in systems.items():
+        aligned(path, hypotheses, references)
+    model = load(args.model)
+    # A checkpoint on the disk is called by its file's digest, so that no path of this machine stands in a result.
+    called = args.model
+    if Path(called).is_file():
+        called = f"{Path(called).name}@{hashlib.sha256(Path(called).read_bytes()).hexdigest()[:12]}"
+    for path, hypotheses in systems.items():
+        rows = zip(sources, hypotheses, references, strict=True)
+        samples = [{"src": source, "mt": hypothesis, "ref": reference} for source, hypothesis, reference in rows]
+        found = model.predict(
+            samples, batch_size=args.batch_size, gpus=args.gpus, accelerator="auto" if args.gpus else "cpu"
+        )
+        result = {
+            "metric": "comet",
+            "value": float(found.system_score),
+            "segments": [float(score) for score in found.scores],
+            "signature": f"COMET|model:{called}|version:{comet_version()}",
+            "hypotheses_sha256": digest(hypotheses),
+            "references_sha256": digest(references),
+            "sources_sha256": digest(sources),
+        }
+        output = path.parent / "comet" / f"{path.stem}.json"
+        output.parent.mkdir(exist_ok=True)
+        partial = output.with_name(output.name + ".partial")
+        partial.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        partial.replace(output)
+        print(f"{output}: {result['value']:.4f}")
+
+
+if __name__ == "__main__":
+    main()

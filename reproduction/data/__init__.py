@@ -1,0 +1,1 @@
+"""Real data as files, and data that the project makes itself."""

@@ -1,0 +1,118 @@
+"""Turn the folder that `pema compare`, `pema sweep` or `pema demo` wrote into a committed file, and back.
+
+    python -m reproduction.folders pack runs/results/support reproduction/results/compare/support.jsonl
+    python -m reproduction.folders pack demo.json reproduction/results/demo.jsonl
+    python -m reproduction.folders unpack reproduction/results/compare/support.jsonl runs/results/support
+
+`pack` takes the file of `pema demo --json` too. An unpacked folder is what it was, so `pema report` shows it and
+`pema compare` goes on from it. Test examples go along where the project may pass them on: those of the package and
+those that it makes itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pema.errors import DataError
+from pema.evaluation.outputs import write_hypotheses
+from pema.experiments.compare import run_experiment
+from pema.experiments.data import SUPPORT
+from pema.experiments.experiment import Experiment
+from pema.experiments.layout import COMET, COMPARISON, EXPERIMENT, TEST
+from pema.files import read_json, write_json, writing
+from pema.tasks import readers
+from reproduction.data.made_tasks import TASKS, data_name
+from reproduction.lines import RUN, read_lines, read_runs, write_lines
+
+TEXTS, EXAMPLES = "texts", "examples"
+SHIPPED = frozenset({SUPPORT, *map(data_name, TASKS)})
+"""Names of the data whose sentences the project may pass on."""
+
+
+def pack(folder: Path) -> list[dict[str, Any]]:
+    """Read a folder of results as lines.
+
+    Raises:
+        DataError: it holds no finished experiment.
+    """
+    if not (folder / COMPARISON).exists():
+        raise DataError(f"{folder} has no {COMPARISON}: let the experiment finish first.")
+    experiment, comparison = read_json(folder / EXPERIMENT), read_json(folder / COMPARISON)
+    lines: list[dict[str, Any]] = [{"experiment": experiment}]
+    for names in comparison["signature"]["config"]["runs"].values():
+        for name in names:
+            run = read_json(folder / f"{name}.json") | {TEXTS: readers.read_lines(folder / f"{name}.txt")}
+            scores = folder / COMET / f"{name}.json"
+            lines.append(run | ({COMET: read_json(scores)} if scores.exists() else {}))
+    lines.append({"comparison": comparison})
+    if experiment["data"]["name"] in SHIPPED:
+        lines.append({EXAMPLES: read_lines(folder / TEST)})
+    return lines
+
+
+def pack_demo(file: Path) -> list[dict[str, Any]]:
+    """Read the file of `pema demo --json` as lines."""
+    comparison = read_json(file)
+    return [*comparison.pop("runs"), {"comparison": comparison}]
+
+
+def unpack(file: Path, folder: Path) -> None:
+    """Write the folder that a file was packed from; the whole folder appears at once.
+
+    Raises:
+        DataError: the file holds no experiment with its comparison.
+    """
+    lines = read_lines(file)
+    fields: dict[str, Any] = {name: value for line in lines if RUN not in line for name, value in line.items()}
+    if not {"experiment", "comparison"} <= set(fields):
+        raise DataError(f"{file} holds no line `experiment` or none `comparison`: it was not packed from a folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with writing(folder) as temporary:
+        temporary.mkdir()
+        write_json(temporary / EXPERIMENT, fields["experiment"])
+        write_json(temporary / COMPARISON, fields["comparison"])
+        for name, run in read_runs(file).items():
+            write_hypotheses(temporary / f"{name}.txt", run.pop(TEXTS))
+            if COMET in run:
+                (temporary / COMET).mkdir(exist_ok=True)
+                write_json(temporary / COMET / f"{name}.json", run.pop(COMET))
+            write_json(temporary / f"{name}.json", run)
+        if EXAMPLES in fields:
+            write_lines(temporary / TEST, fields[EXAMPLES])
+
+
+def run_into(file: Path, experiment: Experiment, work: Path) -> Mapping[str, Any]:
+    """Run what is missing of an experiment and pack it into its committed file.
+
+    Args:
+        file: the results; its runs are taken as finished.
+        experiment: what to run.
+        work: memories, trained models and, below `results`, the folder of the runs.
+    """
+    results = work / "results" / file.parent.name
+    folder = results / experiment.name
+    if file.exists() and not folder.exists():
+        unpack(file, folder)
+    comparison = run_experiment(experiment, results, work)
+    write_lines(file, pack(folder))
+    return comparison
+
+
+def main() -> None:
+    """Pack or unpack what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("pack", "unpack"))
+    parser.add_argument("source", type=Path, help="the folder to pack, or the file to unpack")
+    parser.add_argument("output", type=Path)
+    given = parser.parse_args()
+    if given.what == "unpack":
+        unpack(given.source, given.output)
+    else:
+        write_lines(given.output, pack(given.source) if given.source.is_dir() else pack_demo(given.source))
+
+
+if __name__ == "__main__":
+    main()

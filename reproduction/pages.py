@@ -1,0 +1,114 @@
+"""The pages that show committed results, and which command makes which number."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from reproduction import studies
+from reproduction.lines import SUFFIX, files
+from reproduction.paths import DOCS, RESULTS, ROOT
+from reproduction.tables import benchmarks, comparisons, demo, paper_shape, presets, privacy
+from reproduction.tables.markdown import head, replace_block, row
+
+PLM_CARD = ROOT / "src" / "pema" / "plm" / "tatoeba-en-de-9m" / "README.md"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where numbers come from.
+
+    Attributes:
+        numbers: what they are.
+        page: where they stand.
+        command: what measures them.
+        results: the committed files that hold them; none where the page itself is the result.
+    """
+
+    numbers: str
+    page: Path
+    command: str
+    results: tuple[Path, ...] = ()
+
+
+def results() -> str:
+    """The README's figures."""
+    return demo.demo() + comparisons.summary() + benchmarks.benchmarks()
+
+
+def paper() -> str:
+    """What was run of the paper's experiments: the WMT22 slice, with small PLMs."""
+    return "".join(comparisons.comparison(name) for name in PAPER)
+
+
+README, PAPER = ROOT / "README.md", ("wmt22", "wmt22-14m")
+
+
+def origins() -> list[Origin]:
+    """Where every number that README and docs show comes from."""
+    compared = files(comparisons.FOLDER)
+    embedded = {results.experiment["name"] for results in comparisons.embedded()}
+    summarised = tuple(file for file in compared if file.stem in embedded)
+    return [
+        Origin("the demo", README, demo.COMMAND, (demo.FILE,)),
+        Origin("methods side by side", README, comparisons.summary_command(), summarised),
+        Origin("benchmarks", README, benchmarks.command(), (benchmarks.FILE,)),
+        *(
+            Origin(f"comparison `{file.stem}`", DOCS / "results.md", comparisons.command(file.stem), (file,))
+            for file in compared
+        ),
+        *(
+            Origin(f"comparison `{name}`", DOCS / "paper.md", comparisons.command(name), (_comparison(name),))
+            for name in PAPER
+        ),
+        Origin("candidates for preset `best`", DOCS / "presets.md", presets.COMMAND, tuple(files(presets.FOLDER))),
+        Origin("masked heads", DOCS / "masked-head.md", privacy.MASKED_HEAD_COMMAND, (privacy.MASKED_HEAD,)),
+        Origin("private training", DOCS / "private-training.md", privacy.PRIVATE_COMMAND, (privacy.PRIVATE,)),
+        Origin("the paper's shape", DOCS / "paper-shape.md", paper_shape.COMMAND, (paper_shape.FILE,)),
+        *(
+            Origin(f"study `{name}`", studies.PAGES / f"{name}.md", studies.command(name), (studies.results_of(name),))
+            for name in studies.finished()
+        ),
+        Origin("the embedded PLM's BLEU", PLM_CARD, "python -m reproduction.models.embedded_plm PAIRS -o FOLDER"),
+        Origin(
+            "the inspector's example",
+            DOCS / "examples" / "inspector.html",
+            "python -m reproduction.experiments.inspector",
+        ),
+    ]
+
+
+def _comparison(name: str) -> Path:
+    return comparisons.FOLDER / f"{name}{SUFFIX}"
+
+
+def table() -> str:
+    """One row for each of them."""
+    text = head(["numbers", "page", "command", "results, in `reproduction/results/`"])
+    for origin in origins():
+        name = origin.page.relative_to(ROOT).as_posix()
+        link = f"[{name}]({Path(os.path.relpath(origin.page, DOCS)).as_posix()})"
+        stored = ", ".join(f"`{file.relative_to(RESULTS).as_posix()}`" for file in origin.results)
+        text += row([origin.numbers, link, f"`{origin.command}`", stored or "the page"])
+    return text
+
+
+BLOCKS: dict[Path, Callable[[], str]] = {
+    README: results,
+    DOCS / "results.md": comparisons.comparisons,
+    DOCS / "presets.md": presets.presets,
+    DOCS / "masked-head.md": privacy.masked_head,
+    DOCS / "paper.md": paper,
+    DOCS / "paper-shape.md": paper_shape.paper_shape,
+    DOCS / "private-training.md": privacy.private,
+    DOCS / "reproduction.md": table,
+}
+"""By page, what makes the part between its markers."""
+
+
+def write_pages() -> None:
+    """Write those parts."""
+    for page, made in BLOCKS.items():
+        replace_block(page, made())

@@ -1,0 +1,240 @@
+"""What `paper_shape` runs: one function a method, each building all that it needs, with random weights.
+
+The language model is OPT (Zhang et al. 2022) at the given shape, made from a config. Weights do not change memory or
+time. A step of training a language model is one forward and backward pass over `Setting.batch_size` sequences of
+`Setting.length` tokens and one step of Adam (fused: no temporary copies of all gradients).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import OPTConfig, OPTForCausalLM
+
+from pema.adapter.config import PRESETS, AdapterConfig
+from pema.adapter.loss import has_bfloat16
+from pema.adapter.module import Adapter
+from pema.adapter.training import train
+from pema.generation.plugin import attach
+from pema.generation.schedule import Constant
+from pema.memory.reader import Memory
+from pema.owner.head import Head
+from reproduction.benchmarks import inputs, options
+from reproduction.benchmarks.timing import alternate, paired_ratio, significant
+from reproduction.paper_shape.options import METHODS, Setting, Shape, kept_layers
+
+LORA_RANK = 16
+NEIGHBOURS = 1024
+"""k of kNN-LM (Khandelwal et al. 2020)."""
+
+
+def language_model(shape: Shape, device: torch.device, *, layers: int, dtype: torch.dtype) -> OPTForCausalLM:
+    """OPT with random weights; nothing of it is ever held in another type."""
+    config = OPTConfig(
+        vocab_size=shape.V,
+        hidden_size=shape.d,
+        word_embed_proj_dim=shape.d,
+        ffn_dim=shape.ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=shape.heads,
+        dropout=0.0,
+    )
+    with torch.device(device):
+        model: OPTForCausalLM = OPTForCausalLM._from_config(config, dtype=dtype)
+    model.config.use_cache = False
+    return model
+
+
+def train_steps(model: nn.Module, shape: Shape, setting: Setting, device: torch.device) -> dict[str, Any]:
+    """Some steps of Adam on what is not frozen; the time of a step is the median without the first."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=1e-5, fused=True)
+    draw = torch.Generator().manual_seed(0)
+    model.train()
+    times = []
+    for _ in range(setting.steps):
+        ids = torch.randint(shape.V, (setting.batch_size, setting.length), generator=draw).to(device)
+        started = time.perf_counter()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        finish(device)
+        times.append(time.perf_counter() - started)
+    return step_of(times[1:], setting.batch_size * setting.length) | {
+        "trainable_parameters": sum(p.numel() for p in parameters),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "optimizer": "Adam, fused, float32 moments",
+    }
+
+
+def step_of(times: Iterable[float], tokens: int) -> dict[str, Any]:
+    """Seconds a step, and for each of its tokens (or pairs)."""
+    seconds = statistics.median(times)
+    each = significant(seconds / tokens)
+    return {"seconds_per_step": significant(seconds), "tokens_per_step": tokens, "seconds_per_token": each}
+
+
+def finish(device: torch.device) -> None:
+    """Wait for an accelerator."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def full(shape: Shape, setting: Setting, device: torch.device, _memory: Path, _out: Path) -> dict[str, Any]:
+    """Full fine-tuning in float32."""
+    model = language_model(shape, device, layers=shape.layers, dtype=torch.float32)
+    return train_steps(model, shape, setting, device)
+
+
+def lora(dtype: torch.dtype) -> Callable[..., dict[str, Any]]:
+    """LoRA (Hu et al. 2022) on the query and value projections of every layer; the base frozen, in `dtype`."""
+
+    def run(shape: Shape, setting: Setting, device: torch.device, _memory: Path, _out: Path) -> dict[str, Any]:
+        model = language_model(shape, device, layers=shape.layers, dtype=dtype)
+        config = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=["q_proj", "v_proj"])
+        return train_steps(get_peft_model(model, config), shape, setting, device) | {"rank": LORA_RANK}
+
+    return run
+
+
+def offsite(shape: Shape, setting: Setting, device: torch.device, _memory: Path, _out: Path) -> dict[str, Any]:
+    """Offsite-Tuning (Xiao et al. 2023) at the data owner's: the first and last layers train, between them an emulator.
+
+    The emulator is frozen and has fewer layers than the PLM has there; `kept_layers` says how many.
+    """
+    emulator, adapters = kept_layers(shape.layers)
+    model = language_model(shape, device, layers=emulator + 2 * adapters, dtype=torch.float32)
+    model.requires_grad_(False)
+    layers = model.model.decoder.layers
+    for layer in (*layers[:adapters], *layers[-adapters:]):
+        layer.requires_grad_(True)
+    found = train_steps(model, shape, setting, device)
+    return found | {"emulator_layers": emulator, "trained_layers": 2 * adapters, "layers_of_the_plm": shape.layers}
+
+
+def knn(_shape: Shape, setting: Setting, device: torch.device, memory: Path, _out: Path) -> dict[str, Any]:
+    """kNN-LM (Khandelwal et al. 2020): an exact FAISS index of a memory; a step of generation searches once."""
+    opened = Memory.open(memory)
+    started = time.perf_counter()
+    index = faiss.IndexFlatL2(opened.d)
+    for batch in opened.view().batches(1024):
+        index.add(batch.representations.numpy())
+    seconds = time.perf_counter() - started
+    queries = np.random.default_rng(0).standard_normal((setting.queries, 1, opened.d), np.float32)
+    k = min(NEIGHBOURS, opened.pairs)
+    times = []
+    for query in queries:
+        started = time.perf_counter()
+        index.search(query, k)
+        times.append(time.perf_counter() - started)
+    return {
+        "pairs": opened.pairs,
+        "build_seconds": significant(seconds),
+        "seconds_per_token": significant(seconds / opened.pairs),
+        "index_bytes": opened.pairs * opened.d * 4,
+        "k": k,
+        "search_seconds": significant(statistics.median(times)),
+        "searched_on": "cpu",
+    }
+
+
+def pema(preset: str, precision: Literal["auto", "float32"] = "auto") -> Callable[..., dict[str, Any]]:
+    """`pema train`, whole: verifying the memory, reconstruction, one epoch of joint retraining, the adapter's files."""
+
+    def run(shape: Shape, _setting: Setting, device: torch.device, memory: Path, out: Path) -> dict[str, Any]:
+        opened = Memory.open(memory)
+        config = replace(PRESETS[preset], epochs=1, precision=precision, device=str(device)).fitted(shape.d)
+        _, figures = train(opened, config, out)
+        bfloat16 = precision == "auto" and has_bfloat16(device)
+        return step_of([config.batch_size / figures["pairs_per_second"]], config.batch_size) | {
+            "rank": config.rank,
+            "pairs": opened.pairs,
+            "trainable_parameters": figures["parameters"],
+            "reconstruction_seconds": figures.get("reconstruction_seconds"),
+            "products_in": "bfloat16" if bfloat16 else "float32",
+            "W_hd_stored_as": str(opened.head().weight.dtype).removeprefix("torch."),
+        }
+
+    return run
+
+
+def owner(shape: Shape, setting: Setting, device: torch.device, _memory: Path, _out: Path) -> dict[str, Any]:
+    """The PLM owner's side: the pass that builds a memory, and generation with and without an adapter, batch 1.
+
+    The PLM is in bfloat16 where the device multiplies that itself, else in float32. The weight is a constant 0.5, so
+    that the adapter works at every step.
+    """
+    dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
+    model = language_model(shape, device, layers=shape.layers, dtype=dtype).eval()
+    model.config.use_cache = True
+    head = Head(model.lm_head.weight)
+    prompt = torch.randint(4, shape.V, (1, setting.prompt), generator=torch.Generator().manual_seed(0)).to(device)
+    context = prompt.repeat(1, -(-setting.length // setting.prompt))[:, : setting.length]
+
+    @torch.no_grad()
+    def generate() -> Tensor:
+        mask, tokens = torch.ones_like(prompt), setting.new_tokens
+        made: Tensor = model.generate(
+            input_ids=prompt, attention_mask=mask, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens
+        )
+        finish(device)
+        return made
+
+    @torch.no_grad()
+    def represent() -> None:
+        model.model(input_ids=context, use_cache=False)
+        finish(device)
+
+    def plugged(adapter: Adapter) -> Callable[[], object]:
+        def run() -> None:
+            with attach(model, adapter, head, Constant(0.5)):
+                generate()
+
+        return run
+
+    runs: dict[str, Callable[[], object]] = {"represent": represent, "alone": generate}
+    for name, preset in PRESETS.items():
+        config = preset.fitted(shape.d)
+        described = AdapterConfig(shape.d, shape.V, config.rank, residual=config.residual, activation=config.activation)
+        adapter = Adapter(described, seed=0).requires_grad_(False)
+        nn.init.normal_(adapter.B_pd, std=0.02, generator=torch.Generator().manual_seed(0))
+        runs[name] = plugged(adapter)
+    times = alternate(runs, setting.repeats)
+    per_token = {name: statistics.median(t) / setting.new_tokens for name, t in times.items() if name != "represent"}
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "represent_seconds_per_token": significant(statistics.median(times["represent"]) / setting.length),
+        "generate_seconds_per_token": {name: significant(value) for name, value in per_token.items()},
+        "ratio": {name: paired_ratio(times[name], times["alone"]) for name in PRESETS},
+    }
+
+
+RUN: dict[str, Callable[..., dict[str, Any]]] = {
+    "full": full,
+    "lora": lora(torch.float32),
+    "lora-bfloat16": lora(torch.bfloat16),
+    "offsite": offsite,
+    "knn": knn,
+    "pema-paper": pema("paper"),
+    "pema-paper-float32": pema("paper", "float32"),
+    "pema-best": pema("best"),
+    "owner": owner,
+}
+assert tuple(RUN) == METHODS
+
+
+def memory_path(shape: Shape, pairs: int, folder: Path) -> Path:
+    """A memory of so many pairs, written on first use: float16 representations, W_hd in float16 as OPT's own is."""
+    size, given = options.Shape(shape.name, shape.d, shape.V), options.Options(pairs=pairs)
+    return inputs.synthetic_memory(given, size, folder / str(pairs), stored=torch.float16, to_learn=False).path

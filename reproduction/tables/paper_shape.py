@@ -1,0 +1,148 @@
+"""The tables of `paper_shape` in Markdown: what was measured, and beside it what the paper reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reproduction.lines import read_runs
+from reproduction.paper_shape.options import METHODS, SHAPES, Setting, least_bytes
+from reproduction.paths import RESULTS
+from reproduction.tables.markdown import head, row
+
+FILE, COMMAND = RESULTS / "paper_shape.jsonl", "python -m reproduction.paper_shape"
+TITLES = {
+    "full": "full fine-tuning, float32",
+    "lora": "LoRA, float32 base",
+    "lora-bfloat16": "LoRA, bfloat16 base",
+    "offsite": "Offsite-Tuning, data owner",
+    "knn": "kNN-LM, exact index",
+    "pema-paper": "PEMA, preset `paper`",
+    "pema-paper-float32": "PEMA, preset `paper`, products in float32",
+    "pema-best": "PEMA, preset `best`",
+}
+
+PAPER_MIB = {"full": 20_082, "pema-paper": 478}
+"""Training memory at OPT-IML-MAX-1.3B as the paper reports it, on a GPU in float32; its MB are taken for MiB."""
+
+PAPER_SHAPE = "opt-1.3b"
+AIMS = (("full", 40), ("lora", 10))
+"""What PEMA's peak is to be under a part of."""
+
+
+def paper_shape() -> str:
+    """All tables of the committed results."""
+    return page(list(read_runs(FILE).values()))
+
+
+def page(results: list[dict[str, Any]]) -> str:
+    """All tables of results that were measured with one setting."""
+    setting = Setting.of(results[0])
+    found = {(result["shape"], result["method"]): result for result in results}
+    shapes = [name for name in SHAPES if any(shape == name for shape, _ in found)]
+    text = ""
+    for name in shapes:
+        text += f"### {name}\n\n{sizes(name)}\n\n" + methods_table(name, found, setting) + "\n"
+    text += "### The aims\n\n" + aims_table(shapes, found, setting) + "\n"
+    text += "### The paper\n\n" + paper_table(found, setting) + "\n"
+    text += "### The PLM owner's side\n\n" + owner_table(shapes, found) + "\n"
+    return text + signed(results)
+
+
+def sizes(name: str) -> str:
+    shape = SHAPES[name]
+    parameters = (shape.layers * shape.layer_parameters + shape.other_parameters) / 1e6
+    return f"d {shape.d}, {shape.layers} layers, V {shape.V:,}: {parameters:,.0f} M parameters."
+
+
+def peak_of(result: dict[str, Any] | None) -> int | None:
+    """Peak memory in bytes, of the accelerator where one was used; None where it was not measured."""
+    if result is None or not result["fits"]:
+        return None
+    peak = result["peak_bytes"]
+    return int(peak["resident"] if peak["allocated"] is None else peak["allocated"])
+
+
+def methods_table(shape: str, found: dict[Any, dict[str, Any]], setting: Setting) -> str:
+    """One line a method."""
+    text = head(
+        ["method", "peak (MB)", "without files (MB)", "s a step", "a step", "ms a token or pair", "trained (M)"]
+    )
+    for method, title in TITLES.items():
+        result = found.get((shape, method))
+        if result is None or not result["fits"]:
+            least = f"{least_bytes(SHAPES[shape], method, setting) / 1e6:,.0f}"
+            why = "not run here" if result is None else "does not fit here"
+            text += row([title, f"{why}; by arithmetic at least {least}", "-", "-", "-", "-", "-"])
+            continue
+        peak, anonymous = peak_of(result), result["peak_bytes"]["anonymous"]
+        cells = [title, f"{(peak or 0) / 1e6:,.0f}", f"{anonymous / 1e6:,.0f}"]
+        if method == "knn":
+            cells += [f"{result['build_seconds']:,.3g}", f"index of {result['pairs']:,} pairs"]
+        else:
+            unit = "pairs" if method.startswith("pema") else "tokens"
+            cells += [f"{result['seconds_per_step']:,.3g}", f"{result['tokens_per_step']:,} {unit}"]
+        trained = result.get("trainable_parameters")
+        cells += [f"{1e3 * result['seconds_per_token']:,.3g}", "-" if trained is None else f"{trained / 1e6:,.1f}"]
+        text += row(cells)
+    return text
+
+
+def aims_table(shapes: list[str], found: dict[Any, dict[str, Any]], setting: Setting) -> str:
+    """PEMA's peak as a part of the others', and whether that is under what is aimed at."""
+    text = head(["shape", "method", "against", "ratio", "aim", "met"])
+    for shape in shapes:
+        for method in ("pema-paper", "pema-paper-float32", "pema-best"):
+            peak = peak_of(found.get((shape, method)))
+            if peak is None:
+                continue
+            for other, parts in AIMS:
+                measured = peak_of(found.get((shape, other)))
+                # The arithmetic is a lower bound of the other's peak, so the ratio is an upper bound.
+                against = measured or least_bytes(SHAPES[shape], other, setting)
+                how = TITLES[other] + ("" if measured else " (arithmetic)")
+                ratio = against / peak
+                text += row(
+                    [shape, TITLES[method], how, f"1/{ratio:.1f}", f"< 1/{parts}", "yes" if ratio > parts else "no"]
+                )
+    return text
+
+
+def paper_table(found: dict[Any, dict[str, Any]], setting: Setting) -> str:
+    """The paper's figures beside those of here, at its shape."""
+    text = head(["training memory at OPT-1.3B's shape", "paper, GPU (MiB)", "here (MiB)"])
+    for method, mebibytes in PAPER_MIB.items():
+        peak = peak_of(found.get((PAPER_SHAPE, method)))
+        least = least_bytes(SHAPES[PAPER_SHAPE], method, setting) / 2**20
+        here = f"not run here; by arithmetic at least {least:,.0f}" if peak is None else f"{peak / 2**20:,.0f}"
+        text += row([TITLES[method], f"{mebibytes:,}", here])
+    return text
+
+
+def owner_table(shapes: list[str], found: dict[Any, dict[str, Any]]) -> str:
+    """The pass that builds a memory, and a generated token with and without the adapter."""
+    text = head(["shape", "PLM in", "building, ms a token", "PLM alone, ms a token", "`paper`", "`best`", "aim"])
+    for shape in shapes:
+        result = found.get((shape, "owner"))
+        if result is None or not result["fits"]:
+            text += row([shape, "not run here" if result is None else "does not fit here", *["-"] * 5])
+            continue
+        alone = result["generate_seconds_per_token"]["alone"]
+        cells = [shape, result["dtype"], f"{1e3 * result['represent_seconds_per_token']:,.3g}", f"{1e3 * alone:,.3g}"]
+        text += row([*cells, *(f"x {result['ratio'][name]:.3f}" for name in ("paper", "best")), "<= 1.05"])
+    return text
+
+
+def signed(results: list[dict[str, Any]]) -> str:
+    """Which machine made the figures."""
+    machines: dict[str, None] = {}
+    for result in results:
+        machine, versions = result["signature"]["machine"], result["signature"]["versions"]
+        where = machine.get("accelerator") if result["device"] == "cuda" else machine["processor"]
+        threads = result["signature"]["config"]["threads"]
+        machines[f"{where}, {machine['cpu_capability']}, {threads} thread(s), torch {versions['torch']}"] = None
+    busiest = max((result["load_average"][0] for result in results if result["fits"]), default=0.0)
+    beside = f", with a load average of up to {busiest:.1f}" if busiest else ""
+    return f"Made by `{COMMAND}` on " + "; ".join(machines) + beside + ".\n"
+
+
+assert set(TITLES) | {"owner"} == set(METHODS)

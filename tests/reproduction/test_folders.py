@@ -1,0 +1,112 @@
+"""Folders of results and committed files turn into each other without a loss."""
+
+import json
+import sys
+
+import pytest
+
+from pema.errors import DataError
+from pema.experiments.layout import COMET, COMPARISON, EXPERIMENT, TEST
+from pema.experiments.report.document import report
+from reproduction import folders
+from reproduction.folders import EXAMPLES, SHIPPED, TEXTS, pack, run_into, unpack
+from reproduction.lines import read_lines, read_runs, write_lines
+from reproduction.paths import RESULTS
+
+COMMITTED = sorted(file for part in ("compare", "studies", "presets") for file in (RESULTS / part).iterdir())
+QA = RESULTS / "studies" / "qa.jsonl"
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_a_committed_file_is_what_its_folder_packs_to(file, tmp_path):
+    unpack(file, tmp_path / "folder")
+    write_lines(tmp_path / "again.jsonl", pack(tmp_path / "folder"))
+    assert (tmp_path / "again.jsonl").read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_it_holds_every_run_its_texts_and_only_sentences_that_may_be_passed_on(file):
+    fields = {name: value for line in read_lines(file) if "run" not in line for name, value in line.items()}
+    runs, data = read_runs(file), fields["experiment"]["data"]
+    assert set(runs) == {
+        name for names in fields["comparison"]["signature"]["config"]["runs"].values() for name in names
+    }
+    assert {len(run[TEXTS]) for run in runs.values()} == {data["test"]}
+    assert (EXAMPLES in fields) == (data["name"] in SHIPPED)
+    assert len(fields.get(EXAMPLES, range(data["test"]))) == data["test"]
+
+
+def test_data_that_the_project_may_pass_on():
+    assert {"support", "made-classification", "made-qa", "made-summarisation"} == SHIPPED
+
+
+def test_the_report_shows_an_unpacked_folder(tmp_path):
+    unpack(QA, tmp_path / "qa")
+    assert {path.name for path in (tmp_path / "qa").iterdir()} == {
+        *(EXPERIMENT, COMPARISON, TEST),
+        *(f"{name}.{kind}" for name in read_runs(QA) for kind in ("json", "txt")),
+    }
+    assert "PEMA best" in report(tmp_path / "qa")
+
+
+def test_scores_of_another_environment_go_along(tmp_path):
+    unpack(QA, tmp_path / "qa")
+    name, *_ = read_runs(QA)
+    (tmp_path / "qa" / COMET).mkdir()
+    (tmp_path / "qa" / COMET / f"{name}.json").write_text('{\n  "value": 0.5\n}\n', encoding="utf-8")
+    write_lines(tmp_path / "qa.jsonl", pack(tmp_path / "qa"))
+    assert read_runs(tmp_path / "qa.jsonl")[name][COMET] == {"value": 0.5}
+    unpack(tmp_path / "qa.jsonl", tmp_path / "again")
+    assert json.loads((tmp_path / "again" / COMET / f"{name}.json").read_text(encoding="utf-8")) == {"value": 0.5}
+    assert COMET not in json.loads((tmp_path / "again" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_an_experiment_that_is_not_finished_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"has no comparison.json: let the experiment finish first"):
+        pack(tmp_path)
+
+
+def test_a_file_that_was_not_packed_from_a_folder_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"demo.jsonl holds no line `experiment`"):
+        unpack(RESULTS / "demo.jsonl", tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_the_demos_file_is_packed(tmp_path, monkeypatch):
+    lines = read_lines(RESULTS / "demo.jsonl")
+    printed = lines[-1]["comparison"] | {"runs": lines[:-1]}
+    (tmp_path / "demo.json").write_text(json.dumps(printed), encoding="utf-8")
+    output = tmp_path / "demo.jsonl"
+    monkeypatch.setattr(sys, "argv", ["folders", "pack", str(tmp_path / "demo.json"), str(output)])
+    folders.main()
+    assert output.read_bytes() == (RESULTS / "demo.jsonl").read_bytes()
+
+
+def test_the_command_packs_and_unpacks(tmp_path, monkeypatch):
+    for arguments in (
+        ["unpack", str(QA), str(tmp_path / "qa")],
+        ["pack", str(tmp_path / "qa"), str(tmp_path / "qa.jsonl")],
+    ):
+        monkeypatch.setattr(sys, "argv", ["folders", *arguments])
+        folders.main()
+    assert (tmp_path / "qa.jsonl").read_bytes() == QA.read_bytes()
+
+
+def test_committed_runs_are_there_before_an_experiment_goes_on(tmp_path, monkeypatch):
+    seen = []
+
+    def run_experiment(experiment, results, work):
+        seen.append(sorted(path.name for path in (results / experiment.name).glob("*.json")))
+        comparison = json.loads((results / experiment.name / COMPARISON).read_text(encoding="utf-8"))
+        comparison["rows"][0]["label"] = f"changed {len(seen)}"
+        (results / experiment.name / COMPARISON).write_text(json.dumps(comparison), encoding="utf-8")
+
+    monkeypatch.setattr(folders, "run_experiment", run_experiment)
+    file = tmp_path / "studies" / "qa.jsonl"
+    write_lines(file, read_lines(QA))
+    experiment = type("Experiment", (), {"name": "qa"})
+    for _ in range(2):
+        run_into(file, experiment, tmp_path / "work")
+    assert seen[0] == seen[1] == sorted([EXPERIMENT, COMPARISON, *(f"{name}.json" for name in read_runs(QA))])
+    # The folder of an experiment that goes on is not unpacked anew.
+    assert read_lines(file)[-2]["comparison"]["rows"][0]["label"] == "changed 2"

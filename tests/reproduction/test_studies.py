@@ -1,0 +1,232 @@
+"""The studies: the committed pages are those of the committed results; tables and plots show what the results say."""
+
+import re
+import tomllib
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from pema.errors import AdapterError
+from pema.experiments.experiment import Experiment
+from reproduction import studies
+from reproduction.lines import write_lines
+from reproduction.tables.markdown import BEGIN, END, parts_of
+from reproduction.tables.results import DEV, read_results
+
+SIGNATURE = {
+    "versions": {"torch": "2.13"},
+    "machine": {"processor": "made", "cores": 1, "cpu_capability": "AVX2"},
+}
+
+
+def made(file, lines, *, axes=None, seeds=(0, 1), reference="PLM alone", grid=None):
+    """Write the results of lines: label -> (method, settings, chrF per seed, dev perplexity per seed[, PLM's size])."""
+    runs, results = {}, []
+    for number, (label, (method, settings, scores, perplexities, *size)) in enumerate(lines.items()):
+        signature = SIGNATURE | {"config": {"plm": {"parameters": size[0] if size else 9_000_000}, "grid": grid or {}}}
+        for seed, (score, perplexity) in enumerate(zip(scores, perplexities, strict=True)):
+            run = {
+                "run": f"line{number}-seed{seed}",
+                "method": method,
+                "settings": settings,
+                "scores": {"chrf": {"value": score}},
+                "dev_perplexity": perplexity,
+                "costs": {"train_seconds": 10 * seed, "trainable_parameters": 2000},
+                "signature": signature,
+            }
+            runs.setdefault(label, []).append(run["run"])
+            results.append(run)
+    found = [
+        {"label": label, "reference": reference, "metric": "chrf"}
+        | {"difference": values[2][0] - 30, "significant": abs(values[2][0] - 30) > 5}
+        for label, values in lines.items()
+        if reference is not None and label != reference
+    ]
+    comparison = {
+        "differences": found,
+        "signature": SIGNATURE | {"config": {"runs": runs}},
+    }
+    experiment = {
+        "title": "Made & drawn",
+        "seeds": list(seeds),
+        "reference": reference,
+        "axes": axes or {},
+        "data": {"name": "made", "train": 1500, "dev": 3, "test": 4},
+    }
+    write_lines(file, [{"experiment": experiment}, *results, {"comparison": comparison}])
+
+
+RANKS = {
+    "PLM alone": ("plm", {}, [30.0], [25.0]),
+    "paper, rank=8": ("pema", {"preset": "paper", "rank": 8}, [31.0, 33.0], [20.0, 22.0]),
+    "paper, rank=80": ("pema", {"preset": "paper", "rank": 80}, [36.0, 38.0], [12.0, 14.0]),
+    "best, rank=80": ("pema", {"preset": "best", "rank": 80}, [20.0, 20.0], [None, 50.0]),
+}
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """Folders of the studies in place of the repository's own."""
+    monkeypatch.setattr(studies, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(studies, "PAGES", tmp_path / "pages")
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "README.md").write_text(f"# Studies\n\n{BEGIN}{END}behind\n", encoding="utf-8")
+    return tmp_path
+
+
+def cells(block):
+    found = [[cell.strip() for cell in line.strip("| ").split("|")] for line in block.splitlines() if "|" in line]
+    return {row[0]: row[1:] for row in found if len(row) > 1}
+
+
+def texts(svg):
+    root = ElementTree.fromstring(svg)
+    return [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def words(svg):
+    return [text for text in texts(svg) if re.search("[A-Za-z]{2}", text)]
+
+
+@pytest.mark.parametrize("name", studies.finished())
+def test_the_committed_page_is_that_of_the_results(name):
+    assert parts_of(studies.PAGES / f"{name}.md")[1] == studies.block(name), "run python -m reproduction"
+    committed = (studies.PAGES / f"{name}.svg").read_bytes()
+    # Ticks and paths are matplotlib's, which differ from one version to the next.
+    assert words(committed) == words(studies.plot(name)), "run python -m reproduction"
+
+
+def test_the_index_is_that_of_the_results():
+    assert parts_of(studies.PAGES / "README.md")[1] == studies.index(), "run python -m reproduction"
+
+
+def test_every_page_and_every_result_is_of_a_study():
+    pages = {path.stem for path in studies.PAGES.glob("*.md")} - {"README"}
+    results = {path.stem for path in studies.RESULTS.iterdir()}
+    assert pages == set(studies.finished())
+    assert results <= set(studies.STUDIES)
+
+
+def test_every_config_is_run_and_says_what_it_costs():
+    configs = {path.stem: path.read_text(encoding="utf-8") for path in studies.CONFIGS.glob("*.toml")}
+    assert set(configs) == set(studies.STUDIES)
+    for name, text in configs.items():
+        assert re.search(r"^# .*minutes on one core", text), name
+        assert tomllib.loads(text)["seeds"] == [0, 1, 2], name
+
+
+def test_the_table_holds_means_and_spreads(house):
+    made(studies.results_of("rank"), RANKS, axes={"rank": [8, 80]})
+    block = studies.block("rank")
+    table = cells(block)
+    assert table["PLM alone"] == ["30.0", "25.00", "2,000", "0"]
+    assert table["paper, rank=8"] == ["32.0 ± 1.4", "21.00 ± 1.41", "2,000", "5 ± 7"]
+    assert table["paper, rank=80"] == ["37.0 ± 1.4 +", "**13.00 ± 1.41**", "2,000", "5 ± 7"]
+    assert table["best, rank=80"] == ["20.0 ± 0.0 -", "-", "2,000", "5 ± 7"]
+    assert "made: 1,500 examples to learn from, 3 dev, 4 test." in block
+    assert "over seeds 0, 1; + better, - worse than PLM alone" in block
+    assert "`pema sweep reproduction/configs/studies/rank.toml` on made" in block
+
+
+def test_what_dev_data_chose_of_a_grid_is_named(house):
+    lines = {"LoRA": ("lora", {"learning_rate": 0.003, "seconds": 20.0}, [31.0, 33.0], [20.0, 22.0])}
+    made(studies.results_of("equal-time"), lines, grid={"learning_rate": [0.001, 0.003]})
+    assert "LoRA, learning_rate=0.003" in cells(studies.block("equal-time"))
+
+
+def test_perplexities_of_different_plms_are_not_compared(house):
+    lines = {
+        f"best, plm={name}": ("pema", {"plm": name}, [0.3], [perplexity], parameters)
+        for name, perplexity, parameters in (("small", 9.0, 3_000_000), ("large", 5.0, 14_000_000))
+    }
+    made(studies.results_of("plm-size"), lines, axes={"plm": ["small", "large"]}, seeds=[0], reference=None)
+    block = studies.block("plm-size")
+    assert "**" not in block
+    assert cells(block)["best, plm=small"][0] == "0.30"
+    assert "Seed 0." in block
+    svg = studies.plot("plm-size")
+    assert {"3", "14", "best", "parameters of the PLM (millions)"} <= set(texts(svg))
+
+
+def test_lines_are_named_by_what_is_not_swept(house):
+    made(studies.results_of("rank"), RANKS, axes={"rank": [8, 80]})
+    shown = texts(studies.plot("rank"))
+    assert {"paper", "best", "PLM alone", "chrF", "dev perplexity", "rank r", "8", "80"} <= set(shown)
+    assert not [text for text in shown if "rank=" in text]
+
+
+def test_columns_of_panels_are_named_by_the_facet(house):
+    lines = {"PLM alone": ("plm", {}, [30.0], [25.0])}
+    for contexts in ("teacher", "predicted"):
+        fixed = {"contexts": contexts, "schedule": "fitted"}
+        lines[f"{contexts}, schedule=fitted"] = ("pema", fixed, [33.0, 34.0], [9.0, 9.5])
+        for weight in (0.3, 0.9):
+            settings = {"contexts": contexts, "schedule": "linear", "lambda_max": weight}
+            label = f"{contexts}, schedule=linear, lambda_max={weight}"
+            lines[label] = ("pema", settings, [30.0 + weight, 31.0], [10.0, 200.0])
+    made(studies.results_of("schedules"), lines)
+    shown = texts(studies.plot("schedules"))
+    assert {"chrF, teacher", "chrF, predicted", "schedule=fitted", "schedule=linear", "0.3", "0.9"} <= set(shown)
+    assert shown.count("PLM alone") == 1
+
+
+def test_a_study_without_an_axis_has_a_row_a_method(house):
+    made(studies.results_of("ablations"), RANKS)
+    shown = texts(studies.plot("ablations"))
+    assert {"paper, rank=8", "paper, rank=80", "best, rank=80", "PLM alone"} <= set(shown)
+
+
+@pytest.mark.parametrize("name", ["rank", "ablations"])
+def test_a_plot_is_the_same_to_the_byte_and_changes_with_the_results(house, name):
+    made(studies.results_of(name), RANKS)
+    before = studies.plot(name)
+    assert studies.plot(name) == before
+    assert b"Made &amp; drawn" in before
+    assert b"dc:date" not in before
+    file = studies.results_of(name)
+    file.write_text(file.read_text(encoding="utf-8").replace("38.0", "38.5"), encoding="utf-8")
+    assert studies.plot(name) != before
+
+
+def test_error_bars_are_standard_deviations_over_seeds(house):
+    made(studies.results_of("rank"), RANKS)
+    alone, low, *_ = read_results(studies.results_of("rank")).lines
+    assert alone.spread("chrf") is None
+    assert low.spread("chrf") == pytest.approx(2**0.5)
+    assert low.mean(DEV) == pytest.approx(21)
+
+
+def test_pages_are_begun_and_what_is_written_by_hand_stays(house):
+    made(studies.results_of("rank"), RANKS)
+    studies.write_pages()
+    page = house / "pages" / "rank.md"
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"# Made & drawn\n\n{studies.STUDIES['rank'].question}\n\n{BEGIN}![Made & drawn](rank.svg)")
+    page.write_text(text.replace(BEGIN, f"An answer.\n\n{BEGIN}").replace("32.0", "99.9"), encoding="utf-8")
+    studies.write_pages()
+    assert page.read_text(encoding="utf-8") == text.replace(BEGIN, f"An answer.\n\n{BEGIN}")
+    index = (house / "pages" / "README.md").read_text(encoding="utf-8")
+    assert f"- [Made & drawn](rank.md): {studies.STUDIES['rank'].question}\n{END}behind\n" in index
+    assert {path.name for path in (house / "pages").iterdir()} == {"README.md", "rank.md", "rank.svg"}
+
+
+def test_a_study_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
+    ran = []
+
+    def run_into(file, experiment, work):
+        assert isinstance(experiment, Experiment)
+        ran.append((experiment.name, experiment.kind, file, work, Path.cwd()))
+        if experiment.name == "rank":
+            raise AdapterError("it diverged")
+
+    monkeypatch.setattr(studies, "run_into", run_into)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    failed = studies.run(Path("data"), Path("work"), ["rank", "memory-size", "kappa"])
+    places = (tmp_path / "work", tmp_path / "data")
+    assert ran == [(name, "sweep", studies.results_of(name), *places) for name in ("rank", "kappa")]
+    assert failed[0] == "rank: it diverged"
+    assert failed[1].startswith("memory-size: multi30k/train.jsonl")
+    assert len(failed) == 2
+    assert Path.cwd() == tmp_path
