@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_local import slow_greedy
 from transformers import pipeline
 
 from pema.errors import OwnerError
@@ -51,8 +52,9 @@ def test_a_model_without_a_cache_of_keys_and_values(tiny_plm):
     for prompt in PROMPTS:
         ids = torch.tensor([prompt])
         settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 9, "pad_token_id": PAD}
-        expected = plm.model.generate(ids, **settings)
-        assert SessionModel(plm).generate(ids, **settings).tolist() == expected.tolist()
+        new = SessionModel(plm).generate(ids, **settings)[0, len(prompt) :].tolist()
+        # Not the model's own generate: that of older versions of transformers gives Mamba a wrong mask.
+        assert new == slow_greedy(plm, prompt, 9)[1]
 
 
 def test_a_pipeline(tiny_plm, caplog):
