@@ -67,11 +67,12 @@ def generate(
 ) -> list[str]:
     """Generate a text for each source.
 
-    A text depends on its own source only, not on what else is in its batch (sampling apart, where the seed fixes the
-    whole call). In bfloat16 and float16 that holds to rounding: the products of a batch are rounded in another order
-    than those of one row, and where two tokens are as good as equal the other one may win. Load the PLM in float32, or
-    take batch_size=1, where it must not. The generation settings that come with the PLM's folder (`generation_config.json`) do not count: what
-    is not given here is greedy decoding without penalties, and the same for a PLM behind a server.
+    A text depends on its own source only, not on what else is in its batch (sampling apart, where the seed fixes
+    the whole call). In bfloat16 and float16 that holds to rounding: the products of a batch are rounded in another
+    order than those of one row, and where two tokens are as good as equal the other one may win. Load the PLM in
+    float32, or take batch_size=1, where it must not. The generation settings that come with the PLM's folder
+    (`generation_config.json`) do not count: what is not given here is greedy decoding without penalties, and the
+    same for a PLM behind a server.
 
     Args:
         plm: the PLM.

@@ -38,9 +38,10 @@ class LocalPLM:
     """A frozen causal language model in this process.
 
     Which short cuts hold for an architecture (padding, key-value cache, a shared prefix) is tried on its first use,
-    against the plain forward pass; what does not hold is not used, and the log says so. With what holds, and whatever is
-    in the same batch, representations are those of a plain forward pass of each context alone: to rounding, which with
-    the embedded PLM is at most 1e-6 of their magnitude in float32, 3e-3 in float16 and 2e-2 in bfloat16.
+    against the plain forward pass; what does not hold is not used, and the log says so. With what holds, and
+    whatever is in the same batch, representations are those of a plain forward pass of each context alone: to
+    rounding, which with the embedded PLM is at most 1e-6 of their magnitude in float32, 3e-3 in float16 and 2e-2 in
+    bfloat16.
 
     Attributes:
         model: the transformers model, in evaluation mode.
