@@ -18,7 +18,7 @@ from torch import Tensor
 from pema.errors import ConfigError, DataError, MismatchError, OwnerError
 from pema.files import read_json, recover, sha256
 from pema.schema import from_json, option, short
-from pema.tensors import FLOATS, is_finite, read_header, save_tensors
+from pema.tensors import ENTRIES_AT_ONCE, FLOATS, is_finite, read_header, save_tensors
 
 FORMAT = 1
 SETTINGS_FILE = "head.json"
@@ -50,14 +50,17 @@ def _digest_of(digests: Mapping[str, bytes], settings: Mapping[str, Any]) -> str
 def digest_tensor(tensor: Tensor) -> bytes:
     """SHA-256 over a tensor's shape and values, a piece at a time so that no second copy of it is ever alive."""
     digest = hashlib.sha256(str(tuple(tensor.shape)).encode())
-    for piece in torch.split(tensor.detach().reshape(-1), 1 << 22):
-        _update(digest, piece)
+    _update(digest, tensor)
     return digest.digest()
 
 
-def _update(digest: hashlib._Hash, piece: Tensor) -> None:
-    values = piece.to("cpu", torch.float32) if piece.is_floating_point() else piece.to("cpu")
-    digest.update(values.contiguous().numpy().data)
+def _update(digest: hashlib._Hash, tensor: Tensor, finite: str | None = None) -> None:
+    """Hash more values; where `finite` names them, NaN and infinity are refused."""
+    for piece in torch.split(tensor.detach().reshape(-1), ENTRIES_AT_ONCE):
+        values = piece.to("cpu", torch.float32) if piece.is_floating_point() else piece.to("cpu")
+        if finite is not None and not is_finite(values):
+            raise OwnerError(f"its {finite} holds NaN or infinity")
+        digest.update(values.contiguous().numpy().data)
 
 
 @dataclass(frozen=True)
@@ -164,9 +167,9 @@ def require_fingerprint(fingerprint: str, digests: Mapping[str, bytes], settings
 
 def digest_finite(name: str, tensor: Tensor) -> bytes:
     """See `digest_tensor`; refuse NaN and infinity."""
-    if not is_finite(tensor):
-        raise OwnerError(f"its {name} holds NaN or infinity")
-    return digest_tensor(tensor)
+    digest = hashlib.sha256(str(tuple(tensor.shape)).encode())
+    _update(digest, tensor, name)
+    return digest.digest()
 
 
 CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -188,9 +191,7 @@ def read_tensors(path: Path, dtype: torch.dtype | None) -> tuple[dict[str, Tenso
     for start in range(0, len(weight), ROWS):
         with safe_open(path, framework="pt") as opened:
             piece = opened.get_slice("weight")[start : start + ROWS]
-            if not is_finite(piece):
-                raise OwnerError("its weight holds NaN or infinity")
-            _update(digest, piece)
+            _update(digest, piece, "weight")
             weight[start : start + ROWS] = piece
     return tensors, digests | {"weight": digest.digest()}
 
