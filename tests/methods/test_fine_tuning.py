@@ -18,8 +18,8 @@ from pema.methods.full import FILE, FullFineTuning
 from pema.methods.plm_alone import PLMAlone
 from pema.methods.targets import cross_entropy, encode, mean_cross_entropy
 from pema.methods.tuned import twin
-from pema.owner.fingerprints import fingerprint
 from pema.owner.local import LocalPLM
+from pema.owner.weights import fingerprint
 from pema.tasks.held_out import draw_held_out
 
 METHOD = FullFineTuning(learning_rate=3e-3, batch_size=4)

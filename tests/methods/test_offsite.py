@@ -23,8 +23,8 @@ from pema.methods.emulator import (
 )
 from pema.methods.offsite import FILE, OffsiteTuning
 from pema.methods.plm_alone import PLMAlone
-from pema.owner.fingerprints import fingerprint
 from pema.owner.local import LocalPLM
+from pema.owner.weights import fingerprint
 
 METHOD = OffsiteTuning(learning_rate=3e-3, batch_size=4)
 LAYERS = 5

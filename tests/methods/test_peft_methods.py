@@ -14,8 +14,8 @@ from pema.errors import AdapterError, ConfigError, DataError
 from pema.generation.decoding import text_of
 from pema.methods.peft_methods import FILE, IA3, LoRA, PrefixTuning
 from pema.methods.plm_alone import PLMAlone
-from pema.owner.fingerprints import fingerprint
 from pema.owner.local import LocalPLM
+from pema.owner.weights import fingerprint
 from pema.tasks.example import Example
 
 # peft's own calls of transformers, by names that go.

@@ -13,14 +13,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PhiConfig
 from pema.errors import MismatchError
 from pema.owner.bundle import digest_tensor
 from pema.owner.contract import PLMDescription
-from pema.owner.fingerprints import (
-    essentials,
-    fingerprint,
-    model_fingerprints,
-    tokenizer_fingerprint,
-    tokenizer_fingerprints,
-)
+from pema.owner.loading import tokenizer_fingerprint, tokenizer_fingerprints
 from pema.owner.local import LocalPLM
+from pema.owner.weights import essentials, fingerprint, model_fingerprints
 from tiny import _LLAMA, EOS, FAMILIES, build_model, build_tokenizer
 
 

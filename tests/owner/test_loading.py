@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from pema.errors import ConfigError, OwnerError
 from pema.owner import loading
 from pema.owner.contract import PLMDescription
-from pema.owner.fingerprints import fingerprint, tokenizer_fingerprint
 from pema.owner.local import LocalPLM
 from pema.owner.opening import open_plm
+from pema.owner.weights import fingerprint
 from tiny import EOS
 
 
@@ -88,16 +88,16 @@ def test_a_checkpoint_has_one_fingerprint_in_its_own_type_and_in_float32(tiny_mo
 
 
 def test_tokenizer_fingerprints(tiny_tokenizer, folder):
-    mine = tokenizer_fingerprint(tiny_tokenizer())
+    mine = loading.tokenizer_fingerprint(tiny_tokenizer())
     used = tiny_tokenizer()
     used(["a", "the house"], padding=True, truncation=True, max_length=4)
-    assert tokenizer_fingerprint(used) == mine
+    assert loading.tokenizer_fingerprint(used) == mine
     assert LocalPLM.load(folder).description.tokenizer_fingerprint == mine
-    assert tokenizer_fingerprint(tiny_tokenizer(bos=False)) != mine
-    assert tokenizer_fingerprint(tiny_tokenizer(vocab_size=300)) != mine
+    assert loading.tokenizer_fingerprint(tiny_tokenizer(bos=False)) != mine
+    assert loading.tokenizer_fingerprint(tiny_tokenizer(vocab_size=300)) != mine
     other = tiny_tokenizer()
     other.eos_token = "<s>"
-    assert tokenizer_fingerprint(other) != mine
+    assert loading.tokenizer_fingerprint(other) != mine
 
     class Slow:
         eos_token = "</s>"
@@ -105,7 +105,7 @@ def test_tokenizer_fingerprints(tiny_tokenizer, folder):
         def get_vocab(self):
             return {"a": 0}
 
-    assert tokenizer_fingerprint(Slow()) == tokenizer_fingerprint(Slow()) != mine
+    assert loading.tokenizer_fingerprint(Slow()) == loading.tokenizer_fingerprint(Slow()) != mine
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", torch.bfloat16, torch.float32])

@@ -52,7 +52,7 @@ def test_the_window_that_is_allowed_is_the_one_that_is_told(plm):
 def test_the_tokenizer_crosses(client, plm, tmp_path):
     from transformers import AutoTokenizer
 
-    from pema.owner.fingerprints import tokenizer_fingerprint
+    from pema.owner.loading import tokenizer_fingerprint
 
     files = client.get("/v1/tokenizer").json()["files"]
     for name, text in files.items():

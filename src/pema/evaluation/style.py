@@ -22,8 +22,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from pema.console import note
 from pema.errors import ConfigError
 from pema.evaluation.score import Array, require_aligned
-from pema.owner.fingerprints import fingerprint
 from pema.owner.loading import NO_LIMIT, load_as, max_length, name_of, resolve
+from pema.owner.weights import fingerprint
 
 PROBABILITY, ACCURACY, IMPROVEMENT = MEASURES = ("style_probability", "style_accuracy", "style_improvement")
 FORMAL = "formal"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ from transformers import (
 )
 
 from pema.errors import ConfigError, OwnerError
+from pema.owner.weights import Fingerprints
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = "tatoeba-en-de-9m"
@@ -161,6 +164,33 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return tuple(sorted(token for token in found if token >= 0))
 
 
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over what the tokenizer computes; see `tokenizer_fingerprints`."""
+    return tokenizer_fingerprints(tokenizer).current
+
+
+def tokenizer_fingerprints(tokenizer: PreTrainedTokenizerBase) -> Fingerprints:
+    """SHA-256 over what the tokenizer makes of texts.
+
+    Vocabulary, merges, normaliser, pre-tokeniser, post-processor, decoder, added tokens, and which tokens begin, end
+    and stand for the unknown. How it pads and cuts changes no token of any text, so the padding token does not count.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        # How the last call padded and cut is state, not what the tokenizer is.
+        content.pop("padding", None)
+        content.pop("truncation", None)
+    else:
+        content = {"vocabulary": tokenizer.get_vocab(), "class": type(tokenizer).__name__}
+    special = {name: str(getattr(tokenizer, name, None)) for name in ("bos_token", "eos_token", "unk_token")}
+    current = _json_sha256(content | {"special": special})
+    # The padding token once counted: the tokenizer's own, none, or one of the others that took its place.
+    pads = {str(getattr(tokenizer, "pad_token", None)), "None", *special.values(), *_added(tokenizer)}
+    earlier = _each_sha256(content | {"special": special | {"pad_token": _PLACE}}, sorted(pads))
+    return Fingerprints(current, tuple(value for value in earlier if value != current))
+
+
 def _dtype(dtype: str | torch.dtype | None, device_map: DeviceMap) -> str | torch.dtype | None:
     """The type to load in: the checkpoint's own, but float32 on a processor that is slow in it.
 
@@ -192,3 +222,22 @@ def _fast_bfloat16() -> bool:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+_PLACE = "\0pad\0"
+
+
+def _added(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Tokens that look as if they were made to pad."""
+    tokens = getattr(tokenizer, "added_tokens_decoder", None) or {}
+    return [str(token) for token in tokens.values() if "pad" in str(token).lower()]
+
+
+def _json_sha256(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _each_sha256(content: object, values: list[str]) -> list[str]:
+    """`_json_sha256` of the content with each of the values in the place of `_PLACE`."""
+    before, after = json.dumps(content, sort_keys=True, default=str).split(json.dumps(_PLACE))
+    return [hashlib.sha256((before + json.dumps(value) + after).encode()).hexdigest() for value in values]

@@ -17,7 +17,6 @@ from pema.owner.batching import common_prefix, length_batches
 from pema.owner.contract import PLMDescription, Represented, Tap
 from pema.owner.derivation import derive_head
 from pema.owner.encoded import cached, whole
-from pema.owner.fingerprints import model_fingerprints, tokenizer_fingerprints
 from pema.owner.greedy import greedy
 from pema.owner.growing import Growing
 from pema.owner.head import Head
@@ -28,7 +27,7 @@ from pema.owner.session import LocalSession
 from pema.owner.session_model import SessionModel
 from pema.owner.shortcuts import ShortCuts
 from pema.owner.support import require_supported
-from pema.owner.weights import device_of
+from pema.owner.weights import device_of, model_fingerprints
 
 _LEAST_SHARED = 4
 """Tokens below which a shared prefix does not pay for its own forward pass."""
@@ -123,7 +122,7 @@ class LocalPLM:
     @cached_property
     def description(self) -> PLMDescription:
         """What the PLM says of itself; the weights are hashed on first use."""
-        model, tokenizer = model_fingerprints(self.model), tokenizer_fingerprints(self._tokenizer)
+        model, tokenizer = model_fingerprints(self.model), loading.tokenizer_fingerprints(self._tokenizer)
         return PLMDescription(
             name=self._name,
             architecture=type(self.model).__name__,

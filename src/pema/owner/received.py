@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pema.errors import MismatchError, OwnerError
 from pema.owner.contract import PLMDescription
-from pema.owner.fingerprints import tokenizer_fingerprint
 from pema.owner.head import Head
+from pema.owner.loading import tokenizer_fingerprint
 
 TOKENIZER_BYTES = 1 << 28
 """Most bytes of a tokenizer's files together; the largest of today's take 40 MB."""
