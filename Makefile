@@ -45,7 +45,7 @@ nightly: setup ## the slow tests too
 bench: setup ## the benchmarks; results go to reproduction/results/benchmarks.jsonl
 	$(BIN)/python -m reproduction.benchmarks
 
-studies: setup ## run what is missing of the studies, on the data in DATA, and write their pages
+studies: setup ## run the studies, on the data in DATA, and write their pages
 	OMP_NUM_THREADS=1 $(BIN)/python -m reproduction.studies "$(DATA)"
 
 pages: setup ## write every number, table and plot of README and docs from the committed results

@@ -91,13 +91,13 @@ def main(argv: list[str] | None = None) -> None:
     for path, hypotheses in systems.items():
         rows = zip(sources, hypotheses, references, strict=True)
         samples = [{"src": source, "mt": hypothesis, "ref": reference} for source, hypothesis, reference in rows]
-        found = model.predict(
+        scored = model.predict(
             samples, batch_size=args.batch_size, gpus=args.gpus, accelerator="auto" if args.gpus else "cpu"
         )
         result = {
             "metric": "comet",
-            "value": float(found.system_score),
-            "segments": [float(score) for score in found.scores],
+            "value": float(scored.system_score),
+            "segments": [float(score) for score in scored.scores],
             "signature": f"COMET|model:{called}|version:{comet_version()}",
             "hypotheses_sha256": digest(hypotheses),
             "references_sha256": digest(references),

@@ -4,15 +4,13 @@
     python -m reproduction.folders pack demo.json reproduction/results/demo.jsonl
     python -m reproduction.folders unpack reproduction/results/compare/support.jsonl runs/results/support
 
-`pack` takes the file of `pema demo --json` too. An unpacked folder is what it was, so `pema report` shows it and
-`pema compare` goes on from it. Test examples go along where the project may pass them on: those of the package and
-those that it makes itself.
+`pack` takes the file of `pema demo --json` too. An unpacked folder is what it was, so `pema report` shows it. Test
+examples go along where the project may pass them on: those of the package, and those that it makes itself.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,21 +82,17 @@ def unpack(file: Path, folder: Path) -> None:
             write_lines(temporary / TEST, fields[EXAMPLES])
 
 
-def run_into(file: Path, experiment: Experiment, work: Path) -> Mapping[str, Any]:
-    """Run what is missing of an experiment and pack it into its committed file.
+def run_into(file: Path, experiment: Experiment, work: Path) -> None:
+    """Run an experiment and pack it into its committed file.
 
     Args:
-        file: the results; its runs are taken as finished.
+        file: of the results; it is replaced when all runs are finished.
         experiment: what to run.
-        work: memories, trained models and, below `results`, the folder of the runs.
+        work: memories, trained models and, below `results`, the folder of the runs; finished ones there are skipped.
     """
     results = work / "results" / file.parent.name
-    folder = results / experiment.name
-    if file.exists() and not folder.exists():
-        unpack(file, folder)
-    comparison = run_experiment(experiment, results, work)
-    write_lines(file, pack(folder))
-    return comparison
+    run_experiment(experiment, results, work)
+    write_lines(file, pack(results / experiment.name))
 
 
 def main() -> None:

@@ -64,8 +64,8 @@ def line_plot(results: Results, x: str, facet: str | None) -> bytes:
             dict.fromkeys(line.named_without(x, facet or "") for line in lines if not line.is_plm or _at(line, x))
         )
         for axes, (measure, value) in zip(grid.flat, panels, strict=False):
-            shown = [line for line in lines if value is None or line.setting(facet or "") in (value, None)]
-            _draw_lines(axes, shown, measure, x, names, facet)
+            some = [line for line in lines if value is None or line.setting(facet or "") in (value, None)]
+            _draw_lines(axes, some, measure, x, names, facet)
             axes.set_title(TITLES[measure] if value is None else f"{TITLES[measure]}, {value}")
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
@@ -102,9 +102,9 @@ def _draw_lines(
             colour, spread = COLOURS[names.index(name) % len(COLOURS)], line.spread(measure) or 0.0
             axes.axhline(mean, color=colour, linestyle="-.", linewidth=1.4, label=name)
             axes.axhspan(mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
-    for name, found in points.items():
+    for name, values in points.items():
         k = names.index(name)
-        where, means, spreads = zip(*sorted(found), strict=True)
+        where, means, spreads = zip(*sorted(values), strict=True)
         look: dict[str, Any] = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
         axes.errorbar(where, means, yerr=spreads, capsize=3, markersize=4.5, linewidth=1.4, label=name, **look)
     ticks = sorted({at for line in lines if (at := _at(line, x)) is not None})

@@ -1,9 +1,9 @@
-"""The studies: run what is missing of every one, and write their pages in `docs/studies/`.
+"""The studies: run them, and write their pages in `docs/studies/`.
 
     python -m reproduction.studies FOLDER
 
-FOLDER holds what `python -m reproduction.data.real` wrote and, for the study of PLM size, folders of PLMs. Finished
-runs are skipped, so a study that was stopped goes on where it was; a finished study goes to
+FOLDER holds what `python -m reproduction.data.real` wrote and, for the study of PLM size, folders of PLMs. What is
+finished in the folder of `--work` is skipped, so a study that was stopped goes on where it was; a finished one goes to
 `reproduction/results/studies/NAME.jsonl`.
 """
 
@@ -69,11 +69,11 @@ STUDIES = {
 
 
 def run(folder: Path, work: Path, names: Sequence[str]) -> list[str]:
-    """Run what is missing of these studies.
+    """Run these studies.
 
     Args:
         folder: data and PLMs.
-        work: memories and trained models.
+        work: memories, trained models and single runs; what is finished there is skipped.
         names: of studies.
 
     Returns:

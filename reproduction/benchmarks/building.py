@@ -126,9 +126,9 @@ def fresh(cache: Any) -> Any:  # noqa: ANN401
     """A key-value cache that a forward pass may fill, on the same keys and values."""
     if cache is None:
         return None
-    mine = copy.copy(cache)
-    mine.layers = [copy.copy(layer) for layer in cache.layers]
-    return mine
+    copied = copy.copy(cache)
+    copied.layers = [copy.copy(layer) for layer in cache.layers]
+    return copied
 
 
 def run(options: Options, folder: Path) -> dict[str, Any]:

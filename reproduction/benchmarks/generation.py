@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pema.adapter.config import PRESETS, AdapterConfig
+from pema.adapter.config import PRESETS
 from pema.adapter.module import Adapter
 from pema.generation.mixture import mix_logits
 from pema.generation.plugin import attach
 from pema.generation.schedule import Constant
 from pema.owner.local import LocalPLM
-from reproduction.benchmarks.inputs import examples, task
+from reproduction.benchmarks.inputs import examples, random_adapter, task
 from reproduction.benchmarks.options import Options
 from reproduction.benchmarks.timing import Run, alternate, breakdown, paired_ratio, row, significant, timing
 
@@ -30,32 +30,14 @@ ROUNDS = {1: 4, 32: 2}
 """Timed rounds for each of `Options.repeats`, by batch size: short runs are repeated more."""
 
 
-def adapter_of(plm: LocalPLM, name: str, seed: int) -> Adapter:
-    """An adapter of a preset's shape that does something."""
-    description = plm.description
-    config = PRESETS[name].fitted(description.d)
-    adapter = Adapter(
-        AdapterConfig(
-            d=description.d,
-            vocabulary_size=description.vocabulary_size,
-            rank=config.rank,
-            residual=config.residual,
-            activation=config.activation,
-        ),
-        seed=seed,
-    )
-    torch.nn.init.normal_(adapter.B_pd, std=0.02, generator=torch.Generator().manual_seed(seed))
-    return adapter.requires_grad_(False)
-
-
 class Generating:
     """A PLM and one batch of prompts."""
 
     def __init__(self, plm: LocalPLM, options: Options, batch_size: int) -> None:
         self.plm, self.new_tokens = plm, options.new_tokens
-        found = [examples(options)[i % options.examples] for i in range(min(batch_size, options.examples))]
-        found = [found[i % len(found)] for i in range(batch_size)]
-        prompts = [one.prompt for one in task().template.encode_prompts(plm.tokenizer, [e.source for e in found])]
+        some = [examples(options)[i % options.examples] for i in range(min(batch_size, options.examples))]
+        some = [some[i % len(some)] for i in range(batch_size)]
+        prompts = [one.prompt for one in task().template.encode_prompts(plm.tokenizer, [e.source for e in some])]
         columns = max(map(len, prompts))
         pad = plm.tokenizer.pad_token_id or 0
         self.ids = torch.tensor([[pad] * (columns - len(prompt)) + list(prompt) for prompt in prompts])
@@ -84,7 +66,8 @@ class Generating:
 
 def run(options: Options, _folder: Path) -> dict[str, Any]:
     plm = LocalPLM.load(options.plm)
-    adapters = {name: adapter_of(plm, name, options.seed) for name in PRESETS}
+    d, V = plm.description.d, plm.description.vocabulary_size
+    adapters = {name: random_adapter(name, d, V, options.seed) for name in PRESETS}
     result: dict[str, Any] = {
         "summary": [],
         "plm": plm.description.name,
@@ -97,22 +80,22 @@ def run(options: Options, _folder: Path) -> dict[str, Any]:
         runs |= {name: _with(generating, adapter) for name, adapter in adapters.items()}
         times = alternate(runs, options.repeats * ROUNDS.get(batch_size, 1))
         per_token = {name: [seconds / options.new_tokens for seconds in t] for name, t in times.items()}
-        found: dict[str, Any] = {"batch_size": batch_size, "prompt_columns": generating.ids.shape[1]}
-        found["seconds_per_step"] = {name: timing(t) for name, t in per_token.items()}
+        batch: dict[str, Any] = {"batch_size": batch_size, "prompt_columns": generating.ids.shape[1]}
+        batch["seconds_per_step"] = {name: timing(t) for name, t in per_token.items()}
         for name, adapter in adapters.items():
             ratio = paired_ratio(times[name], times["without"])
-            found.setdefault("ratio", {})[name] = ratio
-            milliseconds = found["seconds_per_step"][name]["median_seconds"] * 1e3
+            batch.setdefault("ratio", {})[name] = ratio
+            milliseconds = batch["seconds_per_step"][name]["median_seconds"] * 1e3
             what = f"preset {name}, r {adapter.config.rank}, batch {batch_size}"
             result["summary"].append(row(what, milliseconds, "ms/step", "without adapter", ratio, AIM))
-        found["where_it_goes"] = {
+        batch["where_it_goes"] = {
             "milliseconds of a step, each alone": {
                 name: stages(plm, adapter, batch_size, options) for name, adapter in adapters.items()
             },
             "without, profiled": breakdown(generating.generate),
             "best, profiled": breakdown(_with(generating, adapters["best"])),
         }
-        result["batches"].append(found)
+        result["batches"].append(batch)
     return result
 
 
@@ -145,7 +128,8 @@ def parts(options: Options, _folder: Path) -> dict[str, Run]:
             plm = LocalPLM.load(options.plm)
             with contextlib.ExitStack() as stack:
                 if name is not None:
-                    adapter = adapter_of(plm, name, options.seed)
+                    described = plm.description
+                    adapter = random_adapter(name, described.d, described.vocabulary_size, options.seed)
                     stack.enter_context(attach(plm.model, adapter, plm.head(), Constant(0.5)))
                 Generating(plm, options, batch_size).generate()
 

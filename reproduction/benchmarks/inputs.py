@@ -1,4 +1,4 @@
-"""Inputs of the benchmarks: examples, memories of a PLM, and synthetic memories at named shapes with a fixed seed."""
+"""Inputs of the benchmarks: examples, memories of a PLM, synthetic memories at named shapes, random adapters."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pema.adapter.config import PRESETS, AdapterConfig
+from pema.adapter.module import Adapter
 from pema.memory.build import build_memory
 from pema.memory.manifest import HEAD, FileEntry, Input, Manifest
-from pema.memory.reader import Memory
+from pema.memory.reader import Memory, View
 from pema.memory.shard import Contents, write_shard
 from pema.owner.contract import PLMDescription
 from pema.owner.head import Head
@@ -128,6 +130,15 @@ def _draw(head: Head, U: Tensor, count: int, draw: torch.Generator, to_learn: bo
     )
 
 
-def rows_of(memory_view: object, batch_size: int = 8192) -> Tensor:
+def random_adapter(preset: str, d: int, vocabulary_size: int, seed: int = 0) -> Adapter:
+    """An adapter of a preset's shape with random weights, so that it changes what it is plugged into."""
+    config = PRESETS[preset].fitted(d)
+    shape = AdapterConfig(d, vocabulary_size, config.rank, residual=config.residual, activation=config.activation)
+    adapter = Adapter(shape, seed=seed).requires_grad_(False)
+    torch.nn.init.normal_(adapter.B_pd, std=0.02, generator=torch.Generator().manual_seed(seed))
+    return adapter
+
+
+def rows_of(view: View, batch_size: int = 8192) -> Tensor:
     """All representations of a view, (pairs, d) float32."""
-    return torch.cat([batch.representations for batch in memory_view.batches(batch_size)])  # type: ignore[attr-defined]
+    return torch.cat([batch.representations for batch in view.batches(batch_size)])

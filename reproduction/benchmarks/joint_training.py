@@ -62,13 +62,13 @@ class Products:
         self.A, self.B_pd = torch.randn(rank, d).to(dtype), torch.randn(d, rank).to(dtype)
         self.dA, self.dB_pd = torch.empty_like(self.A), torch.empty_like(self.B_pd)
         widths = {"z": rank, "h": d, "p": V, "dh": d, "dz": rank}
-        self.room = {name: torch.empty(batch_size, width, dtype=dtype) for name, width in widths.items()}
+        self.buffers = {name: torch.empty(batch_size, width, dtype=dtype) for name, width in widths.items()}
 
     @torch.no_grad()
     def a_pass(self) -> None:
         """Every pair once."""
         for f in self.batches:
-            z, h, p, dh, dz = (buffer[: len(f)] for buffer in self.room.values())
+            z, h, p, dh, dz = (buffer[: len(f)] for buffer in self.buffers.values())
             torch.mm(f, self.A.T, out=z)
             torch.mm(z, self.B_pd.T, out=h)
             torch.mm(h, self.W_hd.T, out=p)
@@ -105,7 +105,7 @@ def published_loop(options: Options, memory: Memory, folder: Path) -> tuple[Call
 
 def run(options: Options, folder: Path) -> dict[str, Any]:
     results = [at_shape(options, shape, folder) for shape in options.shapes]
-    return {"summary": [line for found in results for line in found.pop("summary")], "shapes": results}
+    return {"summary": [line for result in results for line in result.pop("summary")], "shapes": results}
 
 
 def at_shape(options: Options, shape: Shape, folder: Path) -> dict[str, Any]:
@@ -114,8 +114,8 @@ def at_shape(options: Options, shape: Shape, folder: Path) -> dict[str, Any]:
     memory = synthetic_memory(options, shape, folder)
     f, W_hd = rows_of(memory.view()), memory.head().weight.float()
     dtype = torch.bfloat16 if has_bfloat16(torch.device("cpu")) else torch.float32
-    found: dict[str, Any] = {"name": shape.name, "d": shape.d, "V": shape.V, "pairs": memory.pairs}
-    found |= {"dtype": str(dtype).removeprefix("torch."), "presets": {}, "summary": []}
+    result: dict[str, Any] = {"name": shape.name, "d": shape.d, "V": shape.V, "pairs": memory.pairs}
+    result |= {"dtype": str(dtype).removeprefix("torch."), "presets": {}, "summary": []}
     published, published_pairs = published_loop(options, memory, folder)
     for name, preset in PRESETS.items():
         loop = Loop(memory, preset, folder / f"joint-{shape.d}-{name}")
@@ -130,11 +130,11 @@ def at_shape(options: Options, shape: Shape, folder: Path) -> dict[str, Any]:
         share = paired_ratio(times["bare products"], times["pema"])
         of = f"preset {name}, d {shape.d}, r {config.rank}"
         per_second = measured["pema"]["pairs_per_second"]
-        found["summary"].append(row(of, per_second, "pairs/s", "bare products", share, AIM))
+        result["summary"].append(row(of, per_second, "pairs/s", "bare products", share, AIM))
         if name == "paper":
             faster = per_second / measured["published loop"]["pairs_per_second"]
-            found["summary"].append(row(of, per_second, "pairs/s", "published loop", faster, ""))
-        found["presets"][name] = {
+            result["summary"].append(row(of, per_second, "pairs/s", "published loop", faster, ""))
+        result["presets"][name] = {
             "rank": config.rank,
             "batch_size": config.batch_size,
             "measured": measured,
@@ -145,11 +145,11 @@ def at_shape(options: Options, shape: Shape, folder: Path) -> dict[str, Any]:
             },
         }
         if name == "paper":
-            found["presets"][name]["published_batch_size"] = options.published_batch
-            found["presets"][name]["published_pairs"] = published_pairs
-            found["presets"][name]["times_the_published_loop"] = significant(faster)
+            result["presets"][name]["published_batch_size"] = options.published_batch
+            result["presets"][name]["published_pairs"] = published_pairs
+            result["presets"][name]["times_the_published_loop"] = significant(faster)
         loop.run.log.close()
-    return found
+    return result
 
 
 def stages(
@@ -159,7 +159,7 @@ def stages(
     config, steps = loop.config, len(products.batches)
     f = products.batches[0].float()
     y = next(memory.view().batches(len(f))).targets
-    cross_entropy, buffer = loop.run.loss.cross_entropy, products.room["p"][: len(f)]
+    cross_entropy, buffer = loop.run.loss.cross_entropy, products.buffers["p"][: len(f)]
     h = torch.randn_like(f)
 
     def softmax_products() -> None:

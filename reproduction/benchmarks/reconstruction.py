@@ -34,15 +34,15 @@ def run(options: Options, folder: Path) -> dict[str, Any]:
     train, held_out = memory.split(DEV_FRACTION, options.seed)
     result = [at_rank(options, train, held_out, rank, memory.d) for rank in ranks(options, memory.d)]
     summary = []
-    for found in result:
-        for name, learnt in found["gradient_descent"].items():
-            lower = found["closed_form"]["held_out_error"] <= learnt["held_out_error"]
+    for each in result:
+        for name, learnt in each["gradient_descent"].items():
+            lower = each["closed_form"]["held_out_error"] <= learnt["held_out_error"]
             against = f"{name}: {learnt['seconds']:.3g} s, {learnt['stopped']}"
             against += (
-                f", held-out error {learnt['held_out_error']:.3g} against {found['closed_form']['held_out_error']:.3g}"
+                f", held-out error {learnt['held_out_error']:.3g} against {each['closed_form']['held_out_error']:.3g}"
             )
-            seconds = found["closed_form"]["median_seconds"]
-            line = row(f"closed form, r {found['rank']}", seconds, "s", against, learnt["speed_up"], AIM)
+            seconds = each["closed_form"]["median_seconds"]
+            line = row(f"closed form, r {each['rank']}", seconds, "s", against, learnt["speed_up"], AIM)
             summary.append(line | {"met": line["met"] and lower})
     return {
         "summary": summary,

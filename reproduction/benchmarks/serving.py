@@ -78,11 +78,11 @@ def serving(plm: str) -> Iterator[str]:
 def run(options: Options, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     plm = LocalPLM.load(options.plm)
-    found = examples(options)
-    tokens = Tokens.encode(plm, task().template, found)
-    sequences = [tokens.sequence(i) for i in range(len(found))]
+    corpus = examples(options)
+    tokens = Tokens.encode(plm, task().template, corpus)
+    sequences = [tokens.sequence(i) for i in range(len(corpus))]
     starts = [int(cut - start) for cut, start in zip(tokens.cuts, tokens.starts, strict=False)]
-    requests = [(sequences[i : i + SEQUENCES], starts[i : i + SEQUENCES]) for i in range(0, len(found), SEQUENCES)]
+    requests = [(sequences[i : i + SEQUENCES], starts[i : i + SEQUENCES]) for i in range(0, len(corpus), SEQUENCES)]
     bare = bare_rate(plm, sequences, starts)
     with serving(options.plm) as url:
         load = [under_load(url, requests, count, bare, options.serve_seconds) for count in CLIENTS]
@@ -170,14 +170,14 @@ def under_load(url: str, requests: list[Any], clients: int, bare: float, serve_s
 
 def build(plm: LocalPLM, url: str, options: Options, folder: Path) -> dict[str, Any]:
     """A memory built through the server against one built in the process."""
-    found = examples(options)
+    corpus = examples(options)
     counting = Counting()
     remote = RemotePLM(url, connection=Connection(url, transport=counting))
 
     def into(name: str, owner: Any) -> Run:  # noqa: ANN401
         def once() -> None:
             shutil.rmtree(folder / name, ignore_errors=True)
-            build_memory(owner, found, task(), folder / name, batch_tokens=BATCH_TOKENS)
+            build_memory(owner, corpus, task(), folder / name, batch_tokens=BATCH_TOKENS)
 
         return once
 
@@ -185,7 +185,7 @@ def build(plm: LocalPLM, url: str, options: Options, folder: Path) -> dict[str, 
     times = alternate({"local": into("served-local", plm), "remote": into("served-remote", remote)}, options.repeats)
     builds = options.repeats + 1
     return {
-        "examples": len(found),
+        "examples": len(corpus),
         "local": timing(times["local"]),
         "remote": timing(times["remote"]),
         "seconds": timing(times["remote"])["median_seconds"],

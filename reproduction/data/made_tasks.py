@@ -56,11 +56,11 @@ class Filling:
     def english(self, template: str) -> str:
         """The sentence: slots filled, `an` where a vowel follows, and a capital letter at the start."""
         text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", SLOT.sub(lambda slot: self[slot[1]][0], template))
-        return START.sub(lambda found: found[0].upper(), text)
+        return START.sub(lambda letter: letter[0].upper(), text)
 
     def german(self, template: str) -> str:
         """The same in German; a slot stands for a subject."""
-        return START.sub(lambda found: found[0].upper(), SLOT.sub(lambda slot: self[slot[1]][1], template))
+        return START.sub(lambda letter: letter[0].upper(), SLOT.sub(lambda slot: self[slot[1]][1], template))
 
 
 def classification(part: str, words: Words, draw: random.Random) -> Iterator[Maker]:

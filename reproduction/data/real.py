@@ -69,10 +69,10 @@ def wmt22(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Data:
     folder = folder / "wmt22-en-de"
 
     def part(name: str, limit: int) -> tuple[Example, ...]:
-        found = read_examples(data=str(folder / f"{name}.jsonl.gz"), source_field="en", target_field="du")
-        sources = tokenizer([e.source for e in found])["input_ids"]
-        targets = tokenizer([e.target for e in found])["input_ids"]
-        sides = zip(found, sources, targets, strict=True)
+        every = read_examples(data=str(folder / f"{name}.jsonl.gz"), source_field="en", target_field="du")
+        sources = tokenizer([e.source for e in every])["input_ids"]
+        targets = tokenizer([e.target for e in every])["input_ids"]
+        sides = zip(every, sources, targets, strict=True)
         return tuple(e for e, s, t in sides if max(len(s), len(t)) <= LONGEST)[:limit]
 
     return Data("wmt22", "translation", part("train", 500), part("dev", 100), part("test", 200))

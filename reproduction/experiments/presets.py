@@ -4,7 +4,7 @@
 
 Every candidate is trained on the demo's sentences, CoCoA-MT (formal) and 400 pairs of Multi30k, teacher contexts, seed
 0, embedded PLM, and scored on their dev data with the constant weight that suits it best there. Results go to
-`reproduction/results/presets/`; finished ones are skipped, and test data are not touched.
+`reproduction/results/presets/`; runs that are finished in the folder of `-o` are skipped. Test data are not touched.
 """
 
 from __future__ import annotations

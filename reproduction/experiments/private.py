@@ -97,8 +97,8 @@ def main() -> None:
             texts = generate(plm, adapter, [e.source for e in data.test], get_task(data.task), schedule)
             references = [e.target for e in data.test]
             scores = evaluate(get_task(data.task), texts, references, annotated=data.annotated["test"])
-            result |= {score: round(found.value, 4) for score, found in scores.items()}
-            result["metrics"] = {score: found.signature for score, found in scores.items()}
+            result |= {score: round(value.value, 4) for score, value in scores.items()}
+            result["metrics"] = {score: value.signature for score, value in scores.items()}
             if adapter is not None:
                 result["audit"] = audit(
                     adapter,

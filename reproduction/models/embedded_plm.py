@@ -62,14 +62,14 @@ def pack(examples: list[tuple[list[int], int]], prefix: list[int], length: int, 
     """Rows of example numbers that fit, behind one instruction, into `length` tokens (next fit)."""
     rows: list[list[int]] = []
     row: list[int] = []
-    room = length - len(prefix)
+    free = length - len(prefix)
     for i in order:
         tokens = len(examples[i][0])
-        if tokens > room:
+        if tokens > free:
             rows.append(row)
-            row, room = [], length - len(prefix)
+            row, free = [], length - len(prefix)
         row.append(i)
-        room -= tokens
+        free -= tokens
     return [*rows, row] if row else rows
 
 

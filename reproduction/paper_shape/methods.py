@@ -21,7 +21,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import OPTConfig, OPTForCausalLM
 
-from pema.adapter.config import PRESETS, AdapterConfig
+from pema.adapter.config import PRESETS
 from pema.adapter.loss import has_bfloat16
 from pema.adapter.module import Adapter
 from pema.adapter.training import train
@@ -118,8 +118,8 @@ def offsite(shape: Shape, setting: Setting, device: torch.device, _memory: Path,
     layers = model.model.decoder.layers
     for layer in (*layers[:adapters], *layers[-adapters:]):
         layer.requires_grad_(True)
-    found = train_steps(model, shape, setting, device)
-    return found | {"emulator_layers": emulator, "trained_layers": 2 * adapters, "layers_of_the_plm": shape.layers}
+    figures = train_steps(model, shape, setting, device)
+    return figures | {"emulator_layers": emulator, "trained_layers": 2 * adapters, "layers_of_the_plm": shape.layers}
 
 
 def knn(_shape: Shape, setting: Setting, device: torch.device, memory: Path, _out: Path) -> dict[str, Any]:
@@ -203,12 +203,8 @@ def owner(shape: Shape, setting: Setting, device: torch.device, _memory: Path, _
         return run
 
     runs: dict[str, Callable[[], object]] = {"represent": represent, "alone": generate}
-    for name, preset in PRESETS.items():
-        config = preset.fitted(shape.d)
-        described = AdapterConfig(shape.d, shape.V, config.rank, residual=config.residual, activation=config.activation)
-        adapter = Adapter(described, seed=0).requires_grad_(False)
-        nn.init.normal_(adapter.B_pd, std=0.02, generator=torch.Generator().manual_seed(0))
-        runs[name] = plugged(adapter)
+    for name in PRESETS:
+        runs[name] = plugged(inputs.random_adapter(name, shape.d, shape.V))
     times = alternate(runs, setting.repeats)
     per_token = {name: statistics.median(t) / setting.new_tokens for name, t in times.items() if name != "represent"}
     return {

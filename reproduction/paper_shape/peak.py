@@ -23,9 +23,9 @@ def available_bytes(device: torch.device) -> int:
     """What a new process may take of the machine's memory, or of the accelerator's."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    found = re.search(r"^MemAvailable:\s+(\d+) kB$", MEMINFO.read_text(), re.MULTILINE)
-    assert found is not None
-    return max(int(found[1]) * 1024 - RESERVE, 0)
+    figure = re.search(r"^MemAvailable:\s+(\d+) kB$", MEMINFO.read_text(), re.MULTILINE)
+    assert figure is not None
+    return max(int(figure[1]) * 1024 - RESERVE, 0)
 
 
 def limit(more_bytes: int) -> None:

@@ -44,7 +44,7 @@ def measure(shape: Shape, method: str, setting: Setting, folder: Path) -> dict[s
     out, started = folder / "out", time.perf_counter()
     try:
         with Peak(device) as peak:
-            found = RUN[method](shape, setting, device, memory, out)
+            figures = RUN[method](shape, setting, device, memory, out)
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
@@ -52,7 +52,7 @@ def measure(shape: Shape, method: str, setting: Setting, folder: Path) -> dict[s
         return result | {"fits": False, "why": why}
     finally:
         shutil.rmtree(out, ignore_errors=True)
-    result |= {"fits": True, "peak_bytes": peak.to_dict(), **found}
+    result |= {"fits": True, "peak_bytes": peak.to_dict(), **figures}
     result["seconds"] = round(time.perf_counter() - started, 1)
     return result | {"load_average": [round(load, 2) for load in os.getloadavg()]}
 

@@ -38,11 +38,11 @@ def comparisons() -> str:
 def comparison(name: str) -> str:
     """One table: quality with its significance, costs, and what each method needs."""
     results = read_results(FOLDER / f"{name}{SUFFIX}")
-    about, found = results.experiment, results.comparison
+    about = results.experiment
     parts = ", ".join(f"{about['data'][part]:,} {part}" for part in ("train", "dev", "test"))
     text = f"### {about['title']}\n\n"
     text += head(["", *(NAMES.get(name, name) for name in results.metrics), *COSTS, "needs"])
-    for each, line in zip(found["rows"], results.lines, strict=True):
+    for each, line in zip(results.comparison["rows"], results.lines, strict=True):
         scores = [score(name, each["metrics"][name], line.marks.get(name)) for name in results.metrics]
         text += row([line.label, *scores, *costs(line.runs), needs_in_words(line.runs[0]["needs"])])
     plm = about["plm"]
@@ -51,17 +51,19 @@ def comparison(name: str) -> str:
         f"over {len(about['seeds'])} seeds. **+** and **-**: better and worse than {about['reference']}, p < 0.05 "
         "(paired bootstrap). "
     )
-    text += source(found, command(name)) + "\n"
-    differences = by_reference(found)
+    text += source(results.comparison, command(name)) + "\n"
+    differences = by_reference(results.comparison)
     further = [reference for reference in differences if reference != about["reference"]]
     return text + "".join(against(results, reference, differences[reference]) for reference in further)
 
 
-def against(results: Results, reference: str, found: Differences) -> str:
+def against(results: Results, reference: str, differences: Differences) -> str:
     """What every line has more than `reference`."""
     text = head([f"less {reference} (95 % interval) p", *(NAMES.get(name, name) for name in results.metrics)])
-    for label in dict.fromkeys(label for label, _ in found):
-        text += row([label, *(difference_in_words(found[label, name], digits_of(name)) for name in results.metrics)])
+    for label in dict.fromkeys(label for label, _ in differences):
+        text += row(
+            [label, *(difference_in_words(differences[label, name], digits_of(name)) for name in results.metrics)]
+        )
     return text + "\n"
 
 
@@ -116,9 +118,9 @@ def score(name: str, interval: Mapping[str, Any], mark: str | None) -> str:
 def costs(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Means over the runs; what no training has is left out."""
     trained = any(run["costs"]["train_seconds"] for run in runs)
-    found = []
+    cells = []
     for name, unit, digits in COSTS.values():
         of_training = name != "seconds_per_token"
         mean = fmean(run["costs"][name] for run in runs) * unit
-        found.append("-" if of_training and not trained else f"{mean:.{digits}f}")
-    return found
+        cells.append("-" if of_training and not trained else f"{mean:.{digits}f}")
+    return cells

@@ -37,14 +37,14 @@ def paper_shape() -> str:
 def page(results: list[dict[str, Any]]) -> str:
     """All tables of results that were measured with one setting."""
     setting = Setting.of(results[0])
-    found = {(result["shape"], result["method"]): result for result in results}
-    shapes = [name for name in SHAPES if any(shape == name for shape, _ in found)]
+    runs = {(result["shape"], result["method"]): result for result in results}
+    shapes = [name for name in SHAPES if any(shape == name for shape, _ in runs)]
     text = ""
     for name in shapes:
-        text += f"### {name}\n\n{sizes(name)}\n\n" + methods_table(name, found, setting) + "\n"
-    text += "### The aims\n\n" + aims_table(shapes, found, setting) + "\n"
-    text += "### The paper\n\n" + paper_table(found, setting) + "\n"
-    text += "### The PLM owner's side\n\n" + owner_table(shapes, found) + "\n"
+        text += f"### {name}\n\n{sizes(name)}\n\n" + methods_table(name, runs, setting) + "\n"
+    text += "### The aims\n\n" + aims_table(shapes, runs, setting) + "\n"
+    text += "### The paper\n\n" + paper_table(runs, setting) + "\n"
+    text += "### The PLM owner's side\n\n" + owner_table(shapes, runs) + "\n"
     return text + signed(results)
 
 
@@ -62,13 +62,13 @@ def peak_of(result: dict[str, Any] | None) -> int | None:
     return int(peak["resident"] if peak["allocated"] is None else peak["allocated"])
 
 
-def methods_table(shape: str, found: dict[Any, dict[str, Any]], setting: Setting) -> str:
+def methods_table(shape: str, runs: dict[Any, dict[str, Any]], setting: Setting) -> str:
     """One line a method."""
     text = head(
         ["method", "peak (MB)", "without files (MB)", "s a step", "a step", "ms a token or pair", "trained (M)"]
     )
     for method, title in TITLES.items():
-        result = found.get((shape, method))
+        result = runs.get((shape, method))
         if result is None or not result["fits"]:
             least = f"{least_bytes(SHAPES[shape], method, setting) / 1e6:,.0f}"
             why = "not run here" if result is None else "does not fit here"
@@ -87,16 +87,16 @@ def methods_table(shape: str, found: dict[Any, dict[str, Any]], setting: Setting
     return text
 
 
-def aims_table(shapes: list[str], found: dict[Any, dict[str, Any]], setting: Setting) -> str:
+def aims_table(shapes: list[str], runs: dict[Any, dict[str, Any]], setting: Setting) -> str:
     """PEMA's peak as a part of the others', and whether that is under what is aimed at."""
     text = head(["shape", "method", "against", "ratio", "aim", "met"])
     for shape in shapes:
         for method in ("pema-paper", "pema-paper-float32", "pema-best"):
-            peak = peak_of(found.get((shape, method)))
+            peak = peak_of(runs.get((shape, method)))
             if peak is None:
                 continue
             for other, parts in AIMS:
-                measured = peak_of(found.get((shape, other)))
+                measured = peak_of(runs.get((shape, other)))
                 # The arithmetic is a lower bound of the other's peak, so the ratio is an upper bound.
                 against = measured or least_bytes(SHAPES[shape], other, setting)
                 how = TITLES[other] + ("" if measured else " (arithmetic)")
@@ -107,22 +107,22 @@ def aims_table(shapes: list[str], found: dict[Any, dict[str, Any]], setting: Set
     return text
 
 
-def paper_table(found: dict[Any, dict[str, Any]], setting: Setting) -> str:
+def paper_table(runs: dict[Any, dict[str, Any]], setting: Setting) -> str:
     """The paper's figures beside those of here, at its shape."""
     text = head(["training memory at OPT-1.3B's shape", "paper, GPU (MiB)", "here (MiB)"])
     for method, mebibytes in PAPER_MIB.items():
-        peak = peak_of(found.get((PAPER_SHAPE, method)))
+        peak = peak_of(runs.get((PAPER_SHAPE, method)))
         least = least_bytes(SHAPES[PAPER_SHAPE], method, setting) / 2**20
         here = f"not run here; by arithmetic at least {least:,.0f}" if peak is None else f"{peak / 2**20:,.0f}"
         text += row([TITLES[method], f"{mebibytes:,}", here])
     return text
 
 
-def owner_table(shapes: list[str], found: dict[Any, dict[str, Any]]) -> str:
+def owner_table(shapes: list[str], runs: dict[Any, dict[str, Any]]) -> str:
     """The pass that builds a memory, and a generated token with and without the adapter."""
     text = head(["shape", "PLM in", "building, ms a token", "PLM alone, ms a token", "`paper`", "`best`", "aim"])
     for shape in shapes:
-        result = found.get((shape, "owner"))
+        result = runs.get((shape, "owner"))
         if result is None or not result["fits"]:
             text += row([shape, "not run here" if result is None else "does not fit here", *["-"] * 5])
             continue

@@ -57,7 +57,7 @@ class Line:
 
     def values(self, measure: str) -> list[float]:
         """A metric, the dev perplexity or a cost, of every run; empty where a run lacks it."""
-        found = []
+        values = []
         for run in self.runs:
             if measure == DEV:
                 value = run[DEV]
@@ -65,8 +65,8 @@ class Line:
                 value = run["costs"][measure]
             else:
                 value = run["scores"][measure]["value"]
-            found.append(value)
-        return [] if None in found else found
+            values.append(value)
+        return [] if None in values else values
 
     def mean(self, measure: str) -> float | None:
         """Over seeds."""

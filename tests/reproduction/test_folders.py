@@ -4,8 +4,10 @@ import json
 import sys
 
 import pytest
+from tests.tiny import build_model, build_tokenizer
 
 from pema.errors import DataError
+from pema.experiments.config import read_config
 from pema.experiments.layout import COMET, COMPARISON, EXPERIMENT, TEST
 from pema.experiments.report.document import report
 from reproduction import folders
@@ -92,21 +94,45 @@ def test_the_command_packs_and_unpacks(tmp_path, monkeypatch):
     assert (tmp_path / "qa.jsonl").read_bytes() == QA.read_bytes()
 
 
-def test_committed_runs_are_there_before_an_experiment_goes_on(tmp_path, monkeypatch):
-    seen = []
+CONFIG = """
+title = "Tiny"
+plm = "PLM"
+seeds = [0]
+metrics = ["chrf"]
+[data]
+name = "made-qa"
+train = { data = "some.tsv" }
+dev = { data = "some.tsv" }
+test = { data = "some.tsv" }
+[[methods]]
+label = "alone"
+method = "plm"
+"""
 
-    def run_experiment(experiment, results, work):
-        seen.append(sorted(path.name for path in (results / experiment.name).glob("*.json")))
-        comparison = json.loads((results / experiment.name / COMPARISON).read_text(encoding="utf-8"))
-        comparison["rows"][0]["label"] = f"changed {len(seen)}"
-        (results / experiment.name / COMPARISON).write_text(json.dumps(comparison), encoding="utf-8")
 
-    monkeypatch.setattr(folders, "run_experiment", run_experiment)
-    file = tmp_path / "studies" / "qa.jsonl"
-    write_lines(file, read_lines(QA))
-    experiment = type("Experiment", (), {"name": "qa"})
-    for _ in range(2):
-        run_into(file, experiment, tmp_path / "work")
-    assert seen[0] == seen[1] == sorted([EXPERIMENT, COMPARISON, *(f"{name}.json" for name in read_runs(QA))])
-    # The folder of an experiment that goes on is not unpacked anew.
-    assert read_lines(file)[-2]["comparison"]["rows"][0]["label"] == "changed 2"
+def test_an_experiment_is_packed_when_it_is_finished(tmp_path, monkeypatch):
+    build_model(seed=3).save_pretrained(tmp_path / "plm")
+    build_tokenizer().save_pretrained(tmp_path / "plm")
+    (tmp_path / "some.tsv").write_text("the house 1\tdas Haus 1\nthe house 2\tdas Haus 2\n", encoding="utf-8")
+    (tmp_path / "tiny.toml").write_text(CONFIG.replace("PLM", str(tmp_path / "plm"), 1), encoding="utf-8")
+    experiment = read_config(tmp_path / "tiny.toml", "compare")
+    file, work = tmp_path / "studies" / "tiny.jsonl", tmp_path / "work"
+
+    def stopped(*_arguments):
+        raise DataError("it was stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "run_experiment", stopped)
+        with pytest.raises(DataError, match="it was stopped"):
+            run_into(file, experiment, work)
+    assert not file.exists()
+    run_into(file, experiment, work)
+    (run,) = read_runs(file).values()
+    assert run["signature"]["config"]["experiment"] == "tiny"
+    assert len(run[TEXTS]) == 2
+    assert read_lines(file)[-1] == {EXAMPLES: [{"source": f"the house {i}", "target": f"das Haus {i}"} for i in (1, 2)]}
+    unpack(file, tmp_path / "again")
+    written = {
+        path.name: path.read_bytes() for path in (work / "results" / "studies" / "tiny").iterdir() if path.is_file()
+    }
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == written
