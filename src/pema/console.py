@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -49,4 +50,16 @@ def progress(description: str, total: float | None, unit: str) -> Iterator[Calla
 
 def note(text: str) -> None:
     """Tell the person at the terminal something that is not a result."""
-    stderr.print(text, markup=False, soft_wrap=True)
+    stderr.print(printable(text), markup=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    r"""`text` with `\x1b` and so on in place of what a terminal obeys; line breaks and tabs stay.
+
+    Names and messages come from files and servers of others.
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", _escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return repr(found[0])[1:-1]

@@ -9,11 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.tiny import build_model, build_tokenizer
 
 from pema.errors import ConfigError, ExternalMemoryError, MismatchError, StorageError
-from pema.files import size
+from pema.files import sha256, size
 from pema.generation.decoding import decode, plain, text_of
+from pema.memory.manifest import digest
 from pema.memory.reader import Memory
 from pema.methods import knn_index, knn_mixture
 from pema.methods.contract import Budget, Job
@@ -412,6 +414,36 @@ def test_a_description_that_was_changed_is_refused(plm, copied, change, message)
         Index.load(copied, plm.description)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values, targets: values.update(pairs=3), "it does not hold 3 pairs"),
+        (lambda values, targets: values.update(pairs="3"), "pairs='3' must be a whole number"),
+        (lambda values, targets: values.update(files=[]), "it lists other files than"),
+        (lambda values, targets: values["files"][0].update(file="../outside"), "it lists other files than"),
+        (lambda values, targets: values["plm"].update(d=0), "plm.d=0 is too small"),
+        (lambda values, targets: targets.fill_(10**6), "its pairs are not those of"),
+        (lambda values, targets: targets.fill_(-1), "its pairs are not those of"),
+        (lambda values, targets: targets.long(), "it does not hold"),
+        (lambda values, targets: targets[:-1], "it does not hold"),
+    ],
+)
+def test_an_index_with_impossible_contents_is_refused(plm, copied, change, message):
+    """Whoever can write the files can sign them."""
+    values = json.loads((copied / FILE).read_text())
+    targets = load_file(copied / TARGETS)["targets"].clone()
+    made = change(values, targets)
+    (copied / TARGETS).unlink()
+    save_file({"targets": targets if made is None else made}, copied / TARGETS)
+    for entry in values["files"]:
+        if entry["file"] == TARGETS:
+            entry.update(bytes=(copied / TARGETS).stat().st_size, sha256=sha256(copied / TARGETS))
+    values.pop("digest")
+    (copied / FILE).write_text(json.dumps(values | {"digest": digest(values)}))
+    with pytest.raises(ExternalMemoryError, match=message):
+        Index.load(copied, plm.description)
+
+
 def test_a_folder_without_an_index_is_refused(plm, tmp_path):
     with pytest.raises(ExternalMemoryError, match="holds no readable kNN-LM index"):
         Index.load(tmp_path, plm.description)
@@ -421,7 +453,7 @@ def test_a_full_disk_leaves_nothing(index, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(knn_index, "save_file", full)
+    monkeypatch.setattr("pema.tensors.save_file", full)
     with pytest.raises(StorageError, match="No space left on device"):
         index.save(tmp_path / INDEX)
     assert not list(tmp_path.iterdir())

@@ -229,3 +229,13 @@ def test_an_emulator_names_no_path(made):
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         OffsiteTuning.of(settings)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"layers": "4", "adapters": 1, "kept": []}', '{"layers": 4, "adapters": 1}'])
+def test_a_plan_that_is_none_is_refused(tmp_path, text):
+    from pema.errors import DataError
+    from pema.methods.emulator import PLAN, Plan
+
+    (tmp_path / PLAN).write_text(text)
+    with pytest.raises(DataError, match=r"emulator.json is no plan of an emulator: .* Prepare it again"):
+        Plan.read(tmp_path)

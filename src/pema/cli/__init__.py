@@ -15,7 +15,7 @@ def main() -> None:
     arguments = [argument for argument in arguments if argument != "--debug"]
 
     from pema.cli.app import app
-    from pema.console import stderr
+    from pema.console import printable, stderr
     from pema.errors import ConfigError, PemaError
 
     try:
@@ -27,8 +27,8 @@ def main() -> None:
         if debug:
             raise
         if isinstance(error, PemaError):
-            stderr.print(f"pema: {error}", markup=False, soft_wrap=True)
+            stderr.print(printable(f"pema: {error}"), markup=False, soft_wrap=True)
         else:
             line = " ".join(f"{type(error).__name__}: {error}".split())
-            stderr.print(f"pema: unexpected {line} (--debug shows where)", markup=False, soft_wrap=True)
+            stderr.print(printable(f"pema: unexpected {line} (--debug shows where)"), markup=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)

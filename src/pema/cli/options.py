@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pema.console import stdout
+from pema.console import printable, stdout
 from pema.schema import SEED
 
 
@@ -67,9 +67,9 @@ MemoryFolder = Annotated[Path, typer.Argument(help="Folder of the external memor
 def show(result: Mapping[str, Any], as_json: bool) -> None:
     """Print a flat result: aligned lines for a person, one JSON object for a program."""
     if as_json:
-        stdout.print(json.dumps(result, ensure_ascii=False, indent=2), markup=False)
+        stdout.print(printable(json.dumps(result, ensure_ascii=False, indent=2)), markup=False)
         return
     width = max(map(len, result), default=0)
     for name, value in result.items():
         text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-        stdout.print(f"{name.replace('_', ' '):<{width}}  {text}", markup=False)
+        stdout.print(printable(f"{name.replace('_', ' '):<{width}}  {text}"), markup=False)

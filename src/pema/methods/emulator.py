@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pema.errors import ConfigError, OwnerError
+from pema.errors import ConfigError, DataError, OwnerError
 from pema.files import read_json, write_json
 from pema.methods.tuned import twin
 from pema.owner.local import LocalPLM
+from pema.schema import from_json
 
 MODEL, PLAN = "emulator", "emulator.json"
 TOLERANCE = 1e-3
@@ -69,10 +70,12 @@ class Plan:
         """The plan that `write` stored.
 
         Raises:
-            DataError: there is none.
+            DataError: there is none, or it is damaged.
         """
-        values = read_json(folder / PLAN)
-        return cls(values["layers"], values["adapters"], tuple(values["kept"]))
+        try:
+            return from_json(cls, read_json(folder / PLAN))
+        except ConfigError as error:
+            raise DataError(f"{folder / PLAN} is no plan of an emulator: {error} Prepare it again.") from error
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009  (`option` is `dataclasses.field` with the limits beside the field)
 """Nearest neighbours in an external memory: its representations in a FAISS index, their targets beside it."""
 
 from __future__ import annotations
@@ -8,18 +9,21 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pema.errors import ConfigError, DataError, ExternalMemoryError
-from pema.files import read_json, writing
+from pema.files import read_json, recover, writing
 from pema.memory.manifest import FileEntry, digest
 from pema.memory.reader import Memory
 from pema.owner.contract import PLMDescription
+from pema.schema import from_json, option
+from pema.tensors import read_header, save_tensors
 
 FORMAT = "pema-knn"
 VERSION = 1
 FILE, VECTORS, TARGETS = "index.json", "representations.faiss", "targets.safetensors"
+OF_FORMAT = ("format", "version")
 AGAIN = "restore it from a copy, or train again."
 
 PROBES = 32
@@ -46,6 +50,16 @@ class Neighbours:
 
     distances: Tensor
     targets: Tensor
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """`index.json`, its format and its digest apart."""
+
+    index: str = option(line=True, longest=200)
+    pairs: int = option(least=1, most=1 << 40)
+    plm: PLMDescription = option()
+    files: tuple[FileEntry, ...] = option()
 
 
 class Index:
@@ -124,11 +138,11 @@ class Index:
             StorageError: the disk refused; what stood there before is untouched.
         """
         faiss = faiss_library()
-        with writing(folder) as temporary:
+        with writing(folder, private=True) as temporary:
             temporary.mkdir()
             with (temporary / VECTORS).open("wb") as file:
                 faiss.write_index(self._vectors, faiss.PyCallbackIOWriter(file.write))
-            save_file({"targets": self.targets.contiguous()}, temporary / TARGETS)
+            save_tensors({"targets": self.targets}, temporary / TARGETS)
             values: dict[str, Any] = {
                 "format": FORMAT,
                 "version": VERSION,
@@ -150,6 +164,7 @@ class Index:
             MismatchError: it was built with another PLM.
         """
         faiss = faiss_library()
+        recover(folder)
         try:
             values = read_json(folder / FILE)
         except DataError as error:
@@ -159,21 +174,33 @@ class Index:
                 f"{folder / FILE} is of format {values.get('format')!r} version {values.get('version')!r}, this pema "
                 f"reads {FORMAT!r} version {VERSION}: train again."
             )
-        if values.pop("digest", None) != digest(values):
-            raise ExternalMemoryError(f"{folder / FILE} is damaged (its digest does not match): {AGAIN}")
-        plm.require_same(PLMDescription.from_dict(values["plm"]), f"the kNN-LM index {folder}")
-        for entry in values["files"]:
-            path = folder / entry["file"]
+        try:
+            claimed = values.pop("digest", None)
+            listed = from_json(_Listed, {name: value for name, value in values.items() if name not in OF_FORMAT})
+            if [entry.file for entry in listed.files] != [VECTORS, TARGETS]:
+                raise ConfigError(f"it lists other files than {VECTORS} and {TARGETS}.")
+            if claimed != digest(values):
+                raise ConfigError("its digest does not match.")
+        except ConfigError as error:
+            raise ExternalMemoryError(f"{folder / FILE} is damaged ({str(error).rstrip('.')}): {AGAIN}") from error
+        plm.require_same(listed.plm, f"the kNN-LM index {folder}")
+        for entry in listed.files:
+            path = folder / entry.file
             if not path.is_file():
                 raise ExternalMemoryError(f"{path} is missing: {AGAIN}")
-            if asdict(FileEntry.of(folder, entry["file"])) != entry:
+            if FileEntry.of(folder, entry.file) != entry:
                 raise ExternalMemoryError(f"{path} is damaged (it is not what was written): {AGAIN}")
-        return cls(
-            faiss.read_index(str(folder / VECTORS)),
-            load_file(folder / TARGETS)["targets"],
-            values["index"],
-            PLMDescription.from_dict(values["plm"]),
-        )
+        try:
+            place = read_header(folder / TARGETS).places.get("targets")
+            vectors = faiss.read_index(str(folder / VECTORS))
+        except (DataError, RuntimeError) as error:
+            raise ExternalMemoryError(f"{folder} is damaged ({error}): {AGAIN}") from error
+        if place is None or (place.dtype, place.shape) != ("I32", (listed.pairs,)) or vectors.ntotal != listed.pairs:
+            raise ExternalMemoryError(f"{folder} is damaged (it does not hold {listed.pairs:,} pairs): {AGAIN}")
+        targets = load_file(folder / TARGETS)["targets"]
+        if vectors.d != plm.d or not 0 <= int(targets.min()) <= int(targets.max()) < plm.vocabulary_size:
+            raise ExternalMemoryError(f"{folder} is damaged (its pairs are not those of {plm.name}): {AGAIN}")
+        return cls(vectors, targets, listed.index, listed.plm)
 
 
 def faiss_library() -> Any:  # noqa: ANN401

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pema.errors import AdapterError, MismatchError, OwnerError
+from pema.files import writing
 from pema.generation.decoding import Generated, decode, plain
 from pema.methods.contract import Adapted, Job
 from pema.methods.targets import encode, mean_cross_entropy, perplexity_of
 from pema.owner.local import LocalPLM
 from pema.tasks.example import Example
+from pema.tensors import save_tensors
 
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:
@@ -40,7 +42,8 @@ def twin(model: PreTrainedModel) -> PreTrainedModel:
 
 def save_trained(parameters: Mapping[str, nn.Parameter], path: Path) -> None:
     """Write those that were trained to a safetensors file."""
-    save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items() if p.requires_grad}, path)
+    with writing(path) as temporary:
+        save_tensors({name: p for name, p in parameters.items() if p.requires_grad}, temporary)
 
 
 def load_trained(parameters: Mapping[str, nn.Parameter], path: Path) -> None:
