@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pema.errors import DataError
+from pema.errors import ConfigError, DataError
 from pema.owner import growing, local, running
 from pema.owner.batching import common_prefix, length_batches, pad_left, pad_right
 from pema.owner.derivation import find_final_norm
@@ -244,6 +244,7 @@ def test_a_cache_that_cannot_be_used_is_done_without(tiny_plm, monkeypatch, capl
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("MPS backend out of memory (MPS allocated: 9.04 GB)"),
         OSError(28, "No space left on device"),
+        ConfigError("an adapter is attached"),
         KeyboardInterrupt(),
     ],
     ids=lambda error: f"{type(error).__name__}-{str(error)[:12]}",

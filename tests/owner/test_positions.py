@@ -180,3 +180,23 @@ def test_the_models_own_generate_at_the_change():
     assert not agree["llama-longrope"]
     if plm._runner.state_argument == "cache":  # Phi-3 of older versions of transformers does not
         assert agree["phi3-longrope"]
+
+
+def test_weights_that_are_offloaded():
+    accelerate = pytest.importorskip("accelerate")
+    model = build_model("phi3-longrope")
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    sequences, starts = examples()
+    plms = (LocalPLM(model, build_tokenizer()), varying_plm("phi3-longrope"))
+    found, expected = ({r.index: r.representations for r in plm.represent(sequences, starts)} for plm in plms)
+    assert plms[0].description.fingerprint == plms[1].description.fingerprint
+    for i in range(len(sequences)):
+        torch.testing.assert_close(found[i], expected[i], atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_can_be_trained_after_it_was_a_plm():
+    plm = varying_plm("llama-dynamic")
+    sequences, starts = examples()
+    list(plm.represent(sequences, starts))
+    plm.model(torch.tensor([sequences[4]]), labels=torch.tensor([sequences[4]])).loss.backward()
+    assert plm.model.model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0

@@ -106,7 +106,8 @@ def _settle(module: nn.Module) -> None:
     for name in [*vars(module), *module._buffers]:
         original, current = getattr(module, name), name.replace("original_inv_freq", "inv_freq")
         if name.endswith("original_inv_freq") and not torch.equal(original, getattr(module, current).to(original)):
-            module.register_buffer(current, original.clone(), persistent=False)
+            with torch.inference_mode(False):  # the buffer outlives the pass that it is made in
+                module.register_buffer(current, original.clone(), persistent=False)
 
 
 def _angles(module: nn.Module, positions: list[int]) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from pema.errors import PemaError
 from pema.owner.batching import pad_left
 from pema.owner.derivation import evaluating, hooked, output_embedding
 from pema.owner.encoded import cached, whole
@@ -220,6 +221,10 @@ class ShortCuts:
 
 
 def _passing(error: Exception) -> bool:
-    """Whether an error says that the machine was short of something, so that the next try may succeed."""
-    kinds = tuple(kind for name in ("OutOfMemoryError", "AcceleratorError") if (kind := getattr(torch, name, None)))
-    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and any(w in str(error) for w in _DEVICE))
+    """Whether an error is not of the architecture, so that the next try may succeed.
+
+    The machine was short of something, or pema itself refuses: an adapter is attached, say.
+    """
+    kinds = [getattr(torch, name, PemaError) for name in ("OutOfMemoryError", "AcceleratorError")]
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in _DEVICE)
+    return said or isinstance(error, (PemaError, *kinds))
