@@ -30,15 +30,18 @@ def read_lines(path: Path) -> list[str]:
 
 
 def digest(texts: list[str]) -> str:
+    """SHA-256 over the texts, as `pema.evaluation.elsewhere` takes it."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def aligned(path: Path, hypotheses: list[str], references: list[str]) -> None:
+    """Refuse a file with another number of lines than the references."""
     if len(hypotheses) != len(references):
         raise SystemExit(f"{path} has {len(hypotheses)} lines where {len(references)} belong, one a reference.")
 
 
 def comet_version() -> str:
+    """The version of unbabel-comet that is installed."""
     try:
         return version("unbabel-comet")
     except PackageNotFoundError:
@@ -67,6 +70,7 @@ def texts(args: argparse.Namespace) -> tuple[list[str], list[str]]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Score every file of hypotheses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("hypotheses", type=Path, nargs="+", help="generated texts, one a line")
     parser.add_argument("--examples", type=Path, help="JSON lines with source and target")

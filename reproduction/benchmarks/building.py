@@ -132,6 +132,7 @@ def fresh(cache: Any) -> Any:  # noqa: ANN401
 
 
 def run(options: Options, folder: Path) -> dict[str, Any]:
+    """Measure every variant in alternation."""
     building = Building(options, folder)
     building.represent()  # The first use tries the short cuts.
     building.clear()

@@ -65,6 +65,7 @@ class Generating:
 
 
 def run(options: Options, _folder: Path) -> dict[str, Any]:
+    """Measure every batch size, with and without an adapter."""
     plm = LocalPLM.load(options.plm)
     d, V = plm.description.d, plm.description.vocabulary_size
     adapters = {name: random_adapter(name, d, V, options.seed) for name in PRESETS}

@@ -104,6 +104,7 @@ def published_loop(options: Options, memory: Memory, folder: Path) -> tuple[Call
 
 
 def run(options: Options, folder: Path) -> dict[str, Any]:
+    """Measure both presets at every shape."""
     results = [at_shape(options, shape, folder) for shape in options.shapes]
     return {"summary": [line for result in results for line in result.pop("summary")], "shapes": results}
 

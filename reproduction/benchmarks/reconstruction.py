@@ -30,6 +30,7 @@ def ranks(options: Options, d: int) -> list[int]:
 
 
 def run(options: Options, folder: Path) -> dict[str, Any]:
+    """Measure every rank."""
     memory = plm_memory(options, folder)
     train, held_out = memory.split(DEV_FRACTION, options.seed)
     result = [at_rank(options, train, held_out, rank, memory.d) for rank in ranks(options, memory.d)]

@@ -76,6 +76,7 @@ def serving(plm: str) -> Iterator[str]:
 
 
 def run(options: Options, folder: Path) -> dict[str, Any]:
+    """Measure a server under load, a build, generation and sessions."""
     torch.set_num_threads(1)
     plm = LocalPLM.load(options.plm)
     corpus = examples(options)

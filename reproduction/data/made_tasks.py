@@ -37,6 +37,7 @@ Maker = Callable[[], Pair]
 
 
 def grammar(name: str) -> dict[str, Any]:
+    """Read a grammar."""
     return tomllib.loads((GRAMMARS / f"{name}.toml").read_text(encoding="utf-8"))
 
 
@@ -124,6 +125,7 @@ TASKS: dict[str, Callable[[str, Words, random.Random], Iterator[Maker]]] = {
 
 
 def shuffled(values: list[Any], draw: random.Random) -> list[Any]:
+    """The values in random order."""
     return draw.sample(values, len(values))
 
 

@@ -201,6 +201,7 @@ The training sentences are from Tatoeba (https://tatoeba.org), by its contributo
 
 
 def main() -> None:
+    """Train, score and save the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)

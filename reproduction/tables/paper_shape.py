@@ -49,6 +49,7 @@ def page(results: list[dict[str, Any]]) -> str:
 
 
 def sizes(name: str) -> str:
+    """Width, depth, vocabulary and parameters of a shape."""
     shape = SHAPES[name]
     parameters = (shape.layers * shape.layer_parameters + shape.other_parameters) / 1e6
     return f"d {shape.d}, {shape.layers} layers, V {shape.V:,}: {parameters:,.0f} M parameters."

@@ -14,7 +14,7 @@ from pema.adapter.module import Adapter
 from pema.adapter.reconstruction import closed_form, reconstruction_error
 from pema.owner.head import Head
 from reproduction.benchmarks import building, generation, joint_training, process, published, reconstruction, timing
-from reproduction.benchmarks.__main__ import memory_table_of, table_of
+from reproduction.benchmarks.__main__ import memory_table_of, name_of, table_of
 from reproduction.benchmarks.inputs import plm_memory, random_adapter, rows_of, synthetic_memory
 from reproduction.benchmarks.options import Options, Shape
 
@@ -252,3 +252,12 @@ def test_timings():
     assert timing.kind_of("aten::addmm") == "matrix products"
     assert timing.kind_of("aten::_softmax") == "softmax and cross-entropy"
     assert timing.kind_of("aten::add") == "other operators"
+
+
+def test_a_run_is_named_by_what_is_not_usual():
+    def named(**given):
+        config = Options().to_dict() | {"benchmark": "building"} | given
+        return name_of({"benchmark": "building", "signature": {"config": config}})
+
+    assert named(threads=7) == "building"
+    assert named(plm="opt-125m", corpus="multi30k.tsv") == "building, opt-125m, multi30k.tsv"

@@ -12,7 +12,7 @@ from pema.cli import main as pema
 from reproduction import pages
 from reproduction.lines import RUN, SUFFIX, read_lines
 from reproduction.paths import CONFIGS, DOCS, RESULTS, ROOT
-from reproduction.tables.markdown import parts_of
+from reproduction.tables.markdown import BEGIN, END, parts_of
 
 ORIGINS = pages.origins()
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
@@ -28,6 +28,14 @@ def expanded(name: str) -> list[str]:
 @pytest.mark.parametrize("page", pages.BLOCKS, ids=lambda page: page.name)
 def test_the_numbers_are_those_of_the_results(page):
     assert parts_of(page)[1] == pages.BLOCKS[page](), "run python -m reproduction"
+
+
+def test_the_part_between_the_markers_is_written_and_the_rest_stays(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}old\n{END}behind\n", encoding="utf-8")
+    monkeypatch.setattr(pages, "BLOCKS", {page: lambda: "new\n"})
+    pages.write_pages()
+    assert page.read_text(encoding="utf-8") == f"before\n{BEGIN}new\n{END}behind\n"
 
 
 def test_every_file_of_results_makes_a_number():
