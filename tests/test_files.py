@@ -17,6 +17,8 @@ from pema import files
 from pema.errors import DataError, PemaError, StorageError
 from pema.files import (
     TEMPORARY,
+    clear,
+    clear_below,
     create,
     exclusive,
     parse_json,
@@ -378,3 +380,54 @@ def test_a_folder_that_nothing_came_into_is_not_left(tmp_path):
     with exclusive(tmp_path / "old"):
         pass
     assert (tmp_path / "old").exists()
+
+
+def test_what_a_killed_writer_left_is_cleared_and_what_a_live_one_works_on_is_not(tmp_path):
+    for name in ("one", "two"):
+        left = tmp_path / f"{name}{TEMPORARY}"
+        left.mkdir()
+        (left / ".tmpAbc").write_text("half", encoding="utf-8")
+    clear(tmp_path / "one")
+    assert not (tmp_path / f"one{TEMPORARY}").exists()
+    (tmp_path / f"file{TEMPORARY}").write_text("somebody's", encoding="utf-8")
+    with writing(tmp_path / "live") as temporary:
+        temporary.write_text("new", encoding="utf-8")
+        clear_below(tmp_path)
+        assert temporary.exists()
+    assert {p.name for p in tmp_path.iterdir()} == {"live", f"file{TEMPORARY}"}
+    write_file(tmp_path / "file", "mine")
+    assert {p.name for p in tmp_path.iterdir()} == {"live", "file"}
+
+
+def test_a_full_disk_inside_safetensors_is_a_storage_error(tmp_path):
+    from safetensors import SafetensorError
+
+    def fail(text):
+        with writing(tmp_path / "it"):
+            raise SafetensorError(text)
+
+    with pytest.raises(StorageError, match=r"cannot write .*it: No space left on device. Nothing was changed there"):
+        fail("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(SafetensorError, match="invalid header"):
+        fail("Error while deserializing: invalid header")
+
+
+def test_safetensors_itself_names_the_systems_error(tmp_path):
+    """Where this fails, the library words a full disk in another way."""
+    import resource
+
+    import torch
+
+    from pema.tensors import save_tensors
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with (
+            pytest.raises(StorageError, match=r"cannot write .*it: File too large. Nothing was changed"),
+            writing(tmp_path / "it") as temporary,
+        ):
+            save_tensors({"a": torch.zeros(1000)}, temporary)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())

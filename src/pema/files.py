@@ -13,11 +13,14 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from pema.errors import DataError, StorageError
 
@@ -50,6 +53,8 @@ def writing(path: Path, *, private: bool = False) -> Iterator[Path]:
     new, old = work / path.name, work / (path.name + OLD)
     settled = placed = False
     try:
+        if work.is_file():  # earlier versions of pema wrote to a file of this name
+            work.unlink()
         with _locked(work, f"another process writes {path}: wait until it has ended."):
             _put_back(path, old)
             _empty(work)
@@ -68,7 +73,9 @@ def writing(path: Path, *, private: bool = False) -> Iterator[Path]:
                     remove(work)
     except StorageError:
         raise
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, SafetensorError) and "os error" not in str(error):
+            raise
         if placed:
             raise StorageError(
                 f"{path} was written, but the disk did not confirm it: {_reason(error)}. Write it again once the disk "
@@ -168,17 +175,23 @@ def recover(path: Path) -> None:
         raise StorageError(f"{path} was being replaced and lies in {old}: move it back ({_reason(error)}).") from error
 
 
-def clear(folder: Path) -> None:
-    """Remove what killed writers left directly in a folder, and put back what they had moved aside.
+def clear(path: Path) -> None:
+    """Put back what a killed writer had moved aside, and remove the rest of what it left; a live one is left alone.
 
     Raises:
         StorageError: see `recover`.
     """
-    for work in folder.glob(f"*{TEMPORARY}"):
-        path = work.with_name(work.name.removesuffix(TEMPORARY))
-        recover(path)
-        with contextlib.suppress(OSError), _locked(work, f"another process writes {path}."):
+    recover(path)
+    work = path.with_name(path.name + TEMPORARY)
+    if work.is_dir():
+        with contextlib.suppress(OSError), _locked(work, f"another process writes {path}: wait until it has ended."):
             remove(work)
+
+
+def clear_below(folder: Path) -> None:
+    """See `clear`, for everything that was written directly into a folder."""
+    for work in folder.glob(f"*{TEMPORARY}"):
+        clear(work.with_name(work.name.removesuffix(TEMPORARY)))
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, private: bool = False) -> None:
@@ -352,11 +365,16 @@ def _empty(folder: Path) -> None:
         remove(path)
 
 
-def _refused(path: Path, error: OSError) -> StorageError:
+def _refused(path: Path, error: OSError | SafetensorError) -> StorageError:
     return StorageError(f"cannot write {path}: {_reason(error)}. Nothing was changed there.")
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError | SafetensorError) -> str:
+    if isinstance(
+        error, SafetensorError
+    ):  # the library writes files itself, and names the system's error by its number
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        return os.strerror(int(number[1])) if number else str(error)
     return str(error.strerror or error)
 
 

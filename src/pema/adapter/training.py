@@ -32,7 +32,7 @@ from pema.adapter.reconstruction import (
 from pema.adapter.store import CONFIG_FILE, load, save
 from pema.console import progress
 from pema.errors import AdapterError, ConfigError
-from pema.files import clear, exclusive
+from pema.files import clear_below, exclusive
 from pema.memory.reader import Memory, View
 from pema.memory.verify import verify
 from pema.signature import signature
@@ -73,7 +73,7 @@ def train(
 def _train(
     memory: Memory, config: TrainConfig, output: Path, resume: bool, tensorboard: bool
 ) -> tuple[Adapter, dict[str, Any]]:
-    clear(output)
+    clear_below(output)
     digest = str(memory.manifest.to_dict()["digest"])
     checkpoint = Checkpoint(output, config, digest)
     if not resume:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pema import console
 from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError, OwnerError
-from pema.files import clear, exclusive
+from pema.files import clear_below, exclusive
 from pema.memory.encoding import Tokens
 from pema.memory.manifest import FILE, HEAD, ITEM_BYTES, Dtype, FileEntry, Input, Manifest, Targets
 from pema.memory.pairing import pair
@@ -118,7 +118,7 @@ def build_memory(
 
 def _begin(wanted: Manifest, output: Path, append: bool) -> Manifest:
     """The manifest that this run starts from: a new one, that of an interrupted run, or a complete one to append to."""
-    clear(output)
+    clear_below(output)
     if not (output / FILE).exists():
         if append:
             raise ConfigError(f"{output} is not a memory, so nothing can be appended to it: build it without append.")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pema import console
 from pema.errors import ConfigError, ExternalMemoryError
-from pema.files import recover, writing
+from pema.files import clear, writing
 from pema.memory.manifest import HEAD, RESTORE, ShardEntry, file_name
 from pema.memory.reader import Memory
 
@@ -66,7 +66,7 @@ def refuse_existing(output: Path) -> None:
     Raises:
         ConfigError: `output` exists.
     """
-    recover(output)
+    clear(output)
     if output.exists():
         raise ConfigError(f"{output} exists already: choose another folder for the new memory.")
 
