@@ -1,5 +1,7 @@
 """The transformers model over a decoding session generates what the PLM itself generates."""
 
+import threading
+
 import pytest
 import torch
 from test_local import slow_greedy
@@ -118,6 +120,39 @@ def test_sessions_are_closed_when_generate_fails(tiny_plm):
     with pytest.raises(RuntimeError, match="stop here"):
         SessionModel(plm).generate(**batch(), logits_processor=[stop], max_new_tokens=4)
     assert plm.closed == 1
+
+
+def test_calls_that_overlap_close_their_own_sessions(tiny_plm):
+    plm = Counting(tiny_plm())
+    model, settings = SessionModel(plm), {"max_new_tokens": 6, "pad_token_id": PAD}
+    expected = model.generate(**batch(), **settings).tolist()
+    open_by_then, turns, found = [], [threading.Event() for _ in range(3)], [None, None]
+
+    def first(_ids, scores):
+        turns[0].set()
+        turns[1].wait(20)
+        return scores
+
+    def second(_ids, scores):
+        if not turns[1].is_set():
+            turns[1].set()
+            turns[2].wait(20)
+            open_by_then.append(len(plm.opened) - plm.closed)
+        return scores
+
+    def work(i, processor):
+        found[i] = model.generate(**batch(), logits_processor=[processor], **settings).tolist()
+
+    threads = [threading.Thread(target=work, args=arguments) for arguments in ((0, first), (1, second))]
+    threads[0].start()
+    turns[0].wait(20)
+    threads[1].start()
+    threads[0].join()
+    turns[2].set()
+    threads[1].join()
+    assert found == [expected, expected]
+    assert open_by_then == [1]
+    assert plm.closed == len(plm.opened) == 3
 
 
 def test_a_full_context_window_ends_a_row(tiny_plm):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,6 +81,22 @@ class SessionCache(Cache):  # type: ignore[misc]
             self.session = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call of `generate`: it lies in its context, so that calls in several threads keep apart.
+
+    Attributes:
+        ends: tokens that end a sequence.
+        opened: the sessions that it opened.
+    """
+
+    ends: frozenset[int]
+    opened: list[SessionCache] = field(default_factory=list)
+
+
+_CALL: ContextVar[_Call | None] = ContextVar("pema_session_call", default=None)
+
+
 class SessionModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """logits = head(f), with f from the decoding session of a PLM that may be anywhere.
 
@@ -111,8 +129,6 @@ class SessionModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.lm_head.weight = nn.Parameter(head.weight, requires_grad=False)
         if head.bias is not None:
             self.lm_head.bias = nn.Parameter(head.bias, requires_grad=False)
-        self._ends: frozenset[int] = frozenset()
-        self._opened: list[SessionCache] = []
         self.eval()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -127,15 +143,15 @@ class SessionModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """As for every model of transformers; the sessions that it opens are closed when it returns."""
         config = kwargs.get("generation_config") or (args[0] if args else None) or self.generation_config
         ends = kwargs.get("eos_token_id", config.eos_token_id)
-        before = self._ends, self._opened
-        self._ends = frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
-        self._opened = []
+        call = _Call(frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends))
+        before = _CALL.get()
+        _CALL.set(call)
         try:
             return super().generate(inputs, *args, **kwargs)
         finally:
-            for cache in self._opened:
+            for cache in call.opened:
                 cache.close()
-            self._ends, self._opened = before
+            _CALL.set(before)
 
     @torch.no_grad()
     def forward(
@@ -183,7 +199,8 @@ class SessionModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         rows = [places[prompt] for prompt in prompts]
         room = [self._plm.description.max_length - len(prompt) for prompt in prompts]
         cache = SessionCache(session, input_ids.shape[1], rows, room)
-        self._opened.append(cache)
+        if (call := _CALL.get()) is not None:
+            call.opened.append(cache)
         return cache, session.representations[rows]
 
     def _advance(self, cache: SessionCache, input_ids: Tensor) -> Tensor:
@@ -193,8 +210,10 @@ class SessionModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 "or beam search."
             )
         tokens = input_ids[:, 0].tolist()
+        call = _CALL.get()
+        ends = frozenset() if call is None else call.ends
         steps = [
-            (row, token) if row >= 0 and room > 1 and token not in self._ends else None
+            (row, token) if row >= 0 and room > 1 and token not in ends else None
             for row, token, room in zip(cache.rows, tokens, cache.room, strict=True)
         ]
         places = {step: i for i, step in enumerate(dict.fromkeys(step for step in steps if step is not None))}
