@@ -223,3 +223,33 @@ def test_a_flag_of_build_ends_in_a_clear_error(flag, value, capsys, monkeypatch)
     # As large a batch as there is room for is meant: there the file is what is wrong.
     assert ended.value.code == (1 if value == str(10**40) and flag == "--batch-size" else 2)
     assert "unexpected" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_p", math.nan),
+        ("length_penalty", -math.inf),
+        ("repetition_penalty", 1e300),
+        ("num_beams", 10**12),
+        ("num_beams", 0),
+        ("max_new_tokens", 10**30),
+        ("max_new_tokens", True),
+        ("batch_size", 10**30),
+        ("batch_size", 1.5),
+        ("batch_size", "2"),
+        ("seed", -1),
+        ("seed", 10**30),
+        ("seed", math.nan),
+    ],
+)
+def test_what_is_generated_with_is_finite_and_in_range(name, value, tiny_plm):
+    from pema.generation.decoding import generate
+    from pema.generation.schedule import NoAdapter
+    from pema.tasks.registry import get_task
+
+    settings = {"do_sample": name in ("temperature", "top_p"), name: value}
+    with pytest.raises(ConfigError, match=name):
+        generate(tiny_plm(), None, ["a b"], get_task("translation"), NoAdapter(), **settings)

@@ -20,6 +20,7 @@ from pema.errors import ConfigError, DataError, PemaError
 from pema.generation.plugin import attach
 from pema.generation.schedule import Schedule
 from pema.generation.settings import ARGUMENTS, OF_THE_HISTORY, STOPS, check, without_own_settings
+from pema.schema import SEED, require
 from pema.tasks.registry import Task
 from pema.tasks.template import Encoded
 
@@ -122,6 +123,7 @@ def generate_counted(
                 attach(plm.generator, adapter, plm.head(), schedule, description=plm.description)
             )
             inputs = attached.inputs
+        require("seed", seed, int, least=0, most=SEED)
         if do_sample:
             # transformers would keep the 50 likeliest tokens.
             settings = {"top_k": 0} | settings

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel
 
 from pema.errors import ConfigError
+from pema.schema import require
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 BEAMS = ("early_stopping", "length_penalty")
@@ -72,6 +73,10 @@ REFUSED = {name: reason for reason, names in _WHY.items() for name in names}
 WHOLE = ("num_beams", "batch_size", "max_new_tokens", "max_length")
 
 
+LARGEST = (1 << 31) - 1
+"""Largest size of any number among the settings."""
+
+
 def check(settings: Mapping[str, Any], ends: Sequence[int]) -> None:
     """Refuse settings of decoding that cannot be meant, before anything is generated.
 
@@ -84,6 +89,8 @@ def check(settings: Mapping[str, Any], ends: Sequence[int]) -> None:
     """
     known = GenerationConfig()
     for name, value in settings.items():
+        if type(value) in (int, float):
+            require(name, value, float, least=-LARGEST, most=LARGEST)
         if name in WHOLE:
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigError(f"{name} must be at least 1, not {value!r}.")
