@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "pema"
-ROOMS = ("tasks", "owner", "serving", "memory", "adapter", "generation", "evaluation", "methods", "experiments", "cli")
+ROOMS = (
+    *("tasks", "owner", "serving", "memory", "adapter", "privacy", "generation", "evaluation", "methods"),
+    *("experiments", "pages", "cli"),
+)
 FOUNDATION = ("errors", "files", "schema", "tensors", "console", "signature", "__init__")
 
 

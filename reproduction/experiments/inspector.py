@@ -14,10 +14,10 @@ from pathlib import Path
 from pema.adapter.config import preset
 from pema.adapter.training import train
 from pema.experiments.data import support_data
-from pema.experiments.inspector.page import write_inspection
 from pema.generation.schedule import GradualUnrolling
 from pema.memory.build import build_memory
 from pema.owner.local import LocalPLM
+from pema.pages.inspector.page import write_inspection
 from pema.tasks.registry import get_task
 from reproduction.paths import DOCS
 

@@ -22,13 +22,13 @@ from pema.adapter.module import Adapter
 from pema.adapter.training import train
 from pema.evaluation.evaluate import evaluate
 from pema.evaluation.perplexity import perplexity
-from pema.experiments.audit import audit
 from pema.experiments.data import Data, support_data
 from pema.generation.decoding import generate
 from pema.generation.schedule import Constant, NoAdapter, Schedule
 from pema.memory.build import build_memory
 from pema.memory.reader import Memory
 from pema.owner.local import LocalPLM
+from pema.privacy.audit import audit
 from pema.signature import signature
 from pema.tasks.registry import get_task
 from reproduction.lines import put_run, read_runs

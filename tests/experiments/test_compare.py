@@ -13,8 +13,8 @@ from pema.errors import AdapterError, MismatchError
 from pema.experiments import compare, training_process
 from pema.experiments.compare import run_experiment
 from pema.experiments.config import read_config
-from pema.experiments.report.document import report
 from pema.files import read_json
+from pema.pages.report.document import report
 
 CONFIG = """
 title = "Tiny"

@@ -9,7 +9,7 @@ from tests.tiny import build_model, build_tokenizer
 from pema.errors import DataError
 from pema.experiments.config import read_config
 from pema.experiments.layout import COMET, COMPARISON, EXPERIMENT, TEST
-from pema.experiments.report.document import report
+from pema.pages.report.document import report
 from reproduction import folders
 from reproduction.folders import EXAMPLES, SHIPPED, TEXTS, pack, run_into, unpack
 from reproduction.lines import read_lines, read_runs, write_lines

@@ -11,7 +11,6 @@ from pema.adapter.config import AdapterConfig, preset
 from pema.adapter.module import Adapter
 from pema.adapter.training import train
 from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError, OwnerError
-from pema.experiments.inspector.inspection import inspect_generation
 from pema.generation.decoding import generate
 from pema.generation.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.memory.build import build_memory
@@ -20,6 +19,7 @@ from pema.owner.connection import Connection
 from pema.owner.mask import Mask, MaskedPLM
 from pema.owner.opening import open_plm
 from pema.owner.remote import RemotePLM
+from pema.pages.inspector.inspection import inspect_generation
 from pema.serving.policy import Policy
 from pema.tasks.example import Example
 from pema.tasks.registry import Task

@@ -28,9 +28,9 @@ def audit(
     Example: pema audit adapter --members memory --non-members others
     """
     from pema.adapter.module import Adapter
-    from pema.experiments.audit import audit as attack
-    from pema.experiments.audit import summary
     from pema.memory.reader import Memory
+    from pema.privacy.audit import audit as attack
+    from pema.privacy.audit import summary
 
     loaded = Adapter.from_pretrained(adapter)
     result = attack(loaded, Memory.open(members), Memory.open(non_members), references=references, seed=seed)

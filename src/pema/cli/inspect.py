@@ -45,9 +45,9 @@ def inspect(
     """
     from pema.adapter.module import Adapter
     from pema.adapter.task import task_of
-    from pema.experiments.inspector.page import write_inspection
     from pema.generation.schedule import choose_schedule
     from pema.owner.opening import open_plm
+    from pema.pages.inspector.page import write_inspection
 
     loaded = Adapter.from_pretrained(adapter)
     chosen = task_of(loaded.config, task, template)

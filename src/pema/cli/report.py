@@ -24,8 +24,8 @@ def report(
 
     Example: pema report results -o page.html
     """
-    from pema.experiments.report.document import report as make
     from pema.files import writing
+    from pema.pages.report.document import report as make
 
     page = make(results)
     with writing(output) as temporary:

@@ -16,8 +16,8 @@ from pema.evaluation.evaluate import get_metric
 from pema.evaluation.score import Metric
 from pema.evaluation.significance import SAMPLES, SEED, compare_means
 from pema.experiments.experiment import Experiment
+from pema.experiments.fields import SIGNATURE, require
 from pema.experiments.layout import COMET, COMPARISON, EXPERIMENT, TEST
-from pema.experiments.report.fields import SIGNATURE, require
 from pema.files import read_json, write_json, writing
 from pema.signature import signature
 from pema.tasks.readers import read_lines

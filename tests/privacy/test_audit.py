@@ -13,11 +13,11 @@ from pema.adapter.config import AdapterConfig, preset
 from pema.adapter.module import Adapter
 from pema.adapter.training import train
 from pema.errors import AdapterError, ConfigError, MismatchError
-from pema.experiments import audit as module
-from pema.experiments.audit import auc_bound, audit, confidence, likelihood_ratio, mean_log_p, measure, summary
 from pema.memory.build import build_memory
 from pema.memory.reader import Memory
 from pema.memory.sample import take
+from pema.privacy import audit as module
+from pema.privacy.audit import auc_bound, audit, confidence, likelihood_ratio, mean_log_p, measure, summary
 from pema.tasks.example import Example
 from pema.tasks.registry import get_task
 

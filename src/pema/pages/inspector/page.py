@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from pema.adapter.store import MODEL_FILE
 from pema.errors import ConfigError
-from pema.experiments.inspector.inspection import Inspection, inspect_generation
-from pema.experiments.page import html_page, static
 from pema.files import sha256, writing
 from pema.generation.schedule import (
     SCHEDULE_FILE,
@@ -24,6 +22,8 @@ from pema.generation.schedule import (
     Schedule,
     load_schedule,
 )
+from pema.pages.inspector.inspection import Inspection, inspect_generation
+from pema.pages.page import html_page, static
 from pema.signature import signature
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from pema.errors import ConfigError
-from pema.experiments.page import html_page, json_block, static
+from pema.pages.page import html_page, json_block, static
 
 HOSTILE = '</script><script>document.title="owned"</script><!-- <img src=x onerror=alert(1)> & "\'\u2028\u2029'
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from pema.experiments.page import html_page, static
-from pema.experiments.report.formats import metric_name, score
-from pema.experiments.report.results import Experiment, read_results
-from pema.experiments.report.runs import all_runs
-from pema.experiments.report.summary import payload, top
-from pema.experiments.report.table import comparison_table, difference_tables
+from pema.experiments.formats import metric_name, score
+from pema.experiments.records import Experiment, read_results
+from pema.pages.page import html_page, static
+from pema.pages.report.runs import all_runs
+from pema.pages.report.summary import payload, top
+from pema.pages.report.table import comparison_table, difference_tables
 
 STYLES = ("report/report.css", "report/plots.css")
 SCRIPTS = tuple(

@@ -10,12 +10,12 @@ import torch
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
 from pema.errors import ConfigError
-from pema.experiments.inspector import page as inspector
-from pema.experiments.inspector.inspection import inspect_generation
-from pema.experiments.inspector.page import SCRIPTS, inspector_page, write_inspection
-from pema.experiments.page import static
 from pema.generation.mixture import mix
 from pema.generation.schedule import Constant, Fitted, GradualUnrolling, Linear, NoAdapter, save_schedule
+from pema.pages.inspector import page as inspector
+from pema.pages.inspector.inspection import inspect_generation
+from pema.pages.inspector.page import SCRIPTS, inspector_page, write_inspection
+from pema.pages.page import static
 from pema.tasks.registry import Task
 from pema.tasks.template import Template
 from reproduction.experiments.inspector import EXAMPLE

@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pema.experiments.inspector.surface import Surface, surfaces
+from pema.pages.inspector.surface import Surface, surfaces
 
 
 @pytest.fixture(scope="module")
@@ -101,5 +101,5 @@ def test_a_few_tokens_before_are_as_good_as_all(tiny_tokenizer, monkeypatch):
     for cut in range(7):
         few = surfaces(tokenizer, before[: len(before) - cut], tokens)
         with monkeypatch.context() as patch:
-            patch.setattr("pema.experiments.inspector.surface.CONTEXT", 1000)
+            patch.setattr("pema.pages.inspector.surface.CONTEXT", 1000)
             assert surfaces(tokenizer, before[: len(before) - cut], tokens) == few

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from html import escape
 
-from pema.experiments.report import formats
-from pema.experiments.report.fields import ACCELERATOR
-from pema.experiments.report.results import Experiment
-from pema.experiments.report.summary import cost, top
+from pema.experiments import formats
+from pema.experiments.fields import ACCELERATOR
+from pema.experiments.records import Experiment
+from pema.pages.report.summary import cost, top
 
 COSTS = (
     ("trainable_parameters", "Trainable parameters", formats.scaled),

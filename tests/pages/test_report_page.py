@@ -4,10 +4,10 @@ import json
 import random
 
 import pytest
-from made_results import METHODS, SENTENCES, make_comparison, make_sweep, write
 
-from pema.experiments.page import html_page, static
-from pema.experiments.report.document import report
+from made_results import METHODS, SENTENCES, make_comparison, make_sweep, write
+from pema.pages.page import html_page, static
+from pema.pages.report.document import report
 
 LABELS = [label for label, *_ in METHODS]
 HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror="document.title=1">'

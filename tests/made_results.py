@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pema.tasks.readers import read_lines
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent
 SENTENCES = [
     (source, target.replace("[F]", "").replace("[/F]", ""))
     for source, target, _ in (

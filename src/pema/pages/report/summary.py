@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pema.experiments.report.fields import ACCELERATOR, COSTS
-from pema.experiments.report.formats import metric_name
-from pema.experiments.report.results import Experiment
+from pema.experiments.fields import ACCELERATOR, COSTS
+from pema.experiments.formats import metric_name
+from pema.experiments.records import Experiment
 
 
 def cost(experiment: Experiment, label: str, name: str) -> dict[str, float] | None:

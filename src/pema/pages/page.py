@@ -81,7 +81,7 @@ def json_block(data: object) -> str:
 
 def static(name: str) -> str:
     """Read a style sheet or script that lies beside this module, such as `report/report.css`."""
-    return resources.files("pema.experiments").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("pema.pages").joinpath(name).read_text(encoding="utf-8")
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401

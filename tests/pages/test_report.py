@@ -8,14 +8,14 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from made_results import METHODS, make_comparison, make_sweep, write
 
+from made_results import METHODS, make_comparison, make_sweep, write
 from pema.cli import main
 from pema.errors import DataError
-from pema.experiments.page import static
-from pema.experiments.report import formats
-from pema.experiments.report.document import report
-from pema.experiments.report.results import read_results
+from pema.experiments import formats
+from pema.experiments.records import read_results
+from pema.pages.page import static
+from pema.pages.report.document import report
 
 HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror="document.title=1"> & <!--'
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pema.adapter.task import require_task
 from pema.errors import ConfigError
-from pema.experiments.inspector.surface import Surface, surfaces
 from pema.generation.decoding import text_of, token_limit
 from pema.generation.mixture import mix
 from pema.generation.schedule import Schedule
 from pema.generation.steps import Weights
+from pema.pages.inspector.surface import Surface, surfaces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
-from pema.experiments.report.formats import NOTHING, metric_name
-from pema.experiments.report.results import Experiment
+from pema.experiments.formats import NOTHING, metric_name
+from pema.experiments.records import Experiment
 
 
 def all_runs(experiment: Experiment, key: str) -> str:

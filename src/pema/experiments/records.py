@@ -9,8 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from pema.errors import DataError
-from pema.experiments.layout import COMET, COMPARISON, EXPERIMENT, TEST
-from pema.experiments.report.fields import (
+from pema.experiments.fields import (
     FIELDS_OF_DIFFERENCE,
     FIELDS_OF_EXPERIMENT,
     FIELDS_OF_INTERVAL,
@@ -24,6 +23,7 @@ from pema.experiments.report.fields import (
     require,
     short,
 )
+from pema.experiments.layout import COMET, COMPARISON, EXPERIMENT, TEST
 from pema.files import read_json
 from pema.tasks.example import Example
 from pema.tasks.readers import read_examples, read_lines

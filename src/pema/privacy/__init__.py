@@ -1,0 +1,1 @@
+"""Privacy as an attacker measures it: membership inference against an adapter."""
