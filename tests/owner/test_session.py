@@ -142,3 +142,26 @@ def test_a_closed_session_does_not_go_on(tiny_plm):
     session.close()
     with pytest.raises(DataError, match="the session is closed"):
         session.advance([1, 1, 1])
+
+
+def test_whole_contexts_go_through_the_model_in_bounded_passes(tiny_plm, monkeypatch):
+    """One row of 20 tokens that becomes 30 rows costs as many passes, not one of 600 tokens."""
+    from pema.owner import growing
+
+    plm = tiny_plm()
+    monkeypatch.setattr(growing, "WHOLE_TOKENS", 100)
+    rows = [[1, *range(5, 5 + n)] for n in (3, 40, 7, 120, 2, 2, 2, 2, 60)]
+    shapes = []
+    handle = plm.model.register_forward_pre_hook(
+        lambda _module, _args, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    for together in (True, False):
+        shapes.clear()
+        f, _ = growing.WholeContexts(plm._runner, rows, together=together).run(logits=False)
+        assert all(n == 1 or n * width <= 100 for n, width in shapes)
+        assert sum(n for n, _ in shapes) == len(rows)
+        assert (len(shapes) < len(rows)) == together
+        for row, one in zip(rows, f, strict=True):
+            (alone,) = plm.represent([[*row, 1]], [len(row)])
+            torch.testing.assert_close(one, alone.representations[0], atol=1e-5, rtol=1e-5)
+    handle.remove()

@@ -119,6 +119,10 @@ class CachedContexts:
         return list(torch.split(f, rows))
 
 
+WHOLE_TOKENS = 8192
+"""Of whole contexts in one forward pass, padding among them."""
+
+
 class WholeContexts:
     """Contexts that are run from their first token at every step: slow, and right for every causal model.
 
@@ -133,9 +137,18 @@ class WholeContexts:
 
     def run(self, *, logits: bool) -> tuple[Tensor, Tensor]:
         """See `Growing.run`."""
-        batches = [self._contexts] if self.together else [[context] for context in self._contexts]
-        found = [self._run(batch, logits) for batch in batches]
+        found = [self._run(batch, logits) for batch in self._batches()]
         return torch.cat([f for f, _ in found]), torch.cat([words for _, words in found])
+
+    def _batches(self) -> Iterator[list[list[int]]]:
+        """The contexts in order, as many at a time as fit into one pass: a session's rows grow without asking."""
+        begin = longest = 0
+        for end, context in enumerate(self._contexts):
+            longest = max(longest, len(context))
+            if end > begin and (not self.together or (end + 1 - begin) * longest > WHOLE_TOKENS):
+                yield self._contexts[begin:end]
+                begin, longest = end, len(context)
+        yield self._contexts[begin:]
 
     def _run(self, contexts: list[list[int]], logits: bool) -> tuple[Tensor, Tensor]:
         tokens = pad_right(contexts)
