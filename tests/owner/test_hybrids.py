@@ -10,7 +10,7 @@ from transformers import cache_utils
 
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
-from pema.generation.decoding import generate
+from pema.generation.decoding import decode, generate, plain
 from pema.generation.schedule import Constant
 from pema.owner.local import LocalPLM
 from pema.tasks.registry import get_task
@@ -118,3 +118,14 @@ def test_texts_do_not_depend_on_their_batch(family):
         together = generate(plm, plugged, sources, **settings)
         assert together == [generate(plm, plugged, [source], **settings)[0] for source in sources]
         assert together == generate(plm, plugged, sources, batch_size=2, **settings)
+
+
+def test_a_model_that_was_made_of_the_plm_lets_no_text_depend_on_its_batch():
+    """What methods decode with is transformers' own generate, whatever was trained into it."""
+    plm = LocalPLM(build_model("llama-longrope"), build_tokenizer())
+    sources = ["the house", "a", "the dog is here and the house is small and the dog is small", "the horse"]
+
+    def texts(sources):
+        return decode(plm, plm.model, sources, get_task("translation"), plain, max_new_tokens=20).texts
+
+    assert texts(sources) == [texts([source])[0] for source in sources]

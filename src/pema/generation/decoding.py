@@ -20,6 +20,7 @@ from pema.errors import ConfigError, DataError, PemaError
 from pema.generation.plugin import attach
 from pema.generation.schedule import Schedule
 from pema.generation.settings import ARGUMENTS, OF_THE_HISTORY, STOPS, check, without_own_settings
+from pema.owner.positions import PositionEncoding
 from pema.schema import SEED, require
 from pema.tasks.registry import Task
 from pema.tasks.template import Encoded
@@ -175,8 +176,10 @@ def decode(
     window = min(plm.description.max_length, max_length or plm.description.max_length)
     limits = [token_limit(n, prompt, window, max_new_tokens) for n, prompt in enumerate(prompts, 1)]
     texts, tokens, cut = [""] * len(prompts), 0, 0
+    # A model whose position encoding follows the longest row of a batch gets rows of one length only.
+    alike = any(map(settings.get, OF_THE_HISTORY)) or PositionEncoding(model).varies
     with progress("Generating", len(prompts), "texts") as advance, without_own_settings(model):
-        for chosen in _batches(prompts, limits, batch_size, alike=any(map(settings.get, OF_THE_HISTORY))):
+        for chosen in _batches(prompts, limits, batch_size, alike=alike):
             batch, most = [prompts[i] for i in chosen], [limits[i] for i in chosen]
             with inputs([prompt.source_length for prompt in batch]):
                 rows = _generate_batch(plm, model, batch, most, settings)
