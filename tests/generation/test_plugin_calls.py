@@ -14,7 +14,7 @@ from pema.errors import ConfigError, OwnerError
 from pema.generation.plugin import attach
 from pema.generation.schedule import Constant, Fitted, GradualUnrolling
 from pema.owner.derivation import derive_head
-from pema.owner.state import OUTPUT_NAME, state_of
+from pema.owner.state import state_argument, state_of
 
 SCHEDULE, OVERHEAD, COLUMNS = GradualUnrolling(0.95), 2, 9
 
@@ -49,7 +49,7 @@ def go_on(model, ids, out, steps, *, positions=False):
     for t in range(steps):
         tokens.append(int(out.logits[0, -1].argmax()))
         place = {"position_ids": torch.tensor([[ids.shape[1] + t]])} if positions else {}
-        out = model(torch.tensor([tokens[-1:]]), **{OUTPUT_NAME: state_of(out)}, **place)
+        out = model(torch.tensor([tokens[-1:]]), **{state_argument(model): state_of(out)}, **place)
     return tokens
 
 
@@ -218,7 +218,7 @@ def test_a_loop_of_ones_own_with_every_state(tiny_model, family):
         as_tuple = model(ids, logits_to_keep=1, return_dict=False)
         state = next(part for part in as_tuple[1:] if not isinstance(part, torch.Tensor | tuple))
         place = {"position_ids": torch.tensor([[COLUMNS]])} if family == "minimax" else {}
-        second = model(torch.tensor([expected[:1]]), **{OUTPUT_NAME: state}, **place)
+        second = model(torch.tensor([expected[:1]]), **{state_argument(model): state}, **place)
         assert int(second.logits[0, -1].argmax()) == expected[1]
 
 
@@ -230,7 +230,7 @@ def test_a_static_cache_that_is_used_again(parts):
             ids = prompt(seed)
             expected = greedy(model, ids)
             cache.reset()
-            out = model(ids, logits_to_keep=1, **{OUTPUT_NAME: cache})
+            out = model(ids, logits_to_keep=1, **{state_argument(model): cache})
             assert go_on(model, ids, out, 6) == expected
 
 
@@ -241,15 +241,15 @@ def test_a_cache_that_was_cropped(parts):
         expected = greedy(model, ids)
         cache = state_of(model(ids, logits_to_keep=1))
         for token in (expected[0], 7, 8):
-            model(torch.tensor([[token]]), **{OUTPUT_NAME: cache})
+            model(torch.tensor([[token]]), **{state_argument(model): cache})
         cache.crop(-2)
-        out = model(torch.tensor([expected[1:2]]), **{OUTPUT_NAME: cache})
+        out = model(torch.tensor([expected[1:2]]), **{state_argument(model): cache})
         assert int(out.logits[0, -1].argmax()) == expected[2]
         cache.crop(-6)
         with pytest.raises(ConfigError, match="1 positions behind 5 in the cache may be the rest of the prompt"):
-            model(ids[:, 5:6], **{OUTPUT_NAME: cache})
+            model(ids[:, 5:6], **{state_argument(model): cache})
         with attached.inputs(columns=COLUMNS):
-            out = model(ids[:, 5:], **{OUTPUT_NAME: cache})
+            out = model(ids[:, 5:], **{state_argument(model): cache})
             assert int(out.logits[0, -1].argmax()) == expected[0]
 
 
@@ -261,8 +261,8 @@ def test_a_prompt_in_parts_and_several_new_tokens_at_once(parts):
         whole = torch.cat((ids, torch.tensor([expected])), 1)
         with attached.inputs(columns=COLUMNS):
             cache = state_of(model(whole[:, :4]))
-            model(whole[:, 4:8], **{OUTPUT_NAME: cache})
-            logits = model(whole[:, 8:], **{OUTPUT_NAME: cache}).logits
+            model(whole[:, 4:8], **{state_argument(model): cache})
+            logits = model(whole[:, 8:], **{state_argument(model): cache}).logits
         assert logits[0].argmax(-1).tolist()[:6] == expected
 
 
@@ -274,12 +274,12 @@ def test_a_state_that_does_not_say_its_length(tiny_model, family):
         filled = state_of(model(ids[:, :5], use_cache=True))
     with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD) as attached, torch.no_grad():
         with pytest.raises(ConfigError, match=r"step is unknown: begin with a new one"), attached.inputs(columns=9):
-            model(ids[:, 5:6], **{OUTPUT_NAME: filled})
+            model(ids[:, 5:6], **{state_argument(model): filled})
         with pytest.raises(ConfigError, match="does not say its length, so that of the prompt cannot be known"):
-            model.generate(ids[:, 5:], max_new_tokens=2, **{OUTPUT_NAME: filled})
+            model.generate(ids[:, 5:], max_new_tokens=2, **{state_argument(model): filled})
         begun = state_of(model(ids[:, :5], logits_to_keep=1))
         expected = greedy(model, ids)
-        assert greedy(model, ids[:, 5:], **{OUTPUT_NAME: begun}) == expected
+        assert greedy(model, ids[:, 5:], **{state_argument(model): begun}) == expected
 
 
 def test_a_prompt_behind_a_cache_of_several_kinds(parts):
@@ -288,8 +288,8 @@ def test_a_prompt_behind_a_cache_of_several_kinds(parts):
     with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD), torch.no_grad():
         expected = greedy(model, ids)
         for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=32)):
-            model(ids[:, :5], logits_to_keep=1, **{OUTPUT_NAME: cache})
-            assert greedy(model, ids, **{OUTPUT_NAME: cache}) == expected
+            model(ids[:, :5], logits_to_keep=1, **{state_argument(model): cache})
+            assert greedy(model, ids, **{state_argument(model): cache}) == expected
 
 
 def test_the_two_prompts_of_a_conversation(parts):
@@ -298,7 +298,7 @@ def test_the_two_prompts_of_a_conversation(parts):
     with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD):
         first = model.generate(ids, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
         second = torch.cat((first.sequences, prompt(5, 3)), 1)
-        assert greedy(model, second, **{OUTPUT_NAME: first[OUTPUT_NAME]}) == greedy(model, second)
+        assert greedy(model, second, **{state_argument(model): state_of(first)}) == greedy(model, second)
 
 
 def test_a_decoding_function_of_ones_own(parts):

@@ -12,7 +12,7 @@ from pema.adapter.module import Adapter
 from pema.errors import ConfigError, PemaError
 from pema.generation.mixture import mix
 from pema.generation.plugin import attach
-from pema.generation.schedule import GradualUnrolling
+from pema.generation.schedule import GradualUnrolling, NoAdapter
 from pema.owner.derivation import derive_head
 from tiny import HYBRID_FAMILIES, SILENT_FAMILIES, build_model
 
@@ -64,6 +64,9 @@ INEXACT = (
 )
 """Where a PLM with a cache by itself gives other text than its own passes over the whole sequence, in transformers."""
 
+BEFORE = ("phi3-longrope * *", "mamba2 guided* *")
+"""The same in older versions of transformers; there the PLM by itself must be inexact too."""
+
 STEPS, OVERHEAD, COLUMNS = 5, 3, 14
 SCHEDULE = GradualUnrolling(0.95)
 
@@ -90,10 +93,10 @@ class Slow:
         return kept[0][:, -1]
 
     @torch.no_grad()
-    def log_p(self, prompt, tokens, length):
+    def log_p(self, prompt, tokens, length, schedule=SCHEDULE):
         """(T, V) log P at each of the tokens behind the prompt."""
         f = torch.cat([self.representation((*prompt, *tokens[:t])) for t in range(len(tokens))])
-        weights = SCHEDULE.weights(torch.arange(len(tokens)), torch.tensor(length))
+        weights = schedule.weights(torch.arange(len(tokens)), torch.tensor(length))
         return mix(self.head.logits(f).float().log_softmax(-1), self.adapter.log_probs(f, self.head), weights)
 
     def attached(self):
@@ -129,7 +132,7 @@ def prompts(rows, family="llama"):
     return {"input_ids": ids.masked_fill(mask == 0, 0), "attention_mask": mask}
 
 
-def compare(slow, out, batch, settings):
+def compare(slow, out, batch, settings, schedule=SCHEDULE):
     """Every token that came out, and what it was chosen from."""
     each = len(out.sequences) // len(batch["input_ids"])
     beams, scale = settings.get("num_beams", 1) > 1, settings.get("guidance_scale")
@@ -139,14 +142,14 @@ def compare(slow, out, batch, settings):
         prompt, tokens = ids[mask == 1].tolist(), sequence[COLUMNS:].tolist()
         assert len(tokens) == STEPS
         length = len(prompt) - OVERHEAD
-        expected = slow.log_p(prompt, tokens, length)
+        expected = slow.log_p(prompt, tokens, length, schedule)
         if beams:
             chosen = expected.gather(1, torch.tensor(tokens)[:, None])[:, 0]
             torch.testing.assert_close(scores[row], chosen, atol=1e-3, rtol=1e-3)
             continue
         if scale is not None:
             negative = settings.get("negative_prompt_ids")
-            other = slow.log_p(prompt[-1:] if negative is None else negative[row].tolist(), tokens, length)
+            other = slow.log_p(prompt[-1:] if negative is None else negative[row].tolist(), tokens, length, schedule)
             expected = (other + scale * (expected - other)).log_softmax(-1)
         given = torch.stack([logits[row] for logits in (out.logits if scale is None else out.scores)])
         torch.testing.assert_close(given.softmax(-1), expected.exp(), atol=1e-4, rtol=1e-3)
@@ -179,6 +182,10 @@ def attempt(slow, batch, settings):
     return None
 
 
+def is_one_of(patterns, *names):
+    return any(fnmatch(" ".join(names), pattern) for pattern in patterns)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_equal_to_the_slow_loop(slow, method):
     batch = prompts(1 if method in ("lookup", "assisted") else 2, slow.family)
@@ -188,8 +195,16 @@ def test_equal_to_the_slow_loop(slow, method):
         out = attempt(slow, batch, settings | cache)
         if out is not None:
             done.append(name)
-            if name == "none" or not any(fnmatch(f"{slow.family} {method} {name}", pattern) for pattern in INEXACT):
+            if name != "none" and is_one_of(INEXACT, slow.family, method, name):
+                continue
+            try:
                 compare(slow, out, batch, settings)
+            except AssertionError:
+                if not is_one_of(BEFORE, slow.family, method, name):
+                    raise
+                alone = settings if "guidance_scale" in settings else {}
+                with pytest.raises(AssertionError):
+                    compare(slow, run(slow, batch, alone | cache), batch, alone, NoAdapter())
     assert done or method in ("lookup", "assisted")
 
 
