@@ -4,7 +4,7 @@ PIP := -m pip --quiet --disable-pip-version-check
 TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 PYTEST := -m pytest -n auto
 
-.PHONY: setup demo test test-oldest test-latest test-package lint types check nightly bench studies pages lock package clean
+.PHONY: setup demo test test-oldest test-latest test-package lint types docs check nightly bench studies pages lock package clean
 
 setup: .venv/installed ## make .venv with the locked packages, and pema as it stands here
 
@@ -34,10 +34,13 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/deptry src
 
+docs: setup ## the site, into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 types: setup
 	$(BIN)/mypy
 
-check: lint types test
+check: lint types docs test
 
 nightly: setup ## the slow tests too
 	$(TESTS) $(BIN)/python $(PYTEST) -m ""

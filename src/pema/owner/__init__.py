@@ -1,0 +1,1 @@
+"""The PLM owner: everything that touches PLM weights, behind one contract."""
