@@ -1,4 +1,4 @@
-"""What the site is built of beside the pages in docs: the README is its home, and the API reference lists pema's names."""
+"""What the site is built of beside docs: the README is its home, and the API reference lists the names of pema."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#)([^)#]+)(#[^)]*)?\)")
 
 API = """# API
 
-What `import pema` gives. Shapes, units, errors and sources stand with each name; [architecture](architecture.md) describes
-the rooms behind it.
+What `import pema` gives. Shapes, units, errors and sources stand with each name; [architecture](architecture.md)
+describes the rooms behind it.
 """
 
 
