@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from pema.adapter.checkpoint import State
 from pema.adapter.config import AdapterConfig, TrainConfig
+from pema.adapter.schedule import SCHEDULES, get_schedule
 from pema.errors import ConfigError
 from pema.experiments.config import read_config
-from pema.generation.schedule import SCHEDULES, get_schedule
 from pema.memory.sample import sample
 from pema.methods.contract import Budget
 from pema.methods.registry import METHODS
@@ -246,8 +246,8 @@ def test_a_flag_of_build_ends_in_a_clear_error(flag, value, capsys, monkeypatch)
     ],
 )
 def test_what_is_generated_with_is_finite_and_in_range(name, value, tiny_plm):
+    from pema.adapter.schedule import NoAdapter
     from pema.generation.decoding import generate
-    from pema.generation.schedule import NoAdapter
     from pema.tasks.registry import get_task
 
     settings = {"do_sample": name in ("temperature", "top_p"), name: value}

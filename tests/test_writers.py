@@ -26,7 +26,6 @@ from pema.adapter.module import Adapter  # noqa: E402
 from pema.errors import PemaError, StorageError  # noqa: E402
 from pema.evaluation.outputs import write_hypotheses  # noqa: E402
 from pema.files import read_json, write_json  # noqa: E402
-from pema.generation.schedule import Constant, load_schedule, save_schedule  # noqa: E402
 from pema.memory.merge import merge  # noqa: E402
 from pema.memory.sample import sample  # noqa: E402
 from pema.memory.verify import verify  # noqa: E402
@@ -62,7 +61,6 @@ def write_log(folder, number):
 WRITERS = {
     "head": (lambda f, n: head(n).save(f / "h"), lambda f: int(Head.load(f / "h").weight[0, 0])),
     "json": (lambda f, n: write_json(f / "j", {"n": n}), lambda f: read_json(f / "j")["n"]),
-    "schedule": (lambda f, n: save_schedule(Constant(n / 10), f), lambda f: round(load_schedule(f).value * 10)),
     "hypotheses": (lambda f, n: write_hypotheses(f / "o", [str(n)]), lambda f: int((f / "o").read_text())),
     "checkpoint": (
         lambda f, n: checkpoint(f).save(State(step=n), {"A": torch.full((3,), float(n))}),

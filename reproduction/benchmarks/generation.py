@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pema.adapter.config import PRESETS
 from pema.adapter.module import Adapter
+from pema.adapter.presets import PRESETS
+from pema.adapter.schedule import Constant
 from pema.generation.mixture import mix_logits
 from pema.generation.plugin import attach
-from pema.generation.schedule import Constant
 from pema.owner.local import LocalPLM
 from reproduction.benchmarks.inputs import examples, random_adapter, task
 from reproduction.benchmarks.options import Options

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pema.adapter.config import PRESETS, AdapterConfig
+from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
+from pema.adapter.presets import PRESETS
 from pema.memory.build import build_memory
 from pema.memory.manifest import HEAD, FileEntry, Input, Manifest
 from pema.memory.reader import Memory, View

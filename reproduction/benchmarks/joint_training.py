@@ -5,7 +5,7 @@ forward; dh = p W_hd, dB_pd = dh^T z, dz = dh B_pd, dA = dz^T f backward; in the
 into buffers that are made once. Nothing else: no dropout, no softmax, no loss, no optimizer, no reading, and not the
 two products with B_rct either, which preset `paper` also needs.
 
-pema's loop is `pema.adapter.training`'s own, from the memory on disk: reading, shuffling, dropout, loss, gradients,
+pema's loop is `pema.adapter.joint`'s own, from the memory on disk: reading, shuffling, dropout, loss, gradients,
 clipping, optimizer, log. The published loop is the plain rendering in `published.py`.
 """
 
@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from pema.adapter.checkpoint import Checkpoint
-from pema.adapter.config import PRESETS, TrainConfig
+from pema.adapter.config import TrainConfig
+from pema.adapter.joint import JointRun
 from pema.adapter.loss import has_bfloat16
+from pema.adapter.presets import PRESETS
 from pema.adapter.reconstruction import closed_form
-from pema.adapter.training import _Run
 from pema.memory.reader import Memory
 from reproduction.benchmarks.inputs import rows_of, synthetic_memory
 from reproduction.benchmarks.options import Options, Shape
@@ -43,7 +44,7 @@ class Loop:
         config = replace(config.fitted(memory.d), dev_fraction=0.0, epochs=10_000, device="cpu")
         shutil.rmtree(folder, ignore_errors=True)
         digest = str(memory.manifest.to_dict()["digest"])
-        self.run = _Run(memory, config, folder, Checkpoint(folder, config, digest), tensorboard=False)
+        self.run = JointRun(memory, config, folder, Checkpoint(folder, config, digest), tensorboard=False)
         self.config = config
 
     def a_pass(self) -> None:

@@ -22,8 +22,8 @@ from typing import Any
 import httpx2
 import torch
 
+from pema.adapter.schedule import NoAdapter
 from pema.generation.decoding import generate
-from pema.generation.schedule import NoAdapter
 from pema.memory.build import build_memory
 from pema.memory.encoding import Tokens
 from pema.owner.connection import Connection

@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pema.adapter.config import preset
+from pema.adapter.presets import preset
+from pema.adapter.schedule import GradualUnrolling
 from pema.adapter.training import train
 from pema.experiments.data import support_data
-from pema.generation.schedule import GradualUnrolling
 from pema.memory.build import build_memory
 from pema.owner.local import LocalPLM
 from pema.pages.inspector.page import write_inspection

@@ -23,15 +23,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pema.adapter.config import preset as preset_of
 from pema.adapter.module import Adapter
+from pema.adapter.presets import preset as preset_of
 from pema.adapter.training import train
 from pema.evaluation.evaluate import evaluate
 from pema.evaluation.perplexity import perplexity
 from pema.experiments.data import Data, support_data
 from pema.generation.decoding import generate
-from pema.generation.fitted import store_fitted
-from pema.generation.schedule import load_schedule
 from pema.memory.build import build_memory
 from pema.owner.contract import PLM, PLMDescription
 from pema.owner.local import LocalPLM
@@ -87,8 +85,7 @@ def compare(plm: LocalPLM, data: Data, preset: str, seed: int, *, masked: bool, 
     memory = build_memory(owner, list(data.train), task, folder / "memory")
     path = folder / f"{preset}-seed{seed}"
     adapter, trained = train(memory, config, path, resume=path.exists())
-    store_fitted(adapter, memory, config, path)
-    schedule = load_schedule(path)
+    schedule = adapter.config.choose_schedule("fitted")
     result = {"data": data.name, "head": "masked" if masked else "plain"} | {k: trained[k] for k in KEPT}
     for part in ("dev", "test"):
         view = build_memory(owner, examples(data, part), task, folder / part).view()

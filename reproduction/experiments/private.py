@@ -17,14 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pema.adapter.config import PRIVATE, TrainConfig, preset
+from pema.adapter.config import TrainConfig
 from pema.adapter.module import Adapter
+from pema.adapter.presets import preset
+from pema.adapter.schedule import Constant, NoAdapter, Schedule
 from pema.adapter.training import train
 from pema.evaluation.evaluate import evaluate
 from pema.evaluation.perplexity import perplexity
 from pema.experiments.data import Data, support_data
 from pema.generation.decoding import generate
-from pema.generation.schedule import Constant, NoAdapter, Schedule
 from pema.memory.build import build_memory
 from pema.memory.reader import Memory
 from pema.owner.local import LocalPLM
@@ -50,8 +51,7 @@ def halves(data: Data, seed: int) -> dict[str, Data]:
 def configs(seed: int) -> dict[str, TrainConfig]:
     """What is compared. Without privacy nothing is held out either, so that all members are trained on."""
     private = {
-        f"epsilon{epsilon:g}": preset("best", **PRIVATE | {"dp_epsilon": epsilon, "dp_delta": DELTA, "seed": seed})
-        for epsilon in EPSILONS
+        f"epsilon{epsilon:g}": preset("private", dp_epsilon=epsilon, dp_delta=DELTA, seed=seed) for epsilon in EPSILONS
     }
     return {"none": preset("best", dev_fraction=0.0, seed=seed)} | private
 

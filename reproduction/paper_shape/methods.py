@@ -21,12 +21,12 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import OPTConfig, OPTForCausalLM
 
-from pema.adapter.config import PRESETS
 from pema.adapter.loss import has_bfloat16
 from pema.adapter.module import Adapter
+from pema.adapter.presets import PRESETS
+from pema.adapter.schedule import Constant
 from pema.adapter.training import train
 from pema.generation.plugin import attach
-from pema.generation.schedule import Constant
 from pema.memory.reader import Memory
 from pema.owner.head import Head
 from reproduction.benchmarks import inputs, options

@@ -9,14 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pema.adapter.config import TrainConfig, preset
+    from pema.adapter.config import TrainConfig
+    from pema.adapter.fitted import fit_schedule
     from pema.adapter.module import Adapter
+    from pema.adapter.presets import preset
+    from pema.adapter.schedule import Constant, Fitted, GradualUnrolling, Linear, NoAdapter
     from pema.adapter.training import train
     from pema.evaluation.evaluate import evaluate
     from pema.generation.decoding import generate
-    from pema.generation.fitted import fit_schedule
     from pema.generation.plugin import attach
-    from pema.generation.schedule import Constant, Fitted, GradualUnrolling, Linear, NoAdapter
     from pema.memory.build import build_memory
     from pema.memory.reader import Memory
     from pema.owner.local import LocalPLM
@@ -30,25 +31,25 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Adapter": "adapter.module",
-    "Constant": "generation.schedule",
+    "Constant": "adapter.schedule",
     "Example": "tasks.example",
-    "Fitted": "generation.schedule",
-    "GradualUnrolling": "generation.schedule",
-    "Linear": "generation.schedule",
+    "Fitted": "adapter.schedule",
+    "GradualUnrolling": "adapter.schedule",
+    "Linear": "adapter.schedule",
     "LocalPLM": "owner.local",
     "Memory": "memory.reader",
-    "NoAdapter": "generation.schedule",
+    "NoAdapter": "adapter.schedule",
     "RemotePLM": "owner.remote",
     "TrainConfig": "adapter.config",
     "attach": "generation.plugin",
     "build_memory": "memory.build",
     "evaluate": "evaluation.evaluate",
-    "fit_schedule": "generation.fitted",
+    "fit_schedule": "adapter.fitted",
     "from_dataset": "tasks.readers",
     "generate": "generation.decoding",
     "get_task": "tasks.registry",
     "open_plm": "owner.opening",
-    "preset": "adapter.config",
+    "preset": "adapter.presets",
     "read_examples": "tasks.readers",
     "read_lines": "tasks.readers",
     "train": "adapter.training",

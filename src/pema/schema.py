@@ -159,7 +159,8 @@ def _value(name: str, value: Any, hint: Any, limits: Mapping[str, Any], parse: b
     elif dataclasses.is_dataclass(hint) and not isinstance(value, hint):  # type: ignore[arg-type]
         if not parse:
             raise ConfigError(f"{name}={short(value)} must be a {hint.__name__}.")  # type: ignore[union-attr]
-        return from_json(hint, value, name)  # type: ignore[arg-type]
+        reader = getattr(hint, "from_dict", None)  # for a kind whose JSON form says which of several classes it is
+        return from_json(hint, value, name) if reader is None else reader(value)  # type: ignore[arg-type]
     return value
 
 

@@ -23,10 +23,9 @@ def run(memory, output, preset, after_calls, after_seconds):
 
     torch.set_num_threads(1)
     import pema.files
-    from pema.adapter import private, secret, training
-    from pema.adapter.config import PRIVATE
-    from pema.adapter.config import preset as preset_of
+    from pema.adapter import joint, private, secret, training
     from pema.adapter.log import Log
+    from pema.adapter.presets import preset as preset_of
     from pema.memory.reader import Memory
 
     left = after_calls
@@ -47,8 +46,8 @@ def run(memory, output, preset, after_calls, after_seconds):
         (pema.files, "remove"),
         (Path, "replace"),
         (Log, "write"),
-        (training._Run, "step"),
-        (training._Run, "measure"),
+        (joint.JointRun, "step"),
+        (joint.JointRun, "measure"),
         (private.PrivateRun, "step"),
     ):
         setattr(owner, name, dying(getattr(owner, name)))
@@ -57,7 +56,7 @@ def run(memory, output, preset, after_calls, after_seconds):
         signal.setitimer(signal.ITIMER_REAL, after_seconds)
     config = preset_of("paper" if preset == "paper" else "best", **SETTINGS)
     if preset == "private":
-        config = preset_of("best", **PRIVATE | PRIVATE_SETTINGS)
+        config = preset_of("private", **PRIVATE_SETTINGS)
         # A run that dies before its first checkpoint draws a new key: here it draws the same.
         secret.secrets.token_bytes = lambda n: b"k" * n
     training.train(Memory.open(memory), config, output, resume=True)

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pema.adapter.config import PRESETS, AdapterConfig, TrainConfig, preset
+from pema.adapter.config import AdapterConfig, TrainConfig
+from pema.adapter.presets import PRESETS, preset
 from pema.errors import ConfigError
 
 
@@ -66,7 +67,7 @@ def test_unknown_settings_are_refused():
         preset("paper", lerning_rate=1.0)
     with pytest.raises(ConfigError, match="'qqq' is not a setting of TrainConfig; it knows rank, kappa"):
         TrainConfig.from_dict({"qqq": 1})
-    with pytest.raises(ConfigError, match="preset 'worst' is not known: choose paper or best"):
+    with pytest.raises(ConfigError, match="preset 'worst' is not known: choose paper or best or private"):
         preset("worst")
 
 
@@ -88,7 +89,7 @@ def test_a_rank_that_was_asked_for_is_refused_where_it_is_too_large():
 
 @given(rank=st.integers(1, 5000), d=st.integers(1, 600), name=st.sampled_from(sorted(PRESETS)))
 def test_fitted_is_idempotent_and_makes_a_valid_adapter(rank, d, name):
-    config = preset(name, rank=rank, fit_rank=True).fitted(d)
+    config = dataclasses.replace(PRESETS[name], rank=rank, fit_rank=True).fitted(d)
     assert config.rank <= rank
     assert config.fitted(d) is config
     AdapterConfig(d=d, vocabulary_size=7, rank=config.rank, residual=config.residual, activation=config.activation)
@@ -113,3 +114,15 @@ def test_adapter_config_and_its_plm_agree_in_size():
         AdapterConfig(d=8, vocabulary_size=40, rank=3, plm=plm)
     config = AdapterConfig(d=12, vocabulary_size=40, rank=3, plm=plm, training={"figures": {"pairs": 3}})
     assert AdapterConfig.from_dict(config.to_dict()) == config
+
+
+def test_under_privacy_best_is_the_preset_private():
+    budget = {"dp_epsilon": 8.0, "dp_delta": 1e-3}
+    assert preset("best", **budget) == preset("private", **budget)
+    assert preset("private", **budget) == dataclasses.replace(PRESETS["private"], **budget)
+    assert (preset("best", **budget).rank, preset("best", **budget).batch_size) == (64, 128)
+    assert preset("best", **budget, rank=16).rank == 16
+    with pytest.raises(ConfigError, match="preset 'private' trains with DP-SGD: give dp_epsilon and dp_delta"):
+        preset("private")
+    with pytest.raises(ConfigError, match=r"kappa=0.2 with dp_epsilon=8.0"):
+        preset("paper", **budget)

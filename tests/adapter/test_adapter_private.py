@@ -18,18 +18,18 @@ from pema.adapter import private, training
 from pema.adapter.accounting import accountant_name, epsilon_spent, noise_multiplier
 from pema.adapter.checkpoint import Checkpoint
 from pema.adapter.clipping import clipped_sum
-from pema.adapter.config import PRIVATE, AdapterConfig, TrainConfig, preset
+from pema.adapter.config import AdapterConfig, TrainConfig
 from pema.adapter.loss import CrossEntropy
 from pema.adapter.module import Adapter
+from pema.adapter.presets import preset
 from pema.adapter.private import PrivateRun
 from pema.adapter.secret import Secret
 from pema.adapter.training import train
 from pema.errors import AdapterError, ConfigError, MismatchError
 from pema.files import read_json
-from pema.generation.fitted import store_fitted
 from pema.memory.reader import View
 
-SMALL = PRIVATE | {"rank": 8, "batch_size": 10, "epochs": 2, "dp_epsilon": 3.0, "dp_delta": 1e-3}
+SMALL = {"rank": 8, "batch_size": 10, "epochs": 2, "dp_epsilon": 3.0, "dp_delta": 1e-3}
 SHAPES = {
     "linear": {},
     "residual": {"residual": True},
@@ -46,7 +46,7 @@ def memory(tmp_path_factory):
 def trained(memory, tmp_path_factory):
     """A private adapter's folder, and what training returned."""
     folder = tmp_path_factory.mktemp("trained") / "adapter"
-    return folder, train(memory, preset("best", **SMALL), folder)
+    return folder, train(memory, preset("private", **SMALL), folder)
 
 
 def made(shape, d=12, V=40, rank=5):
@@ -135,7 +135,7 @@ def test_it_is_what_opacus_makes_of_the_same_network():
 
 
 def run_of(memory, tmp_path, **changes):
-    config = preset("best", **SMALL | changes)
+    config = preset("private", **SMALL | changes)
     return PrivateRun(memory, config, tmp_path, Checkpoint(tmp_path, config, "digest"))
 
 
@@ -243,7 +243,7 @@ def test_without_opacus(memory, tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "opacus", None)
     with pytest.raises(ConfigError, match=r"Opacus, which is not installed: pip install 'pema\[private\]'"):
-        train(memory, preset("best", **SMALL), tmp_path / "adapter")
+        train(memory, preset("private", **SMALL), tmp_path / "adapter")
     for call in (lambda: epsilon_spent(1.0, 1e-3, 0.1, 1), accountant_name):
         with pytest.raises(ConfigError, match="Opacus, which is not installed"):
             call()
@@ -259,7 +259,7 @@ def test_without_opacus(memory, tmp_path, monkeypatch):
         ({"dropout": 0.1}, r"dropout=0.1 with dp_epsilon=3.0: .* Set dropout=0.0"),
         ({"clip": 0.0}, r"clip=0 with dp_epsilon=3.0: noise hides only what is clipped. Set clip=1"),
         ({"dp_delta": None}, r"dp_epsilon=3.0 with dp_delta=None: .* needs both"),
-        ({"dp_epsilon": None}, r"dp_epsilon=None with dp_delta=0.001: .* needs both"),
+        ({"dp_epsilon": None}, r"preset 'private' trains with DP-SGD: give dp_epsilon and dp_delta"),
         ({"dp_epsilon": 0.0}, r"dp_epsilon=0.0 cannot be reached by finite noise"),
         ({"dp_delta": 0.0}, r"dp_delta=0.0 cannot be reached by finite noise"),
         ({"dp_epsilon": -1.0}, r"dp_epsilon=-1.0 is too small"),
@@ -268,16 +268,21 @@ def test_without_opacus(memory, tmp_path, monkeypatch):
 )
 def test_what_reads_the_data_without_noise_is_refused(changes, words):
     with pytest.raises(ConfigError, match=words):
-        preset("best", **SMALL | changes)
+        preset("private", **SMALL | changes)
+
+
+def test_differential_privacy_needs_both_numbers():
+    with pytest.raises(ConfigError, match=r"dp_epsilon=None with dp_delta=0.001: .* needs both"):
+        TrainConfig(dp_delta=0.001)
 
 
 def test_what_does_not_fit_the_number_of_examples(memory, tmp_path):
     with pytest.raises(ConfigError, match=r"dp_delta=0.025 for 40 examples: .* Use less than 0.025"):
-        train(memory, preset("best", **SMALL | {"dp_delta": 0.025}), tmp_path / "adapter")
+        train(memory, preset("private", **SMALL | {"dp_delta": 0.025}), tmp_path / "adapter")
     with pytest.raises(ConfigError, match=r"batch_size=41 with dp_epsilon counts examples, and the memory holds 40"):
-        train(memory, preset("best", **SMALL | {"batch_size": 41}), tmp_path / "adapter")
+        train(memory, preset("private", **SMALL | {"batch_size": 41}), tmp_path / "adapter")
     with pytest.raises(ConfigError, match="tensorboard with dp_epsilon"):
-        train(memory, preset("best", **SMALL), tmp_path / "adapter", tensorboard=True)
+        train(memory, preset("private", **SMALL), tmp_path / "adapter", tensorboard=True)
 
 
 def test_a_memory_without_pairs(memory, tmp_path):
@@ -285,31 +290,33 @@ def test_a_memory_without_pairs(memory, tmp_path):
         pairs, path = 0, "empty"
 
     with pytest.raises(AdapterError, match="empty holds no pairs to train on"):
-        private.train_privately(Empty(), preset("best", **SMALL), tmp_path, None)
+        private.train_privately(Empty(), preset("private", **SMALL), tmp_path, None)
 
 
 def test_what_is_not_finite_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "verify", lambda path: None)
     memory = make_memory(tmp_path / "memory", nan_at=4)
     with pytest.raises(AdapterError, match=r"the representation of pair \d+ \(of \d+; step \d+ of its example\)"):
-        train(memory, preset("best", **SMALL | {"batch_size": 40}), tmp_path / "adapter")
+        train(memory, preset("private", **SMALL | {"batch_size": 40}), tmp_path / "adapter")
 
 
 def test_training_that_diverges(memory, tmp_path):
-    config = preset("best", **SMALL | {"learning_rate": 1e38, "warmup": 0.0, "epochs": 20})
+    config = preset("private", **SMALL | {"learning_rate": 1e38, "warmup": 0.0, "epochs": 20})
     with pytest.raises(AdapterError, match=r"the gradient is not finite at step \d+: training diverged"):
         train(memory, config, tmp_path / "adapter")
 
 
-def test_no_schedule_is_fitted(memory, trained, tmp_path):
-    with pytest.raises(ConfigError, match=r"a fitted schedule with dp_epsilon=3.0: .* Generate with unrolling"):
-        store_fitted(trained[1][0], memory, preset("best", **SMALL), tmp_path)
+def test_no_schedule_is_fitted(trained):
+    adapter = trained[1][0]
+    assert adapter.config.fitted is None
+    with pytest.raises(ConfigError, match="No fitted schedule belongs to an adapter of private training"):
+        adapter.config.choose_schedule("fitted")
 
 
 def test_training_teaches_where_noise_is_small(tmp_path):
     memory = make_memory(tmp_path / "memory", examples=400, used=9)
     changes = {"dp_epsilon": 50.0, "batch_size": 100, "epochs": 15, "learning_rate": 1e-2}
-    adapter, _ = train(memory, preset("best", **SMALL | changes), tmp_path / "adapter")
+    adapter, _ = train(memory, preset("private", **SMALL | changes), tmp_path / "adapter")
     f, y = rows(memory.view())
     head = memory.head()
     before = cross_entropy(head.logits(f), y)
@@ -340,17 +347,17 @@ def test_the_folder_tells_nothing_else_of_the_data(memory, trained):
 
 
 def test_two_trainings_differ_in_their_noise(memory, trained, tmp_path):
-    again, _ = train(memory, preset("best", **SMALL), tmp_path / "again")
+    again, _ = train(memory, preset("private", **SMALL), tmp_path / "again")
     assert not torch.equal(again.B_pd, trained[1][0].B_pd)
 
 
 def test_a_finished_private_run_is_returned_as_it_is(memory, trained):
     folder, (adapter, _) = trained
-    again, figures = train(memory, preset("best", **SMALL), folder, resume=True)
+    again, figures = train(memory, preset("private", **SMALL), folder, resume=True)
     assert torch.equal(again.A, adapter.A)
     assert figures["epsilon"] <= 3.0
     with pytest.raises(MismatchError, match=r"was made with dp_epsilon=3.0, this run has dp_epsilon=2.0"):
-        train(memory, preset("best", **SMALL | {"dp_epsilon": 2.0}), folder, resume=True)
+        train(memory, preset("private", **SMALL | {"dp_epsilon": 2.0}), folder, resume=True)
 
 
 def test_killed_before_any_call_it_ends_the_same(memory, tmp_path):
@@ -379,7 +386,7 @@ def test_older_settings_without_privacy_still_resume():
 
 
 def test_private_settings_survive_json():
-    config = preset("best", **SMALL)
+    config = preset("private", **SMALL)
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert replace(config, dp_epsilon=1).dp_epsilon == 1.0
     assert PRIVATE_SETTINGS["dp_epsilon"] == 3.0

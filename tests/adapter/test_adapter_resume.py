@@ -6,8 +6,8 @@ from killed_training import SETTINGS, start
 from made_memories import make_memory
 from safetensors.torch import load_file, save_file
 
-from pema.adapter import training
-from pema.adapter.config import preset
+from pema.adapter import joint
+from pema.adapter.presets import preset
 from pema.adapter.training import train
 from pema.errors import AdapterError, MismatchError, StorageError
 from pema.files import read_json
@@ -77,7 +77,7 @@ def test_it_does_not_train_over_an_adapter(memory, unbroken):
 @pytest.fixture
 def stopped(memory, tmp_path, monkeypatch):
     """The folder of a run that failed in its third epoch."""
-    end_epoch = training._Run.end_epoch
+    end_epoch = joint.JointRun.end_epoch
 
     def failing(run, *arguments):
         end_epoch(run, *arguments)
@@ -85,7 +85,7 @@ def stopped(memory, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Run, "end_epoch", failing)
+        patch.setattr(joint.JointRun, "end_epoch", failing)
         with pytest.raises(KeyboardInterrupt):
             train(memory, preset("paper", **SETTINGS), tmp_path / "adapter")
     return tmp_path / "adapter"

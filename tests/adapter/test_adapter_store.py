@@ -1,4 +1,6 @@
 import json
+import shutil
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -12,9 +14,11 @@ from pema import tensors
 from pema.adapter import store
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
+from pema.adapter.schedule import Constant, Fitted, GradualUnrolling, Linear
 from pema.errors import AdapterError, StorageError
 from pema.files import read_json, sha256, write_json
 
+FORMAT_1 = Path(__file__).parent / "fixtures" / "format-1"
 D, V = 6, 11
 
 
@@ -52,7 +56,7 @@ def test_round_trip(options, tmp_path):
     adapter.save_pretrained(tmp_path)
     loaded = Adapter.from_pretrained(str(tmp_path))
     assert loaded.config == adapter.config
-    assert loaded.folder == tmp_path
+    assert loaded.name == tmp_path.name
     assert not loaded.training
     mine, theirs = adapter.state_dict(), loaded.state_dict()
     assert list(mine) == list(theirs)
@@ -86,14 +90,14 @@ def test_the_card_tells_the_figures_with_their_signature(tmp_path):
     assert "Figures" not in text
 
 
-def test_a_fitted_schedule_goes_along(tmp_path):
-    make().save_pretrained(tmp_path / "one")
-    write_json(tmp_path / "one" / "schedule.json", {"values": [0.5]})
+def test_schedules_go_along(tmp_path):
+    make(fitted=Fitted((0.5,)), schedule=Linear(0.3)).save_pretrained(tmp_path / "one")
+    values = read_json(tmp_path / "one" / "adapter_config.json")["pema"]
+    assert values["schedule"] == {"schedule": "linear", "lambda_max": 0.3}
+    assert values["fitted"] == {"schedule": "fitted", "values": [0.5], "span": 2.0}
     loaded = Adapter.from_pretrained(tmp_path / "one")
     loaded.save_pretrained(tmp_path / "two")
-    assert read_json(tmp_path / "two" / "schedule.json") == {"values": [0.5]}
-    loaded.save_pretrained(tmp_path / "two")
-    assert read_json(tmp_path / "two" / "schedule.json") == {"values": [0.5]}
+    assert Adapter.from_pretrained(tmp_path / "two").config == make(fitted=Fitted((0.5,)), schedule=Linear(0.3)).config
 
 
 def test_missing_things_are_named(tmp_path):
@@ -130,7 +134,8 @@ def change(folder, **values):
     ("values", "words"),
     [
         ({"peft_type": "LORA"}, "holds an adapter of type 'LORA', not PEMA: load it with peft"),
-        ({"format": 2}, "has format 2, this version reads 1"),
+        ({"format": 3}, "has format 3, this version reads 2 and before: use the version of pema that wrote it"),
+        ({"format": True}, "has format True"),
         ({"pema": {"d": D}}, "does not hold a readable adapter"),
         ({"pema": {"d": D, "vocabulary_size": V, "rank": 4, "colour": 1}}, "'colour' is not a setting"),
         ({"pema": {"d": D, "vocabulary_size": V, "rank": 3}}, r"A is \(4, 6\), the config says \(3, 6\)"),
@@ -195,12 +200,11 @@ def test_push_to_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(Hub, "uploads", [])
     adapter = make()
     adapter.save_pretrained(tmp_path)
-    write_json(tmp_path / "schedule.json", {"values": [0.5]})
     assert adapter.push_to_hub("me/adapter", token="t", revision="v1") == "https://hub/me/adapter"
     [(repo, files, token, revision)] = Hub.uploads
     assert (repo, token, revision) == ("me/adapter", "t", "v1")
     assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert adapter.folder == tmp_path
+    assert adapter.name == tmp_path.name
     monkeypatch.setattr(Hub, "refuses", True)
     with pytest.raises(
         AdapterError, match=r"cannot push to me/adapter: 401 Unauthorized\. Log in with `hf auth login`"
@@ -250,3 +254,36 @@ def test_the_config_is_plain_json(tmp_path):
     make().save_pretrained(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))["pema"]["rank"] == 4
     assert issubclass(HfHubHTTPError, Exception)
+
+
+@pytest.mark.parametrize(
+    ("contexts", "schedule"), [("teacher", Constant(0.7)), ("predicted", GradualUnrolling(0.9))], ids=lambda x: str(x)
+)
+def test_an_adapter_of_format_1_is_read_with_the_schedule_beside_it(contexts, schedule, tmp_path):
+    """Written by commit cb765d2, which kept the fitted schedule in `schedule.json`."""
+    folder = FORMAT_1 / contexts
+    loaded = Adapter.from_pretrained(folder)
+    assert loaded.config.contexts == contexts
+    assert loaded.config.choose_schedule() == schedule
+    stored = read_json(folder / "schedule.json")
+    assert loaded.config.choose_schedule("fitted").to_dict() == stored
+    loaded.save_pretrained(tmp_path)
+    assert read_json(tmp_path / "adapter_config.json")["format"] == 2
+    assert not (tmp_path / "schedule.json").exists()
+    again = Adapter.from_pretrained(tmp_path)
+    assert again.config == loaded.config
+    assert all(
+        torch.equal(x, y) for x, y in zip(again.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
+
+
+def test_a_schedule_that_a_user_stored_beside_it_is_the_adapters(tmp_path):
+    shutil.copytree(FORMAT_1 / "teacher", tmp_path / "a")
+    write_json(tmp_path / "a" / "schedule.json", {"schedule": "linear", "lambda_max": 0.4})
+    assert Adapter.from_pretrained(tmp_path / "a").config.choose_schedule() == Linear(0.4)
+
+
+def test_the_digest_of_weights_in_memory_is_that_of_their_file(tmp_path):
+    make(vocabulary="seen").save_pretrained(tmp_path)
+    loaded = Adapter.from_pretrained(tmp_path)
+    assert store.digest_of(loaded.state_dict()) == sha256(tmp_path / "adapter_model.safetensors")

@@ -5,11 +5,13 @@ import pytest
 import torch
 from made_memories import make_memory, rows
 
-from pema.adapter import training
-from pema.adapter.config import TrainConfig, preset
+from pema.adapter import joint, training
+from pema.adapter.config import TrainConfig
 from pema.adapter.module import Adapter
+from pema.adapter.optimisation import learning_rate_at
+from pema.adapter.presets import preset
 from pema.adapter.reconstruction import closed_form
-from pema.adapter.training import learning_rate_at, train
+from pema.adapter.training import train
 from pema.errors import AdapterError, ConfigError, StorageError
 
 
@@ -84,7 +86,7 @@ def test_pca_starts_as_the_plm_seen_through_the_subspace(memory, tmp_path, monke
         run.state.step += 1
         return (1.0, 1.0, 1.0), 0.0
 
-    monkeypatch.setattr(training._Run, "step", step)
+    monkeypatch.setattr(joint.JointRun, "step", step)
     adapter, _ = train(memory, preset("paper", init="pca", rank=5, epochs=1), tmp_path / "adapter")
     config = preset("paper")
     A, B_rct, _ = closed_form(memory.split(config.dev_fraction, config.seed)[0], 5, 12)
@@ -148,7 +150,7 @@ def test_a_log_that_fails_on_the_way(memory, tmp_path, monkeypatch):
         (run.output / "training.jsonl").unlink()
         (run.output / "training.jsonl").mkdir()
 
-    monkeypatch.setattr(training._Run, "start", start)
+    monkeypatch.setattr(joint.JointRun, "start", start)
     with pytest.raises(StorageError, match=r"cannot write .*training.jsonl"):
         train(memory, preset("paper", epochs=1), tmp_path / "adapter")
 
@@ -236,8 +238,8 @@ def test_the_head_bundle_is_not_read_for_every_pass(tmp_path, monkeypatch):
     before = len(reads)
     assert before == 1
     train(memory, preset("paper", epochs=4, kappa=0.2, dev_fraction=0.2, patience=9), tmp_path / "a")
-    # One to check every byte, one for W_hd.
-    assert len(reads) - before == 2
+    # One to check every byte, one for W_hd, one for the fitted schedule, whose arithmetic is float32.
+    assert len(reads) - before == 3
 
 
 def test_weights_are_as_the_umask_says_and_checkpoints_for_their_owner_alone(tmp_path, monkeypatch):

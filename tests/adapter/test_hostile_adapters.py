@@ -14,12 +14,12 @@ from tests import hostile
 from tests.hostile import BOTTOMLESS, change_header, change_tensors, edit, read, sign_adapter
 
 from pema.adapter import checkpoint as checkpoint_module
-from pema.adapter import training
-from pema.adapter.config import AdapterConfig, preset
+from pema.adapter import joint
+from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
+from pema.adapter.presets import preset
 from pema.adapter.training import train
 from pema.errors import AdapterError, MismatchError, PemaError
-from pema.generation.schedule import load_schedule
 
 D, V = 6, 11
 HUGE = 10**30
@@ -174,7 +174,7 @@ def test_a_config_is_not_obeyed_before_the_weights_are_looked_at(folder, monkeyp
     for place, value in (("pema.rank", 1 << 20), ("pema.residual", True), ("pema.activation", "gelu")):
         edit(values, place, value)
     sign_adapter(folder, values)
-    monkeypatch.setattr("pema.adapter.store.Adapter", None)
+    monkeypatch.setattr("pema.adapter.module.Adapter.__init__", None)
     monkeypatch.setattr("pema.adapter.store.load_file", None)
     tracemalloc.start()
     with pytest.raises(AdapterError, match=r"A is \(4, 6\), the config says \(1048576, 6\)"):
@@ -231,10 +231,14 @@ SCHEDULES = [
 
 
 @pytest.mark.parametrize(("text", "words"), SCHEDULES)
-def test_an_impossible_schedule_is_refused(tmp_path, text, words):
-    (tmp_path / "schedule.json").write_text(text, encoding="utf-8")
-    with pytest.raises(PemaError, match=words):
-        load_schedule(tmp_path)
+def test_an_impossible_schedule_is_refused(original, tmp_path, text, words):
+    """Beside an adapter of format 1, where the fitted schedule lay in a file of its own."""
+    shutil.copytree(original, tmp_path / "a")
+    values = read(tmp_path / "a" / "adapter_config.json") | {"format": 1}
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(values), encoding="utf-8")
+    (tmp_path / "a" / "schedule.json").write_text(text, encoding="utf-8")
+    with pytest.raises(AdapterError, match=words):
+        Adapter.from_pretrained(tmp_path / "a")
 
 
 SETTINGS = {"epochs": 2, "batch_size": 32, "log_every": 2, "rank": 4}
@@ -249,14 +253,14 @@ def memory(tmp_path_factory):
 def begun(memory, tmp_path_factory):
     """The folder of a run that stopped behind its first epoch."""
     output = tmp_path_factory.mktemp("begun") / "a"
-    end_epoch = training._Run.end_epoch
+    end_epoch = joint.JointRun.end_epoch
 
     def stop(run, *arguments):
         end_epoch(run, *arguments)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training._Run, "end_epoch", stop)
+        patch.setattr(joint.JointRun, "end_epoch", stop)
         with pytest.raises(KeyboardInterrupt):
             train(memory, preset("paper", **SETTINGS), output)
     return output

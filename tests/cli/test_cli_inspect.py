@@ -9,8 +9,8 @@ import torch
 
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
+from pema.adapter.schedule import Fitted
 from pema.cli import main
-from pema.generation.schedule import Fitted, save_schedule
 from pema.owner.local import LocalPLM
 from pema.owner.mask import Mask, MaskedPLM
 
@@ -34,12 +34,16 @@ def folder(tmp_path_factory, tiny_model, tiny_tokenizer):
         ("masked", masked, "teacher"),
     ):
         config = AdapterConfig(
-            d=32, vocabulary_size=plm.head().vocabulary_size, rank=8, plm=owner.description, contexts=contexts
+            d=32,
+            vocabulary_size=plm.head().vocabulary_size,
+            rank=8,
+            plm=owner.description,
+            contexts=contexts,
+            fitted=FITTED,
         )
         adapter = Adapter(config, seed=1)
         torch.nn.init.normal_(adapter.B_pd, std=0.5, generator=torch.Generator().manual_seed(1))
         adapter.save_pretrained(folder / name)
-        save_schedule(FITTED, folder / name)
     return folder
 
 

@@ -6,9 +6,9 @@ import torch
 
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
+from pema.adapter.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.errors import ConfigError
 from pema.evaluation.perplexity import perplexity, target_log_probs
-from pema.generation.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.memory.build import build_memory
 from pema.memory.reader import Batch
 from pema.owner.head import Head

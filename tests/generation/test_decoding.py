@@ -3,10 +3,10 @@ import torch
 
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
+from pema.adapter.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.errors import ConfigError, DataError, MismatchError
 from pema.generation.decoding import generate, generate_counted, one_line, text_of
 from pema.generation.plugin import attach
-from pema.generation.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.owner.session_model import SessionModel
 from pema.owner.state import OUTPUT_NAME, state_of
 from pema.tasks.registry import Task

@@ -9,10 +9,10 @@ from transformers import StaticCache, TextGenerationPipeline
 
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
+from pema.adapter.schedule import Constant, Fitted, GradualUnrolling, Linear, NoAdapter
 from pema.errors import ConfigError, MismatchError, OwnerError
 from pema.generation.mixture import mix
 from pema.generation.plugin import attach
-from pema.generation.schedule import Constant, Fitted, GradualUnrolling, Linear, NoAdapter
 from pema.owner.derivation import derive_head
 from pema.owner.state import OUTPUT_NAME, state_of
 

@@ -10,9 +10,9 @@ from transformers import DynamicCache, LogitsProcessor, StaticCache, T5Config, T
 
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
+from pema.adapter.schedule import Constant, Fitted, GradualUnrolling
 from pema.errors import ConfigError, OwnerError
 from pema.generation.plugin import attach
-from pema.generation.schedule import Constant, Fitted, GradualUnrolling
 from pema.owner.derivation import derive_head
 from pema.owner.state import state_argument, state_of
 

@@ -6,8 +6,8 @@ from transformers import CompileConfig
 
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
+from pema.adapter.schedule import GradualUnrolling
 from pema.generation.plugin import attach
-from pema.generation.schedule import GradualUnrolling
 from pema.owner.derivation import derive_head
 
 torch_dynamo = pytest.importorskip("torch._dynamo")

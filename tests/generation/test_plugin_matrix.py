@@ -9,10 +9,10 @@ import torch
 
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
+from pema.adapter.schedule import GradualUnrolling, NoAdapter
 from pema.errors import ConfigError, PemaError
 from pema.generation.mixture import mix
 from pema.generation.plugin import attach
-from pema.generation.schedule import GradualUnrolling, NoAdapter
 from pema.owner.derivation import derive_head
 from tiny import HYBRID_FAMILIES, SILENT_FAMILIES, build_model
 

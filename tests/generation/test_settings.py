@@ -7,9 +7,9 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, Wa
 
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
+from pema.adapter.schedule import Constant, NoAdapter
 from pema.errors import ConfigError, MismatchError
 from pema.generation.decoding import decode, generate, generate_counted, plain
-from pema.generation.schedule import Constant, NoAdapter
 from pema.generation.settings import HONOURED, REFUSED, without_own_settings
 from pema.owner.session_model import SessionModel
 from pema.tasks.registry import Task

@@ -239,7 +239,7 @@ LIMITED = r"""
 import pathlib, re, resource, sys
 import torch
 torch.set_num_threads(1)
-from pema.adapter.config import preset
+from pema.adapter.presets import preset
 from pema.adapter.training import train
 from pema.memory.reader import Memory
 

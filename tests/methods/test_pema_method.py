@@ -6,9 +6,9 @@ import pytest
 from tests.tiny import build_model, build_tokenizer
 
 from pema.adapter.module import Adapter
+from pema.adapter.schedule import Constant, NoAdapter
 from pema.errors import ConfigError
 from pema.generation.decoding import generate
-from pema.generation.schedule import Constant, NoAdapter
 from pema.methods.contract import Budget, Job
 from pema.methods.pema import ADAPTER, PEMA
 from pema.methods.plm_alone import PLMAlone

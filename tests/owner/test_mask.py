@@ -7,13 +7,14 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from pema.adapter.config import AdapterConfig, preset
+from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
+from pema.adapter.presets import preset
+from pema.adapter.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.adapter.training import train
 from pema.errors import ConfigError, MismatchError, OwnerError
 from pema.evaluation.perplexity import perplexity
 from pema.generation.decoding import generate
-from pema.generation.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.memory.build import build_memory
 from pema.memory.reader import Memory
 from pema.owner.bundle import NormSettings

@@ -7,11 +7,11 @@ import torch
 
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
+from pema.adapter.schedule import Constant, Fitted, GradualUnrolling, Linear, NoAdapter
 from pema.errors import ConfigError, DataError, MismatchError
 from pema.generation.decoding import generate
 from pema.generation.mixture import mix
 from pema.generation.plugin import attach
-from pema.generation.schedule import Constant, Fitted, GradualUnrolling, Linear, NoAdapter
 from pema.owner.mask import Mask, MaskedPLM
 from pema.pages.inspector.inspection import inspect_generation
 from pema.tasks.registry import Task

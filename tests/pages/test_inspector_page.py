@@ -1,5 +1,6 @@
 """The inspector's page in a real browser: what it recomputes is what Python computes, and everyone can use it."""
 
+import dataclasses
 import json
 import math
 import re
@@ -9,9 +10,9 @@ import torch
 
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
+from pema.adapter.schedule import Constant, Fitted, GradualUnrolling, Linear, NoAdapter
 from pema.errors import ConfigError
 from pema.generation.mixture import mix
-from pema.generation.schedule import Constant, Fitted, GradualUnrolling, Linear, NoAdapter, save_schedule
 from pema.pages.inspector import page as inspector
 from pema.pages.inspector.inspection import inspect_generation
 from pema.pages.inspector.page import SCRIPTS, inspector_page, write_inspection
@@ -436,7 +437,7 @@ def test_a_written_page_has_the_adapters_fitted_schedule_and_a_signature(plm, ad
     path, short = tmp_path / "page.html", {"max_new_tokens": 3}
     write_inspection(path, plm, loaded, SOURCE, TASK, USED, **short)
     assert data_of(path)["fitted"] is None
-    save_schedule(FITTED, tmp_path / "adapter")
+    loaded.config = dataclasses.replace(loaded.config, fitted=FITTED)
     configs = []
     monkeypatch.setattr(
         inspector, "signature", lambda config, seed: configs.append((config, seed)) or {"config": config}

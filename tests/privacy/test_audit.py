@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pema.adapter.config import AdapterConfig, preset
+from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
+from pema.adapter.presets import preset
 from pema.adapter.training import train
 from pema.errors import AdapterError, ConfigError, MismatchError
 from pema.memory.build import build_memory

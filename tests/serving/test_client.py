@@ -7,12 +7,13 @@ import pytest
 import torch
 from served import bearer, key, served
 
-from pema.adapter.config import AdapterConfig, preset
+from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
+from pema.adapter.presets import preset
+from pema.adapter.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.adapter.training import train
 from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError, OwnerError
 from pema.generation.decoding import generate
-from pema.generation.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.memory.build import build_memory
 from pema.memory.reader import Memory
 from pema.owner.connection import Connection

@@ -10,8 +10,8 @@ import pytest
 from served import KEYS
 from test_serving_process import PATIENCE, PEMA, serving
 
+from pema.adapter.schedule import NoAdapter
 from pema.generation.decoding import generate
-from pema.generation.schedule import NoAdapter
 from pema.memory.build import build_memory
 from pema.memory.reader import Memory
 from pema.owner.connection import Connection

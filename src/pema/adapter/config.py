@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009  (`option` is `dataclasses.field` with the meaning and limits beside the default)
-"""What an adapter is (`AdapterConfig`) and how one is trained (`TrainConfig`, with the presets)."""
+"""What an adapter is (`AdapterConfig`) and how one is trained (`TrainConfig`)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pema.adapter.schedule import Fitted, NamedSchedule, get_schedule, suited
 from pema.console import note
 from pema.errors import ConfigError
 from pema.owner.contract import Contexts, PLMDescription
-from pema.schema import SEED, check, from_json, known, option, require, short
+from pema.schema import SEED, check, from_json, option, require, short
 
 Activation = Literal["none", "gelu"]
 Vocabulary = Literal["full", "seen"]
@@ -192,52 +193,6 @@ class TrainConfig:
         return from_json(cls, values)
 
 
-PRESETS: dict[str, TrainConfig] = {
-    "paper": TrainConfig(fit_rank=True, clip=0.0),
-    "best": TrainConfig(
-        rank=2048,
-        kappa=0.0,
-        dropout=0.25,
-        residual=True,
-        activation="gelu",
-        optimizer="adamw",
-        learning_rate=3e-4,
-        weight_decay=0.01,
-        warmup=0.05,
-        decay="cosine",
-        epochs=12,
-        fit_rank=True,
-    ),
-}
-
-
-PRIVATE: dict[str, Any] = {
-    "rank": 64,
-    "dropout": 0.0,
-    "dev_fraction": 0.0,
-    "learning_rate": 1e-2,
-    "weight_decay": 0.0,
-    "clip": 1.0,
-    "batch_size": 128,
-    "epochs": 8,
-}
-"""How preset `best` is changed for DP-SGD (docs/private-training.md says how these were chosen)."""
-
-
-def preset(name: str, **changes: Any) -> TrainConfig:  # noqa: ANN401
-    """The preset `name` with `changes`; a rank among them is meant as it stands.
-
-    Raises:
-        ConfigError: an unknown preset or setting, or a contradiction.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"preset {name!r} is not known: choose {' or '.join(PRESETS)}.")
-    known(TrainConfig, changes)
-    if "rank" in changes:
-        changes = {"fit_rank": False} | changes
-    return dataclasses.replace(PRESETS[name], **changes)
-
-
 def _check_training(training: Mapping[str, Any]) -> None:
     for name in ("settings", "figures", "signature"):
         require(f"training.{name}", training.get(name, {}), dict)
@@ -267,6 +222,10 @@ class AdapterConfig:
     task: str | None = option(None, "Name of the task.", line=True, longest=200)
     template: str | None = option(None, "The prompt template.")
     contexts: Contexts | None = option(None, "What follows the prompt in the memory's contexts.")
+    schedule: NamedSchedule | None = option(
+        None, "The mixture weight's course where none is named; None is the one that suits the contexts."
+    )
+    fitted: Fitted | None = option(None, "The schedule that training fitted to the held-out pairs.")
     training: Mapping[str, Any] = dataclasses.field(
         default_factory=dict, metadata={"help": "Settings, figures and signature of the training."}
     )
@@ -274,6 +233,8 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         check(self)
         _check_shape(self)
+        if self.schedule is None:
+            object.__setattr__(self, "schedule", suited(self.contexts))
         if self.activation == "none" and self.rank > self.d:
             raise ConfigError(f"rank={self.rank} is larger than d = {self.d}: use a rank of at most {self.d}.")
         if self.plm is not None and (self.plm.d, self.plm.vocabulary_size) != (self.d, self.vocabulary_size):
@@ -286,7 +247,9 @@ class AdapterConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return values | {"plm": self.plm and self.plm.to_dict(), "training": dict(self.training)}
+        for name in ("plm", "schedule", "fitted"):
+            values[name] = values[name] and values[name].to_dict()
+        return values | {"training": dict(self.training)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AdapterConfig:
@@ -296,3 +259,27 @@ class AdapterConfig:
             ConfigError: a key that is not a setting, or a value that cannot be meant.
         """
         return from_json(cls, values)
+
+    def choose_schedule(self, name: str | None = None, lambda_max: float | None = None) -> NamedSchedule:
+        """Return the schedule that a user names, or the adapter's own.
+
+        Args:
+            name: unrolling, constant, linear, fitted or none; None is the adapter's own.
+            lambda_max: the weight that it begins with, in place of the schedule's own.
+
+        Raises:
+            ConfigError: as `get_schedule`; a fitted schedule that the adapter does not have.
+        """
+        assert self.schedule is not None
+        if name is None and lambda_max is None:
+            return self.schedule
+        return get_schedule(name or self.schedule.name, lambda_max=lambda_max, fitted=self.fitted, why_not=self._why())
+
+    def _why(self) -> str:
+        """Why the adapter has no fitted schedule."""
+        settings = self.training.get("settings", {})
+        if settings.get("dp_epsilon") is not None:
+            return "belongs to an adapter of private training: it would be read off examples without noise"
+        if settings.get("dev_fraction") == 0:
+            return "belongs to this adapter, which was trained with dev_fraction=0: nothing was held out to fit it on"
+        return "belongs to this adapter: train it again to have one"

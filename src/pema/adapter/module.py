@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, rms_norm
 
+from pema.adapter import store
 from pema.adapter.config import AdapterConfig
 from pema.errors import AdapterError, MismatchError
 from pema.owner.contract import PLMDescription
@@ -30,7 +31,7 @@ class Adapter(nn.Module):
         B_pd: (d, r), trained.
         B_rct: (d, r), frozen; None where the training needed no reconstruction.
         tokens: (V',) int64, the sorted token ids of the "seen" vocabulary; None with the full one.
-        folder: where it was saved to or loaded from, if it was.
+        name: what messages call it: the last part of the folder or hub name that it was saved to or loaded from.
     """
 
     B_rct: Tensor | None
@@ -43,7 +44,7 @@ class Adapter(nn.Module):
         if tokens is not None and not _is_vocabulary(tokens, config.vocabulary_size):
             raise AdapterError(f"the seen tokens must be sorted, unique and within 0..{config.vocabulary_size - 1}.")
         self.config = config
-        self.folder: Path | None = None
+        self.name = ""
         random = torch.Generator().manual_seed(seed)
         self.A = nn.Parameter(_uniform(config.rank, config.d, random))
         self.B_pd = nn.Parameter(_uniform(config.d, config.rank, random))
@@ -104,7 +105,7 @@ class Adapter(nn.Module):
         Raises:
             MismatchError: names what differs: the PLM, its tokenizer, its head, the tap or a size.
         """
-        what = f"the adapter {self.folder.name}" if self.folder else "this adapter"
+        what = f"the adapter {self.name}" if self.name else "this adapter"
         if self.config.plm is not None:
             description.require_same(self.config.plm, what)
         mine, theirs = (self.config.d, self.config.vocabulary_size), (description.d, description.vocabulary_size)
@@ -113,26 +114,31 @@ class Adapter(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the adapter to `folder` in the layout of a PEFT adapter; see `pema.adapter.store.save`."""
-        from pema.adapter.store import save
-
-        save(self, Path(folder))
+        store.save(self.config, self.state_dict(), Path(folder))
+        self.name = Path(folder).name
 
     @classmethod
     def from_pretrained(
         cls, name_or_folder: str | Path, *, revision: str | None = None, token: str | None = None
     ) -> Adapter:
-        """Read an adapter from a folder or the Hugging Face hub; see `pema.adapter.store.load`."""
-        from pema.adapter.store import load
+        """Read an adapter from a folder or the Hugging Face hub; see `pema.adapter.store.load`.
 
-        return load(name_or_folder, revision=revision, token=token)
+        Raises:
+            AdapterError: there is none, or its files are damaged or do not belong together.
+        """
+        config, tensors = store.load(name_or_folder, revision=revision, token=token)
+        adapter = cls(config, tensors.get("tokens"))
+        adapter.A.data.copy_(tensors["A"])
+        adapter.B_pd.data.copy_(tensors["B_pd"])
+        adapter.B_rct = tensors.get("B_rct")
+        adapter.name = Path(name_or_folder).name
+        return adapter.eval()
 
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
     ) -> str:
         """Upload the adapter to the Hugging Face hub; see `pema.adapter.store.push`. Returns the address."""
-        from pema.adapter.store import push
-
-        return push(self, repo_id, private=private, revision=revision, token=token)
+        return store.push(self.config, self.state_dict(), repo_id, private=private, revision=revision, token=token)
 
 
 def _uniform(rows: int, columns: int, random: torch.Generator) -> Tensor:

@@ -26,10 +26,9 @@ from pema.adapter.clipping import clipped_sum
 from pema.adapter.config import TrainConfig
 from pema.adapter.loss import CrossEntropy, has_bfloat16
 from pema.adapter.module import Adapter
+from pema.adapter.optimisation import adapter_config, device_named, learning_rate_at, make_optimizer
 from pema.adapter.reconstruction import where_not_finite
 from pema.adapter.secret import KEY_BYTES, Secret
-from pema.adapter.store import save
-from pema.adapter.training import adapter_config, device_named, learning_rate_at
 from pema.console import progress
 from pema.errors import AdapterError, ConfigError
 from pema.memory.reader import Memory, View
@@ -69,10 +68,7 @@ class PrivateRun:
         self.device = device_named(config.device)
         self.adapter = Adapter(adapter_config(memory, config), seed=config.seed).to(self.device)
         self.parameters = {"A": self.adapter.A, "B_pd": self.adapter.B_pd}
-        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        self.optimizer = kind(
-            self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = make_optimizer(self.parameters.values(), config)
         self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16(self.device))
         head = memory.head(torch.bfloat16 if self.bfloat16 else None).to(self.device)
         self.cross_entropy = CrossEntropy(head, bfloat16=self.bfloat16)
@@ -180,7 +176,7 @@ class PrivateRun:
         }
         self.adapter.config = adapter_config(self.memory, config, training)
         self.adapter.cpu().eval().requires_grad_(False)
-        save(self.adapter, self.output)
+        self.adapter.save_pretrained(self.output)
         self.checkpoint.remove()
         state.figures["train_seconds"] = round(state.seconds, 2)
         return self.adapter

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import shutil
+import hashlib
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 
 from pema.adapter.card import card
 from pema.adapter.config import AdapterConfig
-from pema.adapter.module import Adapter
+from pema.adapter.schedule import Fitted, NamedSchedule
 from pema.errors import AdapterError, ConfigError, DataError, StorageError
 from pema.files import read_json, sha256, write_json, writing
 from pema.schema import short
 from pema.tensors import FLOATS, Place, read_header, save_tensors
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 2
+READ = (1, 2)
+"""Formats that are read. In the first one the fitted schedule lay beside the config, in `schedule.json`."""
 CONFIG_FILE = "adapter_config.json"
 MODEL_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
@@ -34,23 +41,17 @@ LARGEST = 1e6
 AGAIN = "copy or download it again, or train it again."
 
 
-def save(adapter: Adapter, folder: Path) -> None:
+def save(config: AdapterConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Write weights, config and model card to `folder`, each whole or not at all, the config last.
-
-    A fitted schedule that lies beside the adapter goes with it.
 
     Raises:
         StorageError: the disk refused.
     """
     with writing(folder / MODEL_FILE) as temporary:
-        save_tensors(adapter.state_dict(), temporary)
+        save_tensors(tensors, temporary)
         digest = sha256(temporary)
-    if adapter.folder and adapter.folder.resolve() != folder.resolve() and (adapter.folder / SCHEDULE_FILE).is_file():
-        with writing(folder / SCHEDULE_FILE) as temporary:
-            shutil.copyfile(adapter.folder / SCHEDULE_FILE, temporary)
     with writing(folder / CARD_FILE) as temporary:
-        temporary.write_text(card(adapter.config), encoding="utf-8")
-    config = adapter.config
+        temporary.write_text(card(config), encoding="utf-8")
     peft = {
         "peft_type": "PEMA",
         "task_type": "CAUSAL_LM",
@@ -59,11 +60,17 @@ def save(adapter: Adapter, folder: Path) -> None:
         "r": config.rank,
     }
     write_json(folder / CONFIG_FILE, peft | {"format": FORMAT, "model_sha256": digest, "pema": config.to_dict()})
-    adapter.folder = folder
 
 
-def load(name_or_folder: str | Path, *, revision: str | None = None, token: str | None = None) -> Adapter:
-    """Read an adapter.
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the file that `save` would write of an adapter's weights."""
+    return hashlib.sha256(serialise({name: t.detach().cpu().contiguous() for name, t in tensors.items()})).hexdigest()
+
+
+def load(
+    name_or_folder: str | Path, *, revision: str | None = None, token: str | None = None
+) -> tuple[AdapterConfig, dict[str, Tensor]]:
+    """Read an adapter's config and weights.
 
     Args:
         name_or_folder: a folder, or owner/name on the Hugging Face hub.
@@ -82,7 +89,9 @@ def load(name_or_folder: str | Path, *, revision: str | None = None, token: str 
         raise AdapterError(f"{path} is missing: {AGAIN}")
     try:
         config = AdapterConfig.from_dict(values.get("pema", {}))
-    except ConfigError as error:
+        if values["format"] == 1 and (folder / SCHEDULE_FILE).is_file():
+            config = _with_schedule(config, folder / SCHEDULE_FILE)
+    except (ConfigError, DataError) as error:
         raise AdapterError(f"{folder} does not hold a readable adapter: {error}; {AGAIN}") from error
     try:
         # Shapes and checksum first: what the config says is obeyed once the weights are known to be of that size.
@@ -95,26 +104,31 @@ def load(name_or_folder: str | Path, *, revision: str | None = None, token: str 
     for name in {"A", "B_pd", "B_rct"} & tensors.keys():
         if not float(tensors[name].abs().max()) <= LARGEST:
             raise AdapterError(f"{path}: {name} holds NaN, infinity or a number beyond {LARGEST:g}; {AGAIN}")
-    adapter = Adapter(config, tensors.get("tokens"))
-    adapter.A.data.copy_(tensors["A"])
-    adapter.B_pd.data.copy_(tensors["B_pd"])
-    adapter.B_rct = tensors.get("B_rct")
-    adapter.folder = folder
-    return adapter.eval()
+    return config, tensors
+
+
+def _with_schedule(config: AdapterConfig, path: Path) -> AdapterConfig:
+    """The config with the schedule that lies beside it: the fitted one, or another that a user stored there."""
+    schedule = NamedSchedule.from_dict(read_json(path, CONFIG_BYTES))
+    if isinstance(schedule, Fitted):
+        return replace(config, fitted=schedule)
+    return replace(config, schedule=schedule)
 
 
 def push(
-    adapter: Adapter,
+    config: AdapterConfig,
+    tensors: Mapping[str, Tensor],
     repo_id: str,
     *,
     private: bool | None = None,
     revision: str | None = None,
     token: str | None = None,
 ) -> str:
-    """Upload the adapter to the hub, into a repository that is made if there is none.
+    """Upload an adapter to the hub, into a repository that is made if there is none.
 
     Args:
-        adapter: what to upload.
+        config: what it is.
+        tensors: its weights.
         repo_id: owner/name.
         private: whether a new repository is private.
         revision: branch to upload to.
@@ -127,10 +141,9 @@ def push(
         AdapterError: the hub refused.
     """
     api = HfApi(token=token)
-    saved_in = adapter.folder
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            save(adapter, Path(temporary))
+            save(config, tensors, Path(temporary))
             address = str(api.create_repo(repo_id, private=private, exist_ok=True))
             api.upload_folder(
                 repo_id=repo_id, folder_path=temporary, revision=revision, commit_message="Upload the adapter with pema"
@@ -139,8 +152,6 @@ def push(
             if isinstance(error, StorageError):
                 raise
             raise AdapterError(f"cannot push to {repo_id}: {error}. Log in with `hf auth login`.") from error
-        finally:
-            adapter.folder = saved_in
     return address
 
 
@@ -153,9 +164,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise AdapterError(
             f"{folder} holds an adapter of type {short(values.get('peft_type'))}, not PEMA: load it with peft."
         )
-    if values.get("format") != FORMAT:
+    if type(values.get("format")) is not int or values["format"] not in READ:
         raise AdapterError(
-            f"the adapter {folder} has format {short(values.get('format'))}, this version reads {FORMAT}: "
+            f"the adapter {folder} has format {short(values.get('format'))}, this version reads {FORMAT} and before: "
             "use the version of pema that wrote it."
         )
     return values

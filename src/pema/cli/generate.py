@@ -44,10 +44,10 @@ def generate(
     Example: pema generate adapter --plm embedded --input test.en -o test.de
     """
     from pema.adapter.module import Adapter
+    from pema.adapter.schedule import NoAdapter, Schedule
     from pema.adapter.task import task_of
     from pema.evaluation.outputs import write_hypotheses
     from pema.generation.decoding import generate_counted
-    from pema.generation.schedule import NoAdapter, Schedule, choose_schedule
     from pema.owner.contract import Tap
     from pema.owner.opening import open_plm
     from pema.tasks.readers import read_lines
@@ -60,7 +60,7 @@ def generate(
     tap: Tap = "head_input"
     if loaded is not None and not no_adapter:
         name = None if schedule is None else schedule.value
-        mixture = choose_schedule(loaded.folder or adapter, name, lambda_max, contexts=loaded.config.contexts)
+        mixture = loaded.config.choose_schedule(name, lambda_max)
         tap = loaded.config.plm.tap if loaded.config.plm is not None else tap
     owner = open_plm(plm, mask_secret=mask_secret, tap=tap, dtype=plm_dtype, device_map=device_map)
     found = generate_counted(

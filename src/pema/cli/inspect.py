@@ -45,14 +45,13 @@ def inspect(
     """
     from pema.adapter.module import Adapter
     from pema.adapter.task import task_of
-    from pema.generation.schedule import choose_schedule
     from pema.owner.opening import open_plm
     from pema.pages.inspector.page import write_inspection
 
     loaded = Adapter.from_pretrained(adapter)
     chosen = task_of(loaded.config, task, template)
     name = None if schedule is None else schedule.value
-    mixture = choose_schedule(loaded.folder or adapter, name, lambda_max, contexts=loaded.config.contexts)
+    mixture = loaded.config.choose_schedule(name, lambda_max)
     tap = loaded.config.plm.tap if loaded.config.plm is not None else "head_input"
     owner = open_plm(plm, mask_secret=mask_secret, tap=tap, dtype=plm_dtype, device_map=device_map)
     found = write_inspection(

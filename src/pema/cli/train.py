@@ -16,6 +16,7 @@ class Preset(StrEnum):
 
     paper = "paper"
     best = "best"
+    private = "private"
 
 
 def train(
@@ -56,10 +57,8 @@ def train(
 
     Example: pema train memory -o adapter --preset best
     """
-    from pema.adapter.config import PRIVATE
-    from pema.adapter.config import preset as preset_of
+    from pema.adapter.presets import preset as preset_of
     from pema.adapter.training import train as train_adapter
-    from pema.generation.fitted import store_fitted
     from pema.memory.reader import Memory
 
     given = {
@@ -75,9 +74,7 @@ def train(
         "dp_delta": dp_delta,
     }
     changes = {name: value for name, value in given.items() if value is not None}
-    config = preset_of(preset.value, seed=seed, **({} if dp_epsilon is None else PRIVATE) | changes)
+    config = preset_of(preset.value, seed=seed, **changes)
     opened = Memory.open(memory)
-    adapter, summary = train_adapter(opened, config, output, resume=resume, tensorboard=tensorboard)
-    if dp_epsilon is None:
-        store_fitted(adapter, opened, config, output)
+    _, summary = train_adapter(opened, config, output, resume=resume, tensorboard=tensorboard)
     show({"adapter": str(output), **summary}, as_json)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pema.adapter.likelihood import log_p
 from pema.adapter.module import Adapter
+from pema.adapter.schedule import Schedule
 from pema.errors import ConfigError
 from pema.generation.mixture import mix
-from pema.generation.schedule import Schedule
 from pema.memory.reader import Batch, View
 from pema.owner.head import Head
 

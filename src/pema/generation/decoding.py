@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from pema.adapter.schedule import Schedule
 from pema.adapter.task import require_task
 from pema.console import note, progress
 from pema.errors import ConfigError, DataError, PemaError
 from pema.generation.plugin import attach
-from pema.generation.schedule import Schedule
 from pema.generation.settings import ARGUMENTS, OF_THE_HISTORY, STOPS, check, without_own_settings
 from pema.owner.positions import PositionEncoding
 from pema.schema import SEED, require

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pema.adapter.schedule import Schedule
 from pema.errors import ConfigError, OwnerError
 from pema.generation import calls
 from pema.generation.passes import Pass, Plug
 from pema.generation.prompts import lengths_of_call, lengths_of_pass, shown_to
-from pema.generation.schedule import Schedule
 from pema.generation.sequences import Sequence, Sequences
 from pema.generation.steps import Weights
 from pema.owner.state import state_of

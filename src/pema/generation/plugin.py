@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pema.adapter.schedule import Schedule
 from pema.errors import ConfigError, MismatchError, OwnerError
 from pema.generation.methods import ForwardMethod, Method, Replacement
 from pema.generation.passes import Pass, Plug, enter, leave
 from pema.generation.planning import Planner
-from pema.generation.schedule import Schedule
 from pema.owner.derivation import output_embedding
 
 if TYPE_CHECKING:

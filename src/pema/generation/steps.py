@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pema.adapter.schedule import Schedule
 from pema.errors import ConfigError
 from pema.generation.mixture import log_weights
-from pema.generation.schedule import Schedule
 
 BLOCK = 64
 """Steps whose weights are computed at once."""

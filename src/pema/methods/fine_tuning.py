@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pema.adapter.config import LARGEST
-from pema.adapter.training import device_named
+from pema.adapter.optimisation import device_named
 from pema.console import progress
 from pema.errors import AdapterError
 from pema.memory.encoding import Tokens

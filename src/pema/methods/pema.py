@@ -9,16 +9,16 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pema.adapter.config import TrainConfig, preset
+from pema.adapter.config import TrainConfig
 from pema.adapter.module import Adapter
+from pema.adapter.presets import preset
+from pema.adapter.schedule import SCHEDULES, Schedule
 from pema.adapter.training import train
 from pema.errors import ConfigError
 from pema.evaluation.perplexity import perplexity
 from pema.files import size
 from pema.generation.decoding import Generated, decode
-from pema.generation.fitted import store_fitted
 from pema.generation.plugin import attach
-from pema.generation.schedule import SCHEDULES, Schedule, choose_schedule
 from pema.memory.reader import Memory
 from pema.methods.contract import Adapted, Job, Trained
 from pema.methods.on_memory import MEMORY, OnMemory, memory_of
@@ -35,7 +35,7 @@ class PEMA(OnMemory):
 
     Attributes:
         preset: `paper` or `best`.
-        schedule: the mixture weight's course; None is what suits the contexts (`choose_schedule`).
+        schedule: the mixture weight's course; None is what suits the contexts (`AdapterConfig.schedule`).
         lambda_max: the weight at the first token, for every schedule but `fitted`; None is the schedule's own.
         changes: settings of the adapter's training that differ from the preset's.
     """
@@ -95,18 +95,16 @@ class PEMA(OnMemory):
         memory = Memory.open(prepared / MEMORY)
         config = self.config(job)
         started = time.perf_counter()
-        adapter, figures = train(memory, config, output / ADAPTER)
-        if config.dp_epsilon is not None:
-            # Neither losses nor a schedule are read off the examples without noise.
-            return Trained(figures["parameters"], round(time.perf_counter() - started, 3))
-        store_fitted(adapter, memory, config, output / ADAPTER)
+        _, figures = train(memory, config, output / ADAPTER)
         seconds = round(time.perf_counter() - started, 3)
-        return Trained(figures["parameters"], seconds, tuple(curve(output / ADAPTER / LOG)))
+        # Private training writes no losses: they are read off the examples without noise.
+        points = () if config.dp_epsilon is not None else tuple(curve(output / ADAPTER / LOG))
+        return Trained(figures["parameters"], seconds, points)
 
     def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:
         """See `Method.open`."""
         adapter = Adapter.from_pretrained(trained / ADAPTER)
-        schedule = choose_schedule(trained / ADAPTER, self.schedule, self.lambda_max, contexts=self.contexts)
+        schedule = adapter.config.choose_schedule(self.schedule, self.lambda_max)
         return _Mixed(plm, job, adapter, schedule, trained / ADAPTER)
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pema.adapter.schedule import Schedule
 from pema.adapter.task import require_task
 from pema.errors import ConfigError
 from pema.generation.decoding import text_of, token_limit
 from pema.generation.mixture import mix
-from pema.generation.schedule import Schedule
 from pema.generation.steps import Weights
 from pema.pages.inspector.surface import Surface, surfaces
 

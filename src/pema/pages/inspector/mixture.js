@@ -1,4 +1,4 @@
-// The schedules and the mixture again, as in pema.generation.schedule and pema.generation.mixture.
+// The schedules and the mixture again, as in pema.adapter.schedule and pema.generation.mixture.
 
 /** lambda_t of a schedule (the `to_dict` of pema's), computed in double and rounded to single precision as there. */
 function weightAt(schedule, t, sourceLength) {

@@ -9,19 +9,17 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from pema.adapter.store import MODEL_FILE
-from pema.errors import ConfigError
-from pema.files import sha256, writing
-from pema.generation.schedule import (
-    SCHEDULE_FILE,
+from pema.adapter.schedule import (
     Constant,
     Fitted,
     GradualUnrolling,
     Linear,
     NoAdapter,
     Schedule,
-    load_schedule,
 )
+from pema.adapter.store import digest_of
+from pema.errors import ConfigError
+from pema.files import writing
 from pema.pages.inspector.inspection import Inspection, inspect_generation
 from pema.pages.page import html_page, static
 from pema.signature import signature
@@ -50,15 +48,13 @@ def write_inspection(
 ) -> Inspection:
     """Inspect the generation from `source` and write its page to `path`, whole or not at all.
 
-    The page offers the fitted schedule that lies in the adapter's folder, if there is one. For the arguments and what
+    The page offers the adapter's fitted schedule, if it has one. For the arguments and what
     is raised, see `inspect_generation` and `inspector_page`; StorageError where the disk refuses.
     """
     formula = _formula(schedule)
     inspection = inspect_generation(plm, adapter, source, task, schedule, max_new_tokens=max_new_tokens)
-    folder = adapter.folder
-    stored = load_schedule(folder) if folder is not None and (folder / SCHEDULE_FILE).is_file() else None
     config = {
-        "adapter": None if folder is None else {"name": folder.name, "sha256": sha256(folder / MODEL_FILE)},
+        "adapter": {"name": adapter.name, "sha256": digest_of(adapter.state_dict())},
         "plm": plm.description.to_dict(),
         "task": task.name,
         "template": task.template.text,
@@ -70,7 +66,7 @@ def write_inspection(
         inspection,
         schedule,
         signature=signature(config, None),
-        fitted=stored if isinstance(stored, Fitted) else None,
+        fitted=adapter.config.fitted,
         reference=reference,
     )
     with writing(path) as temporary:

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from pema.adapter.likelihood import log_ratio, maximise
+from pema.adapter.schedule import Fitted, relative_bin
 from pema.errors import ConfigError
-from pema.generation.schedule import Fitted, relative_bin, save_schedule
+from pema.schema import require
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from pema.adapter.config import TrainConfig
     from pema.adapter.module import Adapter
-    from pema.memory.reader import Memory, View
+    from pema.memory.reader import View
     from pema.owner.head import Head
 
 BINS = 16
@@ -51,10 +49,8 @@ def fit_schedule(
     Raises:
         ConfigError: no pairs, or bins or prior_pairs out of range.
     """
-    if bins < 1:
-        raise ConfigError(f"A fitted schedule needs at least one bin, not {bins}.")
-    if prior_pairs < 0:
-        raise ConfigError(f"prior_pairs counts pairs, so it cannot be {prior_pairs}.")
+    require("bins", bins, int, least=1, most=10_000)
+    require("prior_pairs", prior_pairs, float, least=0.0)
     log_ratios, places = [], []
     was_training = adapter.training
     adapter.eval()
@@ -70,18 +66,3 @@ def fit_schedule(
     together = maximise(ratios, torch.zeros_like(bin_of_pair), 1)
     values = maximise(ratios, bin_of_pair, bins, prior=together, prior_pairs=prior_pairs)
     return Fitted(tuple(values.tolist()), span)
-
-
-def store_fitted(adapter: Adapter, memory: Memory, config: TrainConfig, folder: Path) -> None:
-    """Fit on the examples that the adapter's training held out, and keep `schedule.json` in its folder.
-
-    Raises:
-        ConfigError: the training was private, and so held out none.
-    """
-    if config.dp_epsilon is not None:
-        raise ConfigError(
-            f"a fitted schedule with dp_epsilon={config.dp_epsilon}: it is read off examples without noise. "
-            "Generate with unrolling, constant or linear."
-        )
-    _, held_out = memory.split(config.dev_fraction, config.seed)
-    save_schedule(fit_schedule(adapter, memory.head(), held_out), folder)

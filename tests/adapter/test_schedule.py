@@ -1,25 +1,25 @@
 import json
+from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pema.errors import ConfigError, DataError
-from pema.generation.schedule import (
+from pema.adapter.config import AdapterConfig
+from pema.adapter.schedule import (
     SCHEDULES,
     Constant,
     Fitted,
     GradualUnrolling,
     Linear,
+    NamedSchedule,
     NoAdapter,
-    choose_schedule,
+    ScheduleName,
     get_schedule,
-    load_schedule,
     relative_bin,
-    save_schedule,
-    schedule_from_dict,
 )
+from pema.errors import ConfigError
 
 ALL = [GradualUnrolling(0.8), Linear(0.7), Constant(0.4), NoAdapter(), Fitted((0.9, 0.5, 0.1), 1.5)]
 NAMES = [schedule.name for schedule in ALL]
@@ -79,10 +79,8 @@ def test_shapes_broadcast_and_rows_do_not_see_each_other(schedule):
 
 
 @pytest.mark.parametrize("schedule", ALL, ids=NAMES)
-def test_json_there_and_back(schedule, tmp_path):
-    assert schedule_from_dict(json.loads(json.dumps(schedule.to_dict()))) == schedule
-    save_schedule(schedule, tmp_path)
-    assert load_schedule(tmp_path) == schedule
+def test_json_there_and_back(schedule):
+    assert NamedSchedule.from_dict(json.loads(json.dumps(schedule.to_dict()))) == schedule
 
 
 def test_get_schedule_by_name():
@@ -93,24 +91,42 @@ def test_get_schedule_by_name():
     assert get_schedule("constant", lambda_max=0) == Constant(0)
     assert get_schedule("none") == NoAdapter()
     assert get_schedule("fitted", fitted=Fitted((0.5,))) == Fitted((0.5,))
-    assert set(SCHEDULES) == {"unrolling", "constant", "linear", "fitted", "none"}
+    assert set(SCHEDULES) == set(get_args(ScheduleName)) == {"unrolling", "constant", "linear", "fitted", "none"}
 
 
-def test_the_fitted_schedule_lies_beside_the_adapter(tmp_path):
-    assert choose_schedule(tmp_path, "constant", 0.8) == Constant(0.8)
-    with pytest.raises(ConfigError, match="No fitted schedule is stored in"):
-        choose_schedule(tmp_path, "fitted")
-    save_schedule(Fitted((0.25, 0.75)), tmp_path)
-    assert choose_schedule(tmp_path, "fitted") == Fitted((0.25, 0.75))
+def config(**values):
+    return AdapterConfig(d=6, vocabulary_size=11, rank=4, **values)
+
+
+def test_the_fitted_schedule_is_a_part_of_the_adapter():
+    fitted = Fitted((0.25, 0.75))
+    assert config().choose_schedule("constant", 0.8) == Constant(0.8)
+    assert config(fitted=fitted).choose_schedule("fitted") == fitted
+    assert config(fitted=fitted).choose_schedule() == Constant(0.7)
+    assert config(fitted=fitted, schedule=fitted).choose_schedule() == fitted
     with pytest.raises(ConfigError, match="'fitted' has no lambda_max"):
-        choose_schedule(tmp_path, "fitted", 0.9)
+        config(fitted=fitted).choose_schedule("fitted", 0.9)
 
 
-def test_the_schedule_suits_the_contexts(tmp_path):
-    assert choose_schedule(tmp_path) == Constant(0.7)
-    assert choose_schedule(tmp_path, lambda_max=0.5) == Constant(0.5)
-    assert choose_schedule(tmp_path, contexts="predicted") == GradualUnrolling(0.9)
-    assert choose_schedule(tmp_path, "linear", contexts="predicted") == Linear(0.9)
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "No fitted schedule belongs to this adapter: train it again to have one: choose unrolling"),
+        ({"dev_fraction": 0}, "trained with dev_fraction=0: nothing was held out"),
+        ({"dev_fraction": 0, "dp_epsilon": 8.0}, "private training: it would be read off examples without noise"),
+    ],
+)
+def test_where_none_was_fitted_the_reason_is_said(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        config(training={"settings": settings}).choose_schedule("fitted")
+
+
+def test_the_schedule_suits_the_contexts():
+    assert config().choose_schedule() == config(contexts="teacher").schedule == Constant(0.7)
+    assert config().choose_schedule(lambda_max=0.5) == Constant(0.5)
+    assert config(contexts="predicted").choose_schedule() == GradualUnrolling(0.9)
+    assert config(contexts="predicted").choose_schedule(lambda_max=0.4) == GradualUnrolling(0.4)
+    assert config(contexts="predicted").choose_schedule("linear") == Linear(0.9)
 
 
 @pytest.mark.parametrize("kind", [GradualUnrolling, Linear, Constant])
@@ -120,7 +136,7 @@ def test_lambda_max_is_a_share(kind, value):
         kind(value)
 
 
-def test_what_cannot_be_meant_is_refused(tmp_path):
+def test_what_cannot_be_meant_is_refused():
     with pytest.raises(ConfigError, match="no schedule 'square': choose one of unrolling"):
         get_schedule("square")
     with pytest.raises(ConfigError, match="'fitted' has no lambda_max"):
@@ -134,8 +150,10 @@ def test_what_cannot_be_meant_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"span=.* (is too small: it must be more than 0|must be finite)"):
         Fitted((0.5,), span=0)
     with pytest.raises(ConfigError, match="no schedule None"):
-        schedule_from_dict({})
+        NamedSchedule.from_dict({})
     with pytest.raises(ConfigError, match="'lambda_min' is not a setting of GradualUnrolling"):
-        schedule_from_dict({"schedule": "unrolling", "lambda_min": 0.1})
-    with pytest.raises(DataError, match="does not exist"):
-        load_schedule(tmp_path)
+        NamedSchedule.from_dict({"schedule": "unrolling", "lambda_min": 0.1})
+    with pytest.raises(ConfigError, match="'constant' stands where a schedule of the kind 'fitted' belongs"):
+        Fitted.from_dict({"schedule": "constant"})
+    with pytest.raises(ConfigError, match=r"a schedule is an object, not 0\.5"):
+        NamedSchedule.from_dict(0.5)

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pema.adapter.fitted import fit_schedule
 from pema.adapter.likelihood import em_step, log_ratio, maximise
 from pema.errors import ConfigError
-from pema.generation.fitted import fit_schedule
 
 ZERO = torch.zeros(1, dtype=torch.int64)
 
@@ -122,7 +122,7 @@ def test_what_cannot_be_fitted_is_refused():
     model, nothing = Model(), Pairs(torch.zeros(0, 8), ZERO[:0], ZERO[:0], ZERO[:0])
     with pytest.raises(ConfigError, match="needs held-out pairs"):
         fit_schedule(model, model, nothing)
-    with pytest.raises(ConfigError, match="at least one bin"):
+    with pytest.raises(ConfigError, match="bins=0 is too small"):
         fit_schedule(model, model, nothing, bins=0)
-    with pytest.raises(ConfigError, match="prior_pairs counts pairs"):
+    with pytest.raises(ConfigError, match=r"prior_pairs=-1\.0 is too small"):
         fit_schedule(model, model, nothing, prior_pairs=-1)

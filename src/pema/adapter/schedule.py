@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pema.errors import ConfigError
-from pema.files import read_json, write_json
 from pema.schema import check, from_json, option, require, short
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ScheduleName = Literal["unrolling", "constant", "linear", "fitted", "none"]
+"""What a user may call a schedule."""
 
 LAMBDA_MAX = 0.9
 """The first weight of a schedule that sinks, the paper's."""
 
 STEADY = 0.7
 """The weight of a schedule that stays: what dev data favour (docs/results.md)."""
-
-SCHEDULE_FILE = "schedule.json"
 
 
 @runtime_checkable
@@ -41,8 +40,8 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True)
-class _Named:
-    """The part that the schedules below share: their JSON form."""
+class NamedSchedule:
+    """What the schedules below share: a name and a JSON form, so that an adapter can hold one."""
 
     name: ClassVar[str]
     needs_length: ClassVar[bool] = True
@@ -50,17 +49,40 @@ class _Named:
     def __post_init__(self) -> None:
         check(self)
 
+    def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
+        """See `Schedule.weights`."""
+        raise NotImplementedError
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values; the inverse of `schedule_from_dict`."""
+        """JSON-ready values."""
         return {"schedule": self.name} | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: object) -> NamedSchedule:
+        """Read what `to_dict` returned; the inverse.
+
+        Raises:
+            ConfigError: an unknown schedule, a key that it does not have, a value out of range, or another schedule
+                than this class.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"a schedule is an object, not {short(values)}.")
+        settings = dict(values)
+        name = settings.pop("schedule", None)
+        if not isinstance(name, str) or name not in SCHEDULES:
+            raise ConfigError(f"There is no schedule {short(name)}: choose one of {', '.join(SCHEDULES)}.")
+        kind = SCHEDULES[name]
+        if not issubclass(kind, cls):
+            raise ConfigError(f"{name!r} stands where a schedule of the kind {getattr(cls, 'name', '')!r} belongs.")
+        return from_json(kind, settings)
 
 
 @dataclass(frozen=True)
-class GradualUnrolling(_Named):
+class GradualUnrolling(NamedSchedule):
     """Gradual Unrolling (section 3.3): lambda_t = max(0, lambda_max - t * step)^2 with step = lambda_max / SL."""
 
     name: ClassVar[str] = "unrolling"
-    lambda_max: float = option(LAMBDA_MAX, least=0.0, most=1.0)
+    lambda_max: float = option(LAMBDA_MAX, "Weight at t = 0, before the square if there is one.", least=0.0, most=1.0)
 
     def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
         """See `Schedule.weights`; 0 from t = SL on."""
@@ -68,11 +90,11 @@ class GradualUnrolling(_Named):
 
 
 @dataclass(frozen=True)
-class Linear(_Named):
+class Linear(NamedSchedule):
     """Gradual Unrolling without the square: lambda_t = max(0, lambda_max - t * step) with step = lambda_max / SL."""
 
     name: ClassVar[str] = "linear"
-    lambda_max: float = option(LAMBDA_MAX, least=0.0, most=1.0)
+    lambda_max: float = option(LAMBDA_MAX, "Weight at t = 0, before the square if there is one.", least=0.0, most=1.0)
 
     def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
         """See `Schedule.weights`; 0 from t = SL on."""
@@ -80,12 +102,12 @@ class Linear(_Named):
 
 
 @dataclass(frozen=True)
-class Constant(_Named):
+class Constant(NamedSchedule):
     """lambda_t = value at every step."""
 
     name: ClassVar[str] = "constant"
     needs_length: ClassVar[bool] = False
-    value: float = option(STEADY, least=0.0, most=1.0)
+    value: float = option(STEADY, "The weight.", least=0.0, most=1.0)
 
     def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
         """See `Schedule.weights`."""
@@ -93,7 +115,7 @@ class Constant(_Named):
 
 
 @dataclass(frozen=True)
-class NoAdapter(_Named):
+class NoAdapter(NamedSchedule):
     """lambda_t = 0: the PLM alone."""
 
     name: ClassVar[str] = "none"
@@ -105,7 +127,7 @@ class NoAdapter(_Named):
 
 
 @dataclass(frozen=True)
-class Fitted(_Named):
+class Fitted(NamedSchedule):
     """lambda_t = values[bin of t / SL], learnt from held-out pairs by `fit_schedule`.
 
     Attributes:
@@ -124,7 +146,7 @@ class Fitted(_Named):
 
     def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
         """See `Schedule.weights`."""
-        values = torch.tensor(self.values, dtype=torch.float32, device=step.device)
+        values = step.float().new_tensor(self.values)
         return values[relative_bin(step, input_length, len(self.values), self.span)]
 
 
@@ -134,10 +156,9 @@ def relative_bin(step: Tensor, input_length: Tensor, bins: int, span: float) -> 
     return position.floor().long().clamp_(0, bins - 1)
 
 
-SCHEDULES: dict[str, type[_Named]] = {
+SCHEDULES: dict[str, type[NamedSchedule]] = {
     kind.name: kind for kind in (GradualUnrolling, Constant, Linear, Fitted, NoAdapter)
 }
-
 
 WEIGHTED: dict[str, type[GradualUnrolling | Constant | Linear]] = {
     kind.name: kind for kind in (GradualUnrolling, Constant, Linear)
@@ -146,16 +167,16 @@ WEIGHTED: dict[str, type[GradualUnrolling | Constant | Linear]] = {
 
 
 def get_schedule(
-    name: str, *, lambda_max: float | None = None, fitted: Fitted | None = None, adapter: Path | None = None
-) -> Schedule:
-    """The schedule that a user names.
+    name: str, *, lambda_max: float | None = None, fitted: Fitted | None = None, why_not: str = "was given"
+) -> NamedSchedule:
+    """Return the schedule that a user names.
 
     Args:
         name: unrolling, constant, linear, fitted or none.
         lambda_max: the weight at t = 0 before the square (unrolling), at t = 0 (linear) or at all t (constant); 0.9
             where it is not given, of `constant` 0.7.
         fitted: the fitted schedule itself.
-        adapter: the adapter's folder, which holds the fitted schedule as `schedule.json`.
+        why_not: what the message says where there is none.
 
     Raises:
         ConfigError: an unknown name, a lambda_max outside [0, 1] or with a schedule that has none, or no fitted
@@ -164,63 +185,24 @@ def get_schedule(
     require("lambda_max", lambda_max, float | None, least=0.0, most=1.0)
     if name not in SCHEDULES:
         raise ConfigError(f"There is no schedule {name!r}: choose one of {', '.join(SCHEDULES)}.")
-    if name in ("fitted", "none") and lambda_max is not None:
+    if name not in WEIGHTED and lambda_max is not None:
         raise ConfigError(f"The schedule {name!r} has no lambda_max: leave it out, or choose unrolling.")
-    if name == "none":
+    if name == NoAdapter.name:
         return NoAdapter()
     if kind := WEIGHTED.get(name):
         return kind() if lambda_max is None else kind(lambda_max)
-    if fitted is not None:
-        return fitted
-    if adapter is None or not (adapter / SCHEDULE_FILE).is_file():
-        where = "was given" if adapter is None else f"is stored in {adapter}"
-        raise ConfigError(f"No fitted schedule {where}: train the adapter again, or choose unrolling or constant.")
-    return load_schedule(adapter)
+    if fitted is None:
+        raise ConfigError(f"No fitted schedule {why_not}: choose unrolling, constant or linear.")
+    return fitted
 
 
-def choose_schedule(
-    folder: Path, name: str | None = None, lambda_max: float | None = None, *, contexts: str | None = "teacher"
-) -> Schedule:
-    """The schedule for the adapter in `folder`: the one that is named, or what suits the contexts it learned from.
+def suited(contexts: str | None) -> NamedSchedule:
+    """Return the schedule that suits an adapter by the contexts that it learned from.
 
     That is a constant weight for `teacher` contexts. An adapter from `predicted` contexts learned the reference's words
     where the PLM had left the reference, and ruins a sentence unless its weight sinks: there it is Gradual Unrolling.
-
-    Raises:
-        ConfigError: as `get_schedule`.
     """
-    if name is None:
-        name = "unrolling" if contexts == "predicted" else "constant"
-    return get_schedule(name, lambda_max=lambda_max, adapter=folder)
-
-
-def save_schedule(schedule: GradualUnrolling | Constant | Linear | Fitted | NoAdapter, folder: Path) -> None:
-    """Write `schedule.json` into an adapter's folder."""
-    write_json(folder / SCHEDULE_FILE, schedule.to_dict())
-
-
-def load_schedule(folder: Path) -> Schedule:
-    """Read `schedule.json` from an adapter's folder.
-
-    Raises:
-        DataError: the file is missing or is not JSON.
-        ConfigError: it holds no schedule.
-    """
-    return schedule_from_dict(read_json(folder / SCHEDULE_FILE))
-
-
-def schedule_from_dict(values: Mapping[str, Any]) -> Schedule:
-    """The inverse of a schedule's `to_dict`.
-
-    Raises:
-        ConfigError: an unknown schedule, a key that it does not have, or a value out of range.
-    """
-    settings = dict(values)
-    name = settings.pop("schedule", None)
-    if not isinstance(name, str) or name not in SCHEDULES:
-        raise ConfigError(f"There is no schedule {short(name)}: choose one of {', '.join(SCHEDULES)}.")
-    schedule: Any = from_json(SCHEDULES[name], settings)
-    return schedule  # type: ignore[no-any-return]
+    return GradualUnrolling() if contexts == "predicted" else Constant()
 
 
 def _left(step: Tensor, input_length: Tensor) -> Tensor:
@@ -229,4 +211,4 @@ def _left(step: Tensor, input_length: Tensor) -> Tensor:
 
 
 def _constant(value: float, step: Tensor, input_length: Tensor) -> Tensor:
-    return torch.full_like(step * input_length, value, dtype=torch.float32)
+    return (step * input_length).float().fill_(value)

@@ -1,0 +1,278 @@
+"""One training run: reconstruction, then joint retraining of A and B_pd (steps 2 and 3 of the method)."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pema.adapter.checkpoint import Checkpoint, State, optimizer_shapes, optimizer_tensors, restore_optimizer
+from pema.adapter.config import TrainConfig
+from pema.adapter.dropout import Dropout
+from pema.adapter.fitted import fit_schedule
+from pema.adapter.log import Log
+from pema.adapter.loss import JointLoss, has_bfloat16
+from pema.adapter.module import Adapter
+from pema.adapter.optimisation import adapter_config, device_named, learning_rate_at, make_optimizer
+from pema.adapter.reconstruction import (
+    closed_form,
+    fit_reconstruction_sgd,
+    reconstruction_error,
+    where_not_finite,
+)
+from pema.console import progress
+from pema.errors import AdapterError
+from pema.memory.reader import Memory, View
+from pema.signature import signature
+
+
+class JointRun:
+    """One training run: what it works on, and the `State` that a checkpoint keeps."""
+
+    def __init__(
+        self, memory: Memory, config: TrainConfig, output: Path, checkpoint: Checkpoint, tensorboard: bool
+    ) -> None:
+        self.memory, self.config, self.output, self.checkpoint = memory, config, output, checkpoint
+        self.train_view, self.held_out = _split(memory, config)
+        self.device = device_named(config.device)
+        tokens = memory.view().targets_seen() if config.vocabulary == "seen" else None
+        self.adapter = Adapter(adapter_config(memory, config), tokens, seed=config.seed)
+        self.parameters = {"A": self.adapter.A, "B_pd": self.adapter.B_pd}
+        stored = None
+        if checkpoint.exists():
+            shapes = {name: p.shape for name, p in self.parameters.items()}
+            best = {f"best.{name}": shape for name, shape in shapes.items()}
+            optional = optimizer_shapes(self.parameters) | {"B_rct": self.adapter.B_pd.shape}
+            stored = checkpoint.load(shapes | best, optional)
+        self.state = stored[0] if stored else State()
+        self.log = Log(output, self.state.log_bytes, tensorboard, self.state.step)
+        if stored:
+            self.adapter.B_rct = stored[1].get("B_rct")
+        elif config.reconstructs:
+            self.reconstruct()
+        self.adapter.to(self.device)
+        self.parameters = {"A": self.adapter.A, "B_pd": self.adapter.B_pd}
+        self.optimizer = make_optimizer(self.parameters.values(), config)
+        self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
+        if stored:
+            for name, parameter in self.parameters.items():
+                parameter.data.copy_(stored[1][name])
+                self.best[name].copy_(stored[1][f"best.{name}"])
+            restore_optimizer(self.optimizer, self.parameters, stored[1])
+        bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16(self.device))
+        head = memory.head(torch.bfloat16 if bfloat16 else None).to(self.device)
+        self.loss = JointLoss(head, config.kappa, self.adapter.tokens, bfloat16=bfloat16)
+        self.dropout = Dropout(config.dropout, config.seed, self.device)
+        self.steps_per_epoch = math.ceil(self.train_view.pairs / config.batch_size)
+        self.steps = config.epochs * self.steps_per_epoch
+        if not stored:
+            self.start()
+
+    def reconstruct(self) -> None:
+        """Find B_rct; with init="pca" the adapter starts there."""
+        config, view, d = self.config, self.train_view, self.memory.d
+        started = time.perf_counter()
+        if config.reconstruction == "closed_form":
+            A, B_rct, error = closed_form(view, config.rank, d)
+        else:
+            A, B_rct, error = fit_reconstruction_sgd(
+                view,
+                config.rank,
+                d,
+                held_out=self.held_out,
+                learning_rate=config.reconstruction_learning_rate,
+                epochs=config.reconstruction_epochs,
+                batch_size=config.batch_size,
+                patience=config.patience,
+                seed=config.seed,
+            )
+        figures = {"reconstruction_error": error, "reconstruction_seconds": time.perf_counter() - started}
+        if self.held_out is not None:
+            figures["held_out_reconstruction_error"] = reconstruction_error(self.held_out, A, B_rct)
+        self.state.figures |= figures
+        self.log.write("reconstruction", 0, {"procedure": config.reconstruction} | figures)
+        if config.activation == "none":
+            self.adapter.B_rct = B_rct
+        if config.init == "pca":
+            self.adapter.A.data.copy_(A)
+            if not config.residual:
+                self.adapter.B_pd.data.copy_(B_rct)
+
+    def start(self) -> None:
+        """Measure the adapter that has learnt nothing yet; with `residual` it is the PLM."""
+        if self.held_out is not None:
+            total, reconstruction, prediction = self.measure(self.held_out)
+            self.state.lowest = total
+            self.state.figures |= {"start_loss": total, "start_cross_entropy": prediction}
+            self.note_lowest(total, reconstruction, prediction)
+            self.log.write("start", 0, {"held_out": _parts(total, reconstruction, prediction)})
+        self.save()
+
+    def to_the_end(self) -> None:
+        """Epochs until the last one, or until the held-out loss has not fallen for `patience` of them."""
+        config, state = self.config, self.state
+        pairs = self.train_view.pairs
+        done = min(state.epoch * pairs + state.batch * config.batch_size, config.epochs * pairs)
+        with progress("training", config.epochs * pairs, "pairs") as advance:
+            advance(done)
+            while not state.stopped:
+                started, before = time.perf_counter(), state.sums[0]
+                self.epoch(advance)
+                self.end_epoch(time.perf_counter() - started, state.sums[0] - before)
+        self.log.close()
+
+    def epoch(self, advance: Any) -> None:  # noqa: ANN401
+        """The batches of the current epoch that are not done yet."""
+        config, state = self.config, self.state
+        started, pairs = time.perf_counter(), 0
+        seed = config.seed * 1_000_003 + state.epoch
+        for k, batch in enumerate(self.train_view.batches(config.batch_size, shuffle_seed=seed)):
+            if k < state.batch:
+                continue
+            losses, rate = self.step(batch.representations, batch.targets)
+            n = len(batch.targets)
+            state.sums = tuple(s + n * x for s, x in zip(state.sums, (1.0, *losses), strict=True))
+            state.batch = k + 1
+            pairs += n
+            advance(n, note=f"epoch {state.epoch + 1}/{config.epochs} loss {losses[0]:.3f}")
+            if config.log_every and state.step % config.log_every == 0:
+                seconds = time.perf_counter() - started
+                values = _parts(*losses) | {"learning_rate": rate, "pairs_per_second": pairs / seconds}
+                self.log.write("step", state.step, {"epoch": state.epoch + 1} | values)
+            if config.checkpoint_every and state.step % config.checkpoint_every == 0:
+                self.save()
+
+    def step(self, f: Tensor, targets: Tensor) -> tuple[tuple[float, float, float], float]:
+        """One step of the optimizer on f (b, d) and targets (b,); returns the losses and the learning rate."""
+        config, state = self.config, self.state
+        rate = learning_rate_at(state.step, self.steps, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        f, targets = f.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+        losses = self.loss(self.adapter, f, targets, self.dropout.at(state.step))
+        total = float(losses.total.detach())
+        if not math.isfinite(total):
+            raise AdapterError(
+                where_not_finite(
+                    self.train_view,
+                    f"the loss is {total} at step {state.step + 1} (epoch {state.epoch + 1}): training diverged. "
+                    f"Lower the learning rate (now {rate:.3g}) or set clip=1.",
+                )
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        if config.clip:
+            torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip)
+        self.optimizer.step()
+        state.step += 1
+        return (total, float(losses.reconstruction.detach()), float(losses.prediction.detach())), rate
+
+    def end_epoch(self, seconds: float, pairs: float) -> None:
+        """Measure the held-out loss, keep the weights if it is the lowest, decide whether to go on."""
+        config, state = self.config, self.state
+        state.epoch, state.batch = state.epoch + 1, 0
+        state.seconds += seconds
+        n, *sums = state.sums
+        state.sums = (0.0,) * 4
+        rate = learning_rate_at(state.step - 1, self.steps, config)
+        values: dict[str, Any] = {
+            "seconds": seconds,
+            "pairs_per_second": pairs / max(seconds, 1e-9),
+            "learning_rate": rate,
+        }
+        values |= {"train": _parts(*(s / n for s in sums))}
+        if self.held_out is None:
+            state.best_epoch = state.epoch
+        else:
+            total, reconstruction, prediction = self.measure(self.held_out)
+            values |= {"held_out": _parts(total, reconstruction, prediction)}
+            state.since += 1
+            if state.lowest is None or total < state.lowest:
+                state.lowest, state.best_epoch, state.since = total, state.epoch, 0
+                self.note_lowest(total, reconstruction, prediction)
+        if state.best_epoch == state.epoch:
+            for name, parameter in self.parameters.items():
+                self.best[name].copy_(parameter.detach())
+        state.stopped = state.epoch == config.epochs or state.since >= config.patience
+        self.log.write("epoch", state.step, {"epoch": state.epoch} | values)
+        self.save()
+
+    def note_lowest(self, total: float, reconstruction: float, prediction: float) -> None:
+        """Keep the held-out losses of the best weights for the card."""
+        figures = {"held_out_loss": total, "held_out_cross_entropy": prediction}
+        if self.config.kappa > 0:
+            figures["held_out_reconstruction"] = reconstruction
+        self.state.figures |= figures
+
+    @torch.no_grad()
+    def measure(self, view: View) -> tuple[float, float, float]:
+        """Mean losses (total, reconstruction, prediction) of the adapter over the pairs of `view`."""
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for batch in view.batches(max(self.config.batch_size, 1024)):
+            f, targets = batch.representations.to(self.device), batch.targets.to(self.device)
+            sums += torch.stack(self.loss(self.adapter, f, targets)).double() * len(targets)
+        total, reconstruction, prediction = (sums / view.pairs).tolist()
+        if not math.isfinite(total):
+            raise AdapterError(
+                where_not_finite(
+                    view,
+                    f"the held-out loss is {total} after step {self.state.step}: training diverged. "
+                    f"Lower the learning rate (now {self.config.learning_rate:.3g}) or set clip=1.",
+                )
+            )
+        return total, reconstruction, prediction
+
+    def save(self) -> None:
+        """Replace the checkpoint by what stands now."""
+        self.log.sync()
+        self.state.log_bytes = self.log.bytes
+        tensors: dict[str, Tensor] = dict(self.parameters)
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        tensors |= optimizer_tensors(self.optimizer, self.parameters)
+        if self.adapter.B_rct is not None:
+            tensors["B_rct"] = self.adapter.B_rct
+        self.checkpoint.save(self.state, tensors)
+
+    def finish(self, digest: str) -> Adapter:
+        """Write the best adapter with its figures and its fitted schedule, and drop the checkpoint."""
+        state, config = self.state, self.config
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(self.best[name])
+        state.figures |= {
+            "best_epoch": state.best_epoch,
+            "epochs": state.epoch,
+            "steps": state.step,
+            "pairs": self.train_view.pairs,
+            "held_out_pairs": self.held_out.pairs if self.held_out is not None else 0,
+            "parameters": sum(p.numel() for p in self.parameters.values()),
+            "train_seconds": round(state.seconds, 2),
+            "pairs_per_second": round(state.epoch * self.train_view.pairs / max(state.seconds, 1e-9), 1),
+        }
+        training = {
+            "settings": config.to_dict(),
+            "memory": digest,
+            "figures": state.figures,
+            "signature": signature(config.to_dict(), config.seed),
+        }
+        self.adapter.cpu().eval().requires_grad_(False)
+        fitted = None if self.held_out is None else fit_schedule(self.adapter, self.memory.head(), self.held_out)
+        self.adapter.config = adapter_config(self.memory, config, training, fitted)
+        self.adapter.save_pretrained(self.output)
+        self.checkpoint.remove()
+        return self.adapter
+
+
+def _split(memory: Memory, config: TrainConfig) -> tuple[View, View | None]:
+    if not memory.pairs:
+        raise AdapterError(f"{memory.path} holds no pairs to train on: build it with more examples.")
+    if config.dev_fraction == 0:
+        return memory.view(), None
+    return memory.split(config.dev_fraction, config.seed)
+
+
+def _parts(total: float, reconstruction: float, prediction: float) -> dict[str, float]:
+    return {"loss": total, "reconstruction": reconstruction, "cross_entropy": prediction}

@@ -1,0 +1,70 @@
+"""Named settings of training: the paper's, ours, and ours under differential privacy."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from pema.adapter.config import TrainConfig
+from pema.errors import ConfigError
+from pema.schema import known
+
+_BEST = TrainConfig(
+    rank=2048,
+    kappa=0.0,
+    dropout=0.25,
+    residual=True,
+    activation="gelu",
+    optimizer="adamw",
+    learning_rate=3e-4,
+    weight_decay=0.01,
+    warmup=0.05,
+    decay="cosine",
+    epochs=12,
+    fit_rank=True,
+)
+
+PRIVATE = "private"
+
+PRESETS: dict[str, TrainConfig] = {
+    "paper": TrainConfig(fit_rank=True, clip=0.0),
+    "best": _BEST,
+    PRIVATE: dataclasses.replace(
+        _BEST,
+        rank=64,
+        dropout=0.0,
+        learning_rate=1e-2,
+        weight_decay=0.0,
+        clip=1.0,
+        epochs=8,
+        batch_size=128,
+        dev_fraction=0.0,
+        fit_rank=False,
+    ),
+}
+"""By name. `private` is `best` changed for DP-SGD; docs/private-training.md says how its values were chosen."""
+
+
+def preset(name: str, **changes: Any) -> TrainConfig:  # noqa: ANN401
+    """Return the preset `name` with `changes`; a rank among them is taken as it stands.
+
+    Under differential privacy `best` is another: with `dp_epsilon`, `best` means `private`.
+
+    Args:
+        name: `paper`, `best` or `private`; the last one needs `dp_epsilon` and `dp_delta`.
+        changes: fields of `TrainConfig`.
+
+    Raises:
+        ConfigError: an unknown preset or setting, or a contradiction.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"preset {name!r} is not known: choose {' or '.join(PRESETS)}.")
+    known(TrainConfig, changes)
+    epsilon = changes.get("dp_epsilon")
+    if name == PRIVATE and epsilon is None:
+        raise ConfigError("preset 'private' trains with DP-SGD: give dp_epsilon and dp_delta, or choose preset 'best'.")
+    if name == "best" and epsilon is not None:
+        name = PRIVATE
+    if "rank" in changes:
+        changes = {"fit_rank": False} | changes
+    return dataclasses.replace(PRESETS[name], **changes)
