@@ -346,3 +346,14 @@ def test_a_bundle_whose_checksums_match_but_whose_tensors_do_not_parse(tmp_path)
     (folder / "head.json").write_text(json.dumps(content))
     with pytest.raises(OwnerError, match="cannot be used: its header is longer than the file"):
         Head.load(folder)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("family", ["gemma2", "cohere", "llama"])
+def test_a_device_that_rounds_the_product_otherwise(tiny_model, family, seed):
+    """On a GPU the sum over d is taken in another order, which behind a soft cap shows where the product is small."""
+    model = tiny_model(family, seed=seed)
+    weight = model.lm_head.weight.detach().double()
+    model.lm_head.forward = lambda f: (f.double() @ weight.T).float()
+    head = derive_head(model, "head_input")
+    assert (head.scale, head.soft_cap) == {"gemma2": (1.0, 3.0), "cohere": (0.0625, None), "llama": (1.0, None)}[family]
