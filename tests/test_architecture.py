@@ -10,7 +10,7 @@ ROOMS = (
     *("tasks", "owner", "serving", "memory", "adapter", "privacy", "generation", "evaluation", "methods"),
     *("experiments", "pages", "cli"),
 )
-FOUNDATION = ("errors", "files", "schema", "tensors", "console", "signature", "__init__")
+FOUNDATION = ("errors", "locks", "files", "schema", "tensors", "console", "signature", "__init__")
 
 
 def imports(path: Path) -> set[str]:

@@ -20,7 +20,6 @@ from pema.files import (
     clear,
     clear_below,
     create,
-    exclusive,
     parse_json,
     read_bytes,
     read_json,
@@ -30,6 +29,7 @@ from pema.files import (
     write_json,
     writing,
 )
+from pema.locks import exclusive
 
 JSON = st.dictionaries(st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.text(max_size=5))
 
@@ -348,7 +348,7 @@ def test_a_new_file_that_cannot_be_written_is_absent(tmp_path, monkeypatch, step
 HOLD = """
 import sys, time
 from pathlib import Path
-from pema.files import exclusive
+from pema.locks import exclusive
 with exclusive(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -23,7 +23,7 @@ from pema.owner.contract import PLMDescription
 from pema.schema import from_json
 from pema.serving.policy import EMPTY, Batching, Key, Limits, Policy
 
-INSANE = [math.nan, math.inf, -math.inf, -1, -1.0, 10**30, -(10**30), 1e300, True, False, "1", "nan", [], {}]
+INSANE = [math.nan, math.inf, -math.inf, -1, -1.0, 10**30, -(10**30), 10**400, 1e300, True, False, "1", "nan", [], {}]
 
 RECORDS = [TrainConfig, AdapterConfig, PLMDescription, Budget, *SCHEDULES.values(), *METHODS.values()]
 OF_FILES = [State, Settings, NormSettings]

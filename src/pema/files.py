@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from pema.errors import DataError, StorageError
+from pema.locks import PRIVATE, locked
 
 TEMPORARY = ".partial"
 OLD = ".old"
@@ -30,7 +30,7 @@ OLD = ".old"
 JSON_BYTES = 1 << 26
 """Longest JSON file that is read where the reader sets no limit of its own."""
 
-PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
+PRIVATE_FILE = 0o600
 
 
 @contextlib.contextmanager
@@ -55,7 +55,7 @@ def writing(path: Path, *, private: bool = False) -> Iterator[Path]:
     try:
         if work.is_file():  # earlier versions of pema wrote to a file of this name
             work.unlink()
-        with _locked(work, f"another process writes {path}: wait until it has ended."):
+        with locked(work, f"another process writes {path}: wait until it has ended."):
             _put_back(path, old)
             _empty(work)
             try:
@@ -84,37 +84,6 @@ def writing(path: Path, *, private: bool = False) -> Iterator[Path]:
         raise _refused(path, error) from error
 
 
-@contextlib.contextmanager
-def exclusive(folder: Path, *, private: bool = False) -> Iterator[None]:
-    """Make the folder and keep every other process that asks for it out while the block runs.
-
-    The lock is the system's and ends with the process, however it ends; nothing of it stays in the folder. A folder
-    that was made for the block and is empty when it ends is removed.
-
-    Args:
-        folder: the folder.
-        private: whether its owner alone may enter it, where it is made now.
-
-    Raises:
-        StorageError: another process works in the folder, or it cannot be made.
-    """
-    new = not folder.exists()
-    with contextlib.ExitStack() as stack:
-        try:
-            busy = f"another process works in {folder}: wait until it has ended."
-            stack.enter_context(_locked(folder, busy, mode=PRIVATE_FOLDER if private else 0o777))
-        except StorageError:
-            raise
-        except OSError as error:
-            raise _refused(folder, error) from error
-        try:
-            yield
-        finally:
-            if new:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-
-
 def create(path: Path, content: bytes) -> bool:
     """Write a new file that its owner alone may read, whole or not at all.
 
@@ -130,7 +99,7 @@ def create(path: Path, content: bytes) -> bool:
     try:
         if os.path.lexists(path):
             return False
-        with _locked(work):
+        with locked(work):
             _empty(work)
             try:
                 descriptor = os.open(work / path.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE)
@@ -166,7 +135,7 @@ def recover(path: Path) -> None:
     if os.path.lexists(path) or not os.path.lexists(old):
         return
     try:
-        with _locked(work):  # a live writer is about to put the new folder there
+        with locked(work):  # a live writer is about to put the new folder there
             _put_back(path, old)
             remove(work)
     except StorageError:
@@ -184,7 +153,7 @@ def clear(path: Path) -> None:
     recover(path)
     work = path.with_name(path.name + TEMPORARY)
     if work.is_dir():
-        with contextlib.suppress(OSError), _locked(work, f"another process writes {path}: wait until it has ended."):
+        with contextlib.suppress(OSError), locked(work, f"another process writes {path}: wait until it has ended."):
             remove(work)
 
 
@@ -305,46 +274,11 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _locked(folder: Path, busy: str | None = None, mode: int = PRIVATE_FOLDER) -> Iterator[None]:
-    """Make the folder and hold the system's lock on it; wait for it, or raise StorageError(busy) if that is given."""
-    descriptor = None
-    while descriptor is None:
-        folder.mkdir(mode=mode, parents=True, exist_ok=True)
-        descriptor = _lock(folder, busy)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(folder: Path, busy: str | None) -> int | None:
-    """The descriptor that holds the lock; None where the folder went away with the writer who held it before."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-        if os.path.samestat(os.fstat(descriptor), folder.stat()):
-            return descriptor
-    except BlockingIOError:
-        os.close(descriptor)
-        raise StorageError(busy) from None
-    except FileNotFoundError:
-        pass
-    except BaseException:
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
-    return None
-
-
 def _settle(new: Path, private: bool) -> None:
     """Give what was written its mode, and flush it to the disk."""
     for path in (*(new.rglob("*") if new.is_dir() else ()), new):
         if private and not path.is_symlink():
-            path.chmod(PRIVATE_FOLDER if path.is_dir() else PRIVATE_FILE)
+            path.chmod(PRIVATE if path.is_dir() else PRIVATE_FILE)
         sync(path)
 
 

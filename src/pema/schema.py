@@ -192,7 +192,7 @@ def _shallow(name: str, value: object) -> None:
 
 
 def _number(name: str, value: float, limits: Mapping[str, Any]) -> None:
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{name}={value} must be finite.")
     least = limits.get("least", limits.get("above", -WHOLE))
     most = limits.get("most", limits.get("below", WHOLE))

@@ -10,7 +10,6 @@ from pema.adapter.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.errors import ConfigError
 from pema.evaluation.perplexity import perplexity, target_log_probs
 from pema.memory.build import build_memory
-from pema.memory.reader import Batch
 from pema.owner.head import Head
 from pema.tasks.example import Example
 from pema.tasks.registry import get_task

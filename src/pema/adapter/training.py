@@ -12,7 +12,8 @@ from pema.adapter.module import Adapter
 from pema.adapter.private import train_privately
 from pema.adapter.store import CONFIG_FILE
 from pema.errors import AdapterError, ConfigError
-from pema.files import clear_below, exclusive
+from pema.files import clear_below
+from pema.locks import exclusive
 from pema.memory.reader import Memory
 from pema.memory.verify import verify
 

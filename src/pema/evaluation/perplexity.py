@@ -13,7 +13,8 @@ from pema.adapter.module import Adapter
 from pema.adapter.schedule import Schedule
 from pema.errors import ConfigError
 from pema.generation.mixture import mix
-from pema.memory.reader import Batch, View
+from pema.memory.buffer import Batch
+from pema.memory.reader import View
 from pema.owner.head import Head
 
 LOGITS_BYTES = 64 << 20

@@ -16,7 +16,8 @@ from pema.evaluation.outputs import write_hypotheses
 from pema.experiments.experiment import Experiment, Line, made
 from pema.experiments.results import finished, slug, write_comparison, write_experiment
 from pema.experiments.workplace import Workplace
-from pema.files import exclusive, write_json
+from pema.files import write_json
+from pema.locks import exclusive
 from pema.signature import signature
 
 WARM_UP = 2

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from pema import console
 from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError, OwnerError
-from pema.files import clear_below, exclusive
+from pema.files import clear_below
+from pema.locks import exclusive
 from pema.memory.encoding import Tokens
 from pema.memory.manifest import FILE, HEAD, ITEM_BYTES, Dtype, FileEntry, Input, Manifest, Targets
 from pema.memory.pairing import pair

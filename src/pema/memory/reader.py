@@ -15,8 +15,9 @@ from torch import Tensor
 
 from pema.errors import ExternalMemoryError
 from pema.files import recover
+from pema.memory.buffer import Batch, Buffer, copy_rows
 from pema.memory.manifest import HEAD, RESTORE, Manifest, require_complete
-from pema.memory.shard import DTYPES, Integers, ShardFile, restore
+from pema.memory.shard import DTYPES, Integers, ShardFile
 from pema.owner.head import Head
 from pema.schema import require
 from pema.tasks.held_out import draw_held_out
@@ -29,23 +30,6 @@ UNSHUFFLED_BYTES = 1 << 22
 
 BLOCKS_PER_BUFFER = 32
 """How many places of the memory a shuffled buffer mixes."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """b pairs.
-
-    Attributes:
-        representations: (b, d) float32, as W_hd reads them (behind the final norm and the projection).
-        targets: (b,) int64, y.
-        steps: (b,) int64, t = 0, 1, ...: the position of each target in its example.
-        source_lengths: (b,) int64, SL: tokens of each example's source.
-    """
-
-    representations: Tensor
-    targets: Tensor
-    steps: Tensor
-    source_lengths: Tensor
 
 
 class Memory:
@@ -280,7 +264,7 @@ class View:
         # Batches out of a shuffled buffer are copies, so its pages serve again; unshuffled ones may be views.
         largest = max((sum(block.pairs for block in fill) for fill in fills), default=0) + batch_size
         room_to_shuffle = None if shuffle is None else self._room(largest)
-        left: _Buffer | None = None
+        left: Buffer | None = None
         for k, fill in enumerate(fills):
             if k + 1 < len(fills):
                 for block in fills[k + 1]:
@@ -328,12 +312,12 @@ class View:
         steps: Integers = np.arange(block.pairs) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return steps
 
-    def _room(self, n: int) -> _Buffer:
+    def _room(self, n: int) -> Buffer:
         """A buffer for n pairs."""
         manifest = self.memory.manifest
-        return _Buffer.empty(n, manifest.plm.d_tap, DTYPES[manifest.dtype])
+        return Buffer.empty(n, manifest.plm.d_tap, DTYPES[manifest.dtype])
 
-    def _fill(self, buffer: _Buffer, blocks: list[_Block], left: _Buffer | None) -> None:
+    def _fill(self, buffer: Buffer, blocks: list[_Block], left: Buffer | None) -> None:
         """Copy blocks, behind what the last buffer left over, into a buffer."""
         kept = 0 if left is None else len(left.targets)
         if left is not None:
@@ -348,75 +332,12 @@ class View:
             first, last = self._span(block)
             chosen = self._rows(block)
             here = slice(at, at + block.pairs)
-            _copy(file.window("representations", first, last), chosen, rows[here])
+            copy_rows(file.window("representations", first, last), chosen, rows[here])
             if buffer.scales is not None and buffer.shards is not None:
-                _copy(file.window("scales", first, last), chosen, buffer.scales.view(torch.uint8).numpy()[here])
+                copy_rows(file.window("scales", first, last), chosen, buffer.scales.view(torch.uint8).numpy()[here])
                 buffer.shards[here] = self.memory._channel_scales[1][block.shard]
             targets[here] = file.targets(first, last)[chosen]
             steps[here] = self._steps(block)
             lengths = file.example_offsets[block.examples + 1] - file.example_offsets[block.examples]
             source_lengths[here] = np.repeat(file.source_lengths[block.examples], lengths)
             at += block.pairs
-
-
-def _copy(source: np.ndarray, rows: Integers | slice, out: np.ndarray) -> None:
-    if isinstance(rows, slice):
-        np.copyto(out, source)
-    else:
-        # "clip" writes straight into `out`; the rows are known to lie inside.
-        np.take(source, rows, axis=0, out=out, mode="clip")
-
-
-@dataclass(frozen=True)
-class _Buffer:
-    """n pairs in RAM, as they are stored.
-
-    Attributes:
-        representations: (n, d_tap) in the memory's dtype.
-        scales: (n, 1) float32 with int8.
-        shards: (n,) int64 with int8, the row of the memory's channel scales.
-        targets: (n,) int64.
-        steps: (n,) int64.
-        lengths: (n,) int64, the source lengths.
-    """
-
-    representations: Tensor
-    scales: Tensor | None
-    shards: Tensor | None
-    targets: Tensor
-    steps: Tensor
-    lengths: Tensor
-
-    @classmethod
-    def empty(cls, n: int, d_tap: int, dtype: torch.dtype) -> _Buffer:
-        """Room for n pairs."""
-        int8 = dtype == torch.int8
-        scales, shards = (torch.empty((n, 1)), torch.empty(n, dtype=torch.int64)) if int8 else (None, None)
-        columns = [torch.empty(n, dtype=torch.int64) for _ in range(3)]
-        return cls(torch.empty((n, d_tap), dtype=dtype), scales, shards, *columns)
-
-    @property
-    def columns(self) -> list[Tensor]:
-        """Everything but the representations."""
-        columns = [self.targets, self.steps, self.lengths, self.scales, self.shards]
-        return [column for column in columns if column is not None]
-
-    def take(self, which: slice | Tensor) -> _Buffer:
-        """Some of the pairs: views with a slice, copies with indices."""
-
-        def chosen(column: Tensor) -> Tensor:
-            return column[which] if isinstance(which, slice) else column.index_select(0, which)
-
-        scales, shards = (None if column is None else chosen(column) for column in (self.scales, self.shards))
-        columns = (chosen(self.targets), chosen(self.steps), chosen(self.lengths))
-        return _Buffer(chosen(self.representations), scales, shards, *columns)
-
-    def batch(self, which: slice | Tensor, head: Head | None, channel_scales: Tensor) -> Batch:
-        """Some of the pairs, as the adapter reads them."""
-        taken = self.take(which)
-        if taken.scales is None or taken.shards is None:
-            f = taken.representations.float()
-        else:
-            by_row = channel_scales[0] if len(channel_scales) == 1 else channel_scales[taken.shards]
-            f = restore(taken.representations, taken.scales[:, 0], by_row)
-        return Batch(f if head is None else head.normalise(f).float(), taken.targets, taken.steps, taken.lengths)

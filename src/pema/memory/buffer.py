@@ -1,0 +1,93 @@
+"""Pairs in RAM, between the shards that they come from and the batches that they go into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pema.memory.shard import Integers, restore
+from pema.owner.head import Head
+
+
+@dataclass(frozen=True)
+class Batch:
+    """b pairs.
+
+    Attributes:
+        representations: (b, d) float32, as W_hd reads them (behind the final norm and the projection).
+        targets: (b,) int64, y.
+        steps: (b,) int64, t = 0, 1, ...: the position of each target in its example.
+        source_lengths: (b,) int64, SL: tokens of each example's source.
+    """
+
+    representations: Tensor
+    targets: Tensor
+    steps: Tensor
+    source_lengths: Tensor
+
+
+def copy_rows(source: np.ndarray, rows: Integers | slice, out: np.ndarray) -> None:
+    """Copy some rows of `source` into `out`."""
+    if isinstance(rows, slice):
+        np.copyto(out, source)
+    else:
+        # "clip" writes straight into `out`; the rows are known to lie inside.
+        np.take(source, rows, axis=0, out=out, mode="clip")
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """n pairs in RAM, as they are stored.
+
+    Attributes:
+        representations: (n, d_tap) in the memory's dtype.
+        scales: (n, 1) float32 with int8.
+        shards: (n,) int64 with int8, the row of the memory's channel scales.
+        targets: (n,) int64.
+        steps: (n,) int64.
+        lengths: (n,) int64, the source lengths.
+    """
+
+    representations: Tensor
+    scales: Tensor | None
+    shards: Tensor | None
+    targets: Tensor
+    steps: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def empty(cls, n: int, d_tap: int, dtype: torch.dtype) -> Buffer:
+        """Room for n pairs."""
+        int8 = dtype == torch.int8
+        scales, shards = (torch.empty((n, 1)), torch.empty(n, dtype=torch.int64)) if int8 else (None, None)
+        columns = [torch.empty(n, dtype=torch.int64) for _ in range(3)]
+        return cls(torch.empty((n, d_tap), dtype=dtype), scales, shards, *columns)
+
+    @property
+    def columns(self) -> list[Tensor]:
+        """Everything but the representations."""
+        columns = [self.targets, self.steps, self.lengths, self.scales, self.shards]
+        return [column for column in columns if column is not None]
+
+    def take(self, which: slice | Tensor) -> Buffer:
+        """Some of the pairs: views with a slice, copies with indices."""
+
+        def chosen(column: Tensor) -> Tensor:
+            return column[which] if isinstance(which, slice) else column.index_select(0, which)
+
+        scales, shards = (None if column is None else chosen(column) for column in (self.scales, self.shards))
+        columns = (chosen(self.targets), chosen(self.steps), chosen(self.lengths))
+        return Buffer(chosen(self.representations), scales, shards, *columns)
+
+    def batch(self, which: slice | Tensor, head: Head | None, channel_scales: Tensor) -> Batch:
+        """Some of the pairs, as the adapter reads them."""
+        taken = self.take(which)
+        if taken.scales is None or taken.shards is None:
+            f = taken.representations.float()
+        else:
+            by_row = channel_scales[0] if len(channel_scales) == 1 else channel_scales[taken.shards]
+            f = restore(taken.representations, taken.scales[:, 0], by_row)
+        return Batch(f if head is None else head.normalise(f).float(), taken.targets, taken.steps, taken.lengths)

@@ -1,0 +1,151 @@
+"""Fields are held to their types and limits, in code and in files alike."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pema.errors import ConfigError
+from pema.schema import DEEPEST, check, from_json, option, require, short
+
+
+@dataclass(frozen=True)
+class Inner:
+    count: int = option(least=1, most=9)
+
+
+@dataclass(frozen=True)
+class Record:
+    name: str = option(line=True, longest=5)
+    share: float = option(0.5, least=0.0, below=1.0)
+    scale: float = option(1.0, above=0.0)
+    kind: Literal["a", "b"] = "a"
+    flag: bool = False
+    limit: int | None = option(None, least=1)
+    numbers: tuple[int, ...] = option((), least=0, longest=3)
+    names: str | Sequence[str] | None = None
+    inner: Inner | None = None
+    many: tuple[Inner, ...] = ()
+    code: str = option("ab", pattern="[a-c]+")
+    free: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        check(self)
+
+
+def test_what_is_meant_is_kept():
+    values = {
+        "name": "é b",
+        "share": 0,
+        "numbers": [1, 2],
+        "names": ["x"],
+        "inner": {"count": 3},
+        "many": [{"count": 1}, {"count": 9}],
+        "free": {"a": [1, {"b": None}]},
+        "limit": 7,
+    }
+    made = from_json(Record, values)
+    assert made == Record(
+        "é b",
+        0.0,
+        numbers=(1, 2),
+        names=("x",),
+        inner=Inner(3),
+        many=(Inner(1), Inner(9)),
+        free={"a": [1, {"b": None}]},
+        limit=7,
+    )
+    assert type(made.share) is float
+    assert Record("x", names="all").names == "all"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([], "it is a list of 0 items, not an object"),
+        ({}, "'name' is missing"),
+        ({"nmae": "x"}, "'nmae' is not a setting of Record: did you mean 'name'"),
+        ({"name": ""}, "name='' must be one line of printable characters"),
+        ({"name": "a\nb"}, "name='a.nb' must be one line"),
+        ({"name": "abcdef"}, "name='abcdef' has 6 characters, at most 5"),
+        ({"share": 1.0}, "share=1.0 is too large: it must be less than 1"),
+        ({"share": "0"}, "share='0' must be a number"),
+        ({"share": True}, "share=True must be a number"),
+        ({"share": math.nan}, "share=nan must be finite"),
+        ({"scale": 0.0}, "scale=0.0 is too small: it must be more than 0"),
+        ({"kind": "c"}, "kind='c' is not known: choose a or b"),
+        ({"kind": ["a"]}, "kind=a list of 1 items is not known"),
+        ({"flag": 1}, "flag=1 must be true or false"),
+        ({"limit": 0}, "limit=0 is too small"),
+        ({"limit": 10**400}, "limit=a number of hundreds of digits is too large"),
+        ({"numbers": 3}, "numbers=3 must be a list"),
+        ({"numbers": [1, -1]}, r"numbers\[1\]=-1 is too small"),
+        ({"numbers": [1, 2, 3, 4]}, "numbers has 4 items, at most 3"),
+        ({"names": 3}, "names=3 must be a list"),
+        ({"names": ["a", 3]}, r"names\[1\]=3 must be a text"),
+        ({"inner": {"count": 0}}, "inner.count=0 is too small"),
+        ({"inner": [1]}, "inner is a list of 1 items, not an object"),
+        ({"many": [{"count": 1}, {}]}, r"'many\[1\].count' is missing"),
+        ({"many": [{"count": 1, "x": 1}]}, r"'many\[0\].x' is not a setting of Inner"),
+        ({"code": "abd"}, r"code='abd' is not of the form \[a-c\]\+"),
+        ({"code": "ab\x07"}, "code='ab.x07' holds control characters"),
+        ({"free": [1]}, "free=a list of 1 items must be an object"),
+        ({"free": {"a": "\ud800"}}, "free holds '.ud800', which is no Unicode text"),
+    ],
+)
+def test_what_cannot_be_meant_is_named(values, words):
+    given = values if not isinstance(values, dict) or values == {} else {"name": "x"} | values
+    with pytest.raises(ConfigError, match=words) as caught:
+        from_json(Record, given)
+    assert str(caught.value).isprintable()
+
+
+def test_free_values_may_be_nested_so_far():
+    value: Any = 1
+    for _ in range(DEEPEST - 2):
+        value = [value]
+    from_json(Record, {"name": "x", "free": {"a": value}})
+    with pytest.raises(ConfigError, match=f"free is nested more than {DEEPEST} levels deep"):
+        from_json(Record, {"name": "x", "free": {"a": [[value]]}})
+
+
+def test_a_record_in_code_is_no_dictionary():
+    with pytest.raises(ConfigError, match="inner=an object of 1 items must be a Inner"):
+        Record("x", inner={"count": 3})
+
+
+@given(st.integers(-20, 20), st.integers(-10, 0), st.integers(0, 10))
+def test_limits_are_the_least_and_the_most(value, least, most):
+    inside = least <= value <= most
+    try:
+        assert require("n", value, int, least=least, most=most) == value
+        assert inside
+    except ConfigError:
+        assert not inside
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(JSON)
+def test_any_json_is_a_record_or_refused(value):
+    for values in (value, {"name": value}, {"name": "x", "free": value}, {"name": "x", "many": value}):
+        made = None
+        try:
+            made = from_json(Record, values)
+        except ConfigError as error:
+            assert "\x1b" not in str(error)  # noqa: PT017
+        assert made is None or isinstance(made, Record)
+
+
+@given(st.text() | st.integers() | st.lists(st.text()))
+def test_a_value_in_a_message_is_short_and_printable(value):
+    assert short(value).isprintable()
+    assert len(short(value)) < 500
