@@ -9,6 +9,7 @@ from pema.adapter.module import Adapter
 from pema.adapter.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.errors import ConfigError
 from pema.evaluation.perplexity import perplexity, target_log_probs
+from pema.memory.buffer import Batch
 from pema.memory.build import build_memory
 from pema.owner.head import Head
 from pema.tasks.example import Example
