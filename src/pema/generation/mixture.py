@@ -47,8 +47,10 @@ def mix_logits(logits: Tensor, log_rest: Tensor, log_weight: Tensor) -> Tensor:
     k = log_rest.shape[1]
     plm = logits[:, :k]
     log_p = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-    log_pema = log_p[:, k:].add_(log_weight + _zero_point(plm, log_p[:, :k]))
-    return torch.logaddexp(plm + log_rest, log_pema)
+    log_plm, log_pema = log_p[:, :k], log_p[:, k:]
+    log_pema.add_(log_weight + _zero_point(plm, log_plm))
+    # In the memory that is there: a new (batch, k, V) costs as much as what is done with it.
+    return torch.logaddexp(torch.add(plm, log_rest, out=log_plm), log_pema)
 
 
 def mix_logits_of(tokens: Tensor, logits: Tensor, pema_logits: Tensor, log_rest: Tensor, log_weight: Tensor) -> Tensor:
@@ -64,8 +66,9 @@ def mix_logits_of(tokens: Tensor, logits: Tensor, pema_logits: Tensor, log_rest:
     Returns:
         (batch, k, V) float32, as in `mix_logits`.
     """
-    zero_point = _zero_point(logits, torch.log_softmax(logits, dim=-1, dtype=torch.float32))
-    mixed = logits + log_rest
+    log_p = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    zero_point = _zero_point(logits, log_p)
+    mixed = torch.add(logits, log_rest, out=log_p)
     pema = torch.log_softmax(pema_logits, dim=-1, dtype=torch.float32).add_(log_weight + zero_point)
     return mixed.index_copy_(-1, tokens, torch.logaddexp(mixed.index_select(-1, tokens), pema))
 
