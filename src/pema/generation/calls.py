@@ -6,6 +6,7 @@ It lies in context variables and not on an object that threads share, so calls t
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -133,7 +134,12 @@ _NAMES = tuple(inspect.signature(GenerationMixin.generate).parameters)[1:]
 def settings_of(model: Any, arguments: Mapping[str, Any]) -> GenerationConfig:  # noqa: ANN401
     """The generation settings in force in a call, as `generate` itself makes them."""
     others = {name: value for name, value in arguments.items() if name not in _NAMES}
-    config, _ = model._prepare_generation_config(arguments.get("generation_config"), **others)
+    config = arguments.get("generation_config")
+    if config is not None:
+        # A pipeline gives both; `generate` itself says once that it is deprecated.
+        config = copy.deepcopy(config)
+        others = config.update(**others)
+    config, _ = model._prepare_generation_config(config, **others)
     return config
 
 
