@@ -23,9 +23,9 @@ from pema.experiments.layout import COMET, COMPARISON, EXPERIMENT, TEST
 from pema.files import read_json, write_json, writing
 from pema.tasks import readers
 from reproduction.data.made_tasks import TASKS, data_name
-from reproduction.lines import RUN, read_lines, read_runs, write_lines
+from reproduction.lines import RUN, TEXTS, read_lines, read_runs, write_lines
 
-TEXTS, EXAMPLES = "texts", "examples"
+EXAMPLES = "examples"
 SHIPPED = frozenset({SUPPORT, *map(data_name, TASKS)})
 """Names of the data whose sentences the project may pass on."""
 

@@ -18,6 +18,9 @@ from pema.files import parse_json, writing
 RUN = "run"
 """The field with a run's name."""
 
+TEXTS = "texts"
+"""The field with a run's hypotheses."""
+
 SUFFIX = ".jsonl"
 
 

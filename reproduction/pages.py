@@ -49,7 +49,7 @@ README, PAPER = ROOT / "README.md", ("wmt22", "wmt22-14m")
 def origins() -> list[Origin]:
     """Where every number that README and docs show comes from."""
     compared = files(comparisons.FOLDER)
-    embedded = {results.experiment["name"] for results in comparisons.embedded()}
+    embedded = {results.about.name for results in comparisons.embedded()}
     summarised = tuple(file for file in compared if file.stem in embedded)
     return [
         Origin("the demo", README, demo.COMMAND, (demo.FILE,)),

@@ -12,7 +12,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from reproduction.tables.results import DEV, TITLES, Line, Results
+from pema.experiments.records import Results
+from reproduction.tables.results import DEV, Line, lines_of, title_of
 
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "pema",  # ids of the elements; random without it
@@ -51,7 +52,7 @@ def line_plot(results: Results, x: str, facet: str | None) -> bytes:
         x: the setting on the horizontal axis; what lacks it is a level.
         facet: a setting with a column of panels for each of its values.
     """
-    lines = results.lines
+    lines = lines_of(results)
     facets = list(dict.fromkeys(line.setting(facet) for line in lines if line.setting(facet))) if facet else [None]
     measures = _measures(results)
     columns = len(facets) if facet else 3 if len(measures) == 3 else 2
@@ -66,7 +67,7 @@ def line_plot(results: Results, x: str, facet: str | None) -> bytes:
         for axes, (measure, value) in zip(grid.flat, panels, strict=False):
             some = [line for line in lines if value is None or line.setting(facet or "") in (value, None)]
             _draw_lines(axes, some, measure, x, names, facet)
-            axes.set_title(TITLES[measure] if value is None else f"{TITLES[measure]}, {value}")
+            axes.set_title(title_of(measure) if value is None else f"{title_of(measure)}, {value}")
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
         last = len(panels) - columns
@@ -127,13 +128,13 @@ def _wide(axes: Axes, lines: Sequence[Line], which: Literal["x", "y"]) -> None:
 
 def dot_plot(results: Results) -> bytes:
     """Every measure of every method; the PLM alone is a vertical line."""
-    lines = [line for line in results.lines if not line.is_plm]
+    lines = [line for line in lines_of(results) if not line.is_plm]
     measures = _measures(results)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 0.32 * len(lines) + 1.3), layout="constrained")
         row = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
         for axes, measure in zip(row, measures, strict=True):
-            for line in results.lines:
+            for line in lines_of(results):
                 mean, spread = line.mean(measure), line.spread(measure) or 0.0
                 if mean is None:
                     continue
@@ -144,10 +145,10 @@ def dot_plot(results: Results) -> bytes:
                 axes.errorbar(
                     mean, place, xerr=spread, color=COLOURS[0], marker=MARKERS[0], capsize=3, markersize=5, linestyle=""
                 )
-            axes.set_title(TITLES[measure])
+            axes.set_title(title_of(measure))
             axes.margins(x=0.15)
             if measure == DEV:
-                _wide(axes, results.lines, "x")
+                _wide(axes, lines_of(results), "x")
         row[0].set_yticks(range(len(lines)), [line.label for line in lines])
         row[0].set_ylim(len(lines) - 0.5, -0.5)
         handles, labels = row[0].get_legend_handles_labels()
@@ -164,6 +165,6 @@ def _measures(results: Results) -> list[str]:
 def _svg(figure: Figure, results: Results) -> bytes:
     written = io.BytesIO()
     FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]
-        written, metadata={"Title": results.experiment["title"], "Date": None, "Creator": None}
+        written, metadata={"Title": results.about.title, "Date": None, "Creator": None}
     )
     return written.getvalue()

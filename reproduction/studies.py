@@ -19,12 +19,13 @@ from pathlib import Path
 from pema.errors import PemaError
 from pema.experiments.config import read_config
 from pema.experiments.experiment import Kind
+from pema.experiments.records import Results
 from reproduction import paths
 from reproduction.folders import run_into
 from reproduction.lines import SUFFIX
 from reproduction.plots import dot_plot, line_plot
 from reproduction.tables.markdown import BEGIN, END, head, replace_block, row, source, write
-from reproduction.tables.results import DEV, PARAMETERS, PLM, SECONDS, TITLES, Line, Results, read_results
+from reproduction.tables.results import DEV, PARAMETERS, PLM, SECONDS, lines_of, read_results, text_of, title_of
 
 CONFIGS, RESULTS, PAGES = paths.CONFIGS / "studies", paths.RESULTS / "studies", paths.DOCS / "studies"
 
@@ -119,51 +120,36 @@ def block(name: str) -> str:
     """What stands between the markers of a study's page."""
     results = read_results(results_of(name))
     return (
-        f"![{results.experiment['title']}]({name}.svg)\n\n"
+        f"![{results.about.title}]({name}.svg)\n\n"
         + table(results)
         + "\n"
-        + source(results.comparison, command(name))
+        + source(results.comparison.signature, command(name))
     )
 
 
 def table(results: Results) -> str:
     """All lines, and what they are means of."""
-    experiment, lines = results.experiment, results.lines
-    metrics, measured = results.metrics, [line for line in lines if line.mean(DEV) is not None]
+    about, lines = results.about, lines_of(results)
+    measured = [line for line in lines if line.mean(DEV) is not None]
     # Perplexities of different PLMs are of different tokens.
-    chosen = (
-        min(measured, key=lambda line: line.mean(DEV) or 0.0) if PLM not in experiment["axes"] and measured else None
-    )
-    text = head(["", *(TITLES.get(name, name) for name in (*metrics, DEV, PARAMETERS, SECONDS))])
+    comparable = measured if PLM not in (about.axes or {}) else []
+    chosen = min(comparable, key=lambda line: line.mean(DEV) or 0.0, default=None)
+    text = head(["", *map(title_of, (*results.metrics, DEV, PARAMETERS, SECONDS))])
     for line in lines:
-        perplexity = _cell(line, DEV, 2)
-        cells = [_cell(line, name, 1 if _percent(lines, name) else 2, line.marks.get(name, "")) for name in metrics]
-        cells += [f"**{perplexity}**" if line is chosen else perplexity]
-        text += row([line.title, *cells, f"{line.mean(PARAMETERS) or 0:,.0f}", _cell(line, SECONDS, 0)])
-    data, seeds = experiment["data"], ", ".join(map(str, experiment["seeds"]))
-    text += f"\n{data['name']}: {data['train']:,} examples to learn from, {data['dev']} dev, {data['test']} test. "
-    text += f"Mean ± standard deviation over seeds {seeds}" if len(experiment["seeds"]) > 1 else f"Seed {seeds}"
-    if experiment["reference"] is not None:
-        text += f"; + better, - worse than {experiment['reference']} (paired bootstrap over test sentences, p < 0.05)"
+        cells = [f"{line.text(name)} {line.mark(name)}".rstrip() for name in results.metrics]
+        cells += [f"**{line.text(DEV)}**" if line is chosen else line.text(DEV)]
+        text += row([line.title, *cells, text_of(PARAMETERS, line.mean(PARAMETERS)), line.text(SECONDS)])
+    data, seeds = about.data, ", ".join(map(str, about.seeds))
+    text += f"\n{data.name}: {data.train:,} examples to learn from, {data.dev} dev, {data.test} test. "
+    text += f"Mean ± standard deviation over seeds {seeds}" if len(about.seeds) > 1 else f"Seed {seeds}"
+    if about.reference is not None:
+        text += f"; + better, - worse than {about.reference} (paired bootstrap over test sentences, p < 0.05)"
     return text + (". **Bold**: what dev data choose.\n" if chosen else ".\n")
-
-
-def _percent(lines: Sequence[Line], metric: str) -> bool:
-    """Whether a metric goes to 100 and not to 1."""
-    return any((line.mean(metric) or 0) > 2 for line in lines)
-
-
-def _cell(line: Line, measure: str, digits: int, mark: str = "") -> str:
-    mean, spread = line.mean(measure), line.spread(measure)
-    if mean is None:
-        return "-"
-    text = f"{mean:,.{digits}f}" + ("" if spread is None else f" ± {spread:,.{digits}f}")
-    return f"{text} {mark}".rstrip()
 
 
 def index() -> str:
     """One line a study that has results."""
-    titles = {name: read_results(results_of(name)).experiment["title"] for name in finished()}
+    titles = {name: read_results(results_of(name)).about.title for name in finished()}
     return "".join(f"- [{title}]({name}.md): {STUDIES[name].question}\n" for name, title in titles.items())
 
 
@@ -172,7 +158,7 @@ def write_pages() -> None:
     for name in finished():
         page = PAGES / f"{name}.md"
         if not page.exists():
-            title = read_results(results_of(name)).experiment["title"]
+            title = read_results(results_of(name)).about.title
             write(page, f"# {title}\n\n{STUDIES[name].question}\n\n{BEGIN}{END}".encode())
         write(PAGES / f"{name}.svg", plot(name))
         replace_block(page, block(name))

@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "pema"
 ROOMS = (
-    *("tasks", "owner", "serving", "memory", "adapter", "privacy", "generation", "evaluation", "methods"),
+    *("tasks", "owner", "serving", "memory", "adapter", "generation", "evaluation", "privacy", "methods"),
     *("experiments", "pages", "cli"),
 )
 FOUNDATION = ("errors", "locks", "files", "schema", "tensors", "console", "signature", "__init__")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reproduction.lines import read_runs
 from reproduction.paths import RESULTS
-from reproduction.tables.markdown import head, row, source
+from reproduction.tables.markdown import head, row, signature_of, source
 
 FILE = RESULTS / "benchmarks.jsonl"
 
@@ -33,4 +33,4 @@ def benchmarks() -> str:
     text += (
         "\nMedians; where the rest goes and the peak memory of each are in `reproduction/results/benchmarks.jsonl`. "
     )
-    return text + source(runs[-1], command()) + "\n"
+    return text + source(signature_of(runs[-1]), command()) + "\n"

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pema.experiments.reader import record
+from pema.experiments.records import Signature
 from pema.files import writing
 
 BEGIN, END = "<!-- begin results -->\n", "<!-- end results -->\n"
@@ -22,22 +24,20 @@ def head(cells: Iterable[str]) -> str:
     return row(cells) + row(["---"] * len(cells))
 
 
-def source(result: Mapping[str, Any], command: str) -> str:
+def source(signature: Signature, command: str) -> str:
     """Which command made a result, on which machine."""
-    signature = result["signature"]
-    machine = signature["machine"]
+    machine = signature.machine
     where = f"{machine['processor']}, {machine['cores']} cores, {machine['cpu_capability']}"
-    return f"Made by `{command}` on {where}, torch {signature['versions']['torch']}.\n"
+    return f"Made by `{command}` on {where}, torch {signature.versions['torch']}.\n"
 
 
-def digits_of(name: str) -> int:
-    """Digits behind the point of a metric's scores: it goes to 1, or to 100."""
-    return 2 if name in ("formality_accuracy", "accuracy") else 1
+def signature_of(result: Mapping[str, Any]) -> Signature:
+    """The signature of a result that is no run of a comparison.
 
-
-def score_text(name: str, value: float) -> str:
-    """A score with the digits that its scale asks for."""
-    return f"{value:.{digits_of(name)}f}"
+    Raises:
+        DataError: it has none, or a damaged one.
+    """
+    return record(Signature, result.get("signature"), f"the result {result.get('run')!r}")
 
 
 def parts_of(page: Path) -> tuple[str, str, str]:

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from pema.evaluation.notation import NOTHING, metric_name
 from reproduction.lines import files
 from reproduction.paths import RESULTS
-from reproduction.tables.markdown import head, row, score_text, source
-from reproduction.tables.results import read_results
+from reproduction.tables.markdown import head, row, source
+from reproduction.tables.results import DEV, SECONDS, lines_of, read_results
 
 FOLDER, COMMAND = RESULTS / "presets", "python -m reproduction.experiments.presets DATA"
 
 
 def presets() -> str:
     """What dev data said of each candidate."""
-    columns = {"bleu": "BLEU", "chrf": "chrF", "formality_accuracy": "M-ACC"}
-    text = head(["data (dev)", "candidate", "lambda_max", "perplexity", *columns.values(), "training (s)"])
-    comparison: Mapping[str, Any] = {}
+    metrics = ("bleu", "chrf", "formality_accuracy")
+    text = head(["data (dev)", "candidate", "lambda_max", "perplexity", *map(metric_name, metrics), "training"])
     for file in files(FOLDER):
         results = read_results(file)
-        comparison = results.comparison
-        for line in results.lines:
+        for line in lines_of(results):
             (run,) = line.runs
-            scores = [score_text(n, run["scores"][n]["value"]) if n in run["scores"] else "-" for n in columns]
-            weight = run["settings"].get("lambda_max", "-")
-            cells = [f"{run['dev_perplexity']:.2f}", *scores, f"{run['costs']['train_seconds']:.0f}"]
-            text += row([file.stem, line.label, str(weight), *cells])
-    return text + "\n" + source(comparison, COMMAND) + "\n"
+            scores = [line.text(name) if name in run.scores else NOTHING for name in metrics]
+            weight = run.settings.get("lambda_max", NOTHING)
+            text += row([file.stem, line.label, str(weight), line.text(DEV), *scores, line.text(SECONDS)])
+    return text + "\n" + source(results.comparison.signature, COMMAND) + "\n"

@@ -1,19 +1,35 @@
-"""What the results of a comparison or of a sweep hold, as tables and plots need it."""
+"""The results of a comparison or of a sweep that are committed, line by line, as tables and plots need them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from pema.experiments.table import NAMES, by_reference
-from reproduction.lines import RUN, read_lines, read_runs
+from pema.errors import DataError
+from pema.evaluation.notation import metric_name, score_text
+from pema.experiments.formats import scaled, seconds
+from pema.experiments.layout import COMET
+from pema.experiments.reader import assemble, record, scored_elsewhere
+from pema.experiments.records import About, Comparison, Results, Run
+from reproduction.lines import RUN, TEXTS, read_lines, read_runs
 
 DEV, SECONDS, PARAMETERS = "dev_perplexity", "train_seconds", "trainable_parameters"
-TITLES = NAMES | {DEV: "dev perplexity", SECONDS: "training (s)", PARAMETERS: "trained parameters"}
+OF_COSTS = {SECONDS: ("training", seconds), PARAMETERS: ("trained parameters", scaled)}
+"""The costs that are measures too: their titles, and how they are written."""
 PLM = "plm"
+
+
+def title_of(measure: str) -> str:
+    """The heading of a metric, of the dev perplexity or of a cost."""
+    return OF_COSTS[measure][0] if measure in OF_COSTS else metric_name(measure)
+
+
+def text_of(measure: str, value: float | None) -> str:
+    """Write a metric, a dev perplexity or a cost."""
+    return OF_COSTS[measure][1](value) if measure in OF_COSTS else score_text(measure, value)
 
 
 @dataclass(frozen=True)
@@ -21,52 +37,60 @@ class Line:
     """A line of the table: the runs of one label, one a seed.
 
     Attributes:
+        results: that the line is of.
         label: what the results call it.
-        runs: their results.
-        marks: by metric, "+" or "-" where it is better or worse than the reference by more than chance.
     """
 
+    results: Results
     label: str
-    runs: Sequence[Mapping[str, Any]]
-    marks: Mapping[str, str]
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        """In the order of their seeds."""
+        return self.results.runs[self.label]
 
     @property
     def is_plm(self) -> bool:
         """Whether it is the PLM alone."""
-        return bool(self.runs[0]["method"] == PLM)
+        return self.runs[0].method == PLM
 
     @property
     def title(self) -> str:
         """The label, with what dev data chose of the method's grid."""
         run = self.runs[0]
-        return ", ".join(
-            [self.label, *(f"{name}={run['settings'][name]}" for name in run["signature"]["config"]["grid"])]
-        )
+        return ", ".join([self.label, *(f"{name}={run.settings[name]}" for name in run.signature.config["grid"])])
 
     def setting(self, name: str) -> Any:  # noqa: ANN401
         """The value of a setting, None where the method leaves it to its default; of `plm`, the PLM's parameters."""
-        if name == PLM and name in self.runs[0]["settings"]:
-            return self.runs[0]["signature"]["config"]["plm"]["parameters"]
-        return self.runs[0]["settings"].get(name)
+        if name == PLM and name in self.runs[0].settings:
+            return self.runs[0].signature.config["plm"]["parameters"]
+        return self.runs[0].settings.get(name)
 
     def named_without(self, *names: str) -> str:
         """The label without these settings, be they given as `name=value` or by the value alone."""
-        given = self.runs[0]["settings"]
+        given = self.runs[0].settings
         left_out = {form for name in names if name in given for form in (f"{name}={given[name]}", f"{given[name]}")}
         return ", ".join(part for part in self.label.split(", ") if part not in left_out)
+
+    def mark(self, metric: str) -> str:
+        """`+` or `-` where it is better or worse than the reference by more than chance."""
+        difference = self.results.difference(self.results.about.reference, self.label, metric)
+        return "" if difference is None else difference.mark
 
     def values(self, measure: str) -> list[float]:
         """A metric, the dev perplexity or a cost, of every run; empty where a run lacks it."""
         values = []
         for run in self.runs:
             if measure == DEV:
-                value = run[DEV]
-            elif measure in (SECONDS, PARAMETERS):
-                value = run["costs"][measure]
+                value = run.dev_perplexity
+            elif measure in OF_COSTS:
+                value = getattr(run.costs, measure)
             else:
-                value = run["scores"][measure]["value"]
-            values.append(value)
-        return [] if None in values else values
+                value = run.scores[measure].value
+            if value is None:
+                return []
+            values.append(float(value))
+        return values
 
     def mean(self, measure: str) -> float | None:
         """Over seeds."""
@@ -78,37 +102,40 @@ class Line:
         values = self.values(measure)
         return stdev(values) if len(values) > 1 else None
 
+    def text(self, measure: str) -> str:
+        """Write the mean over seeds, and the spread where there are several."""
+        text = text_of(measure, self.mean(measure))
+        spread = self.spread(measure)
+        return text if spread is None else f"{text} ± {text_of(measure, spread)}"
 
-@dataclass(frozen=True)
-class Results:
-    """All of a study.
 
-    Attributes:
-        experiment: what its runs have in common.
-        comparison: the comparison on the test examples.
-        lines: in the table's order.
+def lines_of(results: Results) -> list[Line]:
+    """In the table's order."""
+    return [Line(results, label) for label in results.about.methods]
+
+
+def read_run(line: dict[str, Any], where: str) -> Run:
+    """Read the line of a run; what stands beside the result in it is left out.
+
+    Raises:
+        DataError: it is damaged, or another version wrote it.
     """
-
-    experiment: Mapping[str, Any]
-    comparison: Mapping[str, Any]
-    lines: Sequence[Line]
-
-    @property
-    def metrics(self) -> list[str]:
-        """What every run was scored with, the leading one first."""
-        return list(self.lines[0].runs[0]["scores"])
+    return record(Run, {name: value for name, value in line.items() if name not in (TEXTS, COMET)}, where)
 
 
 def read_results(file: Path) -> Results:
-    """Read the file of a comparison or of a sweep."""
-    fields = {name: value for line in read_lines(file) if RUN not in line for name, value in line.items()}
-    experiment, comparison, runs = fields["experiment"], fields["comparison"], read_runs(file)
-    marks: dict[str, dict[str, str]] = {}
-    for (label, metric), difference in by_reference(comparison).get(experiment["reference"], {}).items():
-        if difference["significant"]:
-            marks.setdefault(label, {})[metric] = "+" if difference["difference"] > 0 else "-"
-    lines = [
-        Line(label, [runs[name] for name in names], marks.get(label, {}))
-        for label, names in comparison["signature"]["config"]["runs"].items()
+    """Read the file of a comparison or of a sweep.
+
+    Raises:
+        DataError: it holds no comparison, or a line is damaged or contradicts another.
+    """
+    parts = {name: value for line in read_lines(file) if RUN not in line for name, value in line.items()}
+    if not {"experiment", "comparison"} <= parts.keys():
+        raise DataError(f"{file} holds no line `experiment` or none `comparison`: pack the folder of an experiment.")
+    about = record(About, parts["experiment"], str(file))
+    comparison = record(Comparison, parts["comparison"], str(file))
+    runs = [
+        scored_elsewhere(read_run(line, f"{file}, run {name}"), line.get(COMET), comparison, f"{file}, run {name}")
+        for name, line in read_runs(file).items()
     ]
-    return Results(experiment, comparison, lines)
+    return assemble(about, comparison, runs, str(file))

@@ -155,6 +155,10 @@ def _value(name: str, value: Any, hint: Any, limits: Mapping[str, Any], parse: b
     elif origin in (dict, Mapping) or hint in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{name}={short(value)} must be {_NAMES[dict]}.")
+        kinds = get_args(hint)
+        if kinds and dataclasses.is_dataclass(kinds[1]):
+            items = {key: _value(f"{name}.{key}", item, kinds[1], {}, parse) for key, item in value.items()}
+            return value if all(map(operator.is_, value.values(), items.values())) else items
         _shallow(name, value)
     elif dataclasses.is_dataclass(hint) and not isinstance(value, hint):  # type: ignore[arg-type]
         if not parse:

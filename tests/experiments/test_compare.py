@@ -96,13 +96,13 @@ def test_costs_are_measured(folder, compared):
 def test_the_comparison_is_that_of_the_results(folder, compared):
     _, comparison = compared
     found = results(folder)
-    (alone, pema) = comparison["rows"]
-    assert alone["metrics"]["chrf"]["std"] is None
+    (alone, pema) = comparison.rows
+    assert alone.metrics["chrf"].std is None
     mean = (found["pema-seed0"]["scores"]["chrf"]["value"] + found["pema-seed1"]["scores"]["chrf"]["value"]) / 2
-    assert pema["metrics"]["chrf"]["mean"] == pytest.approx(mean)
-    (difference,) = [each for each in comparison["differences"] if each["metric"] == "chrf"]
-    assert difference["difference"] == pytest.approx(mean - alone["metrics"]["chrf"]["mean"])
-    assert difference["significant"] == (difference["p_value"] < 0.05)
+    assert pema.metrics["chrf"].mean == pytest.approx(mean)
+    (difference,) = [each for each in comparison.differences if each.metric == "chrf"]
+    assert difference.difference == pytest.approx(mean - alone.metrics["chrf"].mean)
+    assert difference.significant == (difference.p_value < 0.05)
 
 
 def test_finished_runs_are_skipped_and_the_table_is_the_same(folder, compared, monkeypatch):
@@ -110,8 +110,8 @@ def test_finished_runs_are_skipped_and_the_table_is_the_same(folder, compared, m
     monkeypatch.setattr(compare, "evaluate", None)  # whatever ran would need it
     monkeypatch.setattr(training_process, "train_in_process", None)
     again = run_experiment(experiment, folder / "results", folder / "work")
-    assert again["rows"] == comparison["rows"]
-    assert again["differences"] == comparison["differences"]
+    assert again.rows == comparison.rows
+    assert again.differences == comparison.differences
 
 
 def test_what_was_trained_is_used_by_another_experiment(folder, compared, monkeypatch):
@@ -182,7 +182,7 @@ def test_the_others_may_be_compared_with_several(folder, compared, capsys, monke
     with pytest.raises(SystemExit) as stop:
         main()
     assert not stop.value.code
-    assert "less PEMA" in capsys.readouterr().out
+    assert "difference from PEMA" in capsys.readouterr().out
     found = read_json(folder / "results" / "tiny" / "comparison.json")["differences"]
     one, other = ({each["metric"]: each for each in found if each["reference"] == name} for name in ("alone", "PEMA"))
     for metric, difference in one.items():
@@ -230,8 +230,8 @@ def test_comet_scores_join_the_comparison_when_every_run_has_them(folder, compar
         }
         (place / "comet" / f"{name}.json").write_text(json.dumps(scores), encoding="utf-8")
         found = run_experiment(experiment, folder / "results", folder / "work")
-        assert ("comet" in found["rows"][0]["metrics"]) == (number == 2)
-    assert math.isclose(found["rows"][1]["metrics"]["comet"]["mean"], 0.75)
+        assert ("comet" in found.rows[0].metrics) == (number == 2)
+    assert math.isclose(found.rows[1].metrics["comet"].mean, 0.75)
     document = report(place)
     assert '<th scope="col" data-first="descending" class="quality"><span>COMET</span></th>' in document
     assert "<dt>COMET</dt><dd>0.5  (made)</dd>" in document

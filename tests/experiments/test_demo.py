@@ -8,7 +8,7 @@ import pytest
 from pema.cli import main
 from pema.experiments import demo
 from pema.experiments.data import support_data
-from pema.experiments.records import read_results
+from pema.experiments.reader import read_results
 
 
 def run(tmp_path, monkeypatch, *more):

@@ -172,3 +172,27 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_nothing_to_run(folder):
     with pytest.raises(ConfigError, match="there is nothing to run"):
         read(folder, WHOLE[: WHOLE.index("[[methods]]")].replace('reference = "alone"', ""))
+
+
+METHODS = WHOLE[: WHOLE.index("[[methods]]")].replace('reference = "alone"\n', "")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (("LoRA (8)", "LoRA 8"), r"'LoRA \(8\)' and 'LoRA 8' are too alike: .* in lora-8-seed0\.json"),
+        (("PEMA", "pema"), "'PEMA' and 'pema' are too alike"),
+        (("λ", "κ"), r"too alike: the runs of both would be in -seed0\.json"),
+        (("a" * 250, "b"), "names files and is too long: use at most 200 characters"),
+    ],
+)
+def test_labels_whose_files_would_clash_are_refused_before_the_first_run(folder, labels, message):
+    entries = "".join(f'[[methods]]\nlabel = "{label}"\nmethod = "plm"\n' for label in labels)
+    with pytest.raises(ConfigError, match=message):
+        read(folder, METHODS + entries)
+
+
+def test_points_of_a_sweep_whose_files_would_clash_are_refused_before_the_first_run(folder):
+    entry = '[[methods]]\nlabel = "PEMA"\nmethod = "pema"\ngrid = { plm = ["a/b", "a b"] }\n'
+    with pytest.raises(ConfigError, match="'PEMA, plm=a/b' and 'PEMA, plm=a b' are too alike"):
+        read(folder, METHODS + entry, "sweep")

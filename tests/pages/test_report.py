@@ -12,8 +12,9 @@ import pytest
 from made_results import METHODS, make_comparison, make_sweep, write
 from pema.cli import main
 from pema.errors import DataError
+from pema.evaluation.notation import metric_name, score_text
 from pema.experiments import formats
-from pema.experiments.records import read_results
+from pema.experiments.reader import read_results
 from pema.pages.page import static
 from pema.pages.report.document import report
 
@@ -88,16 +89,16 @@ def test_the_table_shows_every_method_with_its_numbers(results, page):
         found, runs = experiment.rows[label], experiment.runs[label]
         row = next(row for name, row in rows.items() if name.startswith(label))
         for metric, cell in zip(("bleu", "chrf"), row[1:3], strict=True):
-            values = found["metrics"][metric]
-            assert cell.startswith(f"{values['mean']:.2f}")
-            assert f"{values['low']:.2f} to {values['high']:.2f}" in cell
-            assert (values["std"] is None) != (f"± {values['std'] or 0:.2f}" in cell)
+            values = found.metrics[metric]
+            assert cell.startswith(f"{values.mean:.2f}")
+            assert f"{values.low:.2f} to {values.high:.2f}" in cell
+            assert (values.std is None) != (f"± {values.std or 0:.2f}" in cell)
             difference = experiment.differences["PLM alone"].get((label, metric))
             assert (difference is None) == (label == "PLM alone")
             if difference:
-                assert f"{difference['difference']:+.2f}, p " in cell
-                assert ("▲" in cell) == (difference["significant"] and difference["difference"] > 0)
-        seconds = sum(run["costs"]["train_seconds"] for run in runs) / len(runs)
+                assert f"{difference.difference:+.2f}, p " in cell
+                assert ("▲" in cell) == (difference.mark == "+")
+        seconds = sum(run.costs.train_seconds for run in runs) / len(runs)
         assert row[6] == formats.seconds(seconds)
     assert rows["LoRA3"][9:] == ["all", "yes", "yes\n"]
     assert rows["PLM alone1"][4:] == ["0", "0 B", "0 s", rows["PLM alone1"][7], "0 B", "no", "no", "no\n"]
@@ -111,17 +112,17 @@ def test_marks_say_above_below_and_no_difference(changeable):
             found |= {"difference": difference, "significant": significant, "p_value": 0.0123}
 
     text = "".join(Reader(report(changeable("comparison.json", edit))).text)
-    assert "▼significantly below PLM alone:  −1.50, p = .012" in text
-    assert "≈not significantly different from PLM alone:  +0.20, p = .012" in text
-    assert "▲significantly above PLM alone:  +3.000, p = .012" in text
+    assert "▼significantly below PLM alone:  -1.50, p = 0.012" in text
+    assert "≈not significantly different from PLM alone:  +0.20, p = 0.012" in text
+    assert "▲significantly above PLM alone:  +3.000, p = 0.012" in text
 
 
 def test_every_run_shows_its_signature(results, page):
     text = "".join(Reader(page).text)
     for experiment in read_results(results):
         for run in (run for runs in experiment.runs.values() for run in runs):
-            assert run["run"] in text
-            assert json.dumps(run["signature"]["config"], indent=2) in text
+            assert run.run in text
+            assert json.dumps(run.signature.config, indent=2) in text
     runs = 25 + 37
     for known in ("2.13.0+cpu", "a made-up processor", "0" * 40, "BLEU|nrefs:1|case:mixed|eff:no|tok:13a"):
         assert text.count(known) >= runs
@@ -131,11 +132,11 @@ def test_scripts_get_means_curves_and_swept_settings(results, page):
     comparison, sweep = data_of(page).values()
     runs = read_results(results)[0].runs["LoRA"]
     lora = comparison["methods"][2]
-    peaks = [run["costs"]["train_peak_bytes"] for run in runs]
+    peaks = [run.costs.train_peak_bytes for run in runs]
     assert lora["costs"]["train_peak_bytes"]["mean"] == pytest.approx(sum(peaks) / 3)
     assert lora["output"] == read_results(results)[0].outputs["lora-seed0"]
     assert [run["curve"] for run in comparison["runs"] if run["method"] == 2] == [
-        [[point["epoch"], point["seconds"], point["held_out_loss"]] for point in run["curve"]] for run in runs
+        [[point.epoch, point.seconds, point.held_out_loss] for point in run.curve] for run in runs
     ]
     assert len(comparison["examples"]) == 20
     assert sweep["axes"] == ["rank", "learning_rate"]
@@ -208,7 +209,7 @@ def test_further_references_have_a_table_each(changeable):
     assert "<summary>Against LoRA</summary>" in document
     assert "Against <b>PLM alone</b>" in document
     text = "".join(Reader(document).text)
-    assert "▼significantly below LoRA:  −2.00, p = .002−3.00 to −1.00" in text
+    assert "▼significantly below LoRA:  -2.00, p = 0.002-3.00 to -1.00" in text
 
 
 def test_without_a_reference_nothing_is_compared(changeable):
@@ -227,7 +228,7 @@ def test_scores_of_another_environment_join_the_runs(changeable):
             row["metrics"]["comet"] = {"mean": 0.75, "std": None, "low": 0.5, "high": 0.875}
 
     folder = changeable("comparison.json", edit)
-    with pytest.raises(DataError, match=r"full-fine-tuning-seed0\.json: scores has no field 'comet\.value'"):
+    with pytest.raises(DataError, match=r"the run .*-seed0 has no score 'comet'\. Make the results again"):
         report(folder)
     (folder / "comet").mkdir()
     for path in folder.glob("*-seed*.json"):
@@ -236,13 +237,13 @@ def test_scores_of_another_environment_join_the_runs(changeable):
     assert text.count(f"0.375  ({HOSTILE})") == 25
     assert "COMET" in text
     write(folder / "comet" / "lora-seed0.json", {"metric": "comet", "segments": [0.25]})
-    with pytest.raises(DataError, match=r"lora-seed0\.json: has no field 'signature'"):
+    with pytest.raises(DataError, match=r"lora-seed0\.json: 'signature' is missing\. Score the outputs again"):
         report(folder)
 
 
 def test_an_accelerators_memory_has_a_column_where_there_was_one(changeable):
     def edit(run):
-        run["costs"]["train_peak_accelerator_bytes"] = 3e9
+        run["costs"]["train_peak_accelerator_bytes"] = 3_000_000_000
 
     assert "<span>Peak accelerator memory</span>" not in report(changeable.folder)
     document = report(changeable("lora-seed0.json", edit))
@@ -280,45 +281,43 @@ AGAIN = r"Make the results again with `pema compare`"
 @pytest.mark.parametrize(
     ("name", "edit", "message"),
     [
-        (
-            "experiment.json",
-            drop("plm.name"),
-            r"t\.json: has no field 'plm\.name'\. It is damaged or of an older",
-        ),
-        ("experiment.json", put("kind", "both"), "kind is 'both', not 'compare' or 'sweep'"),
-        ("experiment.json", put("kind", "sweep"), "has no field 'axes'"),
-        ("experiment.json", put("metrics", []), rf"metrics is \[\], not a list of different names\. {AGAIN}"),
-        ("experiment.json", put("methods", [1]), r"methods is \[1\], not a list of different names"),
+        ("experiment.json", drop("plm.name"), r"t\.json: 'plm\.name' is missing\. It is damaged or of an older"),
+        ("experiment.json", put("kind", "both"), "kind='both' is not known: choose compare or sweep"),
+        ("experiment.json", put("kind", "sweep"), "'axes' is missing"),
+        ("experiment.json", put("metrics", []), r"metrics is a list of 0 items, not a list of different names"),
+        ("experiment.json", put("methods", [1]), r"methods\[0\]=1 must be a text"),
         ("experiment.json", put("metrics", ["bleu", "bleu"]), "not a list of different names"),
-        ("experiment.json", put("reference", 3), "has 3 as 'reference', not text or null"),
+        ("experiment.json", put("reference", 3), "reference=3 must be a text"),
         ("experiment.json", put("reference", "none"), rf"names .*'LoRA'.* and the reference 'none'\. {AGAIN}"),
         ("experiment.json", put("data.test", 21), rf"seed0\.txt holds 20 lines for 21 test examples\. {AGAIN}"),
+        ("experiment.json", put("metric", "bleu"), "'metric' is not a setting of About: did you mean 'metrics'"),
+        ("comparison.json", put("rows.0.label", "x"), r"comparison\.json has rows of 'x', .*, experiment\.json names"),
+        ("comparison.json", put("rows.0.seeds", 9), "counts 9 seeds of 'PLM alone', but 1 runs lie beside it"),
+        ("comparison.json", drop("rows"), r"comparison\.json: 'rows' is missing"),
+        ("comparison.json", put("rows", ["x"]), r"rows\[0\] is 'x', not an object"),
+        ("comparison.json", put("rows.0.metrics", {}), "lacks 'bleu' of 'PLM alone'"),
         (
             "comparison.json",
-            put("rows.0.label", "x"),
-            r"comparison\.json has rows of 'x', .*, experiment\.json names",
+            put("rows.0.metrics.bleu.low", None),
+            r"rows\[0\]\.metrics\.bleu\.low=None must be a number",
         ),
-        ("comparison.json", put("rows.0.seeds", 9), "counts 9 seeds of 'PLM alone', but 1 runs lie beside it"),
-        ("comparison.json", drop("rows"), r"comparison\.json: has no field 'rows'"),
-        ("comparison.json", put("rows", ["x"]), "a row is 'x', not an object"),
-        ("comparison.json", put("rows.0.metrics", {}), "the row of 'PLM alone' has no field 'bleu'"),
-        ("comparison.json", put("rows.0.metrics.bleu.low", None), "bleu in the row of 'PLM alone' has None as 'low'"),
         (
             "comparison.json",
             put("differences.0.p_value", "y" * 99),
-            r"a difference has 'y+\.\.\. as 'p_value', not",
+            r"\.p_value='y+\.\.\.' must be a number",
         ),
-        ("comparison.json", put("differences.0.significant", 1), "has 1 as 'significant', not true or false"),
+        ("comparison.json", put("differences.0.significant", 1), "significant=1 must be true or false"),
+        ("lora-seed1.json", drop("costs.disk_bytes"), r"seed1\.json: 'costs\.disk_bytes' is missing\. Remove it and"),
+        ("lora-seed1.json", put("seed", True), "seed=True must be a whole number"),
+        ("lora-seed1.json", drop("scores.chrf"), "the run lora-seed1 has no score 'chrf'"),
+        ("lora-seed1.json", put("scores.chrf", 3), r"scores\.chrf is 3, not an object"),
+        ("lora-seed1.json", put("curve", [{"epoch": 0}]), r"'curve\[0\]\.seconds' is missing"),
+        ("lora-seed1.json", put("trials", [3]), r"trials\[0\] is 3, not an object"),
         (
             "lora-seed1.json",
-            drop("costs.disk_bytes"),
-            r"seed1\.json: has no field 'costs\.disk_bytes'\. Remove it and",
+            put("needs.weights", "few"),
+            "weights='few' is not known: choose none or some or all",
         ),
-        ("lora-seed1.json", put("seed", True), "has True as 'seed', not a number"),
-        ("lora-seed1.json", drop("scores.chrf"), "scores has no field 'chrf.value'"),
-        ("lora-seed1.json", put("curve", [{"epoch": 0}]), "a point of the curve has no field 'seconds'"),
-        ("lora-seed1.json", put("trials", [3]), "a trial is 3, not an object"),
-        ("lora-seed1.json", put("needs.weights", "few"), "needs.weights is 'few', not one of 'none', 'some', 'all'"),
         ("lora-seed1.json", put("run", "lora"), r"holds the run 'lora': name the file lora\.json, or remove it"),
         ("lora-seed1.json", put("label", "Lora"), "is a run of 'Lora', which experiment.json does not name: remove it"),
     ],
@@ -366,13 +365,17 @@ def test_other_broken_files_are_named(changeable):
         (formats.seconds(0.0012), "1.20 ms"),
         (formats.seconds(3120.4), "3,120 s"),
         (formats.seconds(float("nan")), "–"),
-        (formats.score(0.985, 0.99), "0.985"),
-        (formats.score(-1.234, 40, signed=True), "−1.23"),
-        (formats.score(None, 40), "–"),
-        (formats.p_value(0.0004), "p < .001"),
-        (formats.p_value(0.05), "p = .050"),
-        (formats.metric_name("rougeL"), "ROUGE-L"),
-        (formats.metric_name("my_metric"), "my metric"),
+        (score_text("formality_accuracy", 0.9712), "0.971"),
+        (score_text("style_accuracy:some/model", 0.9712), "0.971"),
+        (score_text("comet", 0.783), "0.7830"),
+        (score_text("bleu:zh", -1.234, signed=True), "-1.23"),
+        (score_text("bleu", None), "–"),
+        (score_text("bleu", float("nan")), "–"),
+        (formats.p_value(0.0004), "p < 0.001"),
+        (formats.p_value(0.05), "p = 0.050"),
+        (metric_name("rougeL"), "ROUGE-L"),
+        (metric_name("my_metric"), "my metric"),
+        (metric_name("style_accuracy:some/model"), "style accuracy (some/model)"),
     ],
 )
 def test_numbers_are_written_with_few_digits(made, known):

@@ -12,47 +12,62 @@ from pema.experiments.experiment import Experiment
 from reproduction import studies
 from reproduction.lines import write_lines
 from reproduction.tables.markdown import BEGIN, END, parts_of
-from reproduction.tables.results import DEV, read_results
+from reproduction.tables.results import DEV, lines_of, read_results
 
 SIGNATURE = {
+    "config": {},
+    "seed": 0,
     "versions": {"torch": "2.13"},
+    "commit": None,
     "machine": {"processor": "made", "cores": 1, "cpu_capability": "AVX2"},
 }
+PLM = {"name": "made", "d": 8, "vocabulary_size": 16, "parameters": 9_000_000}
 
 
 def made(file, lines, *, axes=None, seeds=(0, 1), reference="PLM alone", grid=None):
     """Write the results of lines: label -> (method, settings, chrF per seed, dev perplexity per seed[, PLM's size])."""
-    runs, results = {}, []
+    results, rows, found = [], [], []
     for number, (label, (method, settings, scores, perplexities, *size)) in enumerate(lines.items()):
         signature = SIGNATURE | {"config": {"plm": {"parameters": size[0] if size else 9_000_000}, "grid": grid or {}}}
         for seed, (score, perplexity) in enumerate(zip(scores, perplexities, strict=True)):
+            costs = dict.fromkeys(("prepare_seconds", "train_peak_bytes", "seconds_per_token"), None)
+            costs |= {"generated_tokens": None, "disk_bytes": None}
             run = {
                 "run": f"line{number}-seed{seed}",
+                "label": label,
                 "method": method,
                 "settings": settings,
-                "scores": {"chrf": {"value": score}},
+                "seed": seed,
+                "scores": {"chrf": {"value": score, "signature": "made"}},
                 "dev_perplexity": perplexity,
-                "costs": {"train_seconds": 10 * seed, "trainable_parameters": 2000},
+                "trials": [],
+                "costs": costs | {"train_seconds": 10 * seed, "trainable_parameters": 2000},
+                "needs": {"weights": "none", "targets_at_owner": True, "gradients": False},
+                "curve": [],
                 "signature": signature,
             }
-            runs.setdefault(label, []).append(run["run"])
             results.append(run)
-    found = [
-        {"label": label, "reference": reference, "metric": "chrf"}
-        | {"difference": values[2][0] - 30, "significant": abs(values[2][0] - 30) > 5}
-        for label, values in lines.items()
-        if reference is not None and label != reference
-    ]
-    comparison = {
-        "differences": found,
-        "signature": SIGNATURE | {"config": {"runs": runs}},
-    }
+        interval = {"mean": sum(scores) / len(scores), "std": None, "low": 0.0, "high": 99.0}
+        rows.append({"label": label, "seeds": len(scores), "metrics": {"chrf": interval}})
+        if reference not in (None, label):
+            difference = scores[0] - 30
+            values = {"difference": difference, "low": -9.0, "high": 9.0, "p_value": 0.5}
+            names = {"label": label, "reference": reference, "metric": "chrf"}
+            found.append(names | values | {"significant": abs(difference) > 5})
+    comparison = {"rows": rows, "differences": found, "signature": SIGNATURE}
     experiment = {
+        "name": "made",
         "title": "Made & drawn",
+        "kind": "sweep",
+        "task": "translation",
+        "plm": PLM,
         "seeds": list(seeds),
+        "metrics": ["chrf"],
+        "methods": list(lines),
         "reference": reference,
         "axes": axes or {},
-        "data": {"name": "made", "train": 1500, "dev": 3, "test": 4},
+        "data": {"name": "made", "sha256": "0", "train": 1500, "dev": 3, "test": 4},
+        "signature": SIGNATURE,
     }
     write_lines(file, [{"experiment": experiment}, *results, {"comparison": comparison}])
 
@@ -120,10 +135,10 @@ def test_the_table_holds_means_and_spreads(house):
     made(studies.results_of("rank"), RANKS, axes={"rank": [8, 80]})
     block = studies.block("rank")
     table = cells(block)
-    assert table["PLM alone"] == ["30.0", "25.00", "2,000", "0"]
-    assert table["paper, rank=8"] == ["32.0 ± 1.4", "21.00 ± 1.41", "2,000", "5 ± 7"]
-    assert table["paper, rank=80"] == ["37.0 ± 1.4 +", "**13.00 ± 1.41**", "2,000", "5 ± 7"]
-    assert table["best, rank=80"] == ["20.0 ± 0.0 -", "-", "2,000", "5 ± 7"]
+    assert table["PLM alone"] == ["30.00", "25.00", "2.00 k", "0 s"]
+    assert table["paper, rank=8"] == ["32.00 ± 1.41", "21.00 ± 1.41", "2.00 k", "5.00 s ± 7.07 s"]
+    assert table["paper, rank=80"] == ["37.00 ± 1.41 +", "**13.00 ± 1.41**", "2.00 k", "5.00 s ± 7.07 s"]
+    assert table["best, rank=80"] == ["20.00 ± 0.00 -", "–", "2.00 k", "5.00 s ± 7.07 s"]
     assert "made: 1,500 examples to learn from, 3 dev, 4 test." in block
     assert "over seeds 0, 1; + better, - worse than PLM alone" in block
     assert "`pema sweep reproduction/configs/studies/rank.toml` on made" in block
@@ -131,7 +146,7 @@ def test_the_table_holds_means_and_spreads(house):
 
 def test_what_dev_data_chose_of_a_grid_is_named(house):
     lines = {"LoRA": ("lora", {"learning_rate": 0.003, "seconds": 20.0}, [31.0, 33.0], [20.0, 22.0])}
-    made(studies.results_of("equal-time"), lines, grid={"learning_rate": [0.001, 0.003]})
+    made(studies.results_of("equal-time"), lines, grid={"learning_rate": [0.001, 0.003]}, reference=None)
     assert "LoRA, learning_rate=0.003" in cells(studies.block("equal-time"))
 
 
@@ -191,7 +206,7 @@ def test_a_plot_is_the_same_to_the_byte_and_changes_with_the_results(house, name
 
 def test_error_bars_are_standard_deviations_over_seeds(house):
     made(studies.results_of("rank"), RANKS)
-    alone, low, *_ = read_results(studies.results_of("rank")).lines
+    alone, low, *_ = lines_of(read_results(studies.results_of("rank")))
     assert alone.spread("chrf") is None
     assert low.spread("chrf") == pytest.approx(2**0.5)
     assert low.mean(DEV) == pytest.approx(21)
@@ -203,7 +218,7 @@ def test_pages_are_begun_and_what_is_written_by_hand_stays(house):
     page = house / "pages" / "rank.md"
     text = page.read_text(encoding="utf-8")
     assert text.startswith(f"# Made & drawn\n\n{studies.STUDIES['rank'].question}\n\n{BEGIN}![Made & drawn](rank.svg)")
-    page.write_text(text.replace(BEGIN, f"An answer.\n\n{BEGIN}").replace("32.0", "99.9"), encoding="utf-8")
+    page.write_text(text.replace(BEGIN, f"An answer.\n\n{BEGIN}").replace("32.00", "99.90"), encoding="utf-8")
     studies.write_pages()
     assert page.read_text(encoding="utf-8") == text.replace(BEGIN, f"An answer.\n\n{BEGIN}")
     index = (house / "pages" / "README.md").read_text(encoding="utf-8")

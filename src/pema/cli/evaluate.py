@@ -45,6 +45,7 @@ def evaluate(
     from pema.errors import ConfigError
     from pema.evaluation.elsewhere import ScoredElsewhere
     from pema.evaluation.evaluate import evaluate as evaluated
+    from pema.evaluation.notation import score_text
     from pema.evaluation.score import score
     from pema.tasks.readers import read_lines
     from pema.tasks.registry import get_task
@@ -66,4 +67,4 @@ def evaluate(
     if as_json:
         show({name: {"value": each.value, "signature": each.signature} for name, each in found.items()}, True)
     else:
-        show({name: f"{each.value:.2f}  {each.signature}" for name, each in found.items()}, False)
+        show({name: f"{score_text(name, each.value)}  {each.signature}" for name, each in found.items()}, False)

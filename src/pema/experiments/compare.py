@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pema.console import note, progress
-from pema.errors import DataError
 from pema.evaluation.evaluate import evaluate
+from pema.evaluation.notation import metric_name, score_text
 from pema.evaluation.outputs import write_hypotheses
 from pema.experiments.experiment import Experiment, Line, made
-from pema.experiments.results import finished, slug, write_comparison, write_experiment
+from pema.experiments.layout import run_name
+from pema.experiments.records import Comparison, Costs, Needs, Point, Run, Score, Signature, Trial
+from pema.experiments.results import finished, write_comparison, write_experiment
 from pema.experiments.workplace import Workplace
 from pema.files import write_json
 from pema.locks import exclusive
@@ -26,7 +26,7 @@ WARM_UP = 2
 COSTS = ("prepare_seconds", "trainable_parameters", "train_peak_bytes", "train_peak_accelerator_bytes")
 
 
-def run_experiment(experiment: Experiment, results: Path, work: Path) -> dict[str, Any]:
+def run_experiment(experiment: Experiment, results: Path, work: Path) -> Comparison:
     """Run what is missing of a comparison or of a sweep, and compare.
 
     Args:
@@ -35,33 +35,28 @@ def run_experiment(experiment: Experiment, results: Path, work: Path) -> dict[st
         work: where memories, trained adapters and models lie; what is there is used.
 
     Returns:
-        What `comparison.json` holds.
+        The comparison on the test examples, as `comparison.json` holds it.
 
     Raises:
         PemaError: a run failed; finished ones stay, and the same call goes on from there.
         MismatchError: a result of other settings is in its place.
+        DataError: a result in its place is damaged.
         StorageError: another process runs the same experiment.
     """
     folder = results / experiment.name
     place = Workplace(work, experiment)
     with exclusive(folder):
         runs: dict[str, list[str]] = {}
-        planned = [(line, seed) for line in experiment.lines() for seed in _seeds(experiment, line)]
+        planned = [(line, seed) for line in experiment.lines() for seed in experiment.seeds_of(line)]
         with progress(experiment.title, len(planned), "runs") as advance:
             for line, seed in planned:
-                name = f"{slug(line.label)}-seed{seed}"
-                if name in itertools.chain(*runs.values()):
-                    raise DataError(f"the label {line.label!r} is too like another one: both would be {name}.json.")
+                name = run_name(line.label, seed)
                 advance(0, note=name)
                 _run(experiment, place, line, seed, folder / f"{name}.json")
                 runs.setdefault(line.label, []).append(name)
                 advance(1, note=name)
         write_experiment(folder, experiment, list(runs), place.plm({}).description.to_dict())
         return write_comparison(folder, experiment, runs)
-
-
-def _seeds(experiment: Experiment, line: Line) -> tuple[int, ...]:
-    return experiment.seeds if line.method.seeded else experiment.seeds[:1]
 
 
 def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: Path) -> None:
@@ -84,10 +79,10 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
     implied = [made(line.method, each).implied for each in line.candidates()]
     if any(implied):
         config["implied"] = [dict(each) for each in implied]
-    if finished(file, config) is not None:
+    if finished(file, config):
         return
     trials = _trials(experiment, place, line)
-    settings = min(trials, key=_perplexity)["settings"] if trials else line.settings
+    settings = min(trials, key=_perplexity).settings if trials else line.settings
     stages = place.place(line.method, settings, seed)
     figures = place.figures(stages, plm)
     test = experiment.data.test
@@ -107,41 +102,45 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
         annotated=experiment.data.annotated.get("test"),
         metrics=experiment.metrics,
     )
-    result = {
-        "run": file.stem,
-        "label": line.label,
-        "method": line.method.name,
-        "settings": dict(settings),
-        "seed": seed,
-        "scores": {name: vars(score) for name, score in scores.items()},
-        "dev_perplexity": perplexity,
-        "trials": trials,
-        "chosen": chosen,
-        "costs": {name: figures[name] for name in COSTS if name in figures}
-        | {
-            "train_seconds": figures["seconds"],
-            "seconds_per_token": seconds / max(1, generated.tokens),
-            "generated_tokens": generated.tokens,
-            "cut_texts": generated.cut,
-            "disk_bytes": disk_bytes,
-        },
-        "needs": vars(stages.method.needs),
-        "curve": figures["curve"],
-        "signature": signature(config, seed),
-    }
+    result = Run(
+        run=file.stem,
+        label=line.label,
+        method=line.method.name,
+        settings=dict(settings),
+        seed=seed,
+        scores={name: Score(value=score.value, signature=score.signature) for name, score in scores.items()},
+        dev_perplexity=perplexity,
+        trials=tuple(trials),
+        chosen=chosen,
+        costs=Costs(
+            **{name: figures.get(name) for name in COSTS},
+            train_seconds=figures["seconds"],
+            seconds_per_token=seconds / max(1, generated.tokens),
+            generated_tokens=generated.tokens,
+            cut_texts=generated.cut,
+            disk_bytes=disk_bytes,
+        ),
+        needs=Needs(**vars(stages.method.needs)),
+        curve=tuple(Point(**point) for point in figures["curve"]),
+        signature=Signature(**signature(config, seed)),
+    )
     write_hypotheses(file.with_suffix(".txt"), generated.texts)
-    write_json(file, result)
-    note(f"{file.stem}: " + ", ".join(f"{name} {score.value:.4g}" for name, score in scores.items()))
+    write_json(file, result.to_dict())
+    note(
+        f"{file.stem}: "
+        + ", ".join(f"{metric_name(name)} {score_text(name, each.value)}" for name, each in scores.items())
+    )
 
 
-def _trials(experiment: Experiment, place: Workplace, line: Line) -> list[dict[str, Any]]:
+def _trials(experiment: Experiment, place: Workplace, line: Line) -> list[Trial]:
     """Every candidate with the first seed, and its perplexity on dev; none where there is nothing to choose."""
     trials = []
     for candidate in line.candidates() if line.choice else ():
         stages = place.place(line.method, candidate, experiment.seeds[0])
-        trials.append({"settings": candidate, "dev_perplexity": place.dev_perplexity(stages, place.plm(candidate))})
+        perplexity = place.dev_perplexity(stages, place.plm(candidate))
+        trials.append(Trial(settings=candidate, dev_perplexity=perplexity))
     return trials
 
 
-def _perplexity(trial: Mapping[str, Any]) -> float:
-    return math.inf if trial["dev_perplexity"] is None else float(trial["dev_perplexity"])
+def _perplexity(trial: Trial) -> float:
+    return math.inf if trial.dev_perplexity is None else trial.dev_perplexity

@@ -13,7 +13,7 @@ from pema.experiments.compare import run_experiment
 from pema.experiments.config import read_config
 from pema.experiments.data import Data
 from pema.experiments.experiment import Experiment
-from pema.experiments.layout import COMPARISON
+from pema.experiments.reader import read_folder
 from pema.experiments.table import comparison_tables
 from pema.files import read_json
 from pema.tasks.readers import read_lines
@@ -35,16 +35,16 @@ def run_demo(experiment: Experiment, folder: Path) -> dict[str, Any]:
         What `comparison.json` of the results holds, with `runs`, the result of each run, in the table's order.
     """
     comparison = run_experiment(experiment, folder / "results", folder / "work")
-    names = comparison["signature"]["config"]["runs"]
+    names = comparison.signature.config["runs"]
     results = [read_json(folder / "results" / experiment.name / f"{run}.json") for (run,) in names.values()]
-    return comparison | {"runs": results}
+    return comparison.to_dict() | {"runs": results}
 
 
 def show_demo(experiment: Experiment, folder: Path) -> list[Table]:
     """The tables and three test sentences, ready to print."""
     place = folder / "results" / experiment.name
-    runs = read_json(place / COMPARISON)["signature"]["config"]["runs"]
-    outputs = {label: read_lines(place / f"{runs[label][0]}.txt") for label in SHOWN}
+    runs = read_folder(place).runs
+    outputs = {label: read_lines(place / f"{runs[label][0].run}.txt") for label in SHOWN}
     sides = Table(title="Side by side", show_header=False)
     for example in pick_examples(experiment.data, outputs):
         for name, text in example.items():

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from pema.errors import ConfigError, PemaError
 from pema.experiments.data import Data
+from pema.experiments.layout import LONGEST_NAME, run_name
 from pema.memory.manifest import digest
 from pema.methods.contract import Budget, Method
-from pema.schema import SEED, require
+from pema.schema import SEED, require, short
 from pema.tasks.registry import Task
 
 Kind = Literal["compare", "sweep"]
@@ -131,6 +132,7 @@ class Experiment:
         require("seeds", self.seeds, tuple[int, ...], least=0, most=SEED)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds {list(self.seeds)} must be one or more different numbers.")
+        self._require_names()
         for line in self.lines():
             trainings = {digest(dict(made(line.method, each).trained_by)) for each in line.candidates()}
             if len(trainings) > self.budget.trials:
@@ -139,10 +141,31 @@ class Experiment:
                     f"{self.budget.trials}: leave candidates out, or give all methods more trials."
                 )
 
+    def _require_names(self) -> None:
+        """Refuse labels whose runs would share a file, or have names too long for one, before anything is run."""
+        labels: dict[str, str] = {}
+        for line in self.lines():
+            name = run_name(line.label, self.seeds[-1])
+            if len(name) > LONGEST_NAME:
+                raise ConfigError(
+                    f"the label {short(line.label)} names files and is too long: use at most {LONGEST_NAME} characters."
+                )
+            other = labels.setdefault(run_name(line.label, self.seeds[0]), line.label)
+            if other != line.label:
+                raise ConfigError(
+                    f"the labels {other!r} and {line.label!r} are too alike: the runs of both would be in "
+                    f"{run_name(line.label, self.seeds[0])}.json. Rename one of them: letters a to z, digits and .=+ "
+                    "tell files apart."
+                )
+
     def lines(self) -> Iterator[Line]:
         """The lines of the table, in order."""
         for entry in self.entries:
             yield from entry.lines(self.kind)
+
+    def seeds_of(self, line: Line) -> tuple[int, ...]:
+        """The seeds that a line runs with: the first alone where the seed changes nothing."""
+        return self.seeds if line.method.seeded else self.seeds[:1]
 
 
 def made(method: type[Method], settings: Mapping[str, Any]) -> Method:

@@ -1,30 +1,33 @@
-"""Numbers as a reader wants them: few digits, one unit, the same everywhere on the page."""
+"""Numbers of results as a reader wants them: few digits, one unit, the same text in every table for the same value."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from pema.experiments.table import NAMES
+from pema.evaluation.notation import NOTHING, bounds_text, score_text
+from pema.experiments.records import ACCELERATOR, Difference, Interval, Needs
 
-NOTHING = "–"
-
-
-def metric_name(metric: str) -> str:
-    """Name of a metric in headings."""
-    return NAMES.get(metric, metric.replace("_", " "))
+SIGNIFICANT_DIGITS = 3
 
 
-def score(value: float | None, top: float, *, signed: bool = False) -> str:
-    """Write a score or a difference of scores; `top` is the metric's largest, which tells 0 to 1 from 0 to 100."""
-    if value is None or not math.isfinite(value):
-        return NOTHING
-    text = f"{value:{'+' if signed else ''}.{3 if top <= 1.5 else 2}f}"
-    return text.replace("-", "−")
+def mean_text(metric: str, interval: Interval) -> str:
+    """Write the mean over seeds, and their standard deviation where there are several."""
+    text = score_text(metric, interval.mean)
+    return text if interval.std is None else f"{text} ± {score_text(metric, interval.std)}"
+
+
+def difference_text(metric: str, difference: Difference) -> str:
+    """Write a difference, its interval and p."""
+    value = score_text(metric, difference.difference, signed=True)
+    bounds = bounds_text(metric, difference.low, difference.high, signed=True)
+    return f"{value} ({bounds}), {p_value(difference.p_value)}"
 
 
 def p_value(value: float) -> str:
-    """Write a p-value as in a paper."""
-    return "p < .001" if value < 0.001 else f"p = {value:.3f}".replace("0.", ".")
+    """Write a p-value: three digits behind the point, which is what a bootstrap of a thousand samples can tell."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 def scaled(value: float | None, unit: str = "") -> str:
@@ -35,6 +38,11 @@ def scaled(value: float | None, unit: str = "") -> str:
         if value >= 0.9995 * power:
             return f"{digits(value / power)} {prefix}{unit}"
     return f"{value:.0f} {unit}".rstrip()
+
+
+def size(value: float | None) -> str:
+    """Write a number of bytes."""
+    return scaled(value, "B")
 
 
 def seconds(value: float | None) -> str:
@@ -49,5 +57,37 @@ def digits(value: float) -> str:
     if value == 0:
         return "0"
     # Rounding comes first: 0.9996 has one digit before the point once it is written with three.
-    places = max(0, 2 - math.floor(math.log10(abs(float(f"{value:.3g}")))))
+    rounded = abs(float(f"{value:.{SIGNIFICANT_DIGITS}g}"))
+    places = max(0, SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(rounded)))
     return f"{value:,.{places}f}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of costs: its heading, and how its values are written."""
+
+    title: str
+    text: Callable[[float | None], str]
+
+
+COSTS = {
+    "trainable_parameters": Column("Trainable parameters", scaled),
+    "train_peak_bytes": Column("Peak training memory", size),
+    ACCELERATOR: Column("Peak accelerator memory", size),
+    "train_seconds": Column("Training time", seconds),
+    "seconds_per_token": Column("Time per token", seconds),
+    "disk_bytes": Column("Disk", size),
+}
+"""The costs that tables have columns for, in their order, by the field of `Costs`."""
+
+WEIGHTS = {"none": "", "some": "some weights", "all": "weights"}
+
+
+def needs_text(needs: Needs) -> str:
+    """Write what a method needs of the PLM owner, in a few words."""
+    words = [
+        WEIGHTS[needs.weights],
+        "targets at owner" if needs.targets_at_owner else "",
+        "gradients" if needs.gradients else "",
+    ]
+    return ", ".join(filter(None, words)) or NOTHING

@@ -1,195 +1,327 @@
-"""The result folders that a report is made from, read and held to their format."""
+"""What the files of a result folder hold: a typed record for each, checked when it is written and when it is read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import fmean
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cached_property
+from statistics import fmean, stdev
+from typing import Any, Literal
 
-from pema.errors import DataError
-from pema.experiments.fields import (
-    FIELDS_OF_DIFFERENCE,
-    FIELDS_OF_EXPERIMENT,
-    FIELDS_OF_INTERVAL,
-    FIELDS_OF_POINT,
-    FIELDS_OF_RUN,
-    LIST,
-    NUMBER,
-    NUMBER_OR_NULL,
-    OBJECT,
-    TEXT,
-    require,
-    short,
-)
-from pema.experiments.layout import COMET, COMPARISON, EXPERIMENT, TEST
-from pema.files import read_json
+from pema.errors import ConfigError
+from pema.schema import SEED, check, option, require, short
 from pema.tasks.example import Example
-from pema.tasks.readers import read_examples, read_lines
 
-WEIGHTS = ("none", "some", "all")
-
-
-Differences = dict[tuple[str, str], dict[str, Any]]
+ACCELERATOR = "train_peak_accelerator_bytes"
+"""A cost that only runs on an accelerator have."""
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """One comparison or sweep.
+class Record:
+    """Fields with types and limits; see `pema.schema`."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values; what may be missing in a file and is not known is left out."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        optional = {each.name for each in fields(self) if each.default is not MISSING}
+        return {name: _plain(value) for name, value in values.items() if value is not None or name not in optional}
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    if is_dataclass(value):
+        return value.to_dict() if isinstance(value, Record) else vars(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature(Record):
+    """Where numbers come from; see `pema.signature.signature`."""
+
+    config: Mapping[str, Any]
+    seed: int | None
+    versions: Mapping[str, Any]
+    commit: str | None
+    machine: Mapping[str, Any]
+    time: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Record):
+    """A metric's value with what was computed and how."""
+
+    value: float
+    signature: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs(Record):
+    """What a run cost; None is what was not measured.
 
     Attributes:
-        folder: where its results lie.
-        about: `experiment.json`.
-        metrics: names, the leading one first; after those of `experiment.json` those that `comparison.json` adds to it.
-        rows: of `comparison.json`, by label.
-        differences: of `comparison.json`, by what the others are compared with, and then by label and metric.
-        runs: every run's result by label, in the order of the methods and then of the seeds.
-        outputs: hypotheses of the test examples, by run.
+        trainable_parameters: numbers that training changed.
+        prepare_seconds: of the PLM owner's part.
+        train_seconds: of training, without loading libraries.
+        train_peak_bytes: most resident memory of the training process above what the libraries take.
+        seconds_per_token: of generation.
+        generated_tokens: of all test examples.
+        disk_bytes: what must be kept, the PLM apart.
+        train_peak_accelerator_bytes: most memory on the accelerator.
+        cut_texts: outputs that the length limit ended.
+    """
+
+    trainable_parameters: int | None = option(least=0)
+    prepare_seconds: float | None = option(least=0.0)
+    train_seconds: float | None = option(least=0.0)
+    train_peak_bytes: int | None = option(least=0)
+    seconds_per_token: float | None = option(least=0.0)
+    generated_tokens: int | None = option(least=0)
+    disk_bytes: int | None = option(least=0)
+    train_peak_accelerator_bytes: int | None = option(None, least=0)
+    cut_texts: int | None = option(None, least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs(Record):
+    """What the method asks of the PLM owner; see `pema.methods.contract.Needs`."""
+
+    weights: Literal["none", "some", "all"]
+    targets_at_owner: bool
+    gradients: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point(Record):
+    """A point of a learning curve; see `pema.methods.contract.Trained`."""
+
+    epoch: float
+    seconds: float
+    held_out_loss: float
+    train_loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(Record):
+    """Settings that were compared on dev; their perplexity is None where it is infinite."""
+
+    settings: Mapping[str, Any]
+    dev_perplexity: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Record):
+    """The result of one run: `RUN.json`.
+
+    Attributes:
+        run: its name.
+        label: of its line of the table.
+        method: name of the method.
+        settings: of the method, with what dev data chose.
+        seed: of everything random in training.
+        scores: by metric, on the test examples.
+        dev_perplexity: on the dev examples; None where it is infinite.
+        trials: what was compared on dev; empty where nothing was left open.
+        costs: what it cost.
+        needs: what the method asks of the PLM owner.
+        curve: of training.
+        signature: where the numbers come from.
+        chosen: what the method chose on dev without training.
+    """
+
+    run: str
+    label: str
+    method: str
+    settings: Mapping[str, Any]
+    seed: int = option(least=0, most=SEED)
+    scores: Mapping[str, Score]
+    dev_perplexity: float | None
+    trials: tuple[Trial, ...]
+    costs: Costs
+    needs: Needs
+    curve: tuple[Point, ...]
+    signature: Signature
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts(Record):
+    """The data of an experiment: their name, their digest, and how many examples each part has."""
+
+    name: str
+    sha256: str
+    train: int = option(least=0)
+    dev: int = option(least=0)
+    test: int = option(least=0)
+
+
+OF_PLM: dict[str, type] = {"name": str, "d": int, "vocabulary_size": int, "parameters": int}
+"""What is always known of a PLM; its description holds more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class About(Record):
+    """What all runs of an experiment have in common: `experiment.json`.
+
+    Attributes:
+        name: of its folder.
+        title: what reports call it.
+        kind: `compare` or `sweep`.
+        task: name of the task.
+        data: its data.
+        plm: description of the PLM.
+        seeds: of the runs.
+        metrics: names, the leading one first.
+        reference: label of the line that the others are marked against.
+        methods: labels, in the table's order.
+        signature: where this comes from.
+        template: the prompt's template.
+        axes: of a sweep, the values of every swept setting.
+        budget: of every method.
+    """
+
+    name: str
+    title: str
+    kind: Literal["compare", "sweep"]
+    task: str
+    data: DataFacts
+    plm: Mapping[str, Any]
+    seeds: tuple[int, ...] = option(least=0, most=SEED)
+    metrics: tuple[str, ...]
+    reference: str | None
+    methods: tuple[str, ...]
+    signature: Signature
+    template: str | None = None
+    axes: Mapping[str, Any] | None = None
+    budget: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, kind in OF_PLM.items():
+            if name not in self.plm:
+                raise ConfigError(f"'plm.{name}' is missing.")
+            require(f"plm.{name}", self.plm[name], kind)
+        for name, values in (("metrics", self.metrics), ("methods", self.methods)):
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(f"{name} is {short(values)}, not a list of different names.")
+        if self.kind == "sweep" and self.axes is None:
+            raise ConfigError("'axes' is missing.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval(Record):
+    """A mean over seeds, their standard deviation, and the 95 % interval of the mean over test sentences."""
+
+    mean: float
+    std: float | None
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Record):
+    """A line of the table: its label, how many seeds it has, and its metrics."""
+
+    label: str
+    seeds: int = option(least=1)
+    metrics: Mapping[str, Interval]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(Record):
+    """By how much a line differs from another in a metric; see `pema.evaluation.significance`."""
+
+    label: str
+    reference: str
+    metric: str
+    difference: float
+    low: float
+    high: float
+    p_value: float = option(least=0.0, most=1.0)
+    significant: bool
+
+    @property
+    def mark(self) -> str:
+        """`+` where the line is better and `-` where it is worse by more than chance; else nothing."""
+        return "" if not self.significant else "+" if self.difference > 0 else "-"
+
+
+Differences = Mapping[tuple[str, str], Difference]
+"""By label and metric."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Record):
+    """The comparison of an experiment's lines on the test examples: `comparison.json`."""
+
+    rows: tuple[Row, ...]
+    differences: tuple[Difference, ...]
+    signature: Signature
+
+    def by_reference(self) -> dict[str, Differences]:
+        """The differences by what the others are compared with."""
+        grouped: dict[str, dict[tuple[str, str], Difference]] = {}
+        for each in self.differences:
+            grouped.setdefault(each.reference, {})[each.label, each.metric] = each
+        return dict(grouped)
+
+
+@dataclass(frozen=True)
+class Results:
+    """One comparison or sweep, as tables, plots and pages need it.
+
+    Attributes:
+        about: what its runs have in common.
+        comparison: on the test examples.
+        runs: of every label, in the order of the table and then of the seeds.
+        outputs: hypotheses of the test examples, by run; empty where they were not read.
         examples: the test examples, or None where the results do not hold them.
     """
 
-    folder: Path
-    about: dict[str, Any]
-    metrics: tuple[str, ...]
-    rows: dict[str, dict[str, Any]]
-    differences: dict[str, Differences]
-    runs: dict[str, list[dict[str, Any]]]
-    outputs: dict[str, list[str]]
-    examples: list[Example] | None
+    about: About
+    comparison: Comparison
+    runs: Mapping[str, tuple[Run, ...]]
+    outputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    examples: Sequence[Example] | None = None
 
+    @cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """Names, the leading one first; after those of the experiment those that another environment added."""
+        return tuple(dict.fromkeys([*self.about.metrics, *self.comparison.rows[0].metrics]))
 
-def read_results(results: Path) -> list[Experiment]:
-    """Read one experiment's folder, or every experiment of a folder, in the order of their names.
+    @cached_property
+    def rows(self) -> dict[str, Row]:
+        """By label."""
+        return {row.label: row for row in self.comparison.rows}
 
-    Raises:
-        DataError: there is no experiment, or a file is missing, damaged, of an older format or contradicts another;
-            the message names the file, the field and the remedy.
-    """
-    if not results.is_dir():
-        raise DataError(f"{results} is not a folder: give the folder that `pema compare` or `pema sweep` wrote.")
-    folders = [results]
-    if not (results / EXPERIMENT).exists():
-        folders = sorted(path.parent for path in results.glob(f"*/{EXPERIMENT}"))
-    if not folders:
-        raise DataError(
-            f"{results} holds no experiment: no {EXPERIMENT} lies in it or in a folder of it. Make results with "
-            "`pema compare` or `pema sweep`."
-        )
-    return [_read_experiment(folder) for folder in folders]
+    @cached_property
+    def differences(self) -> dict[str, Differences]:
+        """By what the others are compared with."""
+        return self.comparison.by_reference()
 
+    def difference(self, reference: str | None, label: str, metric: str) -> Difference | None:
+        """By how much a line differs from a reference; None where that was not asked for."""
+        return None if reference is None else self.differences.get(reference, {}).get((label, metric))
 
-def _read_experiment(folder: Path) -> Experiment:
-    about = require(read_json(folder / EXPERIMENT), folder / EXPERIMENT, FIELDS_OF_EXPERIMENT)
-    if about["kind"] not in ("compare", "sweep"):
-        raise DataError(f"{folder / EXPERIMENT}: kind is {about['kind']!r}, not 'compare' or 'sweep'.")
-    for field in ("metrics", "methods"):
-        names = [name for name in about[field] if isinstance(name, str)]
-        if not names or len(set(names)) < len(about[field]):
-            said = f"{field} is {short(about[field])}, not a list of different names"
-            raise DataError(f"{folder / EXPERIMENT}: {said}. {_again(about)}")
-    if about["kind"] == "sweep":
-        require(about, folder / EXPERIMENT, {"axes": OBJECT})
-    rows, differences = _read_comparison(folder / COMPARISON, about)
-    metrics = tuple(dict.fromkeys([*about["metrics"], *rows[about["methods"][0]]["metrics"]]))
-    runs = _read_runs(folder, about, metrics)
-    for label, row in rows.items():
-        if row["seeds"] != len(runs[label]):
-            raise DataError(
-                f"{folder / COMPARISON} counts {row['seeds']} seeds of {label!r}, but {len(runs[label])} runs lie "
-                f"beside it. {_again(about)}"
-            )
-    outputs = _read_outputs(folder, about, runs)
-    return Experiment(folder, about, metrics, rows, differences, runs, outputs, _read_examples(folder, about))
+    def cost(self, label: str, name: str) -> float | None:
+        """Mean over a line's seeds of one cost; None where it was not measured."""
+        known = self._known(label, name)
+        return fmean(known) if known else None
 
+    def cost_spread(self, label: str, name: str) -> float:
+        """Standard deviation over a line's seeds of one cost; 0 of a single one."""
+        known = self._known(label, name)
+        return stdev(known) if len(known) > 1 else 0.0
 
-def _read_comparison(path: Path, about: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Differences]]:
-    found = require(read_json(path), path, {"rows": LIST, "differences": LIST})
-    rows = {}
-    for row in found["rows"]:
-        require(row, path, {"label": TEXT, "seeds": NUMBER, "metrics": OBJECT}, "a row")
-        where = f"the row of {row['label']!r}"
-        metrics = dict.fromkeys([*about["metrics"], *found["rows"][0]["metrics"]])
-        require(row["metrics"], path, dict.fromkeys(metrics, OBJECT), where)
-        for metric in metrics:
-            require(row["metrics"][metric], path, FIELDS_OF_INTERVAL, f"{metric} in {where}")
-        rows[row["label"]] = row
-    if set(rows) != set(about["methods"]) or about["reference"] not in (*rows, None):
-        raise DataError(
-            f"{path} has rows of {_names(rows)}, {EXPERIMENT} names {_names(about['methods'])} and the reference "
-            f"{about['reference']!r}. {_again(about)}"
-        )
-    differences: dict[str, Differences] = {}
-    for difference in found["differences"]:
-        require(difference, path, FIELDS_OF_DIFFERENCE, "a difference")
-        against = differences.setdefault(difference["reference"], {})
-        against[difference["label"], difference["metric"]] = difference
-    return rows, differences
+    def cost_columns(self, names: Iterable[str]) -> list[str]:
+        """Those of the costs that a table has columns for: memory of an accelerator where there was one."""
+        return [name for name in names if name != ACCELERATOR or any(self.cost(label, name) for label in self.runs)]
 
-
-def _read_runs(folder: Path, about: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    runs: dict[str, list[dict[str, Any]]] = {label: [] for label in about["methods"]}
-    for path in sorted(folder.glob("*.json")):
-        if path.name in (EXPERIMENT, COMPARISON):
-            continue
-        run = require(read_json(path), path, FIELDS_OF_RUN, remedy=f"Remove it and {_again(about, start='make')}")
-        run["scores"] |= _scored_elsewhere(folder / COMET / path.name, metrics)
-        for metric in metrics:
-            require(run["scores"], path, {f"{metric}.value": NUMBER, f"{metric}.signature": TEXT}, "scores")
-        for point in run["curve"]:
-            require(point, path, FIELDS_OF_POINT, "a point of the curve")
-        for trial in run["trials"]:
-            require(trial, path, {"settings": OBJECT, "dev_perplexity": NUMBER_OR_NULL}, "a trial")
-        if run["needs"]["weights"] not in WEIGHTS:
-            raise DataError(f"{path}: needs.weights is {run['needs']['weights']!r}, not one of {_names(WEIGHTS)}.")
-        if run["run"] != path.stem:
-            raise DataError(f"{path} holds the run {run['run']!r}: name the file {run['run']}.json, or remove it.")
-        if run["label"] not in runs:
-            raise DataError(f"{path} is a run of {run['label']!r}, which {EXPERIMENT} does not name: remove it.")
-        runs[run["label"]].append(run)
-    for label, found in runs.items():
-        if not found:
-            raise DataError(f"{folder} holds no run of {label!r}. {_again(about)}")
-        found.sort(key=lambda run: run["seed"])
-    return runs
-
-
-def _scored_elsewhere(path: Path, metrics: Sequence[str]) -> dict[str, Any]:
-    """The score that another environment gave a run, where the comparison holds its metric."""
-    if not path.exists():
-        return {}
-    found = require(read_json(path), path, {"metric": TEXT, "signature": TEXT, "segments": LIST})
-    if found["metric"] not in metrics:
-        return {}
-    return {found["metric"]: {"value": fmean(found["segments"]), "signature": found["signature"]}}
-
-
-def _read_outputs(
-    folder: Path, about: Mapping[str, Any], runs: Mapping[str, list[dict[str, Any]]]
-) -> dict[str, list[str]]:
-    outputs = {}
-    for run in (run["run"] for found in runs.values() for run in found):
-        outputs[run] = read_lines(folder / f"{run}.txt")
-        _require_count(folder / f"{run}.txt", len(outputs[run]), about)
-    return outputs
-
-
-def _read_examples(folder: Path, about: Mapping[str, Any]) -> list[Example] | None:
-    if not (folder / TEST).exists():
-        return None
-    examples = read_examples(data=str(folder / TEST))
-    _require_count(folder / TEST, len(examples), about)
-    return examples
-
-
-def _require_count(path: Path, count: int, about: Mapping[str, Any]) -> None:
-    if count != about["data"]["test"]:
-        raise DataError(f"{path} holds {count} lines for {about['data']['test']} test examples. {_again(about)}")
-
-
-def _again(about: Mapping[str, Any], start: str = "Make") -> str:
-    return f"{start} the results again with `pema {about['kind']}`."
-
-
-def _names(labels: Any) -> str:  # noqa: ANN401
-    return ", ".join(repr(label) for label in labels)
+    def _known(self, label: str, name: str) -> list[float]:
+        values = (getattr(run.costs, name) for run in self.runs[label])
+        return [float(value) for value in values if value is not None]

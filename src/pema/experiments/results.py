@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,37 +15,34 @@ from pema.evaluation.evaluate import get_metric
 from pema.evaluation.score import Metric
 from pema.evaluation.significance import SAMPLES, SEED, compare_means
 from pema.experiments.experiment import Experiment
-from pema.experiments.fields import SIGNATURE, require
 from pema.experiments.layout import COMET, COMPARISON, EXPERIMENT, TEST
-from pema.files import read_json, write_json, writing
+from pema.experiments.reader import read_run
+from pema.experiments.records import About, Comparison, DataFacts, Difference, Interval, Row, Signature
+from pema.files import write_json, writing
 from pema.signature import signature
 from pema.tasks.readers import read_lines
 
 SIGNIFICANT = 0.05
 
 
-def slug(text: str) -> str:
-    """`text` as the name of a file."""
-    return re.sub(r"[^a-z0-9.=+]+", "-", text.lower()).strip("-")
-
-
-def finished(file: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The result in `file`, None where there is none.
+def finished(file: Path, config: Mapping[str, Any]) -> bool:
+    """Whether `file` holds the result of a run.
 
     Raises:
         MismatchError: it was made with other settings; the message names the first that differs.
+        DataError: it is damaged, or another version wrote it.
     """
     if not file.exists():
-        return None
-    result = require(read_json(file), file, SIGNATURE)
-    before, now = result["signature"]["config"], json.loads(json.dumps(config))
+        return False
+    before = read_run(file, "Remove it to run it again.").signature.config
+    now = json.loads(json.dumps(config))
     for key in (*now, *(key for key in before if key not in now)):
         if before.get(key) != now.get(key):
             raise MismatchError(
                 f"{file} was made with another {key}: {before.get(key)!r}, not {now.get(key)!r}. Remove it to run it "
                 "again, or give the method another label."
             )
-    return result
+    return True
 
 
 def write_experiment(folder: Path, experiment: Experiment, labels: Sequence[str], plm: Mapping[str, Any]) -> None:
@@ -57,32 +53,31 @@ def write_experiment(folder: Path, experiment: Experiment, labels: Sequence[str]
         for entry in experiment.entries:
             for name, values in entry.grid.items():
                 axes[name] = [*axes.get(name, []), *(value for value in values if value not in axes.get(name, []))]
-    common = {
+    common: dict[str, Any] = {
         "name": experiment.name,
         "title": experiment.title,
         "kind": experiment.kind,
         "task": experiment.task.name,
         "template": experiment.task.template.text,
-        "data": {
-            "name": data.name,
-            "sha256": data.digest(),
-            **{part: len(getattr(data, part)) for part in ("train", "dev", "test")},
-        },
         "plm": dict(plm),
-        "seeds": list(experiment.seeds),
-        "metrics": list(experiment.metrics),
+        "seeds": experiment.seeds,
+        "metrics": experiment.metrics,
         "reference": experiment.references[0] if experiment.references else None,
-        "methods": list(labels),
+        "methods": tuple(labels),
         "axes": axes,
         "budget": asdict(experiment.budget),
     }
-    write_json(folder / EXPERIMENT, common | {"signature": signature(common, None)})
+    parts = {part: len(getattr(data, part)) for part in ("train", "dev", "test")}
+    facts = DataFacts(name=data.name, sha256=data.digest(), **parts)
+    config = common | {"data": facts.to_dict()}
+    about = About(**common, data=facts, signature=Signature(**signature(config, None)))
+    write_json(folder / EXPERIMENT, about.to_dict())
     with writing(folder / TEST) as temporary:
         lines = (json.dumps({"source": e.source, "target": e.target}, ensure_ascii=False) for e in data.test)
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def write_comparison(folder: Path, experiment: Experiment, runs: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def write_comparison(folder: Path, experiment: Experiment, runs: Mapping[str, Sequence[str]]) -> Comparison:
     """Compare the runs of every label on the test examples, and write what was found.
 
     Args:
@@ -93,9 +88,7 @@ def write_comparison(folder: Path, experiment: Experiment, runs: Mapping[str, Se
     data = experiment.data
     references = [example.target for example in data.test]
     systems = {label: [read_lines(folder / f"{name}.txt") for name in names] for label, names in runs.items()}
-    rows: dict[str, dict[str, Any]] = {
-        label: {"label": label, "seeds": len(names), "metrics": {}} for label, names in runs.items()
-    }
+    rows: dict[str, dict[str, Interval]] = {label: {} for label in runs}
     sources = [example.source for example in data.test]
     metrics = {name: get_metric(name, data.annotated.get("test"), sources=sources) for name in experiment.metrics}
     metrics |= _comet(folder, [name for names in runs.values() for name in names])
@@ -103,20 +96,23 @@ def write_comparison(folder: Path, experiment: Experiment, runs: Mapping[str, Se
     for name, metric in metrics.items():
         intervals, found = compare_means(metric, systems, references, experiment.references)
         for label, interval in intervals.items():
-            rows[label]["metrics"][name] = asdict(interval)
+            rows[label][name] = Interval(**asdict(interval))
         for (label, reference), difference in found.items():
+            significant = difference.p_value < SIGNIFICANT
             differences.append(
-                {"label": label, "reference": reference, "metric": name}
-                | asdict(difference)
-                | {"significant": difference.p_value < SIGNIFICANT}
+                Difference(label=label, reference=reference, metric=name, **asdict(difference), significant=significant)
             )
     config = {
         "runs": {label: list(names) for label, names in runs.items()},
         "resampling": f"paired bootstrap of means over seeds|samples:{SAMPLES}|seed:{SEED}|p:two-sided|interval:95%",
         "significant": SIGNIFICANT,
     }
-    comparison = {"rows": list(rows.values()), "differences": differences, "signature": signature(config, SEED)}
-    write_json(folder / COMPARISON, comparison)
+    comparison = Comparison(
+        rows=tuple(Row(label=label, seeds=len(runs[label]), metrics=metrics) for label, metrics in rows.items()),
+        differences=tuple(differences),
+        signature=Signature(**signature(config, SEED)),
+    )
+    write_json(folder / COMPARISON, comparison.to_dict())
     return comparison
 
 

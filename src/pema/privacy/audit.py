@@ -24,6 +24,7 @@ from pema.adapter.module import Adapter
 from pema.adapter.training import train
 from pema.console import note
 from pema.errors import AdapterError, ConfigError
+from pema.evaluation.notation import bounds_text, metric_name, score_text
 from pema.memory.merge import merge
 from pema.memory.reader import Memory
 from pema.memory.sample import example_lengths, take
@@ -230,12 +231,15 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
     """One line an attack, for a person."""
     lines: dict[str, Any] = {key: result[key] for key in ("members", "non_members")}
     for name, attack in result["attacks"].items():
-        (low, high), (tpr_low, tpr_high) = attack["auc_interval"], attack["tpr_interval"]
-        lines[f"{name} attack"] = (
-            f"AUC {attack['auc']:.3f} ({low:.3f} to {high:.3f}), "
-            f"TPR {attack['tpr']:.3f} ({tpr_low:.3f} to {tpr_high:.3f}) at FPR {result['fpr']:.3f}"
-        )
+        figures = ", ".join(figure_text(figure, attack) for figure in ("auc", "tpr"))
+        lines[f"{name} attack"] = f"{figures} at FPR {score_text('tpr', result['fpr'])}"
     if "auc_bound" in result:
-        bound = f"{result['auc_bound']:.3f} (epsilon {result['epsilon']:.3f}, delta {result['delta']:g})"
+        bound = f"{score_text('auc', result['auc_bound'])} (epsilon {result['epsilon']:.3f}, delta {result['delta']:g})"
         lines["largest AUC that the guarantee allows"] = bound
     return lines
+
+
+def figure_text(figure: str, attack: Mapping[str, Any]) -> str:
+    """Write the `auc` or the `tpr` of an attack with its name and its interval."""
+    bounds = bounds_text(figure, *attack[f"{figure}_interval"])
+    return f"{metric_name(figure)} {score_text(figure, attack[figure])} ({bounds})"

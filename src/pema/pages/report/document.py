@@ -5,11 +5,12 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from pema.experiments.formats import metric_name, score
-from pema.experiments.records import Experiment, read_results
+from pema.evaluation.notation import metric_name, score_text
+from pema.experiments.reader import read_results
+from pema.experiments.records import Results
 from pema.pages.page import html_page, static
 from pema.pages.report.runs import all_runs
-from pema.pages.report.summary import payload, top
+from pema.pages.report.summary import payload
 from pema.pages.report.table import comparison_table, difference_tables
 
 STYLES = ("report/report.css", "report/plots.css")
@@ -31,7 +32,7 @@ def report(results: Path) -> str:
     alone = len(experiments) == 1
     body = "\n".join(_section(experiment, key, alone) for experiment, key in zip(experiments, keys, strict=True))
     if alone:
-        title, description = experiments[0].about["title"], ""
+        title, description = experiments[0].about.title, ""
     else:
         title = f"{len(experiments)} experiments"
         description = "Comparisons and sweeps of adaptation methods, each with its samples and signatures."
@@ -46,43 +47,43 @@ def report(results: Path) -> str:
     )
 
 
-def _contents(experiments: list[Experiment], keys: list[str]) -> str:
+def _contents(experiments: list[Results], keys: list[str]) -> str:
     items = []
     for experiment, key in zip(experiments, keys, strict=True):
         metric = experiment.metrics[0]
-        label, row = max(experiment.rows.items(), key=lambda item: item[1]["metrics"][metric]["mean"])
-        best = score(row["metrics"][metric]["mean"], top(experiment, metric))
+        row = max(experiment.comparison.rows, key=lambda row: row.metrics[metric].mean)
+        best = score_text(metric, row.metrics[metric].mean)
         items.append(
-            f'<li><a href="#{key}">{escape(experiment.about["title"])}</a>'
-            f'<span class="muted">highest {escape(metric_name(metric))}: {best}, {escape(label)}</span></li>'
+            f'<li><a href="#{key}">{escape(experiment.about.title)}</a>'
+            f'<span class="muted">highest {escape(metric_name(metric))}: {best}, {escape(row.label)}</span></li>'
         )
     return f'<nav aria-label="Experiments"><ol class="contents">{"".join(items)}</ol></nav>\n'
 
 
-def _section(experiment: Experiment, key: str, alone: bool) -> str:
+def _section(experiment: Results, key: str, alone: bool) -> str:
     # Of one experiment the page's own heading is the title, and the parts' headings move up.
-    title = "" if alone else f'<h2 id="{key}-title">{escape(experiment.about["title"])}</h2>'
+    title = "" if alone else f'<h2 id="{key}-title">{escape(experiment.about.title)}</h2>'
     part = "h2" if alone else "h3"
     about = experiment.about
-    data, plm = about["data"], about["plm"]
+    data, plm = about.data, about.plm
     facts = (
-        ("Task", about["task"]),
-        ("Data", f"{data['name']}: {data['train']:,} train, {data['dev']:,} dev, {data['test']:,} test"),
+        ("Task", about.task),
+        ("Data", f"{data.name}: {data.train:,} train, {data.dev:,} dev, {data.test:,} test"),
         ("PLM", f"{plm['name']}: {plm['parameters']:,} parameters, d {plm['d']:,}, {plm['vocabulary_size']:,} tokens"),
-        ("Seeds", ", ".join(map(str, about["seeds"]))),
+        ("Seeds", ", ".join(map(str, about.seeds))),
     )
     listed = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
     compared = ""
-    if about["reference"] is not None:
+    if about.reference is not None:
         compared = (
-            f'Against <b>{escape(about["reference"])}</b>: <span class="better">▲&nbsp;significantly above</span>, '
+            f'Against <b>{escape(about.reference)}</b>: <span class="better">▲&nbsp;significantly above</span>, '
             '<span class="worse">▼&nbsp;significantly below</span>, '
             '<span class="same">≈&nbsp;no significant difference</span>. '
         )
     drawn = {"chooser": "", "sweep": "Sweep", "cost": "Quality against cost", "curves": "Learning curves"}
-    if not about.get("axes"):  # of a comparison, or of a sweep whose methods have no grid
+    if not about.axes:  # of a comparison, or of a sweep whose methods have no grid
         del drawn["sweep"]
-    if not any(run["curve"] for runs in experiment.runs.values() for run in runs):
+    if not any(run.curve for runs in experiment.runs.values() for run in runs):
         del drawn["curves"]
     plots = "\n".join(
         f'<section id="{key}-{name}">{heading and f"<{part}>{heading}</{part}>"}</section>'

@@ -23,7 +23,7 @@ function drawCost(chart, key, experiment, state, { key: cost, name, write: write
       ySpread: [quality.low, quality.high],
       series: method,
       label: shortLabel(experiment, method),
-      said: `${label}: ${metric.name} ${digits(quality.mean)}, ${name.toLowerCase()} ${writeCost(spent.mean)}`,
+      said: `${label}: ${metric.name} ${quality.text}, ${name.toLowerCase()} ${writeCost(spent.mean)}`,
       open: () => showRuns(key, method),
     }));
   // Bars may leave the plot on the left, where a logarithm would stretch it for their sake.
@@ -91,19 +91,19 @@ function drawSweep(chart, experiment, state) {
     marks: true,
     points: methods
       .map(({ settings, metrics }) => {
-        const { mean: middle, std } = metrics[metric.key];
+        const { mean: middle, std, spread_text: text } = metrics[metric.key];
         const spread = std ? [middle - std, middle + std] : null;
-        const said = `${label}, ${spaced(axis)} ${settings[axis]}: ${metric.name} ${digits(middle)}`;
+        const said = `${label}, ${spaced(axis)} ${settings[axis]}: ${metric.name} ${text}`;
         const x = numbers ? settings[axis] : String(settings[axis]);
-        return { x, y: middle, spread, said: std ? `${said} ± ${digits(std)}` : said };
+        return { x, y: middle, spread, said };
       })
       .sort((a, b) => scale.at(a.x) - scale.at(b.x)),
   }));
   const ends = lines.flatMap(({ points }) => points.map(({ x }) => x)).sort((a, b) => scale.at(a) - scale.at(b));
   for (const { label, metrics } of shown.filter(({ settings }) => swept.length && !(axis in settings))) {
-    const y = metrics[metric.key].mean;
+    const { mean: y, text } = metrics[metric.key];
     const points = [ends[0], ends.at(-1)].map((x) => ({ x, y }));
-    lines.push({ series: 0, label, said: `${label}: ${metric.name} ${digits(y)}`, level: true, points });
+    lines.push({ series: 0, label, said: `${label}: ${metric.name} ${text}`, level: true, points });
   }
   const heights = lines.flatMap(({ points }) => points.flatMap(({ y, spread }) => [y, ...(spread ?? [])]));
   drawOrSay(chart, {

@@ -7,69 +7,64 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
-from pema.experiments.formats import NOTHING, metric_name
-from pema.experiments.records import Experiment
+from pema.evaluation.notation import NOTHING, metric_name, score_text
+from pema.experiments.records import Point, Results, Run, Signature, Trial
 
 
-def all_runs(experiment: Experiment, key: str) -> str:
+def all_runs(experiment: Results, key: str) -> str:
     """Write one disclosure a method with one a run in it; the table and the plots point at them."""
     methods = "\n".join(
         f'<details class="method" id="{key}-m{place}"><summary>{escape(label)} '
         f'<span class="muted">{_count(len(experiment.runs[label]), "run")}</span></summary>\n'
         + "\n".join(_run(run, experiment.metrics) for run in experiment.runs[label])
         + "\n</details>"
-        for place, label in enumerate(experiment.about["methods"])
+        for place, label in enumerate(experiment.about.methods)
     )
-    whole = _signature(experiment.about["signature"])
+    whole = _signature(experiment.about.signature)
     return f'{methods}\n<details class="method"><summary>The experiment as a whole</summary>\n{whole}</details>'
 
 
-def _run(run: Mapping[str, Any], metrics: Iterable[str]) -> str:
-    scores = [
-        (metric_name(metric), f"{run['scores'][metric]['value']:.6g}", run["scores"][metric]["signature"])
-        for metric in metrics
-    ]
-    values = " · ".join(f"{name} {value}" for name, value, _ in scores)
+def _run(run: Run, metrics: Iterable[str]) -> str:
+    # The table's text where scores are compared; here, where they can be made again, every digit that is known.
+    scores = [(metric_name(metric), run.scores[metric]) for metric in metrics]
+    values = " · ".join(f"{metric_name(metric)} {score_text(metric, run.scores[metric].value)}" for metric in metrics)
     parts = [
-        _list("Scores", [(name, f"{value}  ({signature})") for name, value, signature in scores]),
-        _list("Settings", [("method", run["method"]), *_flat(run["settings"])]),
-        _list("On dev data", [("perplexity", run["dev_perplexity"]), *_flat(run.get("chosen", {}), "chosen ")]),
-        _list("Costs and needs", [*_flat(run["costs"]), *_flat(run["needs"], "needs ")]),
-        _signature(run["signature"]),
-        _trials(run["trials"]),
-        _curve(run["curve"]),
+        _list("Scores", [(name, f"{score.value:.6g}  ({score.signature})") for name, score in scores]),
+        _list("Settings", [("method", run.method), *_flat(run.settings)]),
+        _list("On dev data", [("perplexity", run.dev_perplexity), *_flat(run.chosen, "chosen ")]),
+        _list("Costs and needs", [*_flat(run.costs.to_dict()), *_flat(run.needs.to_dict(), "needs ")]),
+        _signature(run.signature),
+        _trials(run.trials),
+        _curve(run.curve),
     ]
     return (
-        f'<details class="run"><summary><b>{escape(run["run"])}</b> <span class="muted">seed {run["seed"]} · '
+        f'<details class="run"><summary><b>{escape(run.run)}</b> <span class="muted">seed {run.seed} · '
         f"{escape(values)}</span></summary>\n{''.join(parts)}</details>"
     )
 
 
-def _signature(signature: Mapping[str, Any]) -> str:
-    config = json.dumps(signature["config"], indent=2, ensure_ascii=False)
+def _signature(signature: Signature) -> str:
+    config = json.dumps(signature.config, indent=2, ensure_ascii=False)
     known = [
-        ("commit", signature["commit"] or "not run from a checkout"),
-        ("time", signature.get("time")),
-        ("seed", signature["seed"]),
-        *_flat(signature["versions"]),
-        *_flat(signature["machine"]),
+        ("commit", signature.commit or "not run from a checkout"),
+        ("time", signature.time),
+        ("seed", signature.seed),
+        *_flat(signature.versions),
+        *_flat(signature.machine),
     ]
     return f'{_list("Signature", known)}<p class="part">Config</p><pre tabindex="0">{escape(config)}</pre>'
 
 
-def _trials(trials: Iterable[Mapping[str, Any]]) -> str:
+def _trials(trials: Iterable[Trial]) -> str:
     rows = [
-        (", ".join(f"{name} {value}" for name, value in _flat(trial["settings"])), trial["dev_perplexity"])
+        (", ".join(f"{name} {value}" for name, value in _flat(trial.settings)), trial.dev_perplexity)
         for trial in trials
     ]
     return _list("Tried on dev data: dev perplexity", rows)
 
 
-def _curve(curve: Iterable[Mapping[str, Any]]) -> str:
-    rows = [
-        (f"epoch {point['epoch']}, {_written(point['seconds'])} s", f"{_written(point['held_out_loss'])}")
-        for point in curve
-    ]
+def _curve(curve: Iterable[Point]) -> str:
+    rows = [(f"epoch {point.epoch:g}, {_written(point.seconds)} s", _written(point.held_out_loss)) for point in curve]
     return _list("Held-out loss", rows)
 
 

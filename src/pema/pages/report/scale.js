@@ -2,11 +2,11 @@
 
 const NEGLIGIBLE = 10_000;
 
-/** Three digits, and all of those before the point; as the table writes numbers. */
+/** Three digits, and all of those before the point; as the table writes costs. */
 function digits(value) {
   if (value === 0) return "0";
   const places = Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value))));
-  return value.toLocaleString("en", { maximumFractionDigits: Math.min(places, 20) }).replace("-", "−");
+  return value.toLocaleString("en", { maximumFractionDigits: Math.min(places, 20) });
 }
 
 function scaled(value, unit = "") {
