@@ -24,8 +24,8 @@ from torch import nn
 from pema.memory.build import EXAMPLES_PER_SHARD, build_memory
 from pema.memory.encoding import Tokens
 from pema.owner.batching import length_batches, pad_right
+from pema.owner.causal_lm import state_argument
 from pema.owner.local import LocalPLM
-from pema.owner.state import state_argument
 from reproduction.benchmarks.inputs import examples, task
 from reproduction.benchmarks.options import Options
 from reproduction.benchmarks.timing import Run, alternate, breakdown, paired_ratio, rate, row, significant, timing

@@ -26,9 +26,9 @@ from pema.adapter.schedule import NoAdapter
 from pema.generation.decoding import generate
 from pema.memory.build import build_memory
 from pema.memory.encoding import Tokens
-from pema.owner.connection import Connection
+from pema.owner.client.connection import Connection
+from pema.owner.client.remote import RemotePLM
 from pema.owner.local import LocalPLM
-from pema.owner.remote import RemotePLM
 from reproduction.benchmarks.inputs import examples, task
 from reproduction.benchmarks.options import Options
 from reproduction.benchmarks.timing import Run, alternate, paired_ratio, row, significant, timing

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from pema.generation.plugin import attach
     from pema.memory.build import build_memory
     from pema.memory.reader import Memory
+    from pema.owner.client.remote import RemotePLM
     from pema.owner.local import LocalPLM
     from pema.owner.opening import open_plm
-    from pema.owner.remote import RemotePLM
     from pema.tasks.example import Example
     from pema.tasks.readers import from_dataset, read_examples, read_lines
     from pema.tasks.registry import get_task
@@ -39,7 +39,7 @@ _HOMES = {
     "LocalPLM": "owner.local",
     "Memory": "memory.reader",
     "NoAdapter": "adapter.schedule",
-    "RemotePLM": "owner.remote",
+    "RemotePLM": "owner.client.remote",
     "TrainConfig": "adapter.config",
     "attach": "generation.plugin",
     "build_memory": "memory.build",

@@ -7,8 +7,8 @@ from pema.adapter.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.errors import ConfigError, DataError, MismatchError
 from pema.generation.decoding import generate, generate_counted, one_line, text_of
 from pema.generation.plugin import attach
+from pema.owner.causal_lm import OUTPUT_NAME, state_of
 from pema.owner.session_model import SessionModel
-from pema.owner.state import OUTPUT_NAME, state_of
 from pema.tasks.registry import Task
 from pema.tasks.template import Template
 

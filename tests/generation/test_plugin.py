@@ -13,8 +13,8 @@ from pema.adapter.schedule import Constant, Fitted, GradualUnrolling, Linear, No
 from pema.errors import ConfigError, MismatchError, OwnerError
 from pema.generation.mixture import mix
 from pema.generation.plugin import attach
+from pema.owner.causal_lm import OUTPUT_NAME, state_of
 from pema.owner.derivation import derive_head
-from pema.owner.state import OUTPUT_NAME, state_of
 
 FAMILIES = ["llama", "opt", "opt-projected", "gpt2", "gemma2", "cohere", "phi", "granite", "bloom", "mistral"]
 OVERHEAD = 3

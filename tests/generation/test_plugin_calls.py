@@ -13,8 +13,8 @@ from pema.adapter.module import Adapter
 from pema.adapter.schedule import Constant, Fitted, GradualUnrolling
 from pema.errors import ConfigError, OwnerError
 from pema.generation.plugin import attach
+from pema.owner.causal_lm import state_argument, state_of
 from pema.owner.derivation import derive_head
-from pema.owner.state import state_argument, state_of
 
 SCHEDULE, OVERHEAD, COLUMNS = GradualUnrolling(0.95), 2, 9
 

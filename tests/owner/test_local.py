@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from pema.errors import ConfigError, DataError
-from pema.owner import growing, local, running
 from pema.owner.batching import common_prefix, length_batches, pad_left, pad_right
 from pema.owner.derivation import find_final_norm
-from pema.owner.local import LocalPLM
-from pema.owner.prefix import Prefix
+from pema.owner.local import LocalPLM, growing, running
+from pema.owner.local import plm as local
+from pema.owner.local.prefix import Prefix
 from tiny import EOS, FAMILIES, PAD
 
 PREFIX = [1, 5, 6, 7, 8]

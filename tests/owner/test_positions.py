@@ -7,8 +7,8 @@ import torch
 from test_local import STEPS, examples, slow_row
 
 from pema.owner.local import LocalPLM
+from pema.owner.local.session import Step, advance_together
 from pema.owner.positions import PositionEncoding
-from pema.owner.session import Step, advance_together
 from pema.owner.session_model import SessionModel
 from tiny import FAMILIES, HYBRID_FAMILIES, PAD, VARYING_FAMILIES, build_model, build_tokenizer
 

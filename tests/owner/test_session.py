@@ -7,8 +7,8 @@ import torch
 from test_local import slow_row
 
 from pema.errors import DataError
+from pema.owner.local.session import Step, advance_together
 from pema.owner.mask import MaskedSession
-from pema.owner.session import Step, advance_together
 from tiny import FAMILIES
 
 PROMPTS = [[1, 5, 6, 7], [1, 9], [1, 5, 6, 7, 8, 11, 12, 13, 14, 15, 16, 17]]
@@ -146,7 +146,7 @@ def test_a_closed_session_does_not_go_on(tiny_plm):
 
 def test_whole_contexts_go_through_the_model_in_bounded_passes(tiny_plm, monkeypatch):
     """One row of 20 tokens that becomes 30 rows costs as many passes, not one of 600 tokens."""
-    from pema.owner import growing
+    from pema.owner.local import growing
 
     plm = tiny_plm()
     monkeypatch.setattr(growing, "WHOLE_TOKENS", 100)

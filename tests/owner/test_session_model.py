@@ -8,8 +8,8 @@ from test_local import slow_greedy
 from transformers import pipeline
 
 from pema.errors import OwnerError
+from pema.owner.causal_lm import OUTPUT_NAME, state_of
 from pema.owner.session_model import SessionModel
-from pema.owner.state import OUTPUT_NAME, state_of
 from tiny import EOS, PAD
 
 FAMILIES = ["llama", "opt", "opt-projected", "gemma2", "granite", "cohere", "bloom", "mistral", "mamba"]

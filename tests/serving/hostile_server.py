@@ -9,8 +9,8 @@ import threading
 import httpx2
 import torch
 
-from pema.owner.connection import Connection
-from pema.owner.remote import RemotePLM
+from pema.owner.client.connection import Connection
+from pema.owner.client.remote import RemotePLM
 from pema.owner.wire import pack, unpack
 
 URL = "http://localhost:1"

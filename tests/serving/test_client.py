@@ -16,10 +16,10 @@ from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchErr
 from pema.generation.decoding import generate
 from pema.memory.build import build_memory
 from pema.memory.reader import Memory
-from pema.owner.connection import Connection
+from pema.owner.client.connection import Connection
+from pema.owner.client.remote import RemotePLM
 from pema.owner.mask import Mask, MaskedPLM
 from pema.owner.opening import open_plm
-from pema.owner.remote import RemotePLM
 from pema.pages.inspector.inspection import inspect_generation
 from pema.serving.policy import Policy
 from pema.tasks.example import Example
@@ -58,7 +58,7 @@ def remote(client, *, before=None, dtype="float32", key=None, patience=2.0):
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr("pema.owner.connection.time.sleep", lambda _: None)
+    monkeypatch.setattr("pema.owner.client.connection.time.sleep", lambda _: None)
 
 
 def adapter_of(plm):
@@ -230,7 +230,7 @@ def test_patience_ends_with_what_to_do(client):
 
 def test_the_pause_asked_for_is_made(client, monkeypatch):
     pauses = []
-    monkeypatch.setattr("pema.owner.connection.time.sleep", pauses.append)
+    monkeypatch.setattr("pema.owner.client.connection.time.sleep", pauses.append)
     busy = httpx2.Response(429, headers={"Retry-After": "7"}, text="")
     across, wire = remote(client, patience=60)
     wire.before = lambda number, _: busy if number == 2 else None

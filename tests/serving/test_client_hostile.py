@@ -12,9 +12,9 @@ from hostile_server import ANSWERS, URL, Changing, only, raw_server, tokenizer, 
 from served import bearer, key, served
 
 from pema.errors import ConfigError, MismatchError, OwnerError, PemaError
-from pema.owner.connection import Connection
+from pema.owner.client.connection import Connection
+from pema.owner.client.remote import RemotePLM
 from pema.owner.loading import load
-from pema.owner.remote import RemotePLM
 from pema.serving.policy import Policy
 
 
@@ -189,8 +189,9 @@ RAW = {
 
 @pytest.mark.parametrize("name", RAW)
 def test_raw_bytes_of_a_server_are_refused_by_name(name, monkeypatch):
-    monkeypatch.setattr("pema.owner.connection.time.sleep", lambda _: None) if name != "one byte at a time" else None
-    monkeypatch.setattr("pema.owner.connection._SLOWEST", 1 << 20)
+    if name != "one byte at a time":
+        monkeypatch.setattr("pema.owner.client.connection.time.sleep", lambda _: None)
+    monkeypatch.setattr("pema.owner.client.connection._SLOWEST", 1 << 20)
     with raw_server(RAW[name]) as url:
         began = time.monotonic()
         with pytest.raises(PemaError) as caught:

@@ -14,9 +14,9 @@ from pema.adapter.schedule import NoAdapter
 from pema.generation.decoding import generate
 from pema.memory.build import build_memory
 from pema.memory.reader import Memory
-from pema.owner.connection import Connection
+from pema.owner.client.connection import Connection
+from pema.owner.client.remote import RemotePLM
 from pema.owner.local import LocalPLM
-from pema.owner.remote import RemotePLM
 from pema.serving.keys import digest
 from pema.tasks.example import Example
 from pema.tasks.registry import get_task

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from served import bearer, key, refusal, served, tensors
 from starlette.testclient import TestClient
 
-from pema.owner.session import Step
+from pema.owner.local.session import Step
 from pema.serving import service as service_module
 from pema.serving.batcher import Batcher
 from pema.serving.pending import Pending
@@ -224,7 +224,7 @@ def test_a_session_whose_client_left_while_it_was_opened_is_closed(plm, monkeypa
 
 
 def test_a_step_that_was_taken_while_its_client_left_is_answered_to_whoever_asks_again(plm, monkeypatch):
-    from pema.owner import session as module
+    from pema.owner.local import session as module
 
     with served(plm) as client:
         _, texts = tensors(client.post("/v1/sessions", json={"prompts": [[1, 5]]}), 201)

@@ -56,7 +56,7 @@ def test_a_request_is_one_line_of_names_and_numbers(plm, lines):
 
 
 def test_no_line_holds_a_prompt_a_token_a_target_a_session_or_a_key(plm, lines, monkeypatch):
-    from pema.owner.session import LocalSession
+    from pema.owner.local.session import LocalSession
 
     def broken(self, tokens, parents=None):
         raise RuntimeError(f"cannot go on with {tokens} my secret prompt")

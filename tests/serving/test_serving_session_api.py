@@ -87,7 +87,7 @@ def test_a_bad_step_leaves_the_session_as_it_was(client, plm):
 
 
 def test_a_step_that_fails_within_the_plm_ends_the_session(client, monkeypatch):
-    from pema.owner.session import LocalSession
+    from pema.owner.local.session import LocalSession
 
     _, path = opened(client, PROMPTS)
     monkeypatch.setattr(LocalSession, "_run", broken)
@@ -150,7 +150,7 @@ def test_the_precision_is_the_one_it_was_opened_with(client, dtype):
 
 
 def test_closing_waits_for_the_step_that_runs(client, plm, monkeypatch):
-    from pema.owner.session import LocalSession
+    from pema.owner.local.session import LocalSession
 
     _, path = opened(client, PROMPTS)
     running, go, advance = threading.Event(), threading.Event(), LocalSession._run
@@ -216,7 +216,7 @@ def test_steps_of_several_clients_share_a_forward_pass(client, plm):
 
 
 def test_a_failure_of_steps_together_ends_those_sessions_by_name(client, monkeypatch):
-    from pema.owner import session as module
+    from pema.owner.local import session as module
 
     service = client.app.state.lifecycle.service()
     paths = [opened(client, [[1, 5 + i]])[1] for i in range(2)]

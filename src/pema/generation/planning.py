@@ -20,7 +20,7 @@ from pema.generation.passes import Pass, Plug
 from pema.generation.prompts import lengths_of_call, lengths_of_pass, shown_to
 from pema.generation.sequences import Sequence, Sequences
 from pema.generation.steps import Weights
-from pema.owner.state import state_of
+from pema.owner.causal_lm import state_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -18,7 +18,7 @@ from pema.errors import ConfigError, MismatchError, OwnerError
 from pema.generation.methods import ForwardMethod, Method, Replacement
 from pema.generation.passes import Pass, Plug, enter, leave
 from pema.generation.planning import Planner
-from pema.owner.derivation import output_embedding
+from pema.owner.causal_lm import output_embedding
 
 if TYPE_CHECKING:
     from pema.adapter.module import Adapter

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from pema.adapter.likelihood import maximise
 from pema.generation.mixture import mix
 from pema.methods.knn_index import Index, Neighbours
-from pema.owner.derivation import hooked, output_embedding
+from pema.owner.causal_lm import output_embedding
+from pema.owner.derivation import hooked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,8 +15,8 @@ from pema.errors import AdapterError, ConfigError
 from pema.methods.contract import Adapted, Job
 from pema.methods.fine_tuning import FineTuning
 from pema.methods.tuned import Tuned, twin
+from pema.owner.causal_lm import state_argument
 from pema.owner.local import LocalPLM
-from pema.owner.state import state_argument
 from pema.schema import option
 
 if TYPE_CHECKING:

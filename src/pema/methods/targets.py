@@ -14,7 +14,8 @@ from pema.errors import DataError
 from pema.evaluation.perplexity import LOGITS_BYTES
 from pema.memory.encoding import Tokens
 from pema.owner.batching import length_batches, pad_right
-from pema.owner.derivation import hooked, output_embedding
+from pema.owner.causal_lm import output_embedding
+from pema.owner.derivation import hooked
 from pema.owner.local import LocalPLM
 from pema.tasks.example import Example
 from pema.tasks.template import Template

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pema.errors import ConfigError, OwnerError
 from pema.owner.bundle import NormSettings
+from pema.owner.causal_lm import output_embedding
 from pema.owner.contract import Tap
 from pema.owner.head import Head, Norm
 from pema.owner.weights import device_of, tensor_of
@@ -73,23 +74,6 @@ def derive_head(model: PreTrainedModel, tap: Tap) -> Head:
             )
         _verify(model, head, tap)
     return head
-
-
-def output_embedding(model: PreTrainedModel) -> nn.Module:
-    """The module whose input is the head input.
-
-    Raises:
-        OwnerError: the model has none.
-    """
-    try:
-        embedding = model.get_output_embeddings()
-    except (AttributeError, NotImplementedError):
-        embedding = None
-    if not isinstance(embedding, nn.Module):
-        raise OwnerError(
-            f"{type(model).__name__} is not understood: it has no output embedding, so it is no causal language model."
-        )
-    return embedding
 
 
 @contextlib.contextmanager

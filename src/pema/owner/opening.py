@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack, cast
 
 from pema.errors import ConfigError
+from pema.owner.client.remote import RemotePLM
 from pema.owner.contract import PLM, Tap
 from pema.owner.loading import DeviceMap
 from pema.owner.local import LocalPLM
 from pema.owner.mask import Mask, MaskedPLM
-from pema.owner.remote import RemotePLM
 
 if TYPE_CHECKING:
     import torch

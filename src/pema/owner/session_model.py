@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTraine
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pema.errors import OwnerError
-from pema.owner.state import OUTPUT_NAME
+from pema.owner.causal_lm import OUTPUT_NAME
 
 if TYPE_CHECKING:
     from pema.owner.contract import PLM, Session

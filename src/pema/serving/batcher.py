@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 from torch import Tensor
 
 from pema.owner.contract import PLM, Represented
-from pema.owner.session import Step, advance_together
+from pema.owner.local.session import Step, advance_together
 from pema.serving.refusal import Refusal, session_expired
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pema.errors import DataError
 from pema.owner.contract import Session
-from pema.owner.session import Step
+from pema.owner.local.session import Step
 from pema.owner.wire import narrow, pack
 from pema.serving import documented
 from pema.serving.admission import Caller, admit

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from pema.errors import OwnerError
-from pema.owner.received import TOKENIZER_FILES, kept_settings
+from pema.owner.client.received import TOKENIZER_FILES, kept_settings
 
 
 def tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

@@ -13,9 +13,9 @@ from transformers import Cache
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from pema.owner.batching import pad_left, pad_right
-from pema.owner.prefix import Prefix
-from pema.owner.running import Runner
-from pema.owner.state import state_of
+from pema.owner.causal_lm import state_of
+from pema.owner.local.prefix import Prefix
+from pema.owner.local.running import Runner
 from pema.owner.weights import device_of
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pema.errors import DataError, OwnerError
-from pema.owner.connection import SMALL_ANSWER, Connection, LostSessionError
+from pema.owner.client.connection import SMALL_ANSWER, Connection, LostSessionError
 from pema.owner.contract import PLMDescription
 from pema.owner.wire import WireDtype, unpack
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pema.owner.growing import Growing
+from pema.owner.local.growing import Growing
 
 _DROP = 8
 """Finished rows leave the batch when they are at least one in this many: then the smaller batch pays for the copy."""

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pema.errors import ConfigError, DataError, OwnerError
 from pema.owner.batching import length_batches
-from pema.owner.connection import SMALL_ANSWER, Connection
+from pema.owner.client.connection import SMALL_ANSWER, Connection
+from pema.owner.client.received import TOKENIZER_BYTES, head_bytes, load_head, load_tokenizer
+from pema.owner.client.remote_session import RemoteSession
 from pema.owner.contract import Contexts, PLMDescription, Represented, Tap, padded
 from pema.owner.head import Head
-from pema.owner.received import TOKENIZER_BYTES, head_bytes, load_head, load_tokenizer
-from pema.owner.remote_session import RemoteSession
 from pema.owner.session_model import SessionModel
 from pema.owner.wire import VERSION, WireDtype, unpack
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pema.errors import DataError
 from pema.owner.contract import Session
-from pema.owner.growing import CachedContexts, Growing
-from pema.owner.running import Runner
+from pema.owner.local.growing import CachedContexts, Growing
+from pema.owner.local.running import Runner
 
 
 class LocalSession:

@@ -12,12 +12,13 @@ from transformers import GenerationConfig
 
 from pema.errors import PemaError
 from pema.owner.batching import pad_left
-from pema.owner.derivation import evaluating, hooked, output_embedding
-from pema.owner.encoded import cached, whole
-from pema.owner.greedy import greedy
-from pema.owner.growing import Growing
-from pema.owner.prefix import Prefix
-from pema.owner.running import Runner
+from pema.owner.causal_lm import output_embedding
+from pema.owner.derivation import evaluating, hooked
+from pema.owner.local.encoded import cached, whole
+from pema.owner.local.greedy import greedy
+from pema.owner.local.growing import Growing
+from pema.owner.local.prefix import Prefix
+from pema.owner.local.running import Runner
 from pema.owner.weights import device_of
 
 logger = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pema.owner.batching import pad_right
+from pema.owner.causal_lm import output_embedding, state_argument, state_of
 from pema.owner.contract import Tap
-from pema.owner.derivation import find_final_norm, hooked, output_embedding
+from pema.owner.derivation import find_final_norm, hooked
+from pema.owner.local.prefix import Prefix
 from pema.owner.positions import PositionEncoding
-from pema.owner.prefix import Prefix
-from pema.owner.state import state_argument, state_of
 from pema.owner.weights import device_of
 
 

@@ -16,17 +16,17 @@ from pema.owner import loading
 from pema.owner.batching import common_prefix, length_batches
 from pema.owner.contract import PLMDescription, Represented, Tap
 from pema.owner.derivation import derive_head
-from pema.owner.encoded import cached, whole
-from pema.owner.greedy import greedy
-from pema.owner.growing import Growing
 from pema.owner.head import Head
 from pema.owner.loading import DeviceMap
-from pema.owner.prefix import Prefix
-from pema.owner.running import Runner
-from pema.owner.session import LocalSession
+from pema.owner.local.encoded import cached, whole
+from pema.owner.local.greedy import greedy
+from pema.owner.local.growing import Growing
+from pema.owner.local.prefix import Prefix
+from pema.owner.local.running import Runner
+from pema.owner.local.session import LocalSession
+from pema.owner.local.shortcuts import ShortCuts
+from pema.owner.local.support import require_supported
 from pema.owner.session_model import SessionModel
-from pema.owner.shortcuts import ShortCuts
-from pema.owner.support import require_supported
 from pema.owner.weights import device_of, model_fingerprints
 
 _LEAST_SHARED = 4

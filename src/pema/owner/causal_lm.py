@@ -1,4 +1,4 @@
-"""The state that a causal LM keeps between two calls, by whatever name its version of transformers gives it."""
+"""What is asked of any causal LM of transformers: its output embedding, and the state between two calls."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from pema.errors import OwnerError
 
 STATE_NAMES = ("cache", "past_key_values", "cache_params")
 """The names of the state in transformers, newest first: an argument of `forward` and a field of its output."""
@@ -29,3 +32,20 @@ def state_of(values: Mapping[str, Any]) -> Any:  # noqa: ANN401
     """
     held = set(values)
     return next((values[name] for name in STATE_NAMES if name in held and values[name] is not None), None)
+
+
+def output_embedding(model: PreTrainedModel) -> nn.Module:
+    """The module whose input is the head input.
+
+    Raises:
+        OwnerError: the model has none.
+    """
+    try:
+        embedding = model.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        embedding = None
+    if not isinstance(embedding, nn.Module):
+        raise OwnerError(
+            f"{type(model).__name__} is not understood: it has no output embedding, so it is no causal language model."
+        )
+    return embedding

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pema.owner.growing import CachedContexts, Growing, WholeContexts
+from pema.owner.local.growing import CachedContexts, Growing, WholeContexts
+from pema.owner.local.prefix import Prefix
+from pema.owner.local.running import Runner
 from pema.owner.positions import PositionEncoding
-from pema.owner.prefix import Prefix
-from pema.owner.running import Runner
 
 
 def cached(

@@ -1,0 +1,1 @@
+"""A PLM behind its owner's server, behind the contract."""
