@@ -10,7 +10,7 @@ from pathlib import Path
 from reproduction import studies
 from reproduction.lines import SUFFIX, files
 from reproduction.paths import DOCS, RESULTS, ROOT
-from reproduction.tables import benchmarks, comparisons, demo, paper_shape, presets, privacy
+from reproduction.tables import benchmarks, comparisons, demo, paper_shape, presets, privacy, settings
 from reproduction.tables.markdown import head, replace_block, row
 
 PLM_CARD = ROOT / "src" / "pema" / "plm" / "tatoeba-en-de-9m" / "README.md"
@@ -104,6 +104,7 @@ BLOCKS: dict[Path, Callable[[], str]] = {
     DOCS / "paper-shape.md": paper_shape.paper_shape,
     DOCS / "private-training.md": privacy.private,
     DOCS / "reproduction.md": table,
+    DOCS / "settings.md": settings.settings,
 }
 """By page, what makes the part between its markers."""
 

@@ -39,7 +39,7 @@ MODELS = {"owner.derivation", "owner.loading", "owner.positions", "owner.weights
 
 EDGES = {
     "__init__": {"adapter", "evaluation", "generation", "memory", "owner", "owner.client", "owner.local", "tasks"},
-    "owner.opening": {"owner.client", "owner.local", "owner.mask", "owner.models"},
+    "owner.opening": {"owner.client", "owner.local", "owner.mask"},
     "generation.decoding": {"owner.models"},  # batches of one length, where positions depend on it
     "experiments.workplace": {"owner.local"},  # keeps the PLM with its weights for the methods
     "cli.serve": {"owner.local", "serving"},

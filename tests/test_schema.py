@@ -1,8 +1,10 @@
+# ruff: noqa: RUF009
 """Fields are held to their types and limits, in code and in files alike."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -10,7 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pema.errors import ConfigError
-from pema.schema import DEEPEST, check, from_json, option, require, short
+from pema.schema import (
+    DEEPEST,
+    among,
+    check,
+    documented,
+    fields_of,
+    from_json,
+    option,
+    parse,
+    require,
+    same,
+    short,
+)
 
 
 @dataclass(frozen=True)
@@ -149,3 +163,102 @@ def test_any_json_is_a_record_or_refused(value):
 def test_a_value_in_a_message_is_short_and_printable(value):
     assert short(value).isprintable()
     assert len(short(value)) < 500
+
+
+@documented
+@dataclass(frozen=True)
+class Documented:
+    """What it is.
+
+    Raises:
+        ConfigError: something.
+    """
+
+    count: int = option(3, "How many.", least=1, most=9)
+    share: float = option(0.5, "How much.", above=0.0, below=1.0)
+    kind: Literal["a", "b"] | None = option(None, "Which.")
+    place: Path | None = option(None, "Where.")
+    many: int = option(4, "Most.", least=1, most=1 << 40)
+    on: bool = option(True, "Whether.")
+    borrowed: float = same(Record, "share")
+
+    def __post_init__(self):
+        check(self)
+
+
+def test_a_dataclass_is_documented_by_its_fields():
+    assert Documented.__doc__.startswith("What it is.\n\nRaises:\n    ConfigError: something.\n\nAttributes:\n")
+    for line in (
+        "    count: How many. (1 to 9; default 3)",
+        "    share: How much. (above 0 to below 1; default 0.5)",
+        "    kind: Which.",
+        "    many: Most. (at least 1; default 4)",
+        "    on: Whether. (default true)",
+    ):
+        assert f"{line}\n" in Documented.__doc__
+    fields = {each.name: each for each in fields_of(Documented)}
+    assert fields["many"].range(math.inf) == "1 to 1099511627776"
+    assert [fields[name].form() for name in ("count", "share", "kind", "place", "on")] == [
+        *("INTEGER", "NUMBER", "a|b", "PATH", "true|false"),
+    ]
+
+
+def test_a_field_may_be_anothers():
+    assert Documented().borrowed == 0.5
+    with pytest.raises(ConfigError, match=r"borrowed=1\.0 is too large: it must be less than 1"):
+        Documented(borrowed=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("count", "7", 7),
+        ("share", "0.25", 0.25),
+        ("kind", "b", "b"),
+        ("kind", "none", None),
+        ("place", "a/b", Path("a/b")),
+        ("on", "False", False),
+    ],
+)
+def test_what_is_typed_is_read(name, text, value):
+    field = {each.name: each for each in fields_of(Documented)}[name]
+    assert parse(f"--{name}", text, field.hint, **field.limits) == value
+    assert getattr(Documented(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("count", "x", "--count='x' must be a whole number"),
+        ("count", "10", "--count=10 is too large: it must be at most 9"),
+        ("count", "none", "--count='none' must be a whole number"),
+        ("share", "nan", "--share=nan must be finite"),
+        ("kind", "c", "--kind='c' is not known: choose a or b"),
+        ("on", "yes", "--on='yes' must be true or false"),
+        ("place", "a\x1b", r"--place='a\\x1b' holds control characters"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_as_it_was_typed(name, text, words):
+    field = {each.name: each for each in fields_of(Documented)}[name]
+    with pytest.raises(ConfigError, match=words):
+        parse(f"--{name}", text, field.hint, **field.limits)
+
+
+def test_a_path_is_a_path():
+    assert Documented(place="a/b").place == Path("a/b")
+    with pytest.raises(ConfigError, match="place=3 must be a path"):
+        Documented(place=3)
+
+
+@given(st.integers(1, 9))
+def test_numbers_are_read_back(number):
+    assert parse("count", str(number), int, least=1, most=9) == number
+
+
+def test_a_name_that_is_not_known_is_refused_with_the_one_it_resembles():
+    with pytest.raises(ConfigError, match="'cuont' is not a setting of this: did you mean 'count'"):
+        among(["count"], ["cuont"], "this")
+    with pytest.raises(ConfigError, match="'x' is not a setting of this; it knows count, kind"):
+        among(["count", "kind"], ["x"], "this")
+    with pytest.raises(ConfigError, match="'x' is not a setting of this; it has none at all"):
+        among([], ["x"], "this")

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pema.memory.build import EXAMPLES_PER_SHARD, build_memory
+from pema.memory.build import build_memory
+from pema.memory.config import BuildConfig
 from pema.memory.encoding import Tokens
 from pema.owner.batching import length_batches, pad_right
 from pema.owner.causal_lm import state_argument
@@ -71,8 +72,9 @@ class Building:
     def groups(self) -> Iterator[range]:
         """The examples that `build_memory` asks for at a time."""
         count = len(self.sequences)
-        for start in range(0, count, EXAMPLES_PER_SHARD):
-            yield range(start, min(start + EXAMPLES_PER_SHARD, count))
+        size = BuildConfig().examples_per_shard
+        for start in range(0, count, size):
+            yield range(start, min(start + size, count))
 
     def encode(self) -> None:
         """Tokenising and checking."""

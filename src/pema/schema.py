@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import inspect
 import math
 import operator
 import re
 import types
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pema.errors import ConfigError
 
@@ -28,6 +30,11 @@ LONGEST = 1 << 20
 DEEPEST = 32
 """Levels of nesting in a field of free values."""
 
+HUGE = 1e6
+"""Limits from here on only keep out what nobody means, and are left out of help texts."""
+
+_FORMS = {int: "INTEGER", float: "NUMBER", bool: "true|false", Path: "PATH"}
+
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "an object"}
 
 
@@ -44,6 +51,63 @@ def option(default: Any = dataclasses.MISSING, help: str = "", **limits: Any) ->
     return dataclasses.field(default=default, metadata={"help": help} | limits)
 
 
+def same(kind: type, name: str) -> Any:  # noqa: ANN401
+    """A field with the default, meaning and limits that another dataclass declares."""
+    field = next(each for each in fields_of(kind) if each.name == name)
+    return dataclasses.field(default=field.default, metadata=field.limits)
+
+
+def documented(kind: type[Record]) -> type[Record]:
+    """Add the meaning of every field to a dataclass's docstring."""
+    lines = [f"    {f.name}: {f.meaning()}" for f in fields_of(kind)]  # type: ignore[arg-type]
+    kind.__doc__ = f"{inspect.cleandoc(kind.__doc__ or '')}\n\nAttributes:\n" + "\n".join(lines) + "\n"
+    return kind
+
+
+class Field(NamedTuple):
+    """A field of a dataclass; `default` is `dataclasses.MISSING` where it is required."""
+
+    name: str
+    hint: Any
+    limits: Mapping[str, Any]
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        """Whether it must be given."""
+        return self.default is dataclasses.MISSING
+
+    @property
+    def help(self) -> str:
+        """What it means."""
+        return str(self.limits.get("help", ""))
+
+    def meaning(self) -> str:
+        """What it means, its limits and its default, in one line."""
+        notes = [self.range()] if self.range() else []
+        if not self.required and self.default is not None:
+            notes.append(f"default {_plain(self.default)}")
+        return self.help + (f" ({'; '.join(notes)})" if notes else "")
+
+    def range(self, huge: float = HUGE) -> str:
+        """Its limits in words; nothing where there is none below `huge`."""
+        low = self.limits.get("least", self.limits.get("above"))
+        high = self.limits.get("most", self.limits.get("below"))
+        high = None if high is None or high >= huge else f"{'below ' if 'below' in self.limits else ''}{_plain(high)}"
+        low = None if low is None else f"{'above ' if 'above' in self.limits else ''}{_plain(low)}"
+        if low is not None and high is not None:
+            return f"{low} to {high}"
+        return f"at least {low}".replace("at least above", "above") if low is not None else ""
+
+    def form(self) -> str:
+        """How a value is written: its choices, or the kind of value."""
+        inner = [each for each in get_args(self.hint) if each is not type(None)] or [self.hint]
+        hint = self.hint if get_origin(self.hint) is Literal else inner[0]
+        if get_origin(hint) is Literal:
+            return "|".join(get_args(hint))
+        return _FORMS.get(hint, "TEXT")
+
+
 def check(record: Any) -> None:  # noqa: ANN401
     """Refuse a dataclass in which a value has the wrong type, is outside its limits or not among its choices.
 
@@ -52,7 +116,7 @@ def check(record: Any) -> None:  # noqa: ANN401
     Raises:
         ConfigError: names the field and its value.
     """
-    for name, hint, limits, _ in _fields(type(record)):  # type: ignore[arg-type]
+    for name, hint, limits, _ in fields_of(type(record)):  # type: ignore[arg-type]
         value = getattr(record, name)
         checked = _value(name, value, hint, limits)
         if checked is not value:
@@ -75,11 +139,12 @@ def from_json(kind: type[Record], values: object, where: str = "") -> Record:
         raise ConfigError(f"{what} is {short(values)}, not an object.")
     known(kind, values, where)
     given = {}
-    for name, hint, limits, required in _fields(kind):  # type: ignore[arg-type]
+    for field in fields_of(kind):  # type: ignore[arg-type]
+        name = field.name
         place = f"{where}.{name}" if where else name
         if name in values:
-            given[name] = _value(place, values[name], hint, limits, parse=True)
-        elif required:
+            given[name] = _value(place, values[name], field.hint, field.limits, nested=True)
+        elif field.required:
             raise ConfigError(f"{place!r} is missing.")
     return kind(**given)
 
@@ -96,39 +161,74 @@ def require(name: str, value: Any, hint: Any, **limits: Any) -> Any:  # noqa: AN
     return _value(name, value, hint, limits)
 
 
+def parse(name: str, text: str, hint: Any, **limits: Any) -> Any:  # noqa: ANN401
+    """Read a value from what a user typed, and hold it to its type and limits; see `option`.
+
+    Args:
+        name: what the message calls it.
+        text: what was typed; `none` is None where the type allows it.
+        hint: the type.
+        limits: those of `option`.
+
+    Raises:
+        ConfigError: it is no value of this type, or outside its limits.
+    """
+    inner = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if type(None) in inner and text.lower() == "none":
+        return None
+    value: Any = text
+    try:
+        if int in inner or float in inner:
+            value = int(text) if int in inner else float(text)
+    except ValueError:
+        pass  # `require` says what it must be
+    if bool in inner and text.lower() in ("true", "false"):
+        value = text.lower() == "true"
+    return require(name, value, hint, **limits)
+
+
 def known(kind: type, values: Mapping[str, Any], where: str = "") -> None:
     """Refuse a key that is not a field of a dataclass.
 
     Raises:
         ConfigError: names the key, and the field that it resembles.
     """
-    names = [f.name for f in dataclasses.fields(kind)]
-    for key in values:
+    prefix = f"{where}." if where else ""
+    among([f.name for f in dataclasses.fields(kind)], values, kind.__name__, prefix)
+
+
+def among(names: Sequence[str], keys: Iterable[str], what: str, prefix: str = "") -> None:
+    """Refuse a key that is not among names.
+
+    Raises:
+        ConfigError: names the key, and the name that it resembles.
+    """
+    for key in keys:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1)
-            place = f"{where}.{key}" if where else key
+            choice = f"; it knows {', '.join(names)}." if names else "; it has none at all."
             raise ConfigError(
-                f"{short(place)} is not a setting of {kind.__name__}"
-                + (f": did you mean {near[0]!r}?" if near else f"; it knows {', '.join(names)}.")
+                f"{short(f'{prefix}{key}')} is not a setting of {what}"
+                + (f": did you mean {near[0]!r}?" if near else choice)
             )
 
 
 @functools.cache
-def _fields(kind: type) -> tuple[tuple[str, Any, Mapping[str, Any], bool], ...]:
-    """Name, type, limits, and whether it is required, of every field."""
+def fields_of(kind: Any) -> tuple[Field, ...]:  # noqa: ANN401
+    """The fields of a dataclass, with their types and limits."""
     hints = get_type_hints(kind)
     return tuple(
-        (
+        Field(
             f.name,
             hints[f.name],
             f.metadata,
-            f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING,
+            f.default if f.default_factory is dataclasses.MISSING else f.default_factory(),
         )
         for f in dataclasses.fields(kind)
     )
 
 
-def _value(name: str, value: Any, hint: Any, limits: Mapping[str, Any], parse: bool = False) -> Any:  # noqa: ANN401
+def _value(name: str, value: Any, hint: Any, limits: Mapping[str, Any], nested: bool = False) -> Any:  # noqa: ANN401
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         inner = [each for each in get_args(hint) if each is not type(None)]
@@ -143,7 +243,7 @@ def _value(name: str, value: Any, hint: Any, limits: Mapping[str, Any], parse: b
             raise ConfigError(f"{name}={short(value)} is not known: choose {' or '.join(get_args(hint))}.")
         return value
     if origin in (tuple, Sequence):
-        return _items(name, value, get_args(hint)[0], limits, parse)
+        return _items(name, value, get_args(hint)[0], limits, nested)
     if hint is float and type(value) is int and abs(value) <= WHOLE:
         value = float(value)
     if hint in (int, float, bool, str) and type(value) is not hint:
@@ -152,29 +252,35 @@ def _value(name: str, value: Any, hint: Any, limits: Mapping[str, Any], parse: b
         _number(name, value, limits)
     elif hint is str:
         _text(name, value, limits)
+    elif hint is Path:
+        if isinstance(value, str):
+            _text(name, value, limits)
+            value = Path(value)
+        if not isinstance(value, Path):
+            raise ConfigError(f"{name}={short(value)} must be a path.")
     elif origin in (dict, Mapping) or hint in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{name}={short(value)} must be {_NAMES[dict]}.")
         kinds = get_args(hint)
         if kinds and dataclasses.is_dataclass(kinds[1]):
-            items = {key: _value(f"{name}.{key}", item, kinds[1], {}, parse) for key, item in value.items()}
+            items = {key: _value(f"{name}.{key}", item, kinds[1], {}, nested) for key, item in value.items()}
             return value if all(map(operator.is_, value.values(), items.values())) else items
         _shallow(name, value)
     elif dataclasses.is_dataclass(hint) and not isinstance(value, hint):  # type: ignore[arg-type]
-        if not parse:
+        if not nested:
             raise ConfigError(f"{name}={short(value)} must be a {hint.__name__}.")  # type: ignore[union-attr]
         reader = getattr(hint, "from_dict", None)  # for a kind whose JSON form says which of several classes it is
         return from_json(hint, value, name) if reader is None else reader(value)  # type: ignore[arg-type]
     return value
 
 
-def _items(name: str, value: Any, hint: Any, limits: Mapping[str, Any], parse: bool) -> tuple[Any, ...]:  # noqa: ANN401
+def _items(name: str, value: Any, hint: Any, limits: Mapping[str, Any], nested: bool) -> tuple[Any, ...]:  # noqa: ANN401
     if not isinstance(value, list | tuple):
         raise ConfigError(f"{name}={short(value)} must be a list.")
     if len(value) > limits.get("longest", LONGEST):
         raise ConfigError(f"{name} has {len(value):,} items, at most {limits.get('longest', LONGEST):,} are meant.")
     each = {key: limit for key, limit in limits.items() if key != "longest"}
-    items = tuple(_value(f"{name}[{i}]", item, hint, each, parse) for i, item in enumerate(value))
+    items = tuple(_value(f"{name}[{i}]", item, hint, each, nested) for i, item in enumerate(value))
     return value if isinstance(value, tuple) and all(map(operator.is_, value, items)) else items
 
 
@@ -236,3 +342,10 @@ def short(value: object) -> str:
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value):,} items"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _plain(value: object) -> str:
+    """A default as a user would write it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -161,9 +161,9 @@ def test_bad_input_is_refused(plm, tiny_plm):
     with pytest.raises(DataError, match=r"source 3: its prompt has \d+ tokens, and the PLM takes 128"):
         generate(plm, adapter, ["a", "b", "a dog " * 200], TASK, Constant(0.5))
     for name in ("batch_size", "num_beams", "max_new_tokens"):
-        with pytest.raises(ConfigError, match=f"{name} must be at least 1, not 0"):
+        with pytest.raises(ConfigError, match=f"{name}=0 is too small: it must be at least 1"):
             generate(plm, adapter, ["a"], TASK, Constant(0.5), **{name: 0})
-    with pytest.raises(ConfigError, match="max_length must be at least 1, not 0"):
+    with pytest.raises(ConfigError, match="max_length=0 is too small: it must be at least 1"):
         generate(plm, adapter, ["a"], TASK, Constant(0.5), max_length=0)
     with pytest.raises(DataError, match=r"source 1: its prompt has \d+ tokens, and the PLM takes 3"):
         generate(plm, adapter, ["a"], TASK, Constant(0.5), max_length=3)

@@ -332,7 +332,7 @@ def test_settings_that_are_the_owners(tmp_path):
     for settings in ({"device_map": "cuda"}, {"revision": "main"}, {"mask_secret": tmp_path}):
         with pytest.raises(ConfigError, match="is the PLM owner's to choose"):
             open_plm("https://localhost:1", **settings)
-    with pytest.raises(ConfigError, match="dtype 'int8' cannot cross"):
+    with pytest.raises(ConfigError, match="dtype='int8' is not known: choose auto or float32"):
         open_plm("https://localhost:1", dtype="int8")
 
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from pema.adapter.schedule import Fitted, NamedSchedule, get_schedule, suited
 from pema.console import note
 from pema.errors import ConfigError
-from pema.owner.contract import Contexts, PLMDescription
-from pema.schema import SEED, check, from_json, option, require, short
+from pema.owner.contract import Contexts, PLMDescription, Tap
+from pema.schema import SEED, check, documented, from_json, option, require, short
 
 Activation = Literal["none", "gelu"]
 Vocabulary = Literal["full", "seen"]
@@ -74,6 +74,7 @@ def _check_privacy(config: TrainConfig) -> None:
         raise ConfigError(f"clip=0 with dp_epsilon={epsilon}: noise hides only what is clipped. Set clip=1.")
 
 
+@documented
 @dataclass(frozen=True)
 class TrainConfig:
     """How an adapter is trained: steps 2 and 3 of the method.
@@ -204,6 +205,7 @@ def _check_training(training: Mapping[str, Any]) -> None:
             require(place, value, float, least=-LARGEST, most=LARGEST)
 
 
+@documented
 @dataclass(frozen=True)
 class AdapterConfig:
     """What an adapter is, and which PLM, task and training it comes from; `adapter_config.json`.
@@ -259,6 +261,11 @@ class AdapterConfig:
             ConfigError: a key that is not a setting, or a value that cannot be meant.
         """
         return from_json(cls, values)
+
+    @property
+    def tap(self) -> Tap:
+        """Where the representations are read that the adapter learned from."""
+        return "head_input" if self.plm is None else self.plm.tap
 
     def choose_schedule(self, name: str | None = None, lambda_max: float | None = None) -> NamedSchedule:
         """Return the schedule that a user names, or the adapter's own.

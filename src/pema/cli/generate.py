@@ -3,75 +3,57 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from pema.cli.options import (
-    AsJSON,
-    DeviceMap,
-    LambdaMax,
-    MaskSecret,
-    OwnTaskName,
-    PLMDtype,
-    PLMName,
-    ScheduleOption,
-    TemplateText,
-    show,
+from pema.cli.options import FURTHER, AsJSON, OwnTaskName, PLMName, TemplateText, loading, show
+from pema.cli.settings import Options, declared
+from pema.generation.config import GenerateConfig
+
+GENERATING = Options(
+    GenerateConfig,
+    ("schedule", "lambda_max", "batch_size", "num_beams", "max_new_tokens"),
+    rest=True,
+    further="and settings of transformers' generate, such as temperature",
 )
 
 
+@declared(settings=GENERATING, loaded=loading(*FURTHER))
 def generate(
     adapter: Annotated[Path, typer.Argument(help="Folder or hub name of the adapter.", metavar="ADAPTER")],
     plm: PLMName,
     inputs: Annotated[Path, typer.Option("--input", help="Source texts, one a line.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the texts go, one a line, in the same order.")],
-    schedule: ScheduleOption = None,
-    lambda_max: LambdaMax = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences at a time.")] = 32,
-    num_beams: Annotated[int, typer.Option("--num-beams", min=1, help="1 is greedy.")] = 1,
-    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Longest output.")] = None,
+    settings: dict[str, Any],
+    loaded: dict[str, Any],
     no_adapter: Annotated[bool, typer.Option("--no-adapter", help="The PLM alone, for comparison.")] = False,
     task: OwnTaskName = None,
     template: TemplateText = None,
-    plm_dtype: PLMDtype = None,
-    device_map: DeviceMap = None,
-    mask_secret: MaskSecret = None,
     as_json: AsJSON = False,
 ) -> None:
     """Generate with the PLM and the adapter: P = lambda_t P_PEMA + (1 - lambda_t) P_LM.
 
     Example: pema generate adapter --plm embedded --input test.en -o test.de
     """
+    from pema.tasks.readers import read_lines
+
+    GenerateConfig.split(settings)
+    sources = read_lines(inputs)
+
     from pema.adapter.module import Adapter
-    from pema.adapter.schedule import NoAdapter, Schedule
     from pema.adapter.task import task_of
     from pema.evaluation.outputs import write_hypotheses
     from pema.generation.decoding import generate_counted
-    from pema.owner.contract import Tap
     from pema.owner.opening import open_plm
-    from pema.tasks.readers import read_lines
     from pema.tasks.registry import get_task
 
-    sources = read_lines(inputs)
-    loaded = None if no_adapter and task is not None else Adapter.from_pretrained(adapter)
-    chosen = get_task(task or "", template) if loaded is None else task_of(loaded.config, task, template)
-    mixture: Schedule = NoAdapter()
-    tap: Tap = "head_input"
-    if loaded is not None and not no_adapter:
-        name = None if schedule is None else schedule.value
-        mixture = loaded.config.choose_schedule(name, lambda_max)
-        tap = loaded.config.plm.tap if loaded.config.plm is not None else tap
-    owner = open_plm(plm, mask_secret=mask_secret, tap=tap, dtype=plm_dtype, device_map=device_map)
-    found = generate_counted(
-        owner,
-        None if no_adapter else loaded,
-        sources,
-        chosen,
-        mixture,
-        batch_size=batch_size,
-        num_beams=num_beams,
-        max_new_tokens=max_new_tokens,
-    )
-    write_hypotheses(output, found.texts)
-    show({"output": str(output), "lines": len(found.texts), "cut": found.cut}, as_json)
+    own = None if no_adapter and task is not None else Adapter.from_pretrained(adapter)
+    chosen = get_task(task or "", template) if own is None else task_of(own.config, task, template)
+    used = None if no_adapter else own
+    if used is not None:
+        used.config.choose_schedule(settings.get("schedule"), settings.get("lambda_max"))  # before the PLM is loaded
+        loaded["tap"] = used.config.tap
+    result = generate_counted(open_plm(plm, **loaded), used, sources, chosen, **settings)
+    write_hypotheses(output, result.texts)
+    show({"output": str(output), "lines": len(result.texts), "cut": result.cut}, as_json)

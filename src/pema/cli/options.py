@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from pema.cli.settings import Options
 from pema.console import printable, stdout
+from pema.owner.config import LoadConfig
 from pema.schema import SEED
-
-
-class TapName(StrEnum):
-    """Where f(c) is read: what the LM head reads, or the final norm's input (what inference servers hand out)."""
-
-    head_input = "head_input"
-    norm_input = "norm_input"
-
-
-class ScheduleName(StrEnum):
-    """How the mixture weight runs over a sequence."""
-
-    unrolling = "unrolling"
-    constant = "constant"
-    linear = "linear"
-    fitted = "fitted"
-
 
 PLMName = Annotated[
     str, typer.Option("--plm", help="Hub name or local folder of the PLM; 'embedded' is the one that pema ships.")
@@ -38,27 +22,16 @@ OwnTaskName = Annotated[str | None, typer.Option("--task", help="The adapter's t
 TemplateText = Annotated[
     str | None, typer.Option("--template", help="Prompt with {source} in it, instead of the task's own.")
 ]
-PLMDtype = Annotated[
-    str | None, typer.Option("--plm-dtype", help="Precision to load the PLM in: auto, float32, float16 or bfloat16.")
-]
-DeviceMap = Annotated[
-    str | None, typer.Option("--device-map", help="Where the PLM goes, as in transformers: cpu, cuda, auto, ...")
-]
-MaskSecret = Annotated[
-    Path | None,
-    typer.Option("--mask-secret", help="The PLM owner's secret: work with the masked head that `pema release` wrote."),
-]
-ScheduleOption = Annotated[
-    ScheduleName | None,
-    typer.Option(
-        "--schedule",
-        help="Mixture weight over the sequence; default: constant, or unrolling for predicted contexts.",
-    ),
-]
-LambdaMax = Annotated[
-    float | None,
-    typer.Option("--lambda-max", min=0, max=1, help="Weight at the first token; default: 0.9, of constant 0.7."),
-]
+
+
+def loading(*names: str) -> Options:
+    """Options for how the PLM is loaded."""
+    return Options(LoadConfig, names, flags={"dtype": "--plm-dtype"})
+
+
+FURTHER = ("dtype", "device_map", "revision", "mask_secret")
+"""Of a PLM whose tap an adapter says."""
+
 AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=SEED, help="Seed of everything random.")]
 MemoryFolder = Annotated[Path, typer.Argument(help="Folder of the external memory.", metavar="MEMORY")]

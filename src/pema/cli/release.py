@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from pema.cli.options import AsJSON, DeviceMap, PLMDtype, TapName, show
+from pema.cli.options import AsJSON, loading, show
+from pema.cli.settings import declared
 from pema.console import note
 from pema.errors import ConfigError
+from pema.schema import short
+
+MASKS = ("none", "rotation")
+"""What stands between the PLM and what is given away."""
 
 
-class MaskName(StrEnum):
-    """What stands between the PLM and what is given away."""
-
-    none = "none"
-    rotation = "rotation"
-
-
+@declared(loaded=loading("tap", "dtype", "device_map", "revision"))
 def release(
     plm: Annotated[str, typer.Argument(help="Hub name or local folder of the PLM.", metavar="PLM")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the head bundle.", metavar="HEAD")],
-    tap: Annotated[TapName, typer.Option("--tap", help="Where representations are read.")] = TapName.head_input,
+    loaded: dict[str, Any],
     mask: Annotated[
-        MaskName, typer.Option("--mask", help="rotation: W_hd Q^T with a secret orthogonal Q (docs/masked-head.md).")
-    ] = MaskName.none,
+        str,
+        typer.Option(
+            "--mask",
+            help="rotation: W_hd Q^T with a secret orthogonal Q (docs/masked-head.md).",
+            metavar="|".join(MASKS),
+        ),
+    ] = "none",
     secret: Annotated[
         Path | None, typer.Option("--secret", help="File of the mask's secret; made where there is none.")
     ] = None,
-    plm_dtype: PLMDtype = None,
-    device_map: DeviceMap = None,
     as_json: AsJSON = False,
 ) -> None:
     """Write the head bundle of a PLM: W_hd, its bias, scaling and cap, and the final norm where the tap needs it.
@@ -41,10 +42,9 @@ def release(
 
     Example: pema release embedded -o head --mask rotation --secret secret.key
     """
-    from pema.owner.mask import Mask
-    from pema.owner.opening import open_plm
-
-    if (mask is MaskName.rotation) != (secret is not None):
+    if mask not in MASKS:
+        raise ConfigError(f"--mask={short(mask)} is not known: choose {' or '.join(MASKS)}.")
+    if (mask == "rotation") != (secret is not None):
         raise ConfigError(
             "--mask rotation needs --secret FILE, where the secret is kept."
             if secret is None
@@ -52,9 +52,13 @@ def release(
         )
     if secret is not None and secret.resolve().is_relative_to(output.resolve()):
         raise ConfigError(f"the secret {secret} would lie in {output}, which is given away: keep it elsewhere.")
+
+    from pema.owner.mask import Mask
+    from pema.owner.opening import open_plm
+
     if secret is not None and Mask.create(secret):
         note(f"{secret} holds a new secret. Keep it, and keep it to yourself: no adapter works without it.")
-    owner = open_plm(plm, mask_secret=secret, tap=tap.value, dtype=plm_dtype, device_map=device_map)
+    owner = open_plm(plm, mask_secret=secret, **loaded)
     head = owner.head()
     head.save(output)
     show(
@@ -64,7 +68,7 @@ def release(
             "head_fingerprint": owner.description.head_fingerprint,
             "vocabulary_size": head.vocabulary_size,
             "width": head.d,
-            "mask": mask.value,
+            "mask": mask,
         },
         as_json,
     )

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from pema.cli.options import AsJSON, DeviceMap, PLMDtype, TapName, show
+from pema.cli.options import AsJSON, loading, show
+from pema.cli.settings import declared
 
 
+@declared(loaded=loading("tap", "dtype", "device_map", "revision"))
 def serve(
     plm: Annotated[str, typer.Argument(help="Hub name or local folder of the PLM.", metavar="PLM")],
+    loaded: dict[str, Any],
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes any that is free.")] = 8000,
     policy: Annotated[
         Path | None, typer.Option("--policy", help="TOML file: keys, limits, what is given out.", metavar="FILE")
     ] = None,
-    tap: Annotated[TapName, typer.Option("--tap", help="Where representations are read.")] = TapName.head_input,
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate (PEM).", metavar="FILE")] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Its private key (PEM).", metavar="FILE")] = None,
     insecure_network: Annotated[
         bool,
         typer.Option("--insecure-network", help="Listen on a network without keys or TLS; something else guards it."),
     ] = False,
-    plm_dtype: PLMDtype = None,
-    device_map: DeviceMap = None,
 ) -> None:
     """Serve representations of a frozen PLM to data owners over HTTP; stops on SIGTERM once all is answered.
 
@@ -56,7 +56,7 @@ def serve(
     address.check(rules, insecure=insecure_network)
 
     def load(metrics: Metrics) -> Service:
-        return Service(LocalPLM.load(plm, tap=tap.value, dtype=plm_dtype, device_map=device_map), rules, metrics)
+        return Service(LocalPLM.load(plm, **loaded), rules, metrics)
 
     listener = address.listen()
     log_to_stderr()

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from pema.adapter.schedule import Schedule
-from pema.adapter.task import require_task
+from pema.adapter.schedule import NoAdapter, Schedule
+from pema.adapter.task import require_task, task_of
 from pema.console import note, progress
 from pema.errors import ConfigError, DataError, PemaError
+from pema.generation.config import GenerateConfig
 from pema.generation.plugin import attach
 from pema.generation.settings import ARGUMENTS, OF_THE_HISTORY, STOPS, check, without_own_settings
 from pema.owner.positions import PositionEncoding
-from pema.schema import SEED, require
+from pema.schema import require
 from pema.tasks.registry import Task
 from pema.tasks.template import Encoded
 
@@ -57,14 +58,8 @@ def generate(
     plm: PLM,
     adapter: Adapter | None,
     sources: Sequence[str],
-    task: Task,
-    schedule: Schedule,
-    *,
-    batch_size: int = 32,
-    num_beams: int = 1,
-    max_new_tokens: int | None = None,
-    do_sample: bool = False,
-    seed: int = 0,
+    task: Task | None = None,
+    schedule: Schedule | str | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> list[str]:
     """Generate a text for each source.
@@ -80,60 +75,88 @@ def generate(
         plm: the PLM.
         adapter: the adapter, or None for the PLM alone.
         sources: what fills the template's slot.
-        task: its template makes the prompts.
-        schedule: the adapter's weight per step.
-        batch_size: sequences at a time.
-        num_beams: 1 is greedy (or sampling).
-        max_new_tokens: the longest output in tokens; 2 SL + 16 where it is not given. What the PLM's context window
-            leaves behind the prompt bounds it. A note says how many texts were cut there.
-        do_sample: draw from the whole mixture instead of taking its best token.
-        seed: of the draws.
-        settings: further settings of the model's `generate`, such as `temperature` or `repetition_penalty` (see
-            `pema.generation.settings`), `logits_processor`, `stopping_criteria`, and `max_length`, the tokens that a
-            prompt and its text may have together.
+        task: its template makes the prompts; None is the adapter's own.
+        schedule: the adapter's weight per step, or a schedule's name; None is the adapter's own.
+        settings: fields of `GenerateConfig`, and further settings of the model's `generate`, such as `temperature` or
+            `repetition_penalty` (see `pema.generation.settings`), `logits_processor`, `stopping_criteria`, and
+            `max_length`, the tokens that a prompt and its text may have together. A note says how many texts were cut
+            at their limit of tokens.
 
     Returns:
         One line of text per source, in the order of `sources`.
 
     Raises:
         DataError: a source is blank, or too long for the PLM; the message names its number.
-        ConfigError: a setting below 1, unknown, or one that cannot be meant here.
+        ConfigError: a setting below 1, unknown, or one that cannot be meant here; no task.
         MismatchError: the adapter belongs to another PLM, task or template.
     """
-    settings |= {"batch_size": batch_size, "num_beams": num_beams, "max_new_tokens": max_new_tokens}
-    return generate_counted(plm, adapter, sources, task, schedule, do_sample=do_sample, seed=seed, **settings).texts
+    return generate_counted(plm, adapter, sources, task, schedule, **settings).texts
 
 
 def generate_counted(
     plm: PLM,
     adapter: Adapter | None,
     sources: Sequence[str],
-    task: Task,
-    schedule: Schedule,
-    *,
-    do_sample: bool = False,
-    seed: int = 0,
+    task: Task | None = None,
+    schedule: Schedule | str | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> Generated:
     """The same as `generate`, with what was counted on the way."""
+    task = task or adapters_task(adapter)
+    mixture = schedule_of(adapter, schedule, settings.pop("lambda_max", None))
     with contextlib.ExitStack() as stack:
         inputs: Inputs = plain
         if adapter is not None:
             require_task(adapter.config, task)
             attached = stack.enter_context(
-                attach(plm.generator, adapter, plm.head(), schedule, description=plm.description)
+                attach(plm.generator, adapter, plm.head(), mixture, description=plm.description)
             )
             inputs = attached.inputs
-        require("seed", seed, int, least=0, most=SEED)
-        if do_sample:
+        return draw(plm, sources, task, inputs, **settings)
+
+
+def draw(plm: PLM, sources: Sequence[str], task: Task, inputs: Inputs, /, **settings: Any) -> Generated:  # noqa: ANN401
+    """Generate from the PLM as it stands, whatever is plugged into it; the seed decides what is sampled."""
+    config, _ = GenerateConfig.split(settings)
+    with contextlib.ExitStack() as stack:
+        if config.do_sample:
             # transformers would keep the 50 likeliest tokens.
             settings = {"top_k": 0} | settings
             devices = [] if plm.model.device.type == "cpu" else [plm.model.device]
             stack.enter_context(
                 torch.random.fork_rng(devices, device_type=plm.model.device.type if devices else "cuda")
             )
-            torch.manual_seed(seed)
-        return decode(plm, plm.generator, sources, task, inputs, do_sample=do_sample, **settings)
+            torch.manual_seed(config.seed)
+        return decode(plm, plm.generator, sources, task, inputs, **settings)
+
+
+def adapters_task(adapter: Adapter | None) -> Task:
+    """Return the task that an adapter was trained with.
+
+    Raises:
+        ConfigError: there is no adapter, or it does not record its task.
+    """
+    if adapter is None:
+        raise ConfigError("without an adapter nothing says the task: give task, e.g. pema.get_task('translation').")
+    return task_of(adapter.config)
+
+
+def schedule_of(adapter: Adapter | None, schedule: Schedule | str | None, lambda_max: float | None) -> Schedule:
+    """Return the schedule that a caller gives, names, or leaves to the adapter.
+
+    Raises:
+        ConfigError: an unknown name, a fitted schedule that the adapter does not have, or a lambda_max that cannot be.
+    """
+    if schedule is not None and not isinstance(schedule, str):
+        if lambda_max is not None:
+            raise ConfigError(
+                f"lambda_max={lambda_max} beside the schedule {schedule!r}: its weight is its own. Leave one out, or "
+                "name the schedule ('constant', 'unrolling', 'linear')."
+            )
+        return schedule
+    if adapter is None:
+        return NoAdapter()
+    return adapter.config.choose_schedule(schedule, lambda_max)
 
 
 def decode(
@@ -144,8 +167,6 @@ def decode(
     inputs: Inputs,
     /,
     *,
-    batch_size: int = 32,
-    max_new_tokens: int | None = None,
     max_length: int | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> Generated:
@@ -159,27 +180,26 @@ def decode(
         sources: what fills the template's slot.
         task: its template makes the prompts.
         inputs: what stands around the model's call for a batch.
-        batch_size: sequences at a time.
-        max_new_tokens: the longest output in tokens.
         max_length: tokens that a prompt and its output may have together, within the PLM's context window.
-        settings: further settings of the model's `generate`.
+        settings: fields of `GenerateConfig`, and further settings of the model's `generate`.
 
     Raises:
         DataError: a source is blank, or too long for the PLM; the message names its number.
         ConfigError: a setting below 1, unknown, or one that cannot be meant here.
     """
-    counts = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "max_length": max_length}
-    ends = _ends(settings.get("eos_token_id", plm.description.eos_token_ids))
-    settings = {"num_beams": 1, "do_sample": False} | settings | {"eos_token_id": ends}
-    check(settings | counts, ends)
+    config, further = GenerateConfig.split(settings)
+    require("max_length", max_length, int | None, least=1)
+    ends = _ends(further.get("eos_token_id", plm.description.eos_token_ids))
+    settings = {"num_beams": config.num_beams, "do_sample": config.do_sample} | further | {"eos_token_id": ends}
+    check(settings, ends)
     prompts = task.template.encode_prompts(plm.tokenizer, list(sources))
     window = min(plm.description.max_length, max_length or plm.description.max_length)
-    limits = [token_limit(n, prompt, window, max_new_tokens) for n, prompt in enumerate(prompts, 1)]
+    limits = [token_limit(n, prompt, window, config.max_new_tokens) for n, prompt in enumerate(prompts, 1)]
     texts, tokens, cut = [""] * len(prompts), 0, 0
     # A model whose position encoding follows the longest row of a batch gets rows of one length only.
     alike = any(map(settings.get, OF_THE_HISTORY)) or PositionEncoding(model).varies
     with progress("Generating", len(prompts), "texts") as advance, without_own_settings(model):
-        for chosen in _batches(prompts, limits, batch_size, alike=alike):
+        for chosen in _batches(prompts, limits, config.batch_size, alike=alike):
             batch, most = [prompts[i] for i in chosen], [limits[i] for i in chosen]
             with inputs([prompt.source_length for prompt in batch]):
                 rows = _generate_batch(plm, model, batch, most, settings)
@@ -190,7 +210,7 @@ def decode(
                 tokens, cut = tokens + len(row), cut + is_cut
             advance(len(chosen))
     if cut:
-        limit = "2 SL + 16" if max_new_tokens is None else f"max_new_tokens={max_new_tokens}"
+        limit = "2 SL + 16" if config.max_new_tokens is None else f"max_new_tokens={config.max_new_tokens}"
         note(
             f"{cut:,} of {len(texts):,} texts are cut at their limit of tokens ({limit}, within the PLM's window): "
             "raise max_new_tokens for longer ones."

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
 from pema.errors import ConfigError
-from pema.schema import require
+from pema.generation.config import LARGEST, GenerateConfig
+from pema.schema import among, require
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 BEAMS = ("early_stopping", "length_penalty")
@@ -29,6 +31,9 @@ ARGUMENTS = ("logits_processor", "stopping_criteria")
 """Arguments of the model's `generate` that are passed on, beside ours."""
 
 STOPS = ("stop_strings", "stopping_criteria")
+
+KNOWN = sorted({*HONOURED, *ARGUMENTS, "max_length", *(field.name for field in fields(GenerateConfig))})
+"""What `generate` may be given."""
 
 OF_THE_HISTORY = ("logits_processor", "no_repeat_ngram_size", "repetition_penalty")
 """Settings that look at all tokens of a row, padding included."""
@@ -70,12 +75,6 @@ _WHY: dict[str, tuple[str, ...]] = {
 REFUSED = {name: reason for reason, names in _WHY.items() for name in names}
 """Settings that cannot be meant here, and why."""
 
-WHOLE = ("num_beams", "batch_size", "max_new_tokens", "max_length")
-
-
-LARGEST = (1 << 31) - 1
-"""Largest size of any number among the settings."""
-
 
 def check(settings: Mapping[str, Any], ends: Sequence[int]) -> None:
     """Refuse settings of decoding that cannot be meant, before anything is generated.
@@ -91,17 +90,11 @@ def check(settings: Mapping[str, Any], ends: Sequence[int]) -> None:
     for name, value in settings.items():
         if type(value) in (int, float):
             require(name, value, float, least=-LARGEST, most=LARGEST)
-        if name in WHOLE:
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ConfigError(f"{name} must be at least 1, not {value!r}.")
-        elif name in ARGUMENTS and not isinstance(value, list | tuple | None):
+        if name in ARGUMENTS and not isinstance(value, list | tuple | None):
             raise ConfigError(f"{name} must be a list, not a {type(value).__name__}.")
-        elif name in REFUSED:
+        if name in REFUSED:
             raise ConfigError(f"{name} is no setting of pema.generate: {REFUSED[name]}.")
-        elif name not in HONOURED | set(ARGUMENTS) or (name in HONOURED and not hasattr(known, name)):
-            raise ConfigError(
-                f"{name!r} is no setting of pema.generate: choose among {', '.join(sorted({*HONOURED, *ARGUMENTS}))}."
-            )
+        among([each for each in KNOWN if each not in HONOURED or hasattr(known, each)], [name], "pema.generate")
     for names, switch, on in (
         (SAMPLING, "do_sample=True", settings["do_sample"]),
         (BEAMS, "num_beams=2 or more", settings["num_beams"] > 1),

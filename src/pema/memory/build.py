@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,20 +21,22 @@ from pema import console
 from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError, OwnerError
 from pema.files import clear_below
 from pema.locks import exclusive
+from pema.memory.config import BuildConfig, Targets
 from pema.memory.encoding import Tokens
-from pema.memory.manifest import FILE, HEAD, ITEM_BYTES, Dtype, FileEntry, Input, Manifest, Targets
+from pema.memory.manifest import FILE, HEAD, ITEM_BYTES, FileEntry, Input, Manifest
 from pema.memory.pairing import pair
 from pema.memory.precision import StorageLoss
 from pema.memory.reader import Memory
 from pema.memory.shard import Contents, Integers, ShardFile, channel_scales_of, restore, store, write_shard
 from pema.owner.contract import PLM, Contexts, PLMDescription, Represented, padded
-from pema.schema import require
+from pema.schema import known
 from pema.tasks.example import Example
 
 if TYPE_CHECKING:
     from pema.tasks.registry import Task
 
-EXAMPLES_PER_SHARD = 512
+DEFAULT = BuildConfig()
+
 SHARD_BYTES = 1 << 27
 """A group ends before its representations would take more than this, so that wide PLMs do not fill the RAM."""
 
@@ -44,14 +46,10 @@ def build_memory(
     examples: Iterable[Example],
     task: Task,
     output: Path,
+    config: BuildConfig = DEFAULT,
     *,
-    contexts: Contexts = "teacher",
-    targets: Targets = "position",
-    dtype: Dtype = "float16",
-    limit: int | None = None,
-    batch_tokens: int = 8192,
-    examples_per_shard: int = EXAMPLES_PER_SHARD,
     append: bool = False,
+    **changes: Any,  # noqa: ANN401
 ) -> Memory:
     """Store (f(c_i), y_i) for every target token of every example.
 
@@ -63,13 +61,9 @@ def build_memory(
         examples: the pairs of texts.
         task: its template makes the prompts.
         output: folder of the memory.
-        contexts: what follows the prompt in a context: the target's own prefix ("teacher") or what the PLM generates.
-        targets: with "predicted" contexts, how they are paired with gold tokens: see `pairing.pair`.
-        dtype: how representations are stored: float32, float16, bfloat16, or int8 with a scale per row.
-        limit: use the first `limit` examples only.
-        batch_tokens: tokens in one batch of the PLM; may differ when a build is taken up again.
-        examples_per_shard: the most examples in one shard.
+        config: the settings; `batch_tokens` may differ when a build is taken up again.
         append: add the examples to a complete memory.
+        changes: fields of `BuildConfig` that differ from `config`.
 
     Returns:
         The complete memory, opened.
@@ -84,21 +78,20 @@ def build_memory(
         StorageError: the disk refused a write, or another process builds in the folder; the shards written so far stay
             valid.
     """
-    require("limit", limit, int | None, least=1)
-    require("batch_tokens", batch_tokens, int, least=1)
-    require("examples_per_shard", examples_per_shard, int, least=1, most=1 << 40)
+    known(BuildConfig, changes)
+    config = replace(config, **changes)
     output = Path(output)
-    examples = list(examples)[:limit]
+    examples = list(examples)[: config.limit]
     if not examples:
         raise DataError("there are no examples to build a memory from: check the input files.")
     wanted = Manifest(
         plm=plm.description,
         task=task.name,
         template=task.template.text,
-        contexts=contexts,
-        targets=targets,
-        dtype=dtype,
-        inputs=(Input.of(examples, examples_per_shard),),
+        contexts=config.contexts,
+        targets=config.targets,
+        dtype=config.dtype,
+        inputs=(Input.of(examples, config.examples_per_shard),),
     )
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output} is a file: choose a folder for the memory.")
@@ -107,13 +100,13 @@ def build_memory(
         if manifest.complete:
             console.note(f"{output} already holds these {len(examples):,} examples: nothing to do.")
             return Memory.open(output)
-        tokens = Tokens.encode(plm, task.template, examples, apart=contexts == "predicted")
+        tokens = Tokens.encode(plm, task.template, examples, apart=config.contexts == "predicted")
         shards = [ShardFile(output, entry, manifest) for entry in manifest.shards]
         for shard in shards:  # what is damaged is not built upon
             shard.require_whole()
         manifest.write(output)
         manifest = _with_head(manifest, plm, output)
-        _write_shards(manifest, plm, examples, tokens, output, batch_tokens)
+        _write_shards(manifest, plm, examples, tokens, output, config.batch_tokens)
     return Memory.open(output)
 
 

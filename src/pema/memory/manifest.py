@@ -8,10 +8,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError
 from pema.files import JSON_BYTES, parse_json, read_bytes, sha256, write_json
+from pema.memory.config import Dtype, Targets
 from pema.owner.bundle import SETTINGS_FILE, TENSORS_FILE
 from pema.owner.contract import Contexts, PLMDescription
 from pema.schema import check, from_json, option, short
@@ -22,13 +23,6 @@ FORMAT = "pema-memory"
 VERSION = 1
 FILE = "manifest.json"
 HEAD = "head"
-
-Targets = Literal["position", "aligned"]
-"""Which gold token is paired with a `predicted` context: the one at its position, or the one that follows the gold
-prefix nearest to what the PLM has generated."""
-
-Dtype = Literal["float32", "float16", "bfloat16", "int8"]
-"""How representations are stored."""
 
 ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 """Bytes of one stored entry of a representation."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pema.memory.manifest import Targets
+from pema.memory.config import Targets
 
 Tokens = npt.NDArray[np.int64]
 

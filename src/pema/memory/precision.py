@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pema.errors import ConfigError
-from pema.memory.manifest import Dtype
+from pema.memory.config import Dtype
 from pema.owner.head import Head
 
 MOST = 0.01

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from pema.errors import ConfigError, DataError, ExternalMemoryError
 from pema.files import open_regular, sha256, writing
-from pema.memory.manifest import RESTORE, Dtype, Manifest, ShardEntry, file_name
+from pema.memory.config import Dtype
+from pema.memory.manifest import RESTORE, Manifest, ShardEntry, file_name
 from pema.tensors import BYTES, read_header
 
 Integers = npt.NDArray[np.int64]

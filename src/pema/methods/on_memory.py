@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009  (`same` is `dataclasses.field` with what another dataclass declares)
 """What the methods share that learn from an external memory: the PLM owner builds it, and keeps everything else."""
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pema.errors import ConfigError
 from pema.memory.build import build_memory
-from pema.memory.manifest import Dtype, Targets
+from pema.memory.config import BuildConfig, Dtype, Targets, require_pairing
 from pema.memory.reader import Memory
 from pema.methods.contract import Job, Method, Needs
 from pema.owner.contract import Contexts
+from pema.schema import same
 
 if TYPE_CHECKING:
     from pema.owner.local import LocalPLM
@@ -26,26 +27,17 @@ MEMORY = "memory"
 
 @dataclass(frozen=True)
 class OnMemory(Method):
-    """A method that learns from (f(c_i), y_i) alone.
-
-    Attributes:
-        contexts: `teacher` or `predicted`.
-        targets: pairing in `predicted` mode: by `position`, or `aligned`.
-        dtype: storage of the memory.
-    """
+    """A method that learns from (f(c_i), y_i) alone; it has the settings of its memory."""
 
     shared: ClassVar[bool] = True
 
-    contexts: Contexts = "teacher"
-    targets: Targets = "position"
-    dtype: Dtype = "float16"
+    contexts: Contexts = same(BuildConfig, "contexts")
+    targets: Targets = same(BuildConfig, "targets")
+    dtype: Dtype = same(BuildConfig, "dtype")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.contexts == "teacher" and self.targets == "aligned":
-            raise ConfigError(
-                "targets='aligned' is for contexts='predicted': teacher contexts agree with their targets."
-            )
+        require_pairing(self.contexts, self.targets)
 
     @property
     def needs(self) -> Needs:

@@ -1,0 +1,135 @@
+"""Options of the command line made from the settings' one declaration: name, kind of value, limits and meaning."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import typer
+
+from pema.errors import ConfigError
+from pema.schema import Field, among, fields_of, parse, short
+
+SET = "set_"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The settings of one stage on the command line.
+
+    Attributes:
+        kind: the dataclass that declares them.
+        common: fields that are options of their own.
+        flags: options whose name is not the field's.
+        rest: whether the other fields are reached by `--set key=value`.
+        further: where `--set` takes settings of another library as well: what knows them, for the help text.
+        defaults: whether the fields' own defaults hold, and are shown.
+    """
+
+    kind: type
+    common: tuple[str, ...]
+    flags: Mapping[str, str] = field(default_factory=dict)
+    rest: bool = False
+    further: str = ""
+    defaults: bool = True
+
+    def fields(self) -> dict[str, Field]:
+        """All fields by name."""
+        return {each.name: each for each in fields_of(self.kind)}
+
+    def flag(self, name: str) -> str:
+        """The option of a field."""
+        return self.flags.get(name, f"--{name.replace('_', '-')}")
+
+    def argument(self, name: str) -> str:
+        """The name of the verb's argument for a field, which several stages may have."""
+        return f"{self.kind.__name__.lower()}_{name}"
+
+    def parameter(self, name: str) -> inspect.Parameter:
+        """The option of a field, as typer reads it; a text or nothing, which `read` turns into a value."""
+        each, flag = self.fields()[name], self.flag(name)
+        text = each.meaning() if self.defaults else each.help + (f" ({each.range()})" if each.range() else "")
+        if each.hint is bool:
+            option = typer.Option(f"{flag}/--no-{flag[2:]}", help=text, show_default=False)
+            return _parameter(self.argument(name), Annotated[bool | None, option], None)
+        option = typer.Option(flag, help=text, metavar=each.form(), show_default=False)
+        return _parameter(self.argument(name), Annotated[str | None, option], None)
+
+    def parameters(self) -> list[inspect.Parameter]:
+        """All options."""
+        found = [self.parameter(name) for name in self.common]
+        if self.rest:
+            others = [name for name in self.fields() if name not in self.common]
+            more = f"; {self.further}" if self.further else ""
+            text = f"Another setting; may be repeated: {', '.join(others)}{more}"
+            option = typer.Option("--set", help=f"{text} (docs/settings.md).", metavar="KEY=VALUE", show_default=False)
+            found.append(_parameter(SET, Annotated[list[str] | None, option], None))
+        return found
+
+    def read(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Take the values of these options out of what the user gave, each held to its limits.
+
+        Raises:
+            ConfigError: a value that is not one, or a setting that does not exist or is given twice.
+        """
+        values = {}
+        for name in self.common:
+            typed, each = given.pop(self.argument(name)), self.fields()[name]
+            if isinstance(typed, str):
+                values[name] = parse(self.flag(name), typed, each.hint, **each.limits)
+            elif typed is not None:
+                values[name] = typed
+        for pair in (given.pop(SET) or []) if self.rest else []:
+            key, equals, text = pair.partition("=")
+            if not equals:
+                raise ConfigError(f"--set {short(pair)} is not of the form key=value.")
+            if key in values:
+                raise ConfigError(f"{key} is given twice: leave one out.")
+            values[key] = self._other(key, text)
+        return values
+
+    def _other(self, key: str, text: str) -> Any:  # noqa: ANN401
+        known = self.fields()
+        if key in known:
+            return parse(key, text, known[key].hint, **known[key].limits)
+        if not self.further:
+            among(list(known), [key], self.kind.__name__)
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
+
+def declared(**groups: Options) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb the options of some settings, in the place of the parameter of each group's name.
+
+    The verb receives what was given as a dictionary, checked before its body runs.
+    """
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(verb, eval_str=True)
+        parameters: list[inspect.Parameter] = []
+        for each in signature.parameters.values():
+            parameters += groups[each.name].parameters() if each.name in groups else [each.replace(kind=_KIND)]
+
+        @functools.wraps(verb)
+        def wrapper(**given: Any) -> None:  # noqa: ANN401
+            settings = {name: group.read(given) for name, group in groups.items()}
+            verb(**given, **settings)
+
+        wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {each.name: each.annotation for each in parameters}
+        return wrapper
+
+    return decorate
+
+
+_KIND = inspect.Parameter.KEYWORD_ONLY
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:  # noqa: ANN401
+    return inspect.Parameter(name, _KIND, default=default, annotation=annotation)
