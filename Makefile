@@ -4,7 +4,7 @@ PIP := -m pip --quiet --disable-pip-version-check
 TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 PYTEST := -m pytest -n auto
 
-.PHONY: setup demo test test-oldest test-latest test-package lint types docs check nightly bench studies pages lock package clean
+.PHONY: setup demo test test-oldest test-latest test-package lint types docs check nightly attack bench studies pages lock package clean
 
 setup: .venv/installed ## make .venv with the locked packages, and pema as it stands here
 
@@ -42,8 +42,13 @@ types: setup
 
 check: lint types docs test
 
-nightly: setup ## the slow tests too
+nightly: setup ## the slow tests too, and the attacks
 	$(TESTS) $(BIN)/python $(PYTEST) -m ""
+	$(TESTS) $(BIN)/python -m reproduction.attack
+
+attack: setup ## attack server, client and files over the loopback, and write the table of SECURITY.md
+	$(TESTS) $(BIN)/python -m reproduction.attack --write after
+	$(BIN)/python -m reproduction
 
 bench: setup ## the benchmarks; results go to reproduction/results/benchmarks.jsonl
 	$(BIN)/python -m reproduction.benchmarks

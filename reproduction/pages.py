@@ -10,7 +10,7 @@ from pathlib import Path
 from reproduction import studies
 from reproduction.lines import SUFFIX, files
 from reproduction.paths import DOCS, RESULTS, ROOT
-from reproduction.tables import benchmarks, comparisons, demo, paper_shape, presets, privacy, settings
+from reproduction.tables import attack, benchmarks, comparisons, demo, paper_shape, presets, privacy, settings
 from reproduction.tables.markdown import head, replace_block, row
 
 PLM_CARD = ROOT / "src" / "pema" / "plm" / "tatoeba-en-de-9m" / "README.md"
@@ -43,6 +43,7 @@ def paper() -> str:
     return "".join(comparisons.comparison(name) for name in PAPER)
 
 
+SECURITY = ROOT / "SECURITY.md"
 README, PAPER = ROOT / "README.md", ("wmt22", "wmt22-14m")
 
 
@@ -65,6 +66,7 @@ def origins() -> list[Origin]:
         ),
         Origin("candidates for preset `best`", DOCS / "presets.md", presets.COMMAND, tuple(files(presets.FOLDER))),
         Origin("masked heads", DOCS / "masked-head.md", privacy.MASKED_HEAD_COMMAND, (privacy.MASKED_HEAD,)),
+        Origin("attacks", SECURITY, attack.COMMAND, (attack.FILE,)),
         Origin("private training", DOCS / "private-training.md", privacy.PRIVATE_COMMAND, (privacy.PRIVATE,)),
         Origin("the paper's shape", DOCS / "paper-shape.md", paper_shape.COMMAND, (paper_shape.FILE,)),
         *(
@@ -97,6 +99,7 @@ def table() -> str:
 
 BLOCKS: dict[Path, Callable[[], str]] = {
     README: results,
+    SECURITY: attack.attack,
     DOCS / "results.md": comparisons.comparisons,
     DOCS / "presets.md": presets.presets,
     DOCS / "masked-head.md": privacy.masked_head,

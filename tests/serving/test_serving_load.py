@@ -1,9 +1,11 @@
 """What one client can cost the others: bodies, quotas, queues, answers that nobody reads, clients that leave."""
 
 import asyncio
+import gc
 import json
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,6 +15,7 @@ from served import bearer, key, refusal, served, tensors
 from starlette.testclient import TestClient
 
 from pema.owner.local.session import Step
+from pema.serving import lifecycle
 from pema.serving import service as service_module
 from pema.serving.batcher import Batcher
 from pema.serving.pending import Pending
@@ -242,6 +245,49 @@ def test_a_step_that_was_taken_while_its_client_left_is_answered_to_whoever_asks
         again, _ = tensors(client.post(path, json=body))
         (alone,) = plm.represent([[1, 5, 3, 1]], [3])
         assert (again["representations"] - alone.representations).abs().max() < 1e-5
+
+
+def test_an_answer_is_freed_with_its_future():
+    """A cycle would keep twenty megabytes until the next collection."""
+    batcher = Batcher(window=0.0, tokens=10, queue=4)
+    gc.disable()
+    try:
+        future = batcher.call(Answer, key="a", tokens=1)
+        alive = weakref.ref(future.result(10))
+        batcher.call(lambda: None, key="a", tokens=1).result(10)
+        del future
+        deadline = time.monotonic() + 5
+        while alive() is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        gc.enable()
+        batcher.close()
+
+
+class Answer:
+    """Can be referred to weakly."""
+
+
+def test_memory_is_given_back_once_large_answers_are_read(plm, monkeypatch):
+    given = []
+    monkeypatch.setattr(lifecycle, "LARGE_BYTES", 1000)
+    monkeypatch.setattr(lifecycle, "_give_back", lambda: given.append(1))
+    with served(plm, session_idle_seconds=0.2) as client:
+        pending = client.app.state.lifecycle.service().pending["anybody"]
+        give = pending.take(2000)
+        time.sleep(0.3)
+        assert not given
+        give()
+        time.sleep(0.5)
+        assert given == [1]
+        tensors(client.post("/v1/represent", json=GOOD))
+        time.sleep(0.2)
+        assert given == [1]
+
+
+def test_giving_memory_back_is_tried_where_it_can_be():
+    lifecycle._give_back()
 
 
 def test_a_key_that_fills_the_queue_gives_a_place_to_another():

@@ -183,8 +183,8 @@ def test_a_server_that_is_told_to_stop_answers_what_is_in_flight(folder):
 
 
 def test_a_second_signal_ends_it_at_once_and_not_by_an_abort(folder):
-    # Two minutes in which a request waits for others: nothing but the signals ends the process.
-    with serving(folder, "[batching]\nwindow_ms = 120000\n") as (process, url, log):
+    # A minute in which a request waits for others: nothing but the signals ends the process before.
+    with serving(folder, "[batching]\nwindow_ms = 60000\n") as (process, url, log):
         with httpx2.Client(base_url=url, timeout=PATIENCE) as client, ThreadPoolExecutor(1) as pool:
             ready(client)
             answer = pool.submit(httpx2.post, f"{url}/v1/represent", json=GOOD, timeout=PATIENCE)

@@ -146,7 +146,7 @@ class Batcher:
             self._change.notify()
         if turned_away is not None and turned_away.future.set_running_or_notify_cancel():
             turned_away.future.set_exception(self._busy())
-        job.future.add_done_callback(lambda future: self._forget(job) if future.cancelled() else None)
+        job.future.add_done_callback(self._forget)
         return job.future
 
     def _make_place(self, job: _Job) -> _Job | None:
@@ -167,11 +167,12 @@ class Batcher:
         message = f"{len(self._jobs)} requests wait for the PLM already."
         return Refusal(503, "busy", message, "Try again as Retry-After says.", retry_after=1)
 
-    def _forget(self, job: _Job) -> None:
+    def _forget(self, future: Future[Any]) -> None:
         """Take a job that nobody waits for out of the queue."""
-        with self._change:
-            if job in self._jobs:
-                self._jobs.remove(job)
+        # By its future alone: a callback that held the job would keep the answer alive with it.
+        if future.cancelled():
+            with self._change:
+                self._jobs[:] = [job for job in self._jobs if job.future is not future]
 
     def _run(self) -> None:
         while jobs := self._next():

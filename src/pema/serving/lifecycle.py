@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -12,6 +14,10 @@ from pema.serving.service import Service
 
 CLOSE_SECONDS = 10.0
 """How long a call of the PLM that nobody waits for any more may keep the process from ending."""
+
+
+LARGE_BYTES = 1 << 26
+"""Of requests and answers under way, behind which the memory that they took is given back to the system."""
 
 
 class Lifecycle:
@@ -52,9 +58,15 @@ class Lifecycle:
             self.failure = error
             return
         pause = min(1.0, service.policy.limits.session_idle_seconds / 4)
+        large = False
         while True:
             await asyncio.sleep(pause)
             service.sessions.sweep()
+            pending = sum(key.held for key in service.pending.values())
+            large = large or pending > LARGE_BYTES
+            if large and not pending:
+                large = False
+                await asyncio.to_thread(_give_back)
 
     def service(self) -> Service:
         """The service, where requests may be sent to it.
@@ -88,3 +100,9 @@ class Lifecycle:
         if self._service is not None:
             await asyncio.to_thread(self._service.batcher.close, CLOSE_SECONDS)
             self._service.sessions.close_all()
+
+
+def _give_back() -> None:
+    """Hand freed memory back to the system, where its library keeps it: answers leave gaps of their size there."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
