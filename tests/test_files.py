@@ -20,12 +20,15 @@ from pema.files import (
     clear,
     clear_below,
     create,
+    digest,
     parse_json,
     read_bytes,
     read_json,
     recover,
     remove,
+    seal,
     sha256,
+    unseal,
     write_json,
     writing,
 )
@@ -431,3 +434,14 @@ def test_safetensors_itself_names_the_systems_error(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_seal_holds_what_it_is_over_and_nothing_else():
+    values = {"b": [1, "ö"], "a": {"x": None}}
+    sealed = seal(values)
+    assert list(sealed) == ["b", "a", "digest"]
+    assert unseal(sealed) == values
+    assert digest({"a": {"x": None}, "b": [1, "ö"]}) == sealed["digest"]
+    for broken in (values, sealed | {"b": [1, "o"]}, sealed | {"c": 1}, sealed | {"digest": "0" * 64}):
+        with pytest.raises(DataError, match="its digest does not match"):
+            unseal(broken)

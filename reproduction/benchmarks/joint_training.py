@@ -24,9 +24,9 @@ from torch import Tensor
 from pema.adapter.checkpoint import Checkpoint
 from pema.adapter.config import TrainConfig
 from pema.adapter.joint import JointRun
-from pema.adapter.loss import has_bfloat16
 from pema.adapter.presets import PRESETS
 from pema.adapter.reconstruction import closed_form
+from pema.devices import has_bfloat16
 from pema.memory.reader import Memory
 from reproduction.benchmarks.inputs import rows_of, synthetic_memory
 from reproduction.benchmarks.options import Options, Shape

@@ -21,11 +21,11 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import OPTConfig, OPTForCausalLM
 
-from pema.adapter.loss import has_bfloat16
 from pema.adapter.module import Adapter
 from pema.adapter.presets import PRESETS
 from pema.adapter.schedule import Constant
 from pema.adapter.training import train
+from pema.devices import has_bfloat16
 from pema.generation.plugin import attach
 from pema.memory.reader import Memory
 from pema.owner.head import Head

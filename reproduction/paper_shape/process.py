@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pema.adapter.optimisation import device_named
+from pema.devices import device_named
 from pema.signature import signature
 from reproduction.paper_shape.methods import RUN, finish, memory_path
 from reproduction.paper_shape.options import METHODS, Setting, Shape, least_bytes, memory_pairs

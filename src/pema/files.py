@@ -252,6 +252,29 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 over `values` as JSON with sorted keys and no spaces, in UTF-8."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seal(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with, last, the digest of all of them."""
+    return {**values, "digest": digest(values)}
+
+
+def unseal(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `seal` was given.
+
+    Raises:
+        DataError: the digest is missing or another.
+    """
+    content = {name: value for name, value in values.items() if name != "digest"}
+    if values.get("digest") != digest(content):
+        raise DataError("its digest does not match.")
+    return content
+
+
 def size(folder: Path) -> int:
     """Bytes of all files below `folder`."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -6,7 +6,7 @@ from made_memories import make_head
 
 from pema.adapter.config import AdapterConfig
 from pema.adapter.dropout import Dropout
-from pema.adapter.loss import LEAST_ROWS, CrossEntropy, JointLoss, has_bfloat16
+from pema.adapter.loss import LEAST_ROWS, CrossEntropy, JointLoss
 from pema.adapter.module import Adapter
 from pema.errors import AdapterError
 
@@ -146,16 +146,6 @@ def test_bfloat16_is_close():
         JointLoss(head, 0.0, bfloat16=bfloat16)(adapter, f, y).total.backward()
         gradients.append(adapter.B_pd.grad.clone())
     assert torch.allclose(*gradients, atol=0.05 * float(gradients[0].abs().max()))
-
-
-def test_bfloat16_needs_the_processor(monkeypatch):
-    cpu = torch.device("cpu")
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert not has_bfloat16(cpu)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert has_bfloat16(cpu)
-    assert not has_bfloat16(torch.device("meta"))
 
 
 @pytest.mark.parametrize("p", [0.2, 0.25, 0.5, 0.9])

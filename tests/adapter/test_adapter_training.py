@@ -6,9 +6,7 @@ import torch
 from made_memories import make_memory, rows
 
 from pema.adapter import joint, training
-from pema.adapter.config import TrainConfig
 from pema.adapter.module import Adapter
-from pema.adapter.optimisation import learning_rate_at
 from pema.adapter.presets import preset
 from pema.adapter.reconstruction import closed_form
 from pema.adapter.training import train
@@ -153,27 +151,6 @@ def test_a_log_that_fails_on_the_way(memory, tmp_path, monkeypatch):
     monkeypatch.setattr(joint.JointRun, "start", start)
     with pytest.raises(StorageError, match=r"cannot write .*training.jsonl"):
         train(memory, preset("paper", epochs=1), tmp_path / "adapter")
-
-
-@pytest.mark.parametrize(
-    ("decay", "expected"),
-    [
-        ("none", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
-        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
-        ("cosine", [0.5, 1.0, 1.0, 0.8535534, 0.5, 0.1464466]),
-    ],
-)
-def test_learning_rate(decay, expected):
-    config = TrainConfig(learning_rate=1.0, warmup=0.26, decay=decay)
-    assert [learning_rate_at(step, 6, config) for step in range(6)] == pytest.approx(expected)
-
-
-def test_the_learning_rate_never_leaves_its_range():
-    for decay in ("none", "linear", "cosine"):
-        for warmup in (0.0, 0.1, 0.99):
-            config = TrainConfig(learning_rate=1.0, warmup=warmup, decay=decay)
-            for steps in (1, 2, 100):
-                assert all(0 < learning_rate_at(step, steps, config) <= 1 for step in range(steps))
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_a_remedy(memory, tmp_path):

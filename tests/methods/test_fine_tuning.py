@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from tests.methods.made_jobs import EXAMPLES, SOURCES, TASK, job, run, save_plm
 from tests.tiny import EOS, build_model, build_tokenizer
 
+from pema.adapter.optimisation import course
 from pema.errors import AdapterError, ConfigError, MismatchError, OwnerError
 from pema.memory.build import build_memory
-from pema.methods.fine_tuning import batches, course, fine_tune
+from pema.methods.fine_tuning import batches, fine_tune
 from pema.methods.full import FILE, FullFineTuning
 from pema.methods.plm_alone import PLMAlone
 from pema.methods.targets import cross_entropy, encode, mean_cross_entropy
@@ -167,14 +168,6 @@ def test_training_stops_when_its_seconds_are_over(folder, tmp_path, monkeypatch)
     assert len(steps) == 1
     assert [point["epoch"] for point in figures.curve] == [0, 1]
     assert (output / FILE).exists()
-
-
-def test_the_course_of_the_learning_rate():
-    assert course(0.05, 0.1) == pytest.approx(0.5)
-    assert course(0.1, 0.1) == course(0.0, 0.0) == 1.0
-    assert course(0.55, 0.1) == pytest.approx(0.5)
-    assert course(1.0, 0.1) == pytest.approx(0.0)
-    assert course(3.0, 0.1) == pytest.approx(0.0)
 
 
 def test_the_learning_rate_follows_its_course(folder, tmp_path, monkeypatch):

@@ -118,11 +118,11 @@ def test_dtype(folder, dtype):
 def test_the_default_dtype_is_the_checkpoints_on_a_fast_processor(tmp_path, folder, tiny_model, monkeypatch):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     tiny_model(dtype=torch.bfloat16).save_pretrained(tmp_path)
-    monkeypatch.setattr(loading, "_fast_bfloat16", lambda: False)
+    monkeypatch.setattr(loading, "has_bfloat16", lambda device: False)
     slow = LocalPLM.load(tmp_path)
     assert slow.model.dtype == torch.float32
     assert LocalPLM.load(tmp_path, dtype="auto").model.dtype == torch.bfloat16
-    monkeypatch.setattr(loading, "_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(loading, "has_bfloat16", lambda device: True)
     fast = LocalPLM.load(tmp_path)
     assert fast.model.dtype == torch.bfloat16
     tiny_model(dtype=torch.float16).save_pretrained(tmp_path / "half")

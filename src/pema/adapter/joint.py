@@ -15,9 +15,16 @@ from pema.adapter.config import TrainConfig
 from pema.adapter.dropout import Dropout
 from pema.adapter.fitted import fit_schedule
 from pema.adapter.log import Log
-from pema.adapter.loss import JointLoss, has_bfloat16
+from pema.adapter.loss import JointLoss
 from pema.adapter.module import Adapter
-from pema.adapter.optimisation import adapter_config, device_named, learning_rate_at, make_optimizer
+from pema.adapter.optimisation import (
+    EarlyStopping,
+    adapter_config,
+    descend,
+    learning_rate_at,
+    make_optimizer,
+    uses_bfloat16,
+)
 from pema.adapter.reconstruction import (
     closed_form,
     fit_reconstruction_sgd,
@@ -25,6 +32,7 @@ from pema.adapter.reconstruction import (
     where_not_finite,
 )
 from pema.console import progress
+from pema.devices import device_named
 from pema.errors import AdapterError
 from pema.memory.reader import Memory, View
 from pema.signature import signature
@@ -63,7 +71,7 @@ class JointRun:
                 parameter.data.copy_(stored[1][name])
                 self.best[name].copy_(stored[1][f"best.{name}"])
             restore_optimizer(self.optimizer, self.parameters, stored[1])
-        bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16(self.device))
+        bfloat16 = uses_bfloat16(config, self.device)
         head = memory.head(torch.bfloat16 if bfloat16 else None).to(self.device)
         self.loss = JointLoss(head, config.kappa, self.adapter.tokens, bfloat16=bfloat16)
         self.dropout = Dropout(config.dropout, config.seed, self.device)
@@ -150,8 +158,6 @@ class JointRun:
         """One step of the optimizer on f (b, d) and targets (b,); returns the losses and the learning rate."""
         config, state = self.config, self.state
         rate = learning_rate_at(state.step, self.steps, config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         f, targets = f.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
         losses = self.loss(self.adapter, f, targets, self.dropout.at(state.step))
         total = float(losses.total.detach())
@@ -163,11 +169,7 @@ class JointRun:
                     f"Lower the learning rate (now {rate:.3g}) or set clip=1.",
                 )
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()  # type: ignore[no-untyped-call]
-        if config.clip:
-            torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip)
-        self.optimizer.step()
+        descend(self.optimizer, losses.total, self.parameters.values(), rate, config.clip)
         state.step += 1
         return (total, float(losses.reconstruction.detach()), float(losses.prediction.detach())), rate
 
@@ -190,14 +192,15 @@ class JointRun:
         else:
             total, reconstruction, prediction = self.measure(self.held_out)
             values |= {"held_out": _parts(total, reconstruction, prediction)}
-            state.since += 1
-            if state.lowest is None or total < state.lowest:
-                state.lowest, state.best_epoch, state.since = total, state.epoch, 0
+            stopping = EarlyStopping(config.patience, math.inf if state.lowest is None else state.lowest, state.since)
+            if stopping.is_lowest(total):
+                state.best_epoch = state.epoch
                 self.note_lowest(total, reconstruction, prediction)
+            state.lowest, state.since, state.stopped = stopping.lowest, stopping.since, stopping.is_over
         if state.best_epoch == state.epoch:
             for name, parameter in self.parameters.items():
                 self.best[name].copy_(parameter.detach())
-        state.stopped = state.epoch == config.epochs or state.since >= config.patience
+        state.stopped |= state.epoch == config.epochs
         self.log.write("epoch", state.step, {"epoch": state.epoch} | values)
         self.save()
 

@@ -28,13 +28,6 @@ PIECES = 8
 """A piece of W_hd that is widened takes this part of a chunk's bytes: it is read again at once, from a core's cache."""
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the processor multiplies bfloat16 matrices itself; without that they are slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-
-
 class Losses(NamedTuple):
     """L and its two parts, each a mean over the pairs of a batch; scalars."""
 

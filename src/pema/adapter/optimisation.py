@@ -1,50 +1,103 @@
-"""What every training of an adapter sets up alike: device, optimizer, learning rate, and the config of its adapter."""
+"""What every training does alike: optimizer, learning rate, step and early stopping, and the config of its adapter."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pema.adapter.config import AdapterConfig, TrainConfig
+from pema.adapter.config import AdapterConfig, Decay, TrainConfig
 from pema.adapter.schedule import Fitted
-from pema.errors import AdapterError
+from pema.devices import has_bfloat16
 from pema.memory.reader import Memory
 
 
+def course(done: float, warmup: float, decay: Decay = "cosine") -> float:
+    """The learning rate's share of its highest value: a linear rise over the warm-up, then the decay towards zero.
+
+    Args:
+        done: the share of the training that is over; beyond 1 the rate stays where it ended.
+        warmup: the share that is warm-up.
+        decay: how it falls.
+    """
+    if warmup and done <= warmup:
+        return done / warmup
+    fallen = min((done - warmup) / (1 - warmup), 1.0)
+    return {"none": 1.0, "linear": 1 - fallen, "cosine": (1 + math.cos(math.pi * fallen)) / 2}[decay]
+
+
 def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
-    """The learning rate of step 0, 1, ... of `steps`: a linear rise over the warm-up, then the decay towards zero."""
+    """The learning rate of step 0, 1, ... of `steps`: the warm-up is whole steps, and no step has a rate of zero."""
     warmup = math.ceil(config.warmup * steps)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    done = (step - warmup) / max(steps - warmup, 1)
-    factor = {"none": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[config.decay]
-    return config.learning_rate * factor
+    done = (step + 1 if step < warmup else step) / steps
+    return config.learning_rate * course(done, warmup / steps, config.decay)
+
+
+def descend(
+    optimizer: torch.optim.Optimizer, loss: Tensor, parameters: Iterable[nn.Parameter], rate: float, clip: float
+) -> None:
+    """One step of an optimizer on a loss, with a learning rate and with the gradient's norm at most `clip`.
+
+    Args:
+        optimizer: of the parameters.
+        loss: a scalar.
+        parameters: what is trained.
+        rate: of this step.
+        clip: 0 leaves the gradient as it is.
+    """
+    set_rate(optimizer, rate)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if clip:
+        nn.utils.clip_grad_norm_(parameters, clip)
+    optimizer.step()
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give the next step of an optimizer its learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+@dataclass
+class EarlyStopping:
+    """What says when a held-out loss has not fallen for long enough.
+
+    Attributes:
+        patience: measurements without a lower loss after which training stops.
+        lowest: loss so far.
+        since: measurements after it.
+    """
+
+    patience: int
+    lowest: float = math.inf
+    since: int = 0
+
+    def is_lowest(self, loss: float) -> bool:
+        """Note a held-out loss; whether it is the lowest so far."""
+        lower = loss < self.lowest
+        self.lowest, self.since = (loss, 0) if lower else (self.lowest, self.since + 1)
+        return lower
+
+    @property
+    def is_over(self) -> bool:
+        """Whether training stops."""
+        return self.since >= self.patience
+
+
+def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
+    """Whether matrix products with W_hd are taken in bfloat16."""
+    return config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16(device))
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
     """Adam or AdamW, as the settings say."""
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-
-
-def device_named(name: str) -> torch.device:
-    """The device that a user names.
-
-    Raises:
-        AdapterError: it cannot be used here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise AdapterError(f"device={name!r} cannot be used here: {error}. Use device='auto'.") from error
-    return device
 
 
 def adapter_config(

@@ -24,12 +24,13 @@ from pema.adapter.accounting import accountant_name, epsilon_spent, noise_multip
 from pema.adapter.checkpoint import Checkpoint, State, optimizer_shapes, optimizer_tensors, restore_optimizer
 from pema.adapter.clipping import clipped_sum
 from pema.adapter.config import TrainConfig
-from pema.adapter.loss import CrossEntropy, has_bfloat16
+from pema.adapter.loss import CrossEntropy
 from pema.adapter.module import Adapter
-from pema.adapter.optimisation import adapter_config, device_named, learning_rate_at, make_optimizer
+from pema.adapter.optimisation import adapter_config, learning_rate_at, make_optimizer, set_rate, uses_bfloat16
 from pema.adapter.reconstruction import where_not_finite
 from pema.adapter.secret import KEY_BYTES, Secret
 from pema.console import progress
+from pema.devices import device_named
 from pema.errors import AdapterError, ConfigError
 from pema.memory.reader import Memory, View
 from pema.memory.shard import Integers
@@ -69,7 +70,7 @@ class PrivateRun:
         self.adapter = Adapter(adapter_config(memory, config), seed=config.seed).to(self.device)
         self.parameters = {"A": self.adapter.A, "B_pd": self.adapter.B_pd}
         self.optimizer = make_optimizer(self.parameters.values(), config)
-        self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16(self.device))
+        self.bfloat16 = uses_bfloat16(config, self.device)
         head = memory.head(torch.bfloat16 if self.bfloat16 else None).to(self.device)
         self.cross_entropy = CrossEntropy(head, bfloat16=self.bfloat16)
         if checkpoint.exists():
@@ -105,8 +106,7 @@ class PrivateRun:
         """One step of DP-SGD; what is drawn depends on the secret and the step alone."""
         config, state = self.config, self.state
         rate = learning_rate_at(state.step, self.steps, config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         total = self.clipped_sum(self.secret.poisson_sample(state.step, self.memory.examples, self.rate))
         deviation = state.figures["noise_multiplier"] * config.clip
         for name, parameter in self.parameters.items():

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, mse_loss
 
+from pema.adapter.optimisation import EarlyStopping, descend
 from pema.console import progress
 from pema.errors import AdapterError, ConfigError
 from pema.memory.reader import View
@@ -102,27 +103,23 @@ def fit_reconstruction_sgd(
     A = nn.Parameter((torch.rand(rank, d, generator=random) * 2 - 1) * d**-0.5)
     B_rct = nn.Parameter((torch.rand(d, rank, generator=random) * 2 - 1) * rank**-0.5)
     adam = torch.optim.Adam([A, B_rct], lr=learning_rate)
-    lowest, since, best = float("inf"), 0, (A.detach().clone(), B_rct.detach().clone())
+    stopping, best = EarlyStopping(patience), (A.detach().clone(), B_rct.detach().clone())
     with progress("reconstruction", epochs * view.pairs, "pairs") as advance:
         for epoch in range(epochs):
             for batch in view.batches(batch_size, shuffle_seed=seed + epoch):
                 f = batch.representations
                 loss = mse_loss(linear(linear(f, A), B_rct), f)
-                adam.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                adam.step()
+                descend(adam, loss, (A, B_rct), learning_rate, clip=0)
                 advance(len(f))
             error = reconstruction_error(held_out, A.detach(), B_rct.detach())
             if not error < float("inf"):
                 raise AdapterError(
                     where_not_finite(view, f"reconstruction diverged in epoch {epoch + 1}: lower its learning rate.")
                 )
-            if error < lowest:
-                lowest, since, best = error, 0, (A.detach().clone(), B_rct.detach().clone())
-            else:
-                since += 1
-                if since == patience:
-                    break
+            if stopping.is_lowest(error):
+                best = (A.detach().clone(), B_rct.detach().clone())
+            if stopping.is_over:
+                break
     return *best, reconstruction_error(view, *best)
 
 

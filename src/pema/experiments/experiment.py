@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pema.errors import ConfigError, PemaError
 from pema.experiments.data import Data
 from pema.experiments.layout import LONGEST_NAME, run_name
-from pema.memory.manifest import digest
+from pema.files import digest
 from pema.methods.contract import Budget, Method
 from pema.schema import SEED, require, short
 from pema.tasks.registry import Task

@@ -11,8 +11,7 @@ from typing import Any
 
 from pema.experiments.experiment import EXAMPLES, PLM, Experiment, made
 from pema.experiments.training_process import TRAINED, train_in_process
-from pema.files import read_json, write_json, writing
-from pema.memory.manifest import digest
+from pema.files import digest, read_json, write_json, writing
 from pema.methods.contract import Adapted, Job, Method
 from pema.owner.local import LocalPLM
 

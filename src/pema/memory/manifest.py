@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError
-from pema.files import JSON_BYTES, parse_json, read_bytes, sha256, write_json
+from pema.files import JSON_BYTES, parse_json, read_bytes, seal, sha256, write_json
 from pema.memory.config import Dtype, Targets
 from pema.owner.bundle import SETTINGS_FILE, TENSORS_FILE
 from pema.owner.contract import Contexts, PLMDescription
@@ -167,7 +167,7 @@ class Manifest:
             "head": [asdict(entry) for entry in self.head],
             "shards": [asdict(entry) for entry in self.shards],
         }
-        return values | {"digest": digest(values)}
+        return seal(values)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
@@ -253,13 +253,6 @@ def file_name(index: int) -> str:
 
 
 RESTORE = "restore it from a copy, or build the memory again."
-
-
-def digest(values: dict[str, Any]) -> str:
-    """SHA-256 over `values` as JSON with sorted keys and no spaces, in UTF-8."""
-    return hashlib.sha256(
-        json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    ).hexdigest()
 
 
 def require_complete(manifest: Manifest, folder: Path) -> None:

@@ -11,13 +11,14 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from pema.adapter.optimisation import course, descend
 from pema.console import progress
 from pema.errors import AdapterError
 from pema.generation.decoding import token_limit
 from pema.memory.encoding import Tokens
 from pema.methods.contract import Job
 from pema.methods.emulator import Plan, layers_of
-from pema.methods.fine_tuning import CLIP, course
+from pema.methods.fine_tuning import CLIP
 from pema.methods.targets import target_logits
 from pema.owner.derivation import hooked
 from pema.owner.local import LocalPLM
@@ -41,7 +42,7 @@ def distil(plm: LocalPLM, emulator: PreTrainedModel, plan: Plan, job: Job, steps
         plan: which layers those are.
         job: its task and training sources.
         steps: of AdamW, with `BATCH` texts each.
-        learning_rate: its highest value, on the course of `fine_tuning.course`.
+        learning_rate: its highest value, on the course of `pema.adapter.optimisation.course`.
 
     Raises:
         AdapterError: it diverged.
@@ -57,8 +58,7 @@ def distil(plm: LocalPLM, emulator: PreTrainedModel, plan: Plan, job: Job, steps
     ends = [layers_of(model)[-plan.adapters] for model in (plm.model, emulator)]
     with progress("distilling", steps, "steps") as advance:
         for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * course((step + 0.5) / steps, WARMUP)
+            rate = learning_rate * course((step + 0.5) / steps, WARMUP)
             batch = random.choice(len(tokens.cuts), min(BATCH, len(tokens.cuts)), replace=False).tolist()
             seen: list[Any] = []
             with hooked(*(_input_of(layer, seen) for layer in ends)):
@@ -75,10 +75,7 @@ def distil(plm: LocalPLM, emulator: PreTrainedModel, plan: Plan, job: Job, steps
                     f"offsite: the loss of distillation is {float(loss.detach())} at step {step + 1}: it diverged. "
                     f"Lower distil_learning_rate (now {learning_rate:g})."
                 )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-            optimizer.step()
+            descend(optimizer, loss, parameters, rate, CLIP)
             advance(1, note=f"distance {float(distance.detach()):.3f}")
     for parameter in parameters:
         parameter.requires_grad_(False)

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from pema.adapter.config import LARGEST
-from pema.adapter.optimisation import device_named
+from pema.adapter.optimisation import EarlyStopping, course, descend
 from pema.console import progress
+from pema.devices import device_named
 from pema.errors import AdapterError
 from pema.memory.encoding import Tokens
 from pema.methods.contract import MOST, Job, Method, Needs, Trained
@@ -125,7 +126,7 @@ def fine_tune(
     train, held_out = draw_held_out(len(tokens.cuts), budget.dev_fraction, job.seed, "the training set")
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=method.learning_rate, weight_decay=method.weight_decay, fused=True)
-    epochs, step, over, since = min(method.epochs, budget.epochs), 0, False, 0
+    epochs, step, over = min(method.epochs, budget.epochs), 0, False
     steps = epochs * math.ceil(len(train) / method.batch_size)
 
     def finite(loss: float, what: str) -> float:
@@ -144,8 +145,8 @@ def fine_tune(
     def measure() -> float:
         return finite(mean_cross_entropy(model, tokens, held_out.tolist()), "held-out loss")
 
-    lowest = measure()
-    curve = [{"epoch": 0.0, "seconds": 0.0, "held_out_loss": lowest}]
+    stopping = EarlyStopping(budget.patience, lowest=measure())
+    curve = [{"epoch": 0.0, "seconds": 0.0, "held_out_loss": stopping.lowest}]
     keep()
     with progress("training", steps, "steps") as advance:
         for epoch in range(1, epochs + 1):
@@ -154,15 +155,10 @@ def fine_tune(
             for batch in batches(tokens, train, method.batch_size, np.random.default_rng((job.seed, epoch))):
                 elapsed = 0.0 if method.seconds is None else (time.perf_counter() - started) / method.seconds
                 rate = method.learning_rate * course(max((step + 0.5) / steps, elapsed), method.warmup)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
                 step += 1
-                optimizer.zero_grad(set_to_none=True)
                 loss, n = cross_entropy(model, tokens, batch)
                 total, count = total + finite(float(loss.detach()), "loss"), count + n
-                (loss / n).backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-                optimizer.step()
+                descend(optimizer, loss / n, parameters, rate, CLIP)
                 advance(1, note=f"epoch {epoch}/{epochs} loss {total / count:.3f}")
                 over = method.seconds is not None and time.perf_counter() - started >= method.seconds
                 if over:
@@ -172,21 +168,12 @@ def fine_tune(
             curve.append(
                 {"epoch": epoch, "seconds": seconds, "train_loss": total / count, "held_out_loss": held_out_loss}
             )
-            since += 1
-            if held_out_loss < lowest:
-                lowest, since = held_out_loss, 0
+            if stopping.is_lowest(held_out_loss):
                 keep()
-            if over or since >= budget.patience:
+            if over or stopping.is_over:
                 break
     model.eval()
     return curve
-
-
-def course(done: float, warmup: float) -> float:
-    """The learning rate's share of its highest value when the share `done` of the training is over."""
-    if done < warmup:
-        return done / warmup
-    return (1 + math.cos(math.pi * min((done - warmup) / (1 - warmup), 1.0))) / 2
 
 
 def batches(tokens: Tokens, which: Numbers, batch_size: int, random: np.random.Generator) -> Iterator[list[int]]:

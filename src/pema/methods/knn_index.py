@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pema.errors import ConfigError, DataError, ExternalMemoryError
-from pema.files import read_json, recover, writing
-from pema.memory.manifest import FileEntry, digest
+from pema.files import read_json, recover, seal, unseal, write_json, writing
+from pema.memory.manifest import FileEntry
 from pema.memory.reader import Memory
 from pema.owner.contract import PLMDescription
 from pema.schema import from_json, option
@@ -151,8 +150,7 @@ class Index:
                 "plm": self.plm.to_dict(),
                 "files": [asdict(FileEntry.of(temporary, name)) for name in (VECTORS, TARGETS)],
             }
-            values["digest"] = digest(values)
-            (temporary / FILE).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_json(temporary / FILE, seal(values))
 
     @classmethod
     def load(cls, folder: Path, plm: PLMDescription) -> Self:
@@ -175,13 +173,11 @@ class Index:
                 f"reads {FORMAT!r} version {VERSION}: train again."
             )
         try:
-            claimed = values.pop("digest", None)
-            listed = from_json(_Listed, {name: value for name, value in values.items() if name not in OF_FORMAT})
+            content = unseal(values)
+            listed = from_json(_Listed, {name: value for name, value in content.items() if name not in OF_FORMAT})
             if [entry.file for entry in listed.files] != [VECTORS, TARGETS]:
                 raise ConfigError(f"it lists other files than {VECTORS} and {TARGETS}.")
-            if claimed != digest(values):
-                raise ConfigError("its digest does not match.")
-        except ConfigError as error:
+        except (ConfigError, DataError) as error:
             raise ExternalMemoryError(f"{folder / FILE} is damaged ({str(error).rstrip('.')}): {AGAIN}") from error
         plm.require_same(listed.plm, f"the kNN-LM index {folder}")
         for entry in listed.files:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Mapping
 from importlib import resources
 from importlib.util import find_spec
@@ -22,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from pema.devices import has_bfloat16
 from pema.errors import ConfigError, OwnerError
 from pema.owner.weights import Fingerprints
 
@@ -208,15 +208,7 @@ def _dtype(dtype: str | torch.dtype | None, device_map: DeviceMap) -> str | torc
     on_cpu = device_map in (None, "cpu") or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if not on_cpu:
         return "auto"
-    return None if _fast_bfloat16() else torch.float32
-
-
-def _fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
-    checks = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return any(check() for check in checks if check is not None)
+    return None if has_bfloat16(torch.device("cpu")) else torch.float32
 
 
 def _first_line(error: Exception) -> str:
