@@ -22,7 +22,7 @@ ROOMS = {
     "generation": {"adapter", "owner", "tasks"},
     "evaluation": {"generation", "adapter", "memory", "owner", "owner.models", "tasks"},
     "methods": {"evaluation", "generation", "adapter", "memory", "owner", "owner.local", "owner.models", "tasks"},
-    "experiments": {"methods", "evaluation", "memory", "tasks"},
+    "experiments": {"methods", "evaluation", "tasks"},
     "privacy": {"evaluation", "adapter", "memory", "owner"},
     "pages": {"experiments", "evaluation", "generation", "adapter", "owner", "tasks"},
     "cli": {"pages", "privacy", "experiments", "evaluation", "generation", "adapter", "memory", "owner", "tasks"},

@@ -1,11 +1,14 @@
+import ast
 import re
 import string
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pema.evaluation import translation
 from pema.evaluation.answers import exact_match, f1, matches_exactly, normalise_answer, word_f1
 from pema.evaluation.characters import canonical, words
 from pema.evaluation.classification import accuracy, trimmed
@@ -235,3 +238,9 @@ def test_rouge_of_known_values():
     assert rouge_1(hypothesis, reference) == pytest.approx(0.75)
     assert rouge_2(hypothesis, reference) == pytest.approx(1 / 3)
     assert rouge_l(hypothesis, reference) == pytest.approx(0.5)
+
+
+def test_only_public_names_of_sacrebleu_are_used():
+    tree = ast.parse(Path(translation.__file__).read_text(encoding="utf-8"))
+    used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr.startswith("_")]
+    assert {ast.unparse(node.value) for node in used} <= {"self"}
