@@ -206,7 +206,9 @@ def test_answers_that_nobody_reads_are_bounded_and_given_up(plm, monkeypatch):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert httpx2.post(f"{url}/v1/represent", json=LARGE, timeout=20).status_code == 200
-        assert app.state.lifecycle.in_flight == 0
+        while app.state.lifecycle.in_flight:  # The client has its answer a moment before the server is done with it.
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_an_answer_that_is_read_slowly_arrives_whole(plm, monkeypatch):
