@@ -32,7 +32,7 @@ def test_a_task_of_the_users_own():
     own = config(task="mine", template=OWN)
     assert (task_of(own).name, task_of(own).template.text) == ("mine", OWN)
     require_task(own, task_of(own))
-    with pytest.raises(ConfigError, match="no task is called 'mine'"):
+    with pytest.raises(ConfigError, match="unknown task 'mine'"):
         task_of(own, "mine")
 
 

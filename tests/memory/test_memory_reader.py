@@ -122,7 +122,7 @@ def test_a_fraction_that_is_none_is_refused(memory, fraction):
 
 
 def test_one_example_cannot_be_split(tmp_path):
-    with pytest.raises(ConfigError, match="m holds 1 example: a split needs at least two"):
+    with pytest.raises(ConfigError, match="m contains 1 example: a split needs at least two"):
         build(tmp_path / "m", 1).split(0.5, 0)
 
 

@@ -205,7 +205,7 @@ def test_the_held_out_examples_are_those_of_a_memory(plm, tmp_path):
 
 
 def test_one_example_cannot_be_split(folder, tmp_path):
-    with pytest.raises(ConfigError, match="the training set holds 1 example: a split needs at least two"):
+    with pytest.raises(ConfigError, match="the training set contains 1 example: a split needs at least two"):
         run(METHOD, job(folder, examples=EXAMPLES[:1]), tmp_path)
 
 

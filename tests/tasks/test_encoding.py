@@ -211,7 +211,9 @@ def test_an_end_of_sequence_that_is_text_is_refused_inside_a_target():
     tokenizer = byte_level()
     tokenizer.eos_token = "!"
     assert Template("{source} =").encode(tokenizer, [Example("a!b", "c!")])[0].target.count(tokenizer.eos_token_id) == 1
-    with pytest.raises(DataError, match=r"f:3: the target holds the characters '!', which end a sequence, before its"):
+    with pytest.raises(
+        DataError, match=r"f:3: the target contains the characters '!', which end a sequence, before its"
+    ):
         Template("{source} =").encode(tokenizer, [Example("a", "b!c", "f:3")])
 
 

@@ -137,7 +137,7 @@ def test_labels_that_are_numbers_become_text(tmp_path):
     ("content", "message"),
     [
         ('{"source": "a", "target": "b"}\n{"source": "a"', r"d\.jsonl:2: not JSON, column 15"),
-        ('["a", "b"]', r"d\.jsonl:1: a JSON list, not an object\. Write one object a line"),
+        ('["a", "b"]', r"d\.jsonl:1: a JSON list, not an object\. Write one object per line"),
         ('{"source": "a", "du": "b"}', r"d\.jsonl:1: no field 'target'; there: 'source', 'du'\. Name the fields"),
         ('{"source": "a", "target": null}', r"d\.jsonl:1: field 'target' is missing \(None\)\. Remove the"),
         ('{"source": "a", "target": NaN}', r"d\.jsonl:1: field 'target' is missing \(nan\)\. Remove the pair"),
@@ -149,9 +149,12 @@ def test_labels_that_are_numbers_become_text(tmp_path):
         ('{"source": "a", "target": true}', r"d\.jsonl:1: field 'target' is a bool, not a text"),
         ('{"source": " ", "target": "b"}', r"d\.jsonl:1: source is blank"),
         ('{"source": "a", "target": ""}', r"d\.jsonl:1: target is blank"),
-        ('{"source": "a", "target": "x\\ud800"}', r"d\.jsonl:1: target holds half of a surrogate pair at character 2"),
+        (
+            '{"source": "a", "target": "x\\ud800"}',
+            r"d\.jsonl:1: target contains half of a surrogate pair at character 2",
+        ),
         ("[" * 200_000, r"d\.jsonl:1: JSON nested too deeply"),
-        ("\n\n", r"d\.jsonl is empty: no example in it"),
+        ("\n\n", r"d\.jsonl is empty: it contains no example"),
         ("", r"d\.jsonl is empty"),
         (b"\xef\xbb\xbf", r"d\.jsonl is empty"),
         (
@@ -168,10 +171,10 @@ def test_jsonl_that_cannot_be_read(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("content", "fields", "message"),
     [
-        ("a\tb\nc\n", {}, r"d\.tsv:2: 1 columns where 2 belong"),
-        ("a\tb\tc\n", {}, r"d\.tsv:1: 3 columns where 2 belong .* Name the columns by number"),
-        ("en\tde\tid\na\tb\n", {"source_field": "en", "target_field": "de"}, r"d\.tsv:2: 2 columns where 3 belong"),
-        ("en\tde\n", {"source_field": "en", "target_field": "de"}, r"d\.tsv is empty: no example in it"),
+        ("a\tb\nc\n", {}, r"d\.tsv:2: 1 columns, expected 2"),
+        ("a\tb\tc\n", {}, r"d\.tsv:1: 3 columns, expected 2 .* Give column numbers"),
+        ("en\tde\tid\na\tb\n", {"source_field": "en", "target_field": "de"}, r"d\.tsv:2: 2 columns, expected 3"),
+        ("en\tde\n", {"source_field": "en", "target_field": "de"}, r"d\.tsv is empty: it contains no example"),
         (
             "en\tde\na\tb\n",
             {"source_field": "en", "target_field": "du"},
@@ -179,7 +182,7 @@ def test_jsonl_that_cannot_be_read(tmp_path, content, message):
         ),
         ("a\tb\n", {"source_field": "1", "target_field": "3"}, r"d\.tsv:1: no column 3; the line has 2"),
         ("a\tb\n", {"source_field": "0", "target_field": "1"}, r"d\.tsv:1: no columns '0' and '1'"),
-        ("a\tb\n\nc\td\n", {}, r"d\.tsv:2: 1 columns where 2 belong"),
+        ("a\tb\n\nc\td\n", {}, r"d\.tsv:2: 1 columns, expected 2"),
         ("a\tb\n \td\n", {}, r"d\.tsv:2: source is blank"),
         ("a\tb\nc\t\n", {}, r"d\.tsv:2: target is blank"),
         ("", {}, r"d\.tsv is empty"),
@@ -226,9 +229,9 @@ def test_paths_that_cannot_be_read(tmp_path):
 def test_gzip_files_that_cannot_be_read(tmp_path):
     whole = gzip.compress(b"line\n" * 1000)
     for name, raw, message in (
-        ("plain.gz", b"line\n", r"plain\.gz is not a sound compressed file"),
-        ("cut.gz", whole[:-9], r"cut\.gz is cut short"),
-        ("bad.gz", whole[:12] + b"\xff\xff\xff\xff" + whole[16:], r"bad\.gz is not a sound compressed file"),
+        ("plain.gz", b"line\n", r"plain\.gz is a damaged compressed file"),
+        ("cut.gz", whole[:-9], r"cut\.gz is truncated"),
+        ("bad.gz", whole[:12] + b"\xff\xff\xff\xff" + whole[16:], r"bad\.gz is a damaged compressed file"),
     ):
         (tmp_path / name).write_bytes(raw)
         with pytest.raises(DataError, match=message):
@@ -244,10 +247,10 @@ def test_compressed_files_are_read_whatever_their_name(tmp_path, ending, compres
         (tmp_path / name).write_bytes(raw)
         assert texts(read_examples(data=tmp_path / name)) == [("a", "b"), ("ä", "ö")]
     (tmp_path / f"cut.tsv{ending}").write_bytes(compress(b"a\tb\n" * 1000)[:-9])
-    with pytest.raises(DataError, match=rf"cut\.tsv{ending} is cut short: its compressed stream has no end"):
+    with pytest.raises(DataError, match=rf"cut\.tsv{ending} is truncated: its compressed stream has no end"):
         read_examples(data=tmp_path / f"cut.tsv{ending}")
     (tmp_path / f"plain.tsv{ending}").write_bytes(b"a\tb\n")
-    with pytest.raises(DataError, match=rf"plain\.tsv{ending} (is not a sound compressed file|cannot be read)"):
+    with pytest.raises(DataError, match=rf"plain\.tsv{ending} (is a damaged compressed file|cannot be read)"):
         read_examples(data=tmp_path / f"plain.tsv{ending}")
 
 
@@ -316,7 +319,7 @@ def test_datasets(tmp_path):
         from_dataset(dataset.select([]), "translation.en", "translation.de")
     with pytest.raises(DataError, match=r"dataset, row 0: no field 'en'; it is a str"):
         from_dataset(["text"], "en", "de")
-    with pytest.raises(DataError, match=r"holds several splits \('train'\): name one, e\.g\. dataset\['train'\]"):
+    with pytest.raises(DataError, match=r"contains several splits \('train'\): name one, e\.g\. dataset\['train'\]"):
         from_dataset(datasets.DatasetDict(train=dataset), "translation.en", "translation.de")
 
     datasets.disable_progress_bars()
@@ -325,7 +328,7 @@ def test_datasets(tmp_path):
     assert texts(read_examples(data=tmp_path / "saved", **fields)) == texts(expected)
     datasets.DatasetDict(train=dataset).save_to_disk(tmp_path / "splits")
     assert texts(read_examples(data=tmp_path / "splits" / "train", **fields)) == texts(expected)
-    with pytest.raises(DataError, match=r"splits holds several splits \('train'\): name one, e\.g\. .*splits/train"):
+    with pytest.raises(DataError, match=r"splits contains several splits \('train'\): name one, e\.g\. .*splits/train"):
         read_examples(data=tmp_path / "splits", **fields)
     (tmp_path / "other").mkdir()
     with pytest.raises(DataError, match=r"other is a folder, but not one that Dataset\.save_to_disk wrote"):
@@ -366,7 +369,11 @@ def test_a_column_with_dots_in_its_name_gives_the_names_of_its_classes():
 @pytest.mark.parametrize(
     ("feature", "values", "message"),
     [
-        (LABEL, [0, -1], r"dataset, row 1: field 'label' is class -1, which has no name \(0 to 1 have\): give a part"),
+        (
+            LABEL,
+            [0, -1],
+            r"dataset, row 1: field 'label' is class -1, which has no name \(only 0 to 1 do\): give a split",
+        ),
         (LABEL, [0, None], r"dataset, row 1: field 'label' is missing \(None\)"),
         (datasets.Value("float64"), [0.5, float("nan")], r"dataset, row 1: field 'label' is missing \(nan\)"),
         (datasets.Value("float64"), [float("inf")], r"dataset, row 0: field 'label' is inf, not a text"),

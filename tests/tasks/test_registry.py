@@ -28,7 +28,7 @@ def test_a_template_of_the_users_own():
 
 def test_an_unknown_task_is_refused_with_the_known_ones():
     names = "translation, style, summarisation, qa, classification"
-    with pytest.raises(ConfigError, match=re.escape(f"no task is called 'translate': choose one of {names}")):
+    with pytest.raises(ConfigError, match=re.escape(f"unknown task 'translate': choose one of {names}")):
         get_task("translate")
 
 

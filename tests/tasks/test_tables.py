@@ -90,12 +90,15 @@ def test_quoted_tables_mean_their_cells(tmp_path, text, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('a\t"b ""c"""\nd "e"\tf\n', r"d\.tsv:1: a cell is quoted as by a csv writer, and line 2 is not: it has other"),
-        ('d "e"\tf\na\tb\nc\t"""d"""\n', r"d\.tsv:3: a cell is quoted as by a csv writer, and line 1 is not"),
-        ('a\t"b ""c"""\nd\te\tf\n', r"d\.tsv:1: a cell is quoted .* and line 2 is not: it has other columns"),
+        ('a\t"b ""c"""\nd "e"\tf\n', r"d\.tsv:1: a cell is quoted as by a csv writer, but line 2 is not: it has a"),
+        ('d "e"\tf\na\tb\nc\t"""d"""\n', r"d\.tsv:3: a cell is quoted as by a csv writer, but line 1 is not"),
+        (
+            'a\t"b ""c"""\nd\te\tf\n',
+            r"d\.tsv:1: a cell is quoted .* but line 2 is not: it has a different number of columns",
+        ),
         (
             'a\t"b ""c"""\nd\t"e\n',
-            r"d\.tsv:1: a cell is quoted .* line 2 is not: .* or quotation marks as they stand\.",
+            r"d\.tsv:1: a cell is quoted .* line 2 is not: .* or literal quotation marks\.",
         ),
         ('a\t"b \\"c\\""\n', r"d\.tsv:1: a cell escapes its quotation marks by a backslash: double them\. Write all"),
     ],
@@ -121,5 +124,5 @@ def test_a_quotation_mark_that_nobody_closes_takes_no_more_than_a_cell_may(tmp_p
 
 
 def test_blank_lines_are_named_by_the_reader(tmp_path):
-    with pytest.raises(DataError, match=r"d\.tsv:2: 1 columns where 2 belong"):
+    with pytest.raises(DataError, match=r"d\.tsv:2: 1 columns, expected 2"):
         read_examples(data=put(tmp_path, 'a\t"b ""c"""\n\nd\te\n'))

@@ -232,7 +232,7 @@ def test_instruction_is_the_shared_text():
 
 @pytest.mark.parametrize(("text", "count"), [("no slot", 0), ("{source} and {source}", 2), ("{ source }", 0)])
 def test_a_template_holds_the_source_once(text, count):
-    with pytest.raises(ConfigError, match=rf"holds \{{source\}} {count} times"):
+    with pytest.raises(ConfigError, match=rf"contains \{{source\}} {count} times"):
         Template(text)
 
 
@@ -266,7 +266,7 @@ def test_a_prompt_that_tokenises_to_nothing_is_named():
 def test_a_tokenizer_without_eos_is_refused():
     tokenizer = byte_level("none")
     tokenizer.eos_token = None
-    with pytest.raises(ConfigError, match="names no end-of-sequence token"):
+    with pytest.raises(ConfigError, match="has no end-of-sequence token"):
         Template("{source} =").encode(tokenizer, [Example("a", "b")])
 
 

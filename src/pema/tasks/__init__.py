@@ -1,1 +1,1 @@
-"""What is taught: examples, the prompt templates that hold them, the files they are read from, and the tasks."""
+"""Tasks: examples, prompt templates, and the readers of data files."""

@@ -1,4 +1,4 @@
-"""Texts to token ids, where control tokens come from the template alone: a user's characters are text."""
+"""Tokenisation of filled templates; control tokens come from the template only, never from a user's text."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TYPICAL = "The house is small."
-"""A text that measures what a tokenizer puts around texts; like most sources it starts a sentence and ends it."""
+"""A probe text that shows which tokens a tokenizer adds around a text; like most sources it is a full sentence."""
 
 
 class Encoding:
-    """What turns filled templates into token ids with one tokenizer.
+    """Encoder of filled templates into token ids with one tokenizer.
 
-    The characters `</s>` in a user's text are text, while those of the template are the control token. The ids come
-    of a copy of the tokenizer in which every control token goes by another name, which nobody can guess; `mark` writes
-    those names into the template. Everything else is the tokenizer's own, so a text without control tokens in it has
-    the ids that the tokenizer gives. A tokenizer that cannot be copied (a slow one) refuses texts that hold one.
+    The characters `</s>` in a user's text are plain text; in the template they are the control token. The ids come
+    from a copy of the tokenizer in which every control token has a different, unguessable name; `mark` writes those
+    names into the template. The copy is otherwise identical, so a text without control tokens gets the same ids as
+    from the original tokenizer. If the tokenizer cannot be copied (a slow one), texts with a control token are refused.
 
-    A control token is one that the tokenizer calls special, or one that was added beside its vocabulary
-    (`<tool_call>`). White space and single characters are text always.
+    A control token is a special token of the tokenizer, or a token added to its vocabulary (`<tool_call>`). White
+    space and single characters are always text.
 
     Attributes:
-        prefix: ids of the special tokens that the tokenizer puts in front of a text; () where there are none.
+        prefix: ids of the special tokens that the tokenizer puts in front of a text; () if there are none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Take a tokenizer.
+        """Prepare the encoding of `tokenizer`.
 
         Raises:
-            ConfigError: it changes a text's tokens when it adds special tokens.
+            ConfigError: the tokenizer changes a text's tokens when it adds special tokens.
         """
         self._tokenizer = tokenizer
         self._copy = _copy_of(tokenizer)
         self.prefix = _prefix(tokenizer)
 
     def mark(self, template: str) -> str:
-        """A template's text with its control tokens under the names that `encode` knows."""
+        """Return a template's text with its control tokens replaced by the names that `encode` knows."""
         if self._copy is None:
             return template
         names = self._copy.names
         return _any_of(names).sub(lambda control: names[control[0]], template) if names else template
 
     def require_text(self, text: str, where: str) -> None:
-        """Refuse a user's text some of whose characters the tokenizer can only read as a control token.
+        """Refuse a user's text that contains characters which the tokenizer can only read as a control token.
 
         Raises:
-            DataError: names `where` and the token.
+            DataError: the text contains a control token; the message names `where` and the token.
         """
         pattern = _any_of(_controls(self._tokenizer)) if self._copy is None else self._copy.unwritable
         control = pattern.search(text) if pattern else None
@@ -68,20 +68,20 @@ class Encoding:
             )
 
     def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Ids of texts, without special tokens around them; control tokens are where `mark` named them."""
+        """Return the ids of texts without special tokens around them; names set by `mark` become control tokens."""
         if self._copy is not None:
             return [
                 tuple(each.ids) for each in self._copy.backend.encode_batch_fast(list(texts), add_special_tokens=False)
             ]
-        # verbose=False: texts longer than the context window are reported, with their place, by whoever runs the PLM.
+        # verbose=False: the code that runs the PLM reports texts longer than the context window, with their location.
         ids = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
         return [tuple(each) for each in ids["input_ids"]]
 
     def behind(self, before: str, text: str) -> tuple[int, ...]:
-        """Ids of a text that stands behind another, whatever the tokenizer would merge across the border.
+        """Return the ids of `text` as a continuation of `before`, without merges across the boundary.
 
-        Tokenizers that write a space in front of every text would write one in the middle, so the ids are taken behind
-        something that they do not merge with the text, where that reads as the text does.
+        Tokenizers that put a space in front of every text would put one in the middle, so `text` is encoded after an
+        anchor that does not merge with it, and the result is used if it decodes to the same text.
         """
         whole = self._read(self.encode([before + text])[0])
         (start,) = self.encode([before])
@@ -98,19 +98,19 @@ class Encoding:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def begin(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """The same behind the prefix, which a text that begins with it by its template does not get twice."""
+        """Encode texts with the prefix in front; it is not added twice if the template already writes it."""
         n = len(self.prefix)
         return [ids if n and ids[:n] == self.prefix else self.prefix + ids for ids in self.encode(texts)]
 
 
 @dataclass(frozen=True)
 class _Copy:
-    """A tokenizer whose control tokens go by other names.
+    """A copy of a tokenizer in which control tokens have other names.
 
     Attributes:
         backend: the copy.
-        names: the name in the copy of each control token.
-        unwritable: matches characters that even the copy reads as another token; None where there are none.
+        names: the name of each control token in the copy.
+        unwritable: pattern of characters that even the copy reads as a token of another kind; None if there are none.
     """
 
     backend: Tokenizer
@@ -122,7 +122,7 @@ _COPIES: weakref.WeakKeyDictionary[Any, tuple[object, _Copy | None]] = weakref.W
 
 
 def _copy_of(tokenizer: PreTrainedTokenizerBase) -> _Copy | None:
-    """The copy of a fast tokenizer, made once; None of one that cannot be copied."""
+    """Return the copy of a fast tokenizer, made once; None if it cannot be copied."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         return None
@@ -136,7 +136,7 @@ def _copy_of(tokenizer: PreTrainedTokenizerBase) -> _Copy | None:
 def _made(tokenizer: PreTrainedTokenizerBase, backend: Tokenizer) -> _Copy | None:
     try:
         content = json.loads(backend.to_str())
-    except Exception:  # the backend raises a bare Exception where a part of it is written in Python.
+    except Exception:  # the backend raises a bare Exception if one of its parts is written in Python.
         return None
     model = content["model"]
     pieces = model["vocab"]
@@ -157,19 +157,19 @@ def _made(tokenizer: PreTrainedTokenizerBase, backend: Tokenizer) -> _Copy | Non
     content |= {"truncation": None, "padding": None, "post_processor": None}
     try:
         copy = Tokenizer.from_str(json.dumps(content))
-    except Exception:  # bare too
+    except Exception:  # also a bare Exception
         return None
     bare = tokenizer(TYPICAL, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     same = copy.encode(TYPICAL, add_special_tokens=False).ids == list(bare)
     if not same or any(copy.token_to_id(name) != number for name, number in ids.items()):
         return None
-    # A piece of a Unigram model that stands for a byte matches its own name; BPE never merges characters to one.
+    # In a Unigram model the text `<0x41>` matches the byte piece of that name; BPE never merges characters into one.
     bytes_by_name = model.get("type") == "Unigram" and model.get("byte_fallback")
     return _Copy(copy, names, re.compile("<0x[0-9A-F]{2}>") if bytes_by_name else None)
 
 
 def _controls(tokenizer: PreTrainedTokenizerBase, vocabulary: Iterable[str] = ()) -> list[str]:
-    """The names of the control tokens of a tokenizer whose model knows the pieces `vocabulary`."""
+    """Return the names of a tokenizer's control tokens, given the pieces (`vocabulary`) of its model."""
     special = set(getattr(tokenizer, "all_special_tokens", ()))
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     known = set(vocabulary)
@@ -183,7 +183,7 @@ def _involves(merge: str | Sequence[str], names: Mapping[str, str]) -> bool:
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern[str]:
-    """Matches the longest of some names; nothing where there are none."""
+    """Return a pattern that matches the longest of `names`, or nothing if there are none."""
     return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or r"(?!)")
 
 

@@ -1,4 +1,4 @@
-"""One pair of texts."""
+"""The pair of texts that a task consists of."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Example:
-    """A source X and its target Y.
+    """A pair of a source X and its target Y.
 
     Attributes:
-        source: the text that takes the place of `{source}` in the template.
-        target: the text that the PLM is to write.
-        where: "file:line" of the pair, for error messages; "" for a pair that comes from no file.
+        source: the text that replaces `{source}` in the template.
+        target: the text that the PLM should generate.
+        where: "file:line" of the pair, for error messages; "" if it does not come from a file.
     """
 
     source: str

@@ -1,13 +1,13 @@
-"""GYAFC: pairs of informal and formal sentences in two domains (Rao and Tetreault 2018), in the corpus's own folders.
+"""Reader of GYAFC: informal and formal sentence pairs in two domains (Rao and Tetreault 2018), in the original layout.
 
     GYAFC_Corpus/
       Entertainment_Music/
-        train/  informal, formal                                       line i of one rewrites line i of the other
+        train/  informal, formal                                       line i of `formal` rewrites line i of `informal`
         tune/   informal, formal.ref0 ... formal.ref3                  four rewrites of each informal sentence
-        test/   the same; `formal` and `informal.ref0` ... beside them are of the other direction
+        test/   the same; the files `formal` and `informal.ref0` ... belong to the opposite direction
       Family_Relationships/  the same
 
-In `tune` and `test` the file `formal` holds other sentences than `informal`: their pairs are never read together.
+In `tune` and `test` the sentences of `formal` are not those of `informal`: the two are never read as pairs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REFERENCES = 4
 ACCESS = (
     "GYAFC needs its authors' permission. Write to gyafc.dataset@gmail.com with your affiliation and a short "
     "description of how you will use the data (https://github.com/raosudha89/GYAFC-corpus); formerly Yahoo's "
-    "approval for its corpus L6 was needed first. Then give the folder that holds Entertainment_Music and "
+    "approval for its corpus L6 was needed first. Then give the folder that contains Entertainment_Music and "
     "Family_Relationships."
 )
 
@@ -36,23 +36,23 @@ def read_gyafc(
     """Read GYAFC, informal to formal.
 
     Args:
-        gyafc: the folder that holds the domains, `GYAFC_Corpus`.
-        part: `train`, `tune` (the dev part) or `test`.
-        domain: `Entertainment_Music` or `Family_Relationships`; both by default, in this order.
-        reference: which of the four rewrites is the target in `tune` and `test`, 0 to 3. `train` has one.
-        limit: the number of examples of each domain to read; all by default.
+        gyafc: the folder with the domains, `GYAFC_Corpus`.
+        part: `train`, `tune` (the development set) or `test`.
+        domain: `Entertainment_Music` or `Family_Relationships`; default: both, in this order.
+        reference: number (0 to 3) of the rewrite used as target in `tune` and `test`; `train` has only one.
+        limit: the number of examples to read per domain; default: all.
 
     Raises:
-        DataError: the corpus or a file of it is missing (the message says how to ask for it), misaligned or malformed.
-        ConfigError: an unknown domain or part, or a reference that is not there.
+        DataError: a file is missing (the message says how to request the corpus), misaligned or malformed.
+        ConfigError: an unknown domain or part, or a reference that does not exist.
     """
     if domain is not None and domain not in DOMAINS:
-        raise ConfigError(f"domain {domain!r} is none of GYAFC's: choose {' or '.join(DOMAINS)}, or none for both.")
+        raise ConfigError(f"unknown GYAFC domain {domain!r}: choose {' or '.join(DOMAINS)}, or omit it for both.")
     if part not in PARTS:
-        raise ConfigError(f"part {part!r} is none of GYAFC's: choose {', '.join(PARTS)}.")
+        raise ConfigError(f"unknown GYAFC part {part!r}: choose {', '.join(PARTS)}.")
     most = 1 if part == "train" else REFERENCES
     if not 0 <= reference < most:
-        raise ConfigError(f"reference {reference} is not in GYAFC's {part} part: give 0 to {most - 1}.")
+        raise ConfigError(f"reference {reference} does not exist in GYAFC's {part} part: give 0 to {most - 1}.")
     target = "formal" if part == "train" else f"formal.ref{reference}"
     examples: list[Example] = []
     for name in DOMAINS if domain is None else (domain,):

@@ -1,4 +1,4 @@
-"""Lines of text files: UTF-8, plain or compressed, and what is said of bytes that are neither."""
+"""Lines of UTF-8 text files, plain or compressed, with clear errors for every other format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMPRESSED: dict[str, tuple[bytes, Any]] = {
     ".bz2": (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", bz2.open),
     ".xz": (rb"\xfd7zXZ\x00", lzma.open),
 }
-"""First bytes (a pattern) and opener of what is read compressed, by the ending of the name."""
+"""First bytes (as a pattern) and opener of each supported compression, by file name extension."""
 
 FOREIGN = (
     (b"PK\x03\x04", "a zip archive (as .xlsx is)", "unpack it, or save a sheet as TSV"),
@@ -31,7 +31,7 @@ FOREIGN = (
     (b"SQLite format 3", "an SQLite database", "export a table as TSV"),
     (b"%PDF", "a PDF", "give a text file"),
 )
-"""First bytes of what is not read, what that is, and the remedy."""
+"""First bytes of unsupported formats, their names, and what to do instead."""
 
 MARKS = {
     b"\xff\xfe\x00\x00": "UTF-32",
@@ -42,20 +42,20 @@ MARKS = {
 """Byte-order marks of other encodings."""
 
 SHORT = 8
-"""Bytes of a line that is long enough to tell its encoding from."""
+"""Minimum length in bytes of a line from which the encoding can be guessed."""
 
 
 def stem(path: Path) -> str:
-    """The name in small letters, without the ending of a compressed file."""
+    """Return the file name in lower case, without the extension of a compressed file."""
     name = path.name.lower()
     return next((name.removesuffix(end) for end in (*COMPRESSED, ".zst", ".zip") if name.endswith(end)), name)
 
 
 def require(path: Path) -> None:
-    """Refuse what is no file.
+    """Refuse a path that is not a file.
 
     Raises:
-        DataError: the path leads nowhere, or to a folder.
+        DataError: the path does not exist, or is a folder.
     """
     if path.is_dir():
         raise DataError(f"{path} is a folder, not a text file.")
@@ -64,10 +64,10 @@ def require(path: Path) -> None:
 
 
 def raw_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file in bytes, without their ends and without a byte-order mark.
+    """Yield the lines of a file as bytes, without line ends and without a byte-order mark.
 
     Raises:
-        DataError: the file is missing, empty, damaged or of another format, which the message names.
+        DataError: the file is missing, empty, damaged or in another format, which the message names.
     """
     require(path)
     empty = True
@@ -83,9 +83,9 @@ def raw_lines(path: Path) -> Iterator[bytes]:
                 empty = False
                 yield line
     except EOFError as error:
-        raise DataError(f"{path} is cut short: its compressed stream has no end.") from error
+        raise DataError(f"{path} is truncated: its compressed stream has no end. Copy or download it again.") from error
     except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{path} is not a sound compressed file: {error}.") from error
+        raise DataError(f"{path} is a damaged compressed file: {error}. Copy or download it again.") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     if empty:
@@ -93,7 +93,7 @@ def raw_lines(path: Path) -> Iterator[bytes]:
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file and their numbers, counted from 1.
+    """Yield each line of a file with its number, counted from 1.
 
     Raises:
         DataError: see `raw_lines`; or a line is not UTF-8.
@@ -103,14 +103,14 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def decode(raw: bytes, path: Path, number: int) -> str:
-    """A line as text.
+    """Decode a line.
 
     Raises:
-        DataError: it is not UTF-8.
+        DataError: the line is not UTF-8.
     """
     if number == 1 and len(raw) >= SHORT and 4 * raw.count(0) >= len(raw):
         raise DataError(
-            f"{path} looks like UTF-16 without a byte-order mark (its first line holds NUL bytes): convert it, e.g. "
+            f"{path} looks like UTF-16 without a byte-order mark (its first line contains NUL bytes): convert it, e.g. "
             "with iconv -f UTF-16LE -t UTF-8."
         )
     try:
@@ -118,12 +118,12 @@ def decode(raw: bytes, path: Path, number: int) -> str:
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}:{number}: invalid UTF-8 at byte {error.start + 1} of the line (0x{raw[error.start]:02x}). "
-            "Convert the file from the encoding that it is in, e.g. with iconv -f WINDOWS-1252 -t UTF-8."
+            "Convert the file from its encoding, e.g. with iconv -f WINDOWS-1252 -t UTF-8."
         ) from error
 
 
 def _opened(path: Path) -> IO[bytes]:
-    """The file's bytes, decompressed where its first bytes or its name say that it is compressed."""
+    """Open a file, decompressed if its first bytes or its name say that it is compressed."""
     with path.open("rb") as file:
         first = file.read(16)
     for end, (magic, opener) in COMPRESSED.items():
@@ -134,7 +134,7 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 def _require_text(line: bytes, path: Path) -> None:
-    """Refuse a file whose first bytes are those of something else."""
+    """Refuse a file whose first bytes are those of another format."""
     for magic, what, remedy in FOREIGN:
         if line.startswith(magic):
             raise DataError(f"{path} is {what}, not a text file: {remedy}.")

@@ -1,8 +1,8 @@
 """Examples from JSONL, TSV, parallel text files and Hugging Face datasets.
 
 Text is UTF-8, with or without a byte-order mark, plain or compressed by gzip, bzip2 or xz. A line ends at a line feed,
-or a carriage return and a line feed, and nowhere else: U+2028 and its like are characters of the text. Cells of a TSV
-file stand as they are, or in quotation marks as csv writers leave them (`pema.tasks.tables`).
+or at a carriage return and a line feed, and nowhere else: U+2028 and similar characters are part of the text. Cells of
+a TSV file are literal, or quoted as csv writers do (`pema.tasks.tables`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 HUB = "hf:"
 HUB_NAME = re.compile(r"(?P<name>[^:\[]+)(:(?P<config>[^:\[]+))?:(?P<split>[^:\[]+(\[[^\]]*\][^:\[]*)*)")
-"""NAME:SPLIT or NAME:CONFIG:SPLIT; a split may hold slices, as in `train[:10%]`."""
+"""NAME:SPLIT or NAME:CONFIG:SPLIT; a split may contain slices, as in `train[:10%]`."""
 
 JSONL = (".jsonl", ".ndjson", ".json")
 TSV = (".tsv", ".tab")
@@ -44,15 +44,15 @@ def read_examples(
     """Read the examples of one data set.
 
     Args:
-        data: a JSONL file (`.jsonl`, `.ndjson`, or `.json` with one object a line), a TSV file (`.tsv`), a folder
+        data: a JSONL file (`.jsonl`, `.ndjson`, or `.json` with one object per line), a TSV file (`.tsv`), a folder
             written by `Dataset.save_to_disk`, or `hf:NAME:SPLIT` or `hf:NAME:CONFIG:SPLIT` on the Hugging Face Hub.
-        source: a text file with one source a line; with `target`, in place of `data`.
-        target: a text file with one target a line, aligned with `source`.
-        source_field: the field of `data` that holds the source. Dots reach into nested fields (`translation.en`,
-            `answers.text.0`). In a TSV file: a column's name in the first line, or its number, counted from 1; with
-            neither, the file has two columns, source and target.
+        source: a text file with one source per line; with `target`, instead of `data`.
+        target: a text file with one target per line, aligned with `source`.
+        source_field: the field of `data` that contains the source. Dots select nested fields (`translation.en`,
+            `answers.text.0`). In a TSV file: a column name from the first line, or a column number, counted from 1;
+            without either, the file must have two columns, source and target.
         target_field: the same for the target.
-        limit: the number of examples to read; all by default.
+        limit: the number of examples to read; default: all.
 
     Raises:
         DataError: a file is missing, empty, misaligned or malformed; the message names the file and the line.
@@ -60,7 +60,7 @@ def read_examples(
     """
     require("limit", limit, int | None)
     if limit is not None and limit < 1:
-        raise ConfigError(f"limit {limit} leaves no example: give 1 or more, or none for all.")
+        raise ConfigError(f"limit {limit} leaves no example: give 1 or more, or None for all.")
     if data is not None:
         if source is not None or target is not None:
             raise ConfigError("give either data (one file with both fields) or source and target, not both.")
@@ -71,7 +71,7 @@ def read_examples(
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """Read a text file's lines, without their ends; blank lines are kept.
+    """Read the lines of a text file without line ends; blank lines are kept.
 
     Raises:
         DataError: the file is missing, empty or not UTF-8.
@@ -82,7 +82,7 @@ def read_lines(path: str | Path) -> list[str]:
 def from_dataset(dataset: Dataset, source_field: str, target_field: str, limit: int | None = None) -> list[Example]:
     """Read the examples of a Hugging Face `datasets.Dataset`, or of any iterable of mappings.
 
-    A column of classes (`ClassLabel`) gives their names.
+    A column of class labels (`ClassLabel`) yields the class names.
 
     Raises:
         DataError: a field is missing, blank, NaN or not text, or a class has no name; the message names the row,
@@ -99,16 +99,16 @@ def _read_data(data: str, source_field: str, target_field: str, limit: int | Non
         return _from_rows(_load_folder(path), data, source_field, target_field, limit)
     name = stem(path)
     if name.endswith(JSONL):
-        found = _from_jsonl(path, source_field, target_field)
+        examples = _from_jsonl(path, source_field, target_field)
     elif name.endswith(TSV):
-        found = _from_tsv(path, source_field, target_field)
+        examples = _from_tsv(path, source_field, target_field)
     else:
         next(raw_lines(path))
         raise DataError(
             f"{path}: cannot tell the format from the name. Name it .jsonl or .tsv (.gz, .bz2 or .xz may follow), or "
             "give two text files as source and target."
         )
-    return _some(list(islice(found, limit)), path)
+    return _some(list(islice(examples, limit)), path)
 
 
 def _read_parallel(source: Path, target: Path, limit: int | None) -> list[Example]:
@@ -121,7 +121,7 @@ def _read_parallel(source: Path, target: Path, limit: int | None) -> list[Exampl
             counts = (number - 1, rest) if left is None else (rest, number - 1)
             raise DataError(
                 f"{source} and {target} are not aligned: {counts[0]} and {counts[1]} lines; {longer}:{number} has no "
-                "partner. Give files with one source and one target a line."
+                "partner. Give files with one source and one target per line."
             )
         if limit is None or number <= limit:
             texts = (decode(left, source, number), decode(right, target, number))
@@ -143,7 +143,7 @@ def _from_jsonl(path: Path, source_field: str, target_field: str) -> Iterator[Ex
         except RecursionError as error:
             raise DataError(f"{where}: JSON nested too deeply.") from error
         if not isinstance(row, dict):
-            raise DataError(f"{where}: a JSON {type(row).__name__}, not an object. Write one object a line.")
+            raise DataError(f"{where}: a JSON {type(row).__name__}, not an object. Write one object per line.")
         yield _example(row, where, source_field, target_field)
 
 
@@ -161,14 +161,14 @@ def _from_tsv(path: Path, source_field: str, target_field: str) -> Iterator[Exam
             columns, width = (0, 1), 2
         else:
             raise DataError(
-                f"{path}:1: no columns {source_field!r} and {target_field!r}; the first line holds {_names(header)}. "
-                "Name two of its columns, or give their numbers."
+                f"{path}:1: no columns {source_field!r} and {target_field!r}; the first line contains "
+                f"{_names(header)}. Name two of its columns, or give their numbers."
             )
     for number, cells in rows:
         where = f"{path}:{number}"
         if width and len(cells) != width:
-            advice = "" if width != 2 else " Name the columns by number where there are more."
-            raise DataError(f"{where}: {len(cells)} columns where {width} belong (separated by tabs).{advice}")
+            advice = "" if width != 2 else " Give column numbers if there are more columns."
+            raise DataError(f"{where}: {len(cells)} columns, expected {width} (separated by tabs).{advice}")
         if max(columns) >= len(cells):
             raise DataError(f"{where}: no column {max(columns) + 1}; the line has {len(cells)} (separated by tabs).")
         source, target = cells[columns[0]], cells[columns[1]]
@@ -179,18 +179,20 @@ def _from_rows(
     rows: Iterable[Any], name: str, source_field: str, target_field: str, limit: int | None
 ) -> list[Example]:
     if isinstance(rows, Mapping):
-        raise DataError(f"{name} holds several splits ({_names(rows)}): name one, e.g. dataset[{next(iter(rows))!r}].")
+        raise DataError(
+            f"{name} contains several splits ({_names(rows)}): name one, e.g. dataset[{next(iter(rows))!r}]."
+        )
     features = getattr(rows, "features", None)
     names = {field: _class_names(features, field) for field in (source_field, target_field)}
-    found = (
+    examples = (
         _example(row, f"{name}, row {number}", source_field, target_field, names)
         for number, row in enumerate(islice(rows, limit))
     )
-    return _some(list(found), name)
+    return _some(list(examples), name)
 
 
 def _class_names(features: Any, field: str) -> Sequence[str] | None:  # noqa: ANN401 - features of an optional package
-    """The names of the classes of a field, if it is one of classes; see `_field` for how a field is reached."""
+    """Return the class names of a field of class labels, else None; see `_field` for nested fields."""
     feature = features
     for part in [field] if isinstance(features, Mapping) and field in features else field.split("."):
         inner = getattr(feature, "feature", None)  # of a list
@@ -199,12 +201,12 @@ def _class_names(features: Any, field: str) -> Sequence[str] | None:  # noqa: AN
 
 
 def _load_hub(data: str) -> Any:  # noqa: ANN401 - a Dataset, of an optional package
-    found = HUB_NAME.fullmatch(data.removeprefix(HUB))
-    if found is None:
+    match = HUB_NAME.fullmatch(data.removeprefix(HUB))
+    if match is None:
         raise ConfigError(f"{data!r} is not hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT, e.g. hf:wmt/wmt14:de-en:test.")
     datasets = _datasets()
     try:
-        return datasets.load_dataset(found["name"], found["config"], split=found["split"])
+        return datasets.load_dataset(match["name"], match["config"], split=match["split"])
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{data} cannot be loaded: {error}.") from error
 
@@ -212,12 +214,14 @@ def _load_hub(data: str) -> Any:  # noqa: ANN401 - a Dataset, of an optional pac
 def _load_folder(path: Path) -> Any:  # noqa: ANN401 - a Dataset, of an optional package
     datasets = _datasets()
     try:
-        found = datasets.load_from_disk(str(path))
+        dataset = datasets.load_from_disk(str(path))
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{path} is a folder, but not one that Dataset.save_to_disk wrote: {error}.") from error
-    if isinstance(found, Mapping):
-        raise DataError(f"{path} holds several splits ({_names(found)}): name one, e.g. {path / next(iter(found))}.")
-    return found
+    if isinstance(dataset, Mapping):
+        raise DataError(
+            f"{path} contains several splits ({_names(dataset)}): name one, e.g. {path / next(iter(dataset))}."
+        )
+    return dataset
 
 
 def _datasets() -> Any:  # noqa: ANN401 - a module
@@ -243,7 +247,7 @@ def _example(
 
 
 def _field(row: object, field: str, where: str) -> Any:  # noqa: ANN401
-    """The value of a field, which may be nested."""
+    """Return the value of a field, which may be nested."""
     if isinstance(row, Mapping) and field in row:
         return row[field]
     value = row
@@ -253,19 +257,19 @@ def _field(row: object, field: str, where: str) -> Any:  # noqa: ANN401
         elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
             value = value[int(part)]
         else:
-            raise DataError(f"{where}: no field {field!r}; {_there(row)}. Name the fields that hold the texts.")
+            raise DataError(f"{where}: no field {field!r}; {_there(row)}. Name the fields that contain the texts.")
     return value
 
 
 def _text(value: object, field: str, where: str, names: Sequence[str] | None) -> str:
-    """A value as text; numbers, as labels often are, become text, and classes their names."""
+    """Convert a value to text: numbers (often labels) to their digits, class labels to their names."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         raise DataError(f"{where}: field {field!r} is missing ({value}). Remove the pair or fill it in.")
     if isinstance(value, int) and names is not None:
         if not 0 <= value < len(names):
             raise DataError(
-                f"{where}: field {field!r} is class {value}, which has no name (0 to {len(names) - 1} have): give a "
-                "part of the data set with labels."
+                f"{where}: field {field!r} is class {value}, which has no name (only 0 to {len(names) - 1} do): give a "
+                "split of the data set that has labels."
             )
         return str(names[value])
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
@@ -283,13 +287,13 @@ def _filled(text: str, where: str, role: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: {role} holds half of a surrogate pair at character {error.start + 1}.") from error
+        raise DataError(f"{where}: {role} contains half of a surrogate pair at character {error.start + 1}.") from error
     return text
 
 
 def _some(examples: list[Example], name: object) -> list[Example]:
     if not examples:
-        raise DataError(f"{name} is empty: no example in it.")
+        raise DataError(f"{name} is empty: it contains no example.")
     return examples
 
 

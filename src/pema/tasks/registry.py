@@ -1,4 +1,4 @@
-"""The tasks that pema knows by name: a template and metrics each."""
+"""The built-in tasks: name, template and metrics."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pema.tasks.template import Template
 
 @dataclass(frozen=True)
 class Task:
-    """What is taught, how it is asked for, and how it is scored.
+    """A task: its prompt template and its metrics.
 
     Attributes:
-        name: the name that the command line takes.
+        name: the name used on the command line.
         template: the prompt.
         metrics: names of the metrics that `pema.evaluation.evaluate` computes by default.
-        description: one line for help texts.
+        description: one line for the help texts.
     """
 
     name: str
@@ -65,12 +65,12 @@ a template such as `"Context and question: \\n{source}\\nAnswer:"` changes the w
 
 
 def get_task(name: str, template: str | None = None) -> Task:
-    """Return the task called `name`, with `template` in place of its own where one is given.
+    """Return the task called `name`, with `template` instead of its own if one is given.
 
     Raises:
-        ConfigError: no task has that name (the message lists them), or the template is not one.
+        ConfigError: the name is unknown (the message lists the tasks), or the template is invalid.
     """
     if name not in TASKS:
-        raise ConfigError(f"no task is called {name!r}: choose one of {', '.join(TASKS)}.")
+        raise ConfigError(f"unknown task {name!r}: choose one of {', '.join(TASKS)}.")
     task = TASKS[name]
     return task if template is None else replace(task, template=Template(template))

@@ -1,14 +1,14 @@
-r"""Rows of tab-separated files, as they stand or in quotation marks.
+r"""Rows of tab-separated files, literal or quoted.
 
-A file is *quoted*, as csv writers, pandas and spreadsheets leave it (RFC 4180), when every cell that holds a quotation
-mark stands in quotation marks with those inside doubled, and one of these says that this is no chance:
+A file is *quoted*, as csv writers, pandas and spreadsheets write it (RFC 4180), if every cell that contains a quotation
+mark is enclosed in quotation marks with the inner ones doubled, and one of these shows that this is no coincidence:
 
-- a cell in quotation marks holds a quotation mark (`"He said ""hello"" to me."`), a tab or a line break;
-- all cells of the file, but numbers and empty ones, stand in quotation marks.
+- a quoted cell contains a quotation mark (`"He said ""hello"" to me."`), a tab or a line break;
+- all cells of the file, except numbers and empty cells, are quoted.
 
-A quoted file means what its cells say without their quotation marks. Every other file is taken as it stands, quotation
-marks included (a line such as `"Hello," he said.` of a corpus). A file some of whose cells can only be quoted and
-others only stand as they are, or whose quotation marks are escaped by a backslash, is refused.
+The cells of a quoted file are read without their quotation marks. Every other file is literal: quotation marks are part
+of the text (a corpus line such as `"Hello," he said.`). A file that mixes quoted and literal cells, or escapes
+quotation marks by a backslash, is refused.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from pema.tasks.lines import text_lines
 
 TAB, QUOTE = "\t", '"'
 LONGEST = 1_000
-"""Lines that one cell may take; a quotation mark that nobody closes is no cell."""
+"""Maximum number of lines per cell; a longer one is an unclosed quotation mark."""
 
 CELL = re.compile(r'"((?:[^"]|"")*)"(?=\t|\Z)|([^"\t]*)(?=\t|\Z)')
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 BACKSLASHED = re.compile(r'"(?:[^"\\]|\\.)*\\"(?:[^"\\]|\\.)*"')
-REMEDY = "Write all cells with a csv writer, or none of them; or write JSONL."
+REMEDY = "Write all cells with a csv writer, or none of them, or write JSONL."
 
 Row = tuple[int, list[str]]
 
 
 def table_rows(path: Path) -> Iterator[Row]:
-    """The number of the line that each row begins at, and its cells.
+    """Yield the cells of each row with the number of its first line.
 
     Raises:
-        DataError: the file cannot be read, or some of its cells are quoted and others are not.
+        DataError: the file cannot be read, or it mixes quoted and literal cells.
     """
     if _is_quoted(path):
         for number, text in _logical(text_lines(path)):
@@ -49,13 +49,13 @@ def table_rows(path: Path) -> Iterator[Row]:
 
 @dataclass
 class _Seen:
-    """What the lines of a file, taken singly, say of it.
+    """Evidence about quoting, collected line by line.
 
     Attributes:
-        width: columns of the first line.
-        ragged: whether another line has more or fewer.
-        all_quoted: whether every cell, but numbers and empty ones, stands in quotation marks.
-        needy: the first line with a cell in quotation marks that holds some; 0 where there is none.
+        width: number of columns in the first line.
+        ragged: whether another line has more or fewer columns.
+        all_quoted: whether every cell, except numbers and empty cells, is quoted.
+        needy: number of the first line with a quoted cell that contains quotation marks; 0 if there is none.
     """
 
     width: int = 0
@@ -64,7 +64,7 @@ class _Seen:
     needy: int = 0
 
     def look(self, number: int, cells: list[str], path: Path) -> None:
-        """Look at a line that is not blank."""
+        """Update the evidence with a line that is not blank."""
         self.width = self.width or len(cells)
         self.ragged |= len(cells) != self.width
         for cell in cells:
@@ -81,10 +81,10 @@ class _Seen:
 
 
 def _is_quoted(path: Path) -> bool:
-    """Whether a file is quoted, after a look at all of it.
+    """Return whether a file is quoted; the whole file is read.
 
     Raises:
-        DataError: it is quoted in one place and cannot be in another.
+        DataError: the file mixes quoted and literal cells.
     """
     seen, width, wrong = _Seen(), 0, 0
 
@@ -103,14 +103,14 @@ def _is_quoted(path: Path) -> bool:
         return bool(seen.needy) or seen.all_quoted or seen.ragged or width != seen.width
     if seen.needy:
         raise DataError(
-            f"{path}:{seen.needy}: a cell is quoted as by a csv writer, and line {wrong} is not: it has other columns, "
-            f"or quotation marks as they stand. {REMEDY}"
+            f"{path}:{seen.needy}: a cell is quoted as by a csv writer, but line {wrong} is not: it has a different "
+            f"number of columns, or literal quotation marks. {REMEDY}"
         )
     return False
 
 
 def _logical(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """Rows that may run over several lines: a row ends where its quotation marks are even in number."""
+    """Join lines into rows: a row ends where it has an even number of quotation marks."""
     begun, odd = 0, False
     parts: list[str] = []
     for number, line in lines:
@@ -125,7 +125,7 @@ def _logical(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
 
 
 def _cells(text: str) -> list[str] | None:
-    """The cells of a quoted row; None where it is none."""
+    """Return the cells of a quoted row; None if the row is not quoted."""
     cells, place = [], 0
     while True:
         match = CELL.match(text, place)

@@ -1,4 +1,4 @@
-"""Prompt templates: texts to token ids, cut into prompt and target exactly where the tokenizer cuts."""
+"""Prompt templates: token ids, split into prompt and target at the tokenizer's own boundaries."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 SLOT = "{source}"
 CHUNK = 4096
-"""Examples that are tokenised together: enough for the tokenizer's threads, few enough to bound memory."""
+"""Number of examples per tokenizer call: enough for its threads, few enough to bound memory."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example in token ids.
+    """An example in token ids.
 
     Attributes:
-        prompt: ids of the prompt, with the special tokens that the tokenizer itself puts in front, once.
-        target: ids of the target and one end-of-sequence id; () where only a prompt was encoded.
+        prompt: ids of the prompt, with the special tokens that the tokenizer puts in front, once.
+        target: ids of the target and one end-of-sequence id; () if only a prompt was encoded.
         source_length: SL, the number of tokens of the source alone, without special tokens; at least 1.
     """
 
@@ -35,30 +35,30 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Template:
-    r"""A prompt [I; X]: a text that holds `{source}` exactly once, e.g. `Summarise this: \n{source}\nSummary:`.
+    r"""A prompt [I; X]: a text with exactly one `{source}`, e.g. `Summarise this: \n{source}\nSummary:`.
 
-    The text of an example is `prompt + separator + target`. Spaces at the end of the prompt are never tokenised with
-    it, because a tokenizer that writes words with their leading space would cut the pair elsewhere: they become the
-    separator. Without any, the separator is one space, or nothing where the prompt ends in a line break or a tab.
+    The text of an example is `prompt + separator + target`. Spaces at the end of the prompt are not part of
+    it, because a tokenizer that joins a word with its leading space would split the pair elsewhere: they become the
+    separator. Without any, the separator is one space, or empty if the prompt ends in a line break or a tab.
     Braces other than `{source}` are plain text. The PLM's control tokens in the template (`<|im_start|>`) are control
-    tokens; the same characters in a source or a target are characters.
+    tokens; the same characters in a source or a target are plain text.
 
     Raises:
-        ConfigError: `{source}` is not in the text, or more than once.
+        ConfigError: the text contains `{source}` not at all, or more than once.
     """
 
     text: str
 
     def __post_init__(self) -> None:
-        found = self.text.count(SLOT)
-        if found != 1:
+        slots = self.text.count(SLOT)
+        if slots != 1:
             raise ConfigError(
-                f"template {self.text!r} holds {SLOT} {found} times: write it exactly once, where the source belongs."
+                f"template {self.text!r} contains {SLOT} {slots} times: write it exactly once, where the source goes."
             )
 
     @property
     def instruction(self) -> str:
-        """I, the text before the source, which all prompts share."""
+        """I, the text before the source, common to all prompts."""
         return self.text.partition(SLOT)[0]
 
     def fill(self, source: str) -> tuple[str, str]:
@@ -73,24 +73,21 @@ class Template:
     ) -> list[Encoded]:
         """Encode prompts and targets.
 
-        `prompt + target` are the tokens of the whole text, and one end-of-sequence token. They are cut where the
-        prompt's own tokens end; where the tokenizer merges across that border, at the last token that both share.
+        `prompt + target` are the tokens of the whole text and one end-of-sequence token. They are split where the
+        prompt's own tokens end; if the tokenizer merges across that boundary, after the longest common prefix.
 
         Args:
             tokenizer: the PLM's tokenizer, slow or fast.
-            examples: the pairs; the order is kept.
-            apart: whether a prompt is always the one that `encode_prompts` gives, whatever its target: then a prompt
-                tells nothing of the target. Where the tokenizer merges across the border, the target's tokens are those
-                of its text alone.
+            examples: the pairs of texts; their order is kept.
+            apart: whether each prompt must equal the result of `encode_prompts`, so that it reveals nothing about the
+                target. If the tokenizer merges across the boundary, the target's tokens are those of its text alone.
 
         Raises:
             DataError: a source or target is blank or tokenises to nothing; the message names `Example.where`.
             ConfigError: the tokenizer has no end-of-sequence token.
         """
         if tokenizer.eos_token_id is None:
-            raise ConfigError(
-                "the tokenizer names no end-of-sequence token (eos_token), so targets cannot end: set one."
-            )
+            raise ConfigError("the tokenizer has no end-of-sequence token (eos_token), so targets cannot end: set one.")
         eos = int(tokenizer.eos_token_id)
         encoding = Encoding(tokenizer)
         marked = Template(encoding.mark(self.text))
@@ -123,8 +120,8 @@ class Template:
                     )
                 if eos in target[:-1]:
                     raise DataError(
-                        f"{places[i]}: the target holds the characters {tokenizer.eos_token!r}, which end a sequence, "
-                        "before its end: remove or change them."
+                        f"{places[i]}: the target contains the characters {tokenizer.eos_token!r}, which end a "
+                        "sequence, before its end: remove or change them."
                     )
                 if target[-1] != eos:
                     target += (eos,)
@@ -148,13 +145,13 @@ class Template:
     def overhead(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Count the prompt tokens that are not source tokens, so that SL = length of a prompt - overhead.
 
-        Exact up to the tokens that the tokenizer merges across the source's two borders.
+        The count is exact except for tokens that the tokenizer merges across the two boundaries of the source.
         """
         (typical,) = self.encode_prompts(tokenizer, [TYPICAL])
         return len(typical.prompt) - typical.source_length
 
     def _prompts(self, encoding: Encoding, sources: Sequence[str], places: Sequence[str]) -> list[Encoded]:
-        """Prompts of this template, whose control tokens are marked."""
+        """Encode the prompts of this template, whose control tokens are already marked."""
         for source, where in zip(sources, places, strict=True):
             if not source.strip():
                 raise DataError(f"{where}: the source is blank. Remove it or fill it in.")
@@ -168,7 +165,7 @@ class Template:
 
 
 def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common prefix of two sequences."""
+    """Return the length of the longest common prefix of two sequences."""
     shortest = min(len(a), len(b))
     if a[:shortest] == b[:shortest]:
         return shortest
