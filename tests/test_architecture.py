@@ -38,7 +38,18 @@ MODELS = {"owner.derivation", "owner.loading", "owner.positions", "owner.weights
 """The modules of the room `owner.models`."""
 
 EDGES = {
-    "__init__": {"adapter", "evaluation", "generation", "memory", "owner", "owner.client", "owner.local", "tasks"},
+    "__init__": {
+        "api",
+        "adapter",
+        "evaluation",
+        "generation",
+        "memory",
+        "owner",
+        "owner.client",
+        "owner.local",
+        "tasks",
+    },
+    "api": {"adapter", "generation", "memory", "owner", "tasks"},
     "owner.opening": {"owner.client", "owner.local", "owner.mask"},
     "generation.decoding": {"owner.models"},  # batches of one length, where positions depend on it
     "experiments.workplace": {"owner.local"},  # keeps the PLM with its weights for the methods

@@ -1,5 +1,9 @@
 """Plug-in External Memory Adaptation (PEMA; Kim, Kim and Bak, NAACL 2024) for frozen language models.
 
+    plm = pema.PLM.from_pretrained("embedded")
+    adapter = plm.adapt(pema.read_examples(source="train.en", target="train.de"), task="translation")
+    texts = plm.generate(["Where is your order?"], adapter)
+
 The names below are loaded when they are first used, so that `import pema` is quick.
 """
 
@@ -13,59 +17,95 @@ if TYPE_CHECKING:
     from pema.adapter.fitted import fit_schedule
     from pema.adapter.module import Adapter
     from pema.adapter.presets import preset
-    from pema.adapter.schedule import Constant, Fitted, GradualUnrolling, Linear, NoAdapter
+    from pema.adapter.schedule import Constant, Fitted, GradualUnrolling, Linear, NoAdapter, Schedule
     from pema.adapter.training import train
+    from pema.api import PLM
+    from pema.errors import (
+        AdapterError,
+        ConfigError,
+        DataError,
+        ExternalMemoryError,
+        MismatchError,
+        OwnerError,
+        PemaError,
+        StorageError,
+    )
     from pema.evaluation.evaluate import evaluate
+    from pema.evaluation.perplexity import perplexity
+    from pema.generation.config import GenerateConfig
     from pema.generation.decoding import generate
     from pema.generation.plugin import attach
     from pema.memory.build import build_memory
+    from pema.memory.config import BuildConfig
     from pema.memory.reader import Memory
     from pema.owner.client.remote import RemotePLM
+    from pema.owner.config import LoadConfig
     from pema.owner.local import LocalPLM
     from pema.owner.opening import open_plm
     from pema.tasks.example import Example
     from pema.tasks.readers import from_dataset, read_examples, read_lines
-    from pema.tasks.registry import get_task
+    from pema.tasks.registry import Task, get_task
+    from pema.tasks.template import Template
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Adapter": "adapter.module",
-    "Constant": "adapter.schedule",
-    "Example": "tasks.example",
-    "Fitted": "adapter.schedule",
-    "GradualUnrolling": "adapter.schedule",
-    "Linear": "adapter.schedule",
-    "LocalPLM": "owner.local",
-    "Memory": "memory.reader",
-    "NoAdapter": "adapter.schedule",
-    "RemotePLM": "owner.client.remote",
-    "TrainConfig": "adapter.config",
-    "attach": "generation.plugin",
-    "build_memory": "memory.build",
-    "evaluate": "evaluation.evaluate",
-    "fit_schedule": "adapter.fitted",
-    "from_dataset": "tasks.readers",
-    "generate": "generation.decoding",
-    "get_task": "tasks.registry",
-    "open_plm": "owner.opening",
-    "preset": "adapter.presets",
-    "read_examples": "tasks.readers",
-    "read_lines": "tasks.readers",
-    "train": "adapter.training",
+    "adapter.config": ("TrainConfig",),
+    "adapter.fitted": ("fit_schedule",),
+    "adapter.module": ("Adapter",),
+    "adapter.presets": ("preset",),
+    "adapter.schedule": ("Constant", "Fitted", "GradualUnrolling", "Linear", "NoAdapter", "Schedule"),
+    "adapter.training": ("train",),
+    "api": ("PLM",),
+    "errors": (
+        *("AdapterError", "ConfigError", "DataError", "ExternalMemoryError", "MismatchError", "OwnerError"),
+        *("PemaError", "StorageError"),
+    ),
+    "evaluation.evaluate": ("evaluate",),
+    "evaluation.perplexity": ("perplexity",),
+    "generation.config": ("GenerateConfig",),
+    "generation.decoding": ("generate",),
+    "generation.plugin": ("attach",),
+    "memory.build": ("build_memory",),
+    "memory.config": ("BuildConfig",),
+    "memory.reader": ("Memory",),
+    "owner.client.remote": ("RemotePLM",),
+    "owner.config": ("LoadConfig",),
+    "owner.local": ("LocalPLM",),
+    "owner.opening": ("open_plm",),
+    "tasks.example": ("Example",),
+    "tasks.readers": ("from_dataset", "read_examples", "read_lines"),
+    "tasks.registry": ("Task", "get_task"),
+    "tasks.template": ("Template",),
 }
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "PLM",
     "Adapter",
+    "AdapterError",
+    "BuildConfig",
+    "ConfigError",
     "Constant",
+    "DataError",
     "Example",
+    "ExternalMemoryError",
     "Fitted",
+    "GenerateConfig",
     "GradualUnrolling",
     "Linear",
+    "LoadConfig",
     "LocalPLM",
     "Memory",
+    "MismatchError",
     "NoAdapter",
+    "OwnerError",
+    "PemaError",
     "RemotePLM",
+    "Schedule",
+    "StorageError",
+    "Task",
+    "Template",
     "TrainConfig",
     "attach",
     "build_memory",
@@ -75,6 +115,7 @@ __all__ = [
     "generate",
     "get_task",
     "open_plm",
+    "perplexity",
     "preset",
     "read_examples",
     "read_lines",
@@ -83,6 +124,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module 'pema' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"pema.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"pema.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

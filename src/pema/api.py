@@ -1,0 +1,225 @@
+"""The short way: a PLM by its name, an adapter from examples, texts from both."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from pema.adapter.config import TrainConfig
+from pema.adapter.module import Adapter
+from pema.adapter.presets import preset
+from pema.adapter.task import task_of
+from pema.adapter.training import train
+from pema.errors import ConfigError
+from pema.generation.decoding import Generated, adapters_task, draw, generate_counted, schedule_of
+from pema.generation.plugin import Attached, attach
+from pema.memory.build import build_memory
+from pema.memory.config import BuildConfig
+from pema.owner.opening import open_plm
+from pema.schema import known, short
+from pema.tasks.registry import Task, get_task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from pema.adapter.schedule import Schedule
+    from pema.owner import contract
+    from pema.owner.contract import PLMDescription, Represented, Session
+    from pema.owner.head import Head
+    from pema.tasks.example import Example
+
+MEMORY, ADAPTER = "memory", "adapter"
+
+
+class PLM:
+    """A frozen language model, in this process or behind its owner's server, and what is done with it.
+
+    Wherever the step-by-step functions take a PLM (`build_memory`, `generate`, ...), they take this one.
+    """
+
+    def __init__(self, plm: contract.PLM) -> None:
+        """Take a PLM that is open: a `LocalPLM`, a `RemotePLM`, a masked one."""
+        self._plm = plm
+        self._used: _Used | None = None
+
+    @classmethod
+    def from_pretrained(cls, name_or_address: str | Path, **settings: Any) -> Self:  # noqa: ANN401
+        """Open a PLM.
+
+        Args:
+            name_or_address: "embedded", a local folder, a hub name, or the address of a `pema serve`.
+            settings: fields of `LoadConfig`: tap, dtype, device_map, revision, mask_secret.
+
+        Raises:
+            OwnerError: it cannot be loaded or reached, its head is not understood, or the secret cannot be read.
+            ConfigError: a setting that does not exist or cannot be meant.
+        """
+        return cls(open_plm(name_or_address, **settings))
+
+    def adapt(
+        self,
+        examples: Iterable[Example],
+        task: str | Task = "translation",
+        config: str | TrainConfig = "best",
+        output: str | Path | None = None,
+        **building: Any,  # noqa: ANN401
+    ) -> Adapter:
+        """Make an adapter from examples: build the external memory, train on it, fit the schedule.
+
+        The same as `build_memory` and `train` one after the other, and as `pema build` and `pema train`.
+
+        Args:
+            examples: the pairs of texts to adapt to.
+            task: its name, or a task of your own.
+            config: a preset's name, or the settings of the training.
+            output: a folder, which gets `memory` and `adapter`. A call that was killed goes on there when it is made
+                again, and one that ended returns its adapter. None keeps nothing on the disk.
+            building: fields of `BuildConfig`, such as contexts="predicted".
+
+        Returns:
+            The adapter, with its task, template and schedule.
+
+        Raises:
+            ConfigError: a setting that does not exist or cannot be meant.
+            DataError: no examples, or one that cannot be used.
+            PemaError: as `build_memory` and `train`.
+        """
+        known(BuildConfig, building)
+        build = BuildConfig(**building)
+        chosen = get_task(task) if isinstance(task, str) else task
+        settings = preset(config) if isinstance(config, str) else config
+        if not isinstance(settings, TrainConfig):
+            raise ConfigError(f"config={short(config)} must be a preset's name or a TrainConfig.")
+        with contextlib.ExitStack() as stack:
+            if output is None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pema-")))
+            else:
+                folder = Path(output)
+            memory = build_memory(self, examples, chosen, folder / MEMORY, build)
+            adapter, _ = train(memory, settings, folder / ADAPTER, resume=True)
+            adapter.name = "" if output is None else folder.name
+        return adapter
+
+    @contextlib.contextmanager
+    def use(
+        self, adapter: Adapter, schedule: Schedule | str | None = None, *, lambda_max: float | None = None
+    ) -> Iterator[Attached]:
+        """Plug an adapter into `model` for as long as the block runs: its own `generate` and pipelines mix.
+
+        Args:
+            adapter: what `adapt` returned or `Adapter.from_pretrained` read.
+            schedule: the adapter's weight per step, or a schedule's name; None is the adapter's own.
+            lambda_max: the weight that a named schedule, or the adapter's own, begins with.
+
+        Raises:
+            ConfigError: a schedule that cannot be, or an adapter is in use already.
+            MismatchError: the adapter belongs to another PLM.
+        """
+        mixture = schedule_of(adapter, schedule, lambda_max)
+        overhead = None
+        if adapter.config.template is not None:
+            overhead = task_of(adapter.config).template.overhead(self.tokenizer)
+        with attach(
+            self.model, adapter, self.head(), mixture, overhead=overhead, description=self.description
+        ) as attached:
+            self._used = _Used(adapter, mixture, attached)
+            try:
+                yield attached
+            finally:
+                self._used = None
+
+    def generate(
+        self,
+        sources: Sequence[str],
+        adapter: Adapter | None = None,
+        *,
+        task: str | Task | None = None,
+        schedule: Schedule | str | None = None,
+        **settings: Any,  # noqa: ANN401
+    ) -> list[str]:
+        """Generate a text for each source; see `pema.generate`.
+
+        Args:
+            sources: what fills the template's slot.
+            adapter: the adapter; None is the one in `use`, or the PLM alone.
+            task: its name, or a task of your own; None is the adapter's.
+            schedule: the adapter's weight per step, or a schedule's name; None is the adapter's own.
+            settings: fields of `GenerateConfig`, and further settings of the model's `generate`.
+
+        Raises:
+            DataError: a source is blank, or too long for the PLM.
+            ConfigError: a setting that cannot be meant; no adapter and no task.
+            MismatchError: the adapter belongs to another PLM, task or template.
+        """
+        return self.generate_counted(sources, adapter, task=task, schedule=schedule, **settings).texts
+
+    def generate_counted(
+        self,
+        sources: Sequence[str],
+        adapter: Adapter | None = None,
+        *,
+        task: str | Task | None = None,
+        schedule: Schedule | str | None = None,
+        **settings: Any,  # noqa: ANN401
+    ) -> Generated:
+        """The same as `generate`, with what was counted on the way."""
+        chosen = get_task(task) if isinstance(task, str) else task
+        used = self._used
+        if used is None or adapter not in (None, used.adapter):
+            return generate_counted(self, adapter, sources, chosen, schedule, **settings)
+        if schedule is not None or settings.get("lambda_max") is not None:
+            raise ConfigError("inside `use` the schedule is the one that `use` was given: give it there.")
+        if self.generator is not self.model:
+            return generate_counted(self, used.adapter, sources, chosen, used.schedule, **settings)
+        return draw(self, sources, chosen or adapters_task(used.adapter), used.attached.inputs, **settings)
+
+    @property
+    def description(self) -> PLMDescription:
+        """What the PLM says of itself."""
+        return self._plm.description
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The PLM's tokenizer."""
+        return self._plm.tokenizer
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """A causal language model of transformers whose `generate` decodes with this PLM."""
+        return self._plm.model
+
+    @property
+    def generator(self) -> PreTrainedModel:
+        """The one whose `generate` gives every row what it has alone."""
+        return self._plm.generator
+
+    def head(self) -> Head:
+        """The head bundle."""
+        return self._plm.head()
+
+    def represent(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 8192
+    ) -> Iterator[Represented]:
+        """`teacher` contexts; see `pema.owner.contract.PLM.represent`."""
+        return self._plm.represent(sequences, starts, batch_tokens=batch_tokens)
+
+    def predict(
+        self, prompts: Sequence[Sequence[int]], steps: Sequence[int], *, batch_tokens: int = 8192
+    ) -> Iterator[Represented]:
+        """`predicted` contexts; see `pema.owner.contract.PLM.predict`."""
+        return self._plm.predict(prompts, steps, batch_tokens=batch_tokens)
+
+    def open_session(self, prompts: Sequence[Sequence[int]]) -> Session:
+        """Begin to decode; see `pema.owner.contract.PLM.open_session`."""
+        return self._plm.open_session(prompts)
+
+
+class _Used(NamedTuple):
+    """The adapter of a `use` block."""
+
+    adapter: Adapter
+    schedule: Schedule
+    attached: Attached
