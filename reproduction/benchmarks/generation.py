@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from pema.adapter.module import Adapter
-from pema.adapter.presets import PRESETS
 from pema.adapter.schedule import Constant
 from pema.generation.mixture import mix_logits
 from pema.generation.plugin import attach
 from pema.owner.local import LocalPLM
-from reproduction.benchmarks.inputs import examples, random_adapter, task
+from reproduction.benchmarks.inputs import TIMED, examples, random_adapter, task
 from reproduction.benchmarks.options import Options
 from reproduction.benchmarks.timing import Run, alternate, breakdown, paired_ratio, row, significant, timing
 
@@ -68,7 +67,7 @@ def run(options: Options, _folder: Path) -> dict[str, Any]:
     """Measure every batch size, with and without an adapter."""
     plm = LocalPLM.load(options.plm)
     d, V = plm.description.d, plm.description.vocabulary_size
-    adapters = {name: random_adapter(name, d, V, options.seed) for name in PRESETS}
+    adapters = {name: random_adapter(name, d, V, options.seed) for name in TIMED}
     result: dict[str, Any] = {
         "summary": [],
         "plm": plm.description.name,
@@ -139,5 +138,5 @@ def parts(options: Options, _folder: Path) -> dict[str, Run]:
     largest = max(options.batch_sizes)
     return {
         f"{'without' if name is None else 'preset ' + name}, batch {largest}": one(name, largest)
-        for name in (None, *PRESETS)
+        for name in (None, *TIMED)
     }

@@ -30,6 +30,9 @@ PAIRS_PER_EXAMPLE = 16
 PAIRS_PER_SHARD = 8192
 WORDS = "the house order is small please your we will send today parcel when can you tell me if that was a new one"
 
+TIMED = {name: PRESETS[name] for name in ("paper", "best")}
+"""The presets that are timed; `private` has a loop of its own, which no benchmark measures."""
+
 
 def task() -> Task:
     """The task whose prompts are used everywhere."""
@@ -133,7 +136,7 @@ def _draw(head: Head, U: Tensor, count: int, draw: torch.Generator, to_learn: bo
 
 def random_adapter(preset: str, d: int, vocabulary_size: int, seed: int = 0) -> Adapter:
     """An adapter of a preset's shape with random weights, so that it changes what it is plugged into."""
-    config = PRESETS[preset].fitted(d)
+    config = TIMED[preset].fitted(d)
     shape = AdapterConfig(d, vocabulary_size, config.rank, residual=config.residual, activation=config.activation)
     adapter = Adapter(shape, seed=seed).requires_grad_(False)
     torch.nn.init.normal_(adapter.B_pd, std=0.02, generator=torch.Generator().manual_seed(seed))

@@ -24,11 +24,10 @@ from torch import Tensor
 from pema.adapter.checkpoint import Checkpoint
 from pema.adapter.config import TrainConfig
 from pema.adapter.joint import JointRun
-from pema.adapter.presets import PRESETS
 from pema.adapter.reconstruction import closed_form
 from pema.devices import has_bfloat16
 from pema.memory.reader import Memory
-from reproduction.benchmarks.inputs import rows_of, synthetic_memory
+from reproduction.benchmarks.inputs import TIMED, rows_of, synthetic_memory
 from reproduction.benchmarks.options import Options, Shape
 from reproduction.benchmarks.published import PublishedAdapter, Rows, train_joint
 from reproduction.benchmarks.timing import Run, alternate, breakdown, paired_ratio, rate, row, significant, timing
@@ -81,7 +80,7 @@ class Products:
 
 def published_loop(options: Options, memory: Memory, folder: Path) -> tuple[Callable[[], float], int]:
     """The published loop for some batches, with preset `paper`'s rank and kappa; and its pairs."""
-    config = PRESETS["paper"].fitted(memory.d)
+    config = TIMED["paper"].fitted(memory.d)
     A, B_rct, _ = closed_form(memory.view(), config.rank, memory.d)
     del A
     head = memory.head()
@@ -119,7 +118,7 @@ def at_shape(options: Options, shape: Shape, folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"name": shape.name, "d": shape.d, "V": shape.V, "pairs": memory.pairs}
     result |= {"dtype": str(dtype).removeprefix("torch."), "presets": {}, "summary": []}
     published, published_pairs = published_loop(options, memory, folder)
-    for name, preset in PRESETS.items():
+    for name, preset in TIMED.items():
         loop = Loop(memory, preset, folder / f"joint-{shape.d}-{name}")
         config = loop.config
         products = Products(f, W_hd, config.rank, config.batch_size, dtype)
@@ -208,7 +207,7 @@ def parts(options: Options, folder: Path) -> dict[str, Run]:
     def preset(name: str) -> Run:
         def one() -> None:
             memory = Memory.open(folder / f"synthetic-{shape.d}-{shape.V}")
-            Loop(memory, PRESETS[name], folder / f"peak-{name}").a_pass()
+            Loop(memory, TIMED[name], folder / f"peak-{name}").a_pass()
 
         return one
 
@@ -216,4 +215,4 @@ def parts(options: Options, folder: Path) -> dict[str, Run]:
         loop, _ = published_loop(options, Memory.open(folder / f"synthetic-{shape.d}-{shape.V}"), folder)
         loop()
 
-    return {f"preset {name}": preset(name) for name in PRESETS} | {"published loop": published}
+    return {f"preset {name}": preset(name) for name in TIMED} | {"published loop": published}

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from transformers import OPTConfig, OPTForCausalLM
 
 from pema.adapter.module import Adapter
-from pema.adapter.presets import PRESETS
 from pema.adapter.schedule import Constant
 from pema.adapter.training import train
 from pema.devices import has_bfloat16
@@ -153,7 +152,7 @@ def pema(preset: str, precision: Literal["auto", "float32"] = "auto") -> Callabl
 
     def run(shape: Shape, _setting: Setting, device: torch.device, memory: Path, out: Path) -> dict[str, Any]:
         opened = Memory.open(memory)
-        config = replace(PRESETS[preset], epochs=1, precision=precision, device=str(device)).fitted(shape.d)
+        config = replace(inputs.TIMED[preset], epochs=1, precision=precision, device=str(device)).fitted(shape.d)
         _, figures = train(opened, config, out)
         bfloat16 = precision == "auto" and has_bfloat16(device)
         return step_of([config.batch_size / figures["pairs_per_second"]], config.batch_size) | {
@@ -203,7 +202,7 @@ def owner(shape: Shape, setting: Setting, device: torch.device, _memory: Path, _
         return run
 
     runs: dict[str, Callable[[], object]] = {"represent": represent, "alone": generate}
-    for name in PRESETS:
+    for name in inputs.TIMED:
         runs[name] = plugged(inputs.random_adapter(name, shape.d, shape.V))
     times = alternate(runs, setting.repeats)
     per_token = {name: statistics.median(t) / setting.new_tokens for name, t in times.items() if name != "represent"}
@@ -212,7 +211,7 @@ def owner(shape: Shape, setting: Setting, device: torch.device, _memory: Path, _
         "parameters": sum(p.numel() for p in model.parameters()),
         "represent_seconds_per_token": significant(statistics.median(times["represent"]) / setting.length),
         "generate_seconds_per_token": {name: significant(value) for name, value in per_token.items()},
-        "ratio": {name: paired_ratio(times[name], times["alone"]) for name in PRESETS},
+        "ratio": {name: paired_ratio(times[name], times["alone"]) for name in inputs.TIMED},
     }
 
 

@@ -11,7 +11,7 @@ from types import TracebackType
 
 import torch
 
-from pema.experiments.peak import reset_peak, status
+from pema.experiments.peak import peak_above, reset_peak, status
 
 MEMINFO = Path("/proc/meminfo")
 EVERY_SECONDS = 0.01
@@ -70,8 +70,7 @@ class Peak:
         self._highest = max(self._highest, status("RssAnon"))
         self._stop.set()
         self._thread.join()
-        # The kernel counts by batches of pages, so that a peak of next to nothing may come out below what was there.
-        self.resident = max(0, status("VmHWM") - self._before["VmRSS"])
+        self.resident = peak_above(self._before["VmRSS"])
         self.anonymous = max(0, self._highest - self._before["RssAnon"])
         if self.device.type == "cuda":
             self.allocated = torch.cuda.max_memory_allocated(self.device)

@@ -27,6 +27,12 @@ def resident() -> tuple[int, int]:
     return peak, peak
 
 
+def peak_above(before: int) -> int:
+    """Bytes of the peak since it was last reset above what was resident `before`."""
+    # The kernel counts by batches of pages, so a peak of next to nothing may come out below what was there.
+    return max(0, resident()[1] - before)
+
+
 def reset_peak() -> None:
     """Count the peak anew from now on, where the system can."""
     if CLEAR_REFS.exists():

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pema.errors import AdapterError, PemaError
-from pema.experiments.peak import reset_peak, resident
+from pema.experiments.peak import peak_above, reset_peak, resident
 from pema.files import read_json, write_json, writing
 from pema.methods.contract import Budget, Job, Method
 from pema.methods.registry import get_method
@@ -103,8 +103,7 @@ def run(order: dict[str, Any]) -> None:
     with writing(Path(order["output"])) as temporary:
         temporary.mkdir()
         trained = method.train(job, Path(order["prepared"]), temporary)
-        # The kernel counts by batches of pages, so a peak of next to nothing may come out below what was there.
-        figures = trained.to_dict() | {"train_peak_bytes": max(0, resident()[1] - before)}
+        figures = trained.to_dict() | {"train_peak_bytes": peak_above(before)}
         if torch.cuda.is_available():
             figures["train_peak_accelerator_bytes"] = torch.cuda.max_memory_allocated()
         write_json(temporary / TRAINED, figures)
