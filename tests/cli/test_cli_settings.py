@@ -121,7 +121,7 @@ def test_python_and_the_command_line_make_the_same_settings(monkeypatch, trained
         (("train", "m", "-o", "a", "--preset", "private"), "preset 'private' trains with DP-SGD"),
         (("build", "--plm", "p", "--task", "qa", "-o", "m", "--limit", 0), "--limit=0 is too small"),
         (("build", "--plm", "p", "--task", "qa", "-o", "m", "--dtype", "int4"), "--dtype='int4' is not known: choose"),
-        (("build", "--plm", "p", "--task", "qa", "-o", "m", "--targets", "aligned"), "is for contexts='predicted'"),
+        (("build", "--plm", "p", "--task", "qa", "-o", "m", "--targets", "aligned"), "requires contexts='predicted'"),
         (("build", "--plm", "p", "--task", "qa", "-o", "m", "--plm-dtype", "int4"), "--plm-dtype='int4' is not known"),
         (("build", "--plm", "p", "--task", "qa", "-o", "m", "--set", "examples_per_shard=0"), "examples_per_shard=0"),
         (("generate", "a", "--plm", "p", "--input", "i", "-o", "o", "--num-beams", 0), "--num-beams=0 is too small"),
@@ -158,7 +158,7 @@ except SystemExit as stop:
 def test_the_help_shows_limits_defaults_and_the_others(monkeypatch, capsys):
     for verb, words in (
         ("train", ["Peak learning rate. (at least 0)", "full|seen", "reconstruction_epochs"]),
-        ("build", ["Tokens that go through the PLM at once. (at least 1; default 8192)", "examples_per_shard"]),
+        ("build", ["Maximum tokens per PLM batch. (at least 1; default 8192)", "examples_per_shard"]),
         ("generate", ["Beams; 1 is greedy decoding, or sampling. (at least 1; default 1)", "do_sample, seed"]),
     ):
         monkeypatch.setenv("COLUMNS", "200")

@@ -68,7 +68,7 @@ MANIFEST = [
     ("plm.d", 0, "plm.d=0 is too small"),
     ("plm.d", True, "plm.d=True must be a whole number"),
     ("plm.d", 8.0, "plm.d=8.0 must be a whole number"),
-    ("plm.d", 9, r"is not the head of fake: its \(V, d, d_tap\) are \(101, 8, 8\), not \(101, 9, 8\)"),
+    ("plm.d", 9, r"is not the head of fake: its \(V, d, d_tap\) are \(101, 8, 8\), expected \(101, 9, 8\)"),
     ("plm.d_tap", 1 << 20, r"shards\[0\] cannot have [\d,]+ bytes with"),
     ("plm.vocabulary_size", 10**13, "plm.vocabulary_size=10000000000000 is too large"),
     ("plm.vocabulary_size", 50, "is not the head of fake"),
@@ -104,7 +104,7 @@ MANIFEST = [
     ("complete", 1, "complete=1 must be true or false"),
     ("version", "1", "format version '1'"),
     ("version", [1], "format version a list of 1 items"),
-    ("format", {"a": "\x1b"}, "is of format an object of 1 items"),
+    ("format", {"a": "\x1b"}, "has format an object of 1 items"),
     ("extra", 1, "'extra' is not a setting of Manifest"),
     ("digest", "0" * 64, None),
 ]
@@ -153,7 +153,7 @@ def test_a_manifest_that_is_no_strict_json_is_refused(folder, change, words):
 def test_files_without_end_are_not_waited_for(folder, file, kind):
     kind(folder / file)
     for read_ in (Memory.open, verify):
-        with pytest.raises(PemaError, match=r"not a regular file|more than|is missing|bytes, written were"):
+        with pytest.raises(PemaError, match=r"not a regular file|more than|is missing|bytes, expected"):
             read_(folder)
 
 
@@ -183,13 +183,13 @@ HEAD_TENSORS = [
     (tensors(weight=lambda v: torch.zeros(0, 8)), r"its weight has the shape \(0, 8\)"),
     (without("weight"), "holds no weight, which is W_hd"),
     (tensors(bias=lambda v: torch.zeros(100)), r"its bias has the shape \(100,\), \(101,\) belongs"),
-    (tensors(bias=lambda v: torch.full((101,), float("inf"))), "its bias holds NaN or infinity"),
+    (tensors(bias=lambda v: torch.full((101,), float("inf"))), "its bias contains NaN or infinity"),
     (tensors(projection=lambda v: torch.zeros(8, 5)), r"its norm.weight has the shape"),
     (tensors(projection=lambda v: torch.zeros(7, 8)), r"its projection has the shape \(7, 8\)"),
     (tensors(other=lambda v: torch.zeros(1)), "holds a tensor 'other', which no head"),
     (tensors(weight=lambda v: v["weight"].int()), "its weight does not hold floating-point numbers"),
-    (spoilt("weight", float("nan")), "its weight holds NaN or infinity"),
-    (spoilt("norm.weight", float("-inf")), "its norm.weight holds NaN or infinity"),
+    (spoilt("weight", float("nan")), "its weight contains NaN or infinity"),
+    (spoilt("norm.weight", float("-inf")), "its norm.weight contains NaN or infinity"),
     (spoilt("weight", 0.25), "is not the one of its fingerprint"),
     (tensors(norm_weight=lambda v: v["norm.weight"] * 2), "is not the one of its fingerprint"),
 ]
@@ -270,11 +270,11 @@ HEADERS = [
     (header("targets", "data_offsets", [-4, 0]), "whole numbers"),
     (header("targets", "shape", [1 << 61]), "the place of 'targets' in it is wrong"),
     (header("targets", "shape", [1 << 63]), "whole numbers"),
-    (header("targets", "dtype", "F32"), "its tensors are not those of the manifest"),
+    (header("targets", "dtype", "F32"), "its tensors do not match the manifest"),
     (header("targets", "dtype", ["I32"]), "'targets' in it has an unknown type"),
     (lambda v: v.pop("targets") and None, "in it is wrong"),
     (lambda v: v.update(extra=dict(v["targets"])), "in it is wrong"),
-    (lambda v: v.update({"more": {"dtype": "I8", "shape": [0], "data_offsets": [0, 0]}}), "not those of the manifest"),
+    (lambda v: v.update({"more": {"dtype": "I8", "shape": [0], "data_offsets": [0, 0]}}), "do not match the manifest"),
     (lambda v: v.update(__metadata__=[1]), "the metadata in its header are not texts"),
     (lambda v: v.update(targets=3), "does not describe 'targets'"),
     (lambda v: BOTTOMLESS.encode(), "nested too deeply"),
@@ -300,14 +300,14 @@ def test_an_impossible_length_of_a_header_is_refused(folder, length):
 
 
 SHARDS = [
-    (spoilt("source_lengths", 0), r"a source length lies outside 1 to 64"),
-    (spoilt("source_lengths", -7), r"a source length lies outside 1 to 64"),
-    (spoilt("source_lengths", 65), r"a source length lies outside 1 to 64"),
-    (spoilt("targets", 101), "a target lies outside the vocabulary of 101"),
-    (spoilt("targets", -1), "a target lies outside the vocabulary"),
-    (spoilt("example_offsets", 10**9), "its example offsets do not rise"),
+    (spoilt("source_lengths", 0), r"a source length is outside 1 to 64"),
+    (spoilt("source_lengths", -7), r"a source length is outside 1 to 64"),
+    (spoilt("source_lengths", 65), r"a source length is outside 1 to 64"),
+    (spoilt("targets", 101), "a target is outside the vocabulary of 101"),
+    (spoilt("targets", -1), "a target is outside the vocabulary"),
+    (spoilt("example_offsets", 10**9), "its example offsets do not increase"),
     (spoilt("scales", float("nan")), "NaN or infinity"),
-    (spoilt("scales", -1.0), "a scale in it is negative"),
+    (spoilt("scales", -1.0), "one of its scales is negative"),
     (spoilt("channel_scales", 0.0), "its channel scales are not positive"),
     (spoilt("channel_scales", float("inf")), "its channel scales are not positive"),
 ]
@@ -317,7 +317,7 @@ SHARDS = [
 def test_impossible_contents_of_a_shard_are_found(folder, tmp_path, change, words):
     change_tensors(folder / "shard-00001.safetensors", change)
     sign_memory(folder)
-    with pytest.raises(PemaError, match=rf"shard-00001.safetensors was written wrong \(.*{words}"):
+    with pytest.raises(PemaError, match=rf"shard-00001.safetensors has implausible content \(.*{words}"):
         verify(folder)
     refused(lambda: list(Memory.open(folder).view().batches(7)))
     refused(lambda: sample(folder, tmp_path / "s", 60))
@@ -327,7 +327,7 @@ def test_nan_in_a_floating_shard_is_found(originals, tmp_path):
     shutil.copytree(originals / "float16", tmp_path / "m")
     change_tensors(tmp_path / "m" / "shard-00000.safetensors", spoilt("representations", float("nan")))
     sign_memory(tmp_path / "m")
-    with pytest.raises(PemaError, match=r"was written wrong \(it holds NaN or infinity\)"):
+    with pytest.raises(PemaError, match=r"has implausible content \(it contains NaN or infinity\)"):
         verify(tmp_path / "m")
 
 

@@ -124,7 +124,7 @@ SPOILED = EXAMPLES[13]
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", list(DTYPES))
 def test_nan_or_infinity_names_the_example(tmp_path, value, dtype):
-    with pytest.raises(DataError, match=r"^data.tsv:14: the PLM's representation holds NaN or infinity"):
+    with pytest.raises(DataError, match=r"^data.tsv:14: the PLM's representation contains NaN or infinity"):
         build(tmp_path / "m", EXAMPLES, plm=broken_at(SPOILED.source, put(value)), dtype=dtype)
     assert [entry.examples for entry in Manifest.read(tmp_path / "m").shards] == [8]
 
@@ -132,7 +132,7 @@ def test_nan_or_infinity_names_the_example(tmp_path, value, dtype):
 def test_overflow_names_the_example_and_the_remedy(tmp_path):
     plm = broken_at(SPOILED.source, put(-70000.0))
     with pytest.raises(
-        ConfigError, match=r"data.tsv:14: .* reaches 7e\+04, more than float16 holds .*use dtype bfloat16"
+        ConfigError, match=r"data.tsv:14: .* reaches 7e\+04, more than the maximum of float16 .*use dtype bfloat16"
     ):
         build(tmp_path / "m", EXAMPLES, plm=plm)
     for dtype in ("bfloat16", "int8", "float32"):
@@ -149,8 +149,8 @@ def test_overflow_names_the_example_and_the_remedy(tmp_path):
             r"data.tsv:14 with representations of shape \(3, 8\), expected \(4, 8",
         ),
         (broken_at(SPOILED.source, lambda f: f[:, :5]), r"data.tsv:14 with representations of shape \(4, 5\)"),
-        (broken_at(SPOILED.source, lambda f: f, index=0), "fake answered for sequence 0 of 8 out of turn"),
-        (broken_at(SPOILED.source, lambda f: f, index=8), "fake answered for sequence 8 of 8 out of turn"),
+        (broken_at(SPOILED.source, lambda f: f, index=0), "fake answered for sequence 0 of 8, which was not requested"),
+        (broken_at(SPOILED.source, lambda f: f, index=8), "fake answered for sequence 8 of 8, which was not requested"),
     ],
 )
 def test_a_plm_that_breaks_the_contract_is_named(tmp_path, plm, message):
@@ -161,7 +161,7 @@ def test_a_plm_that_breaks_the_contract_is_named(tmp_path, plm, message):
 @pytest.mark.parametrize("generated", [None, torch.tensor([5])])
 def test_a_plm_without_its_generated_tokens_is_named(tmp_path, generated):
     plm = broken_at(SPOILED.source, lambda f: f.repeat(2, 1), generated=generated)
-    with pytest.raises(OwnerError, match="did not hand out one generated token for each predicted context"):
+    with pytest.raises(OwnerError, match="did not return one generated token per predicted context"):
         build(tmp_path / "m", EXAMPLES, plm=plm, contexts="predicted")
 
 
@@ -214,7 +214,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "folder" / "letter.txt").write_text("Dear")
     with pytest.raises(ConfigError, match="file is a file: choose a folder"):
         build(tmp_path / "file")
-    with pytest.raises(ConfigError, match="folder holds files but no memory: choose another folder"):
+    with pytest.raises(ConfigError, match="folder contains files but no memory: choose another folder"):
         build(tmp_path / "folder")
     assert files(tmp_path / "folder") == {"letter.txt": b"Dear"}
     (tmp_path / "empty").mkdir()

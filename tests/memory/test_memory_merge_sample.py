@@ -56,9 +56,9 @@ def test_memories_that_do_not_belong_together_are_refused_by_name(tmp_path, chan
 
 def test_one_memory_or_the_same_twice_is_refused(tmp_path):
     build(tmp_path / "a", 5)
-    with pytest.raises(ConfigError, match="merge needs at least two memories, this is 1"):
+    with pytest.raises(ConfigError, match="merge needs at least two memories, got 1"):
         merge([tmp_path / "a"], tmp_path / "c")
-    with pytest.raises(ConfigError, match="is given twice: its pairs would count double"):
+    with pytest.raises(ConfigError, match="is given twice: its pairs would count twice"):
         merge([tmp_path / "a", tmp_path / "x" / ".." / "a"], tmp_path / "c")
 
 

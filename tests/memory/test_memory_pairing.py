@@ -104,6 +104,6 @@ def test_only_prompts_cross_the_boundary_in_predicted_mode(tmp_path):
 
 
 def test_aligned_targets_need_predicted_contexts(tmp_path):
-    with pytest.raises(ConfigError, match="targets='aligned' needs contexts='predicted'"):
+    with pytest.raises(ConfigError, match="targets='aligned' requires contexts='predicted'"):
         build(tmp_path / "m", targets="aligned")
     assert not (tmp_path / "m").exists()

@@ -141,13 +141,13 @@ def test_what_is_no_memory_is_refused(tmp_path):
         with pytest.raises(ExternalMemoryError, match=r"manifest.json is damaged \(not the manifest of a memory: it"):
             Memory.open(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": "other", "version": 1}')
-    with pytest.raises(ExternalMemoryError, match="is of format 'other', not 'pema-memory'"):
+    with pytest.raises(ExternalMemoryError, match="has format 'other', expected 'pema-memory'"):
         Memory.open(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": "pema-memory", "version": 2}')
     with pytest.raises(ExternalMemoryError, match="has format version 2, this pema reads version 1"):
         Memory.open(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": "pema-memory", "version": 1, "plm": {}}')
-    with pytest.raises(ExternalMemoryError, match=r"is damaged: 'plm.name' is missing. Mend: restore"):
+    with pytest.raises(ExternalMemoryError, match=r"is damaged: 'plm.name' is missing. To fix it, restore"):
         Memory.open(tmp_path)
 
 
@@ -156,7 +156,7 @@ def test_a_missing_or_cut_file_is_refused_when_opened(tmp_path):
     path = tmp_path / "m" / "shard-00001.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[:-1])
-    with pytest.raises(ExternalMemoryError, match=r"shard-00001.safetensors is damaged \([\d,]+ bytes, written were"):
+    with pytest.raises(ExternalMemoryError, match=r"shard-00001.safetensors is damaged \([\d,]+ bytes, expected"):
         Memory.open(tmp_path / "m")
     path.unlink()
     with pytest.raises(ExternalMemoryError, match=r"shard-00001.safetensors is missing"):
@@ -177,10 +177,10 @@ def spoil(folder, name, position, value):
     [
         (None, 0, b"\xff\xff\xff\xff", "its header is longer than the file"),
         (None, 8, b"[", "its header cannot be read"),
-        (None, 12, b"xxx", "its tensors are not those of the manifest"),
-        ("example_offsets", 8, b"\xff\xff", "its example offsets do not rise from 0 to the number of pairs"),
-        ("targets", 0, b"\x00\x00\x00\x80", "a target lies outside the vocabulary of 101 tokens"),
-        ("targets", 0, b"\x65\x00\x00\x00", "a target lies outside the vocabulary of 101 tokens"),
+        (None, 12, b"xxx", "its tensors do not match the manifest"),
+        ("example_offsets", 8, b"\xff\xff", "its example offsets do not increase from 0 to the number of pairs"),
+        ("targets", 0, b"\x00\x00\x00\x80", "a target is outside the vocabulary of 101 tokens"),
+        ("targets", 0, b"\x65\x00\x00\x00", "a target is outside the vocabulary of 101 tokens"),
     ],
 )
 def test_a_damaged_shard_is_named_while_reading(tmp_path, name, position, value, message):

@@ -92,8 +92,8 @@ def test_all_faults_are_named_at_once(folder, tmp_path):
     (copy / "shard-00002.safetensors").write_bytes(bytes(data))
     with pytest.raises(
         ExternalMemoryError,
-        match=r"m is damaged: shard-00000.safetensors is missing; shard-00001.safetensors has 5 bytes, written were "
-        r"[\d,]+; shard-00002.safetensors has changed since it was written \(its SHA-256 differs\). Mend: restore",
+        match=r"m is damaged: shard-00000.safetensors is missing; shard-00001.safetensors has 5 bytes, expected "
+        r"[\d,]+; shard-00002.safetensors has changed since it was written \(its SHA-256 differs\). To fix it, restore",
     ):
         verify(copy)
 
@@ -121,17 +121,19 @@ def test_what_no_build_writes_is_found(folder, tmp_path):
     n = Manifest.read(folder).shards[0].pairs
     rebuilt(folder, tmp_path / "t", targets=torch.full((n,), 101, dtype=torch.int32))
     with pytest.raises(
-        ExternalMemoryError, match=r"t is damaged: shard-00000.safetensors was written wrong \(a target lies outside"
+        ExternalMemoryError,
+        match=r"t is damaged: shard-00000.safetensors has implausible content \(a target is outside",
     ):
         verify(tmp_path / "t")
     rebuilt(folder, tmp_path / "o", example_offsets=torch.tensor([0, 3, 2, 4, 5, 6, 7, 8, n]))
     with pytest.raises(
-        ExternalMemoryError, match=r"shard-00000.safetensors was written wrong \(its example offsets do not rise"
+        ExternalMemoryError,
+        match=r"shard-00000.safetensors has implausible content \(its example offsets do not increase",
     ):
         verify(tmp_path / "o")
     rebuilt(folder, tmp_path / "s", scales=torch.full((n,), float("nan")))
     with pytest.raises(
-        ExternalMemoryError, match=r"shard-00000.safetensors was written wrong \(it holds NaN or infinity\)"
+        ExternalMemoryError, match=r"shard-00000.safetensors has implausible content \(it contains NaN or infinity\)"
     ):
         verify(tmp_path / "s")
     shutil.copytree(folder, tmp_path / "h")
@@ -145,7 +147,7 @@ def test_a_manifest_whose_counts_do_not_add_up_is_refused(folder, tmp_path):
     manifest = Manifest.read(folder)
     first: ShardEntry = manifest.shards[0]
     rewrite(tmp_path / "m", shards=(replace(first, pairs=first.pairs + 1), *manifest.shards[1:]))
-    with pytest.raises(ExternalMemoryError, match=r"written wrong \(its tensors are not those of the manifest\)"):
+    with pytest.raises(ExternalMemoryError, match=r"implausible content \(its tensors do not match the manifest\)"):
         verify(tmp_path / "m")
     rewrite(tmp_path / "m", shards=manifest.shards[:-1])
     with pytest.raises(ExternalMemoryError, match=r"m is incomplete \(16 of 24 examples\)"):

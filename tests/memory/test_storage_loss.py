@@ -126,7 +126,7 @@ def test_a_build_that_would_lose_too_much_is_refused_with_the_remedy(tmp_path):
 
 def test_a_value_beyond_float16_is_refused_and_int8_holds_it(tmp_path):
     plm = outlier_plm(factor=1e6)
-    with pytest.raises(ConfigError, match=r"more than float16 holds \(6.55e\+04\): use dtype bfloat16, int8"):
+    with pytest.raises(ConfigError, match=r"more than the maximum of float16 \(6.55e\+04\): use dtype bfloat16, int8"):
         build(tmp_path / "m", 60, plm=plm)
     exact = build(tmp_path / "exact", 60, plm=plm, dtype="float32")
     int8 = build(tmp_path / "int8", 60, plm=plm, dtype="int8")

@@ -356,7 +356,7 @@ def test_the_memory_is_shared_with_pema_and_the_index_by_all_mixtures():
         ({"temperature": 0.0}, "temperature=0.0 is too small: it must be more than 0"),
         ({"temperature": math.inf}, "temperature=inf must be finite"),
         ({"weight": 1.5}, "weight=1.5 is too large: it must be at most 1"),
-        ({"targets": "aligned"}, "targets='aligned' is for contexts='predicted'"),
+        ({"targets": "aligned"}, "targets='aligned' requires contexts='predicted'"),
         ({"lambda": 0.5}, "knn-lm has no setting 'lambda'"),
     ],
 )

@@ -105,7 +105,7 @@ def test_settings_are_those_of_the_method_and_of_its_training():
     [
         ({"rnak": 8}, "rnak"),
         ({"preset": "fastest"}, "preset 'fastest' is not known"),
-        ({"targets": "aligned"}, "targets='aligned' is for contexts='predicted'"),
+        ({"targets": "aligned"}, "targets='aligned' requires contexts='predicted'"),
         ({"seed": 3}, "seed belongs to the budget or to the run"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Pairs in RAM, between the shards that they come from and the batches that they go into."""
+"""Pairs in RAM, between the shards on the disk and the batches for training."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pema.owner.head import Head
 
 @dataclass(frozen=True)
 class Batch:
-    """b pairs.
+    """A batch of b pairs.
 
     Attributes:
-        representations: (b, d) float32, as W_hd reads them (behind the final norm and the projection).
+        representations: (b, d) float32, the input of W_hd (after the final norm and the projection).
         targets: (b,) int64, y.
         steps: (b,) int64, t = 0, 1, ...: the position of each target in its example.
-        source_lengths: (b,) int64, SL: tokens of each example's source.
+        source_lengths: (b,) int64, SL, the number of tokens of each example's source.
     """
 
     representations: Tensor
@@ -30,22 +30,22 @@ class Batch:
 
 
 def copy_rows(source: np.ndarray, rows: Integers | slice, out: np.ndarray) -> None:
-    """Copy some rows of `source` into `out`."""
+    """Copy the given rows of `source` into `out`."""
     if isinstance(rows, slice):
         np.copyto(out, source)
     else:
-        # "clip" writes straight into `out`; the rows are known to lie inside.
+        # mode "clip" writes directly into `out`, without a buffer; the rows are known to be in range.
         np.take(source, rows, axis=0, out=out, mode="clip")
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """n pairs in RAM, as they are stored.
+    """A buffer of n pairs in RAM, in their stored form.
 
     Attributes:
         representations: (n, d_tap) in the memory's dtype.
-        scales: (n, 1) float32 with int8.
-        shards: (n,) int64 with int8, the row of the memory's channel scales.
+        scales: (n, 1) float32; only for int8.
+        shards: (n,) int64, row of the memory's channel scales; only for int8.
         targets: (n,) int64.
         steps: (n,) int64.
         lengths: (n,) int64, the source lengths.
@@ -60,7 +60,7 @@ class Buffer:
 
     @classmethod
     def empty(cls, n: int, d_tap: int, dtype: torch.dtype) -> Buffer:
-        """Room for n pairs."""
+        """Allocate a buffer for n pairs."""
         int8 = dtype == torch.int8
         scales, shards = (torch.empty((n, 1)), torch.empty(n, dtype=torch.int64)) if int8 else (None, None)
         columns = [torch.empty(n, dtype=torch.int64) for _ in range(3)]
@@ -68,12 +68,12 @@ class Buffer:
 
     @property
     def columns(self) -> list[Tensor]:
-        """Everything but the representations."""
+        """All tensors except the representations."""
         columns = [self.targets, self.steps, self.lengths, self.scales, self.shards]
         return [column for column in columns if column is not None]
 
     def take(self, which: slice | Tensor) -> Buffer:
-        """Some of the pairs: views with a slice, copies with indices."""
+        """Select pairs: views for a slice, copies for indices."""
 
         def chosen(column: Tensor) -> Tensor:
             return column[which] if isinstance(which, slice) else column.index_select(0, which)
@@ -83,7 +83,7 @@ class Buffer:
         return Buffer(chosen(self.representations), scales, shards, *columns)
 
     def batch(self, which: slice | Tensor, head: Head | None, channel_scales: Tensor) -> Batch:
-        """Some of the pairs, as the adapter reads them."""
+        """Return the selected pairs as the adapter's input."""
         taken = self.take(which)
         if taken.scales is None or taken.shards is None:
             f = taken.representations.float()

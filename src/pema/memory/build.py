@@ -1,8 +1,8 @@
 """Building an external memory: step 1 of PEMA, on the data owner's side of the boundary.
 
-A run is a sequence of groups of examples, and which examples make up a group depends on the input and the settings
-alone. One group is one shard. The manifest is rewritten after each shard, and both are whole or absent, so a run that
-is killed goes on behind its last whole shard and ends with the bytes of a run that was not.
+A build processes the examples in groups, one shard per group. The groups depend only on the input and the settings.
+The manifest is rewritten after each shard, and both are written atomically, so a killed build resumes after its last
+complete shard and produces the same bytes as an uninterrupted build.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 DEFAULT = BuildConfig()
 
 SHARD_BYTES = 1 << 27
-"""A group ends before its representations would take more than this, so that wide PLMs do not fill the RAM."""
+"""Maximum size of a group's representations, so that wide PLMs do not fill the RAM."""
 
 
 def build_memory(
@@ -53,30 +53,29 @@ def build_memory(
 ) -> Memory:
     """Store (f(c_i), y_i) for every target token of every example.
 
-    Started again with the same arguments, it goes on where it was interrupted; where nothing is left to do, it
-    returns the memory as it is. All examples are encoded and checked before the PLM is asked for anything.
+    Called again with the same arguments, it resumes where it was interrupted; if the memory is complete, it is
+    returned unchanged. All examples are encoded and checked before the first request to the PLM.
 
     Args:
         plm: the frozen language model.
         examples: the pairs of texts.
-        task: its template makes the prompts.
+        task: its template builds the prompts.
         output: folder of the memory.
-        config: the settings; `batch_tokens` may differ when a build is taken up again.
-        append: add the examples to a complete memory.
-        changes: fields of `BuildConfig` that differ from `config`.
+        config: the settings; `batch_tokens` may change when a build is resumed.
+        append: whether to add the examples to a complete memory.
+        changes: fields of `BuildConfig` that override those of `config`.
 
     Returns:
         The complete memory, opened.
 
     Raises:
-        ConfigError: settings that cannot be meant; a folder that holds something else; a value too large for `dtype`,
-            or a `dtype` that loses more than `precision.MOST` of these representations.
-        DataError: no examples; an example that cannot be used (named by `Example.where`).
-        MismatchError: the folder's memory was begun with another PLM, setting or input.
-        ExternalMemoryError: the folder's memory is damaged, or incomplete where it is to be appended to.
-        OwnerError: the PLM did not hand out what it was asked for.
-        StorageError: the disk refused a write, or another process builds in the folder; the shards written so far stay
-            valid.
+        ConfigError: invalid settings; `output` contains something else; a value is too large for `dtype`, or `dtype`
+            raises the perplexity of the PLM by more than `precision.MOST`.
+        DataError: there are no examples, or one cannot be used (named by `Example.where`).
+        MismatchError: the memory in `output` was started with another PLM, setting or input.
+        ExternalMemoryError: the memory in `output` is damaged, or incomplete and cannot be appended to.
+        OwnerError: the PLM returned something else than what was requested.
+        StorageError: a write failed, or another process builds in `output`; the shards written so far stay valid.
     """
     known(BuildConfig, changes)
     config = replace(config, **changes)
@@ -102,7 +101,7 @@ def build_memory(
             return Memory.open(output)
         tokens = Tokens.encode(plm, task.template, examples, apart=config.contexts == "predicted")
         shards = [ShardFile(output, entry, manifest) for entry in manifest.shards]
-        for shard in shards:  # what is damaged is not built upon
+        for shard in shards:  # never extend a damaged memory
             shard.require_whole()
         manifest.write(output)
         manifest = _with_head(manifest, plm, output)
@@ -111,38 +110,38 @@ def build_memory(
 
 
 def _begin(wanted: Manifest, output: Path, append: bool) -> Manifest:
-    """The manifest that this run starts from: a new one, that of an interrupted run, or a complete one to append to."""
+    """Return the manifest to start from: a new one, that of an interrupted build, or a complete one to append to."""
     clear_below(output)
     if not (output / FILE).exists():
         if append:
             raise ConfigError(f"{output} is not a memory, so nothing can be appended to it: build it without append.")
         if any(output.iterdir()):
-            raise ConfigError(f"{output} holds files but no memory: choose another folder.")
+            raise ConfigError(f"{output} contains files but no memory: choose another folder.")
         return wanted
-    found = Manifest.read(output)
-    wanted.require_same(found, str(output))
-    if found.inputs[-1] == wanted.inputs[0]:
-        return found
+    existing = Manifest.read(output)
+    wanted.require_same(existing, str(output))
+    if existing.inputs[-1] == wanted.inputs[0]:
+        return existing
     if not append:
-        mine, theirs = wanted.inputs[0], found.inputs[-1]
+        current, previous = wanted.inputs[0], existing.inputs[-1]
         how = (
-            f"with examples_per_shard={theirs.examples_per_shard}, here it is {mine.examples_per_shard}"
-            if replace(mine, examples_per_shard=theirs.examples_per_shard) == theirs
-            else f"from another input ({theirs.examples:,} examples, digest {theirs.sha256[:12]}; "
-            f"here {mine.examples:,}, digest {mine.sha256[:12]})"
+            f"with examples_per_shard={previous.examples_per_shard}, here it is {current.examples_per_shard}"
+            if replace(current, examples_per_shard=previous.examples_per_shard) == previous
+            else f"from another input ({previous.examples:,} examples, digest {previous.sha256[:12]}; "
+            f"here {current.examples:,}, digest {current.sha256[:12]})"
         )
         raise MismatchError(
             f"{output} was built {how}. Use the same, build into another folder, or append to it once it is complete."
         )
-    if not found.complete:
+    if not existing.complete:
         raise ExternalMemoryError(
-            f"{output} is incomplete, so nothing can be appended to it: run the build that it was begun with again."
+            f"{output} is incomplete, so nothing can be appended to it: run the build that started it again."
         )
-    return replace(found, inputs=(*found.inputs, *wanted.inputs), complete=False)
+    return replace(existing, inputs=(*existing.inputs, *wanted.inputs), complete=False)
 
 
 def _with_head(manifest: Manifest, plm: PLM, output: Path) -> Manifest:
-    """Save the head bundle beside the shards, unless it lies there whole, and list its files."""
+    """Save the head bundle next to the shards, unless it is already complete, and list its files."""
 
     def listed() -> tuple[FileEntry, ...]:
         files = sorted(path for path in (output / HEAD).rglob("*") if path.is_file())
@@ -156,7 +155,7 @@ def _with_head(manifest: Manifest, plm: PLM, output: Path) -> Manifest:
 
 
 def _groups(lengths: Integers, first: int, examples_per_shard: int, row_bytes: int) -> Iterator[tuple[int, int]]:
-    """Cut the examples from `first` on into groups [start, stop): the next group depends on its start alone."""
+    """Yield groups [start, stop) of the examples from `first` on; a group depends only on its start."""
     while first < len(lengths):
         filled = np.cumsum(lengths[first : first + examples_per_shard]) * row_bytes
         count = max(1, int(np.searchsorted(filled, SHARD_BYTES, side="right")))
@@ -167,7 +166,7 @@ def _groups(lengths: Integers, first: int, examples_per_shard: int, row_bytes: i
 def _write_shards(
     manifest: Manifest, plm: PLM, examples: Sequence[Example], tokens: Tokens, output: Path, batch_tokens: int
 ) -> None:
-    """Ask the PLM for one group while the one before it is being written."""
+    """Request one group from the PLM while the previous one is being written."""
     done = manifest.examples - sum(entry.examples for entry in manifest.inputs[:-1])
     row_bytes = manifest.plm.d_tap * ITEM_BYTES[manifest.dtype]
     lengths = tokens.target_lengths
@@ -177,7 +176,7 @@ def _write_shards(
         console.progress("building", float(lengths[done:].sum()), "tokens") as advance,
         ThreadPoolExecutor(1, "pema-memory-writer") as writer,
     ):
-        # Whoever runs the PLM sees how many are asked for together, so that must not tell more than what is asked for.
+        # The PLM owner sees the group sizes, so they must not reveal more about the targets than the requests do.
         asked = (
             lengths if manifest.contexts == "teacher" else _steps(plm, manifest.targets, tokens, range(len(lengths)))
         )
@@ -186,7 +185,8 @@ def _write_shards(
             for answer in _ask(plm, manifest.contexts, manifest.targets, tokens, start, stop, batch_tokens):
                 if not 0 <= answer.index < stop - start or answers[answer.index] is not None:
                     raise OwnerError(
-                        f"{manifest.plm.name} answered for sequence {answer.index} of {stop - start} out of turn."
+                        f"{manifest.plm.name} answered for sequence {answer.index} of {stop - start}, "
+                        "which was not requested or was already answered."
                     )
                 answers[answer.index] = answer
                 advance(float(lengths[start + answer.index]), f"example {stop:,} of {len(lengths):,}")
@@ -209,18 +209,18 @@ def _ask(
 
 
 def _steps(plm: PLM, targets: Targets, tokens: Tokens, group: range) -> Integers:
-    """(len(group),): how far the PLM generates for each example."""
-    rooms = plm.description.max_length - (tokens.cuts - tokens.starts[:-1])[group.start : group.stop]
+    """Return the number of generation steps for each example, (len(group),)."""
+    limits = plm.description.max_length - (tokens.cuts - tokens.starts[:-1])[group.start : group.stop]
     wanted = [steps_for(int(length), targets) for length in tokens.target_lengths[group.start : group.stop]]
-    steps: Integers = np.minimum(np.array(wanted, np.int64), rooms)
+    steps: Integers = np.minimum(np.array(wanted, np.int64), limits)
     return steps
 
 
 def steps_for(length: int, targets: Targets) -> int:
-    """How far the PLM generates for a target of `length` tokens.
+    """Return the number of generation steps for a target of `length` tokens.
 
-    "aligned" goes on for another quarter of the target: there the adapter learns to end a text that has run too long.
-    Both are rounded up, so that the PLM owner learns a target's length only roughly.
+    "aligned" adds a quarter of the target length, so that the adapter learns to end a text that has become too long.
+    The result is rounded up, so that the PLM owner learns the target length only approximately.
     """
     wanted = length + length // 4 if targets == "aligned" else length
     return padded(wanted)
@@ -247,7 +247,7 @@ def _write(
             manifest.targets,
         )
         f = answer.representations
-        # A teacher context exists for every target token; a predicted one for as long as the PLM went on.
+        # A teacher context exists for every target token, a predicted one only until the PLM ends the text.
         fits = len(f) == len(gold) if manifest.contexts == "teacher" else len(f) >= len(gold) > 0
         if f.ndim != 2 or f.shape[1] != plm.d_tap or not fits:
             raise OwnerError(
@@ -280,7 +280,7 @@ def _write(
 
 
 def _channel_scales(manifest: Manifest, f: Tensor, output: Path) -> Tensor | None:
-    """With int8, those of the memory's first shard, so that all its shards have the same."""
+    """Return the channel scales of the memory's first shard (int8 only), so that all shards have the same."""
     if manifest.dtype != "int8":
         return None
     if manifest.shards:
@@ -291,7 +291,7 @@ def _channel_scales(manifest: Manifest, f: Tensor, output: Path) -> Tensor | Non
 def _generated(answer: Represented, plm: PLMDescription) -> list[int]:
     generated: Tensor | None = answer.generated
     if generated is None or len(generated) != len(answer.representations):
-        raise OwnerError(f"{plm.name} did not hand out one generated token for each predicted context.")
+        raise OwnerError(f"{plm.name} did not return one generated token per predicted context.")
     return [int(token) for token in generated.tolist()]
 
 

@@ -1,4 +1,4 @@
-"""The examples of a memory in token ids, all of them encoded and checked before the PLM is asked for anything."""
+"""The examples of a memory as token ids, all encoded and checked before the first request to the PLM."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ENCODED_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Tokens:
-    """All examples in token ids, packed: example i is ids[starts[i] : starts[i + 1]], and its target starts at cuts[i].
+    """Packed token ids of all examples: example i is ids[starts[i] : starts[i + 1]], its target starts at cuts[i].
 
     Attributes:
-        ids: (all tokens,) int32.
-        starts: (e + 1,).
-        cuts: (e,).
-        source_lengths: (e,).
+        ids: (total tokens,) int32.
+        starts: (e + 1,) int64, first token of each example.
+        cuts: (e,) int64, first target token of each example.
+        source_lengths: (e,) int64, SL of each example.
     """
 
     ids: np.ndarray[tuple[int], np.dtype[np.int32]]
@@ -43,13 +43,13 @@ class Tokens:
         """Encode and check every example.
 
         Args:
-            plm: which reads them.
-            template: makes prompts of sources.
+            plm: the PLM; its tokenizer and limits apply.
+            template: turns sources into prompts.
             examples: the pairs of texts.
-            apart: whether prompts are to be the same whatever their targets; see `Template.encode`.
+            apart: whether prompts must not depend on their targets; see `Template.encode`.
 
         Raises:
-            DataError: an example that the PLM cannot read, or whose target is empty; named by its `where`.
+            DataError: an example is too long for the PLM, or its target is empty; the message names its `where`.
         """
         description = plm.description
         packed: list[np.ndarray[tuple[int], np.dtype[np.int32]]] = []
@@ -71,19 +71,19 @@ class Tokens:
 
     @property
     def target_lengths(self) -> Integers:
-        """(e,): n of each example."""
+        """(e,): number n of target tokens of each example."""
         return self.starts[1:] - self.cuts
 
     def sequence(self, i: int) -> list[int]:
-        """Prompt and target of example i."""
+        """Return prompt and target of example i."""
         return [int(token) for token in self.ids[self.starts[i] : self.starts[i + 1]]]
 
     def prompt(self, i: int) -> list[int]:
-        """Prompt of example i."""
+        """Return the prompt of example i."""
         return [int(token) for token in self.ids[self.starts[i] : self.cuts[i]]]
 
     def target(self, i: int) -> list[int]:
-        """Target of example i."""
+        """Return the target of example i."""
         return [int(token) for token in self.ids[self.cuts[i] : self.starts[i + 1]]]
 
 
@@ -93,7 +93,7 @@ def _check(prompt: tuple[int, ...], target: tuple[int, ...], plm: PLMDescription
     if len(prompt) + len(target) > plm.max_length:
         raise DataError(
             f"{where}: prompt ({len(prompt):,} tokens) and target ({len(target):,}) are longer than the "
-            f"{plm.max_length:,} tokens that {plm.name} reads: shorten the example, or leave it out."
+            f"{plm.max_length:,} tokens of the context window of {plm.name}: shorten the example, or leave it out."
         )
     highest = max(prompt + target)
     if highest >= plm.vocabulary_size:

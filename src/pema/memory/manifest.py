@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009  (`option` is `dataclasses.field` with the limits beside the field)
-"""The manifest: one JSON file that says what a memory holds, for which PLM, and the checksum of every other file."""
+"""The manifest: a JSON file with a memory's content, its PLM, and the checksum of every other file."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ FILE = "manifest.json"
 HEAD = "head"
 
 ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
-"""Bytes of one stored entry of a representation."""
+"""Bytes per stored component of a representation."""
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of the memory: its path inside the folder, its size in bytes and its SHA-256 in hexadecimal."""
+    """A file of the memory: its path inside the folder, its size in bytes and its SHA-256 in hexadecimal."""
 
     file: str = option(line=True, longest=255)
     bytes: int = option(least=1, most=1 << 50)
@@ -38,13 +38,13 @@ class FileEntry:
 
     @classmethod
     def of(cls, folder: Path, file: str) -> Self:
-        """Describe the file that lies at `folder / file`."""
+        """Describe the file `folder / file`."""
         return cls(file, (folder / file).stat().st_size, sha256(folder / file))
 
 
 @dataclass(frozen=True)
 class ShardEntry(FileEntry):
-    """One shard: a file, and how many pairs and examples it holds."""
+    """A shard: a file, and the number of pairs and examples in it."""
 
     pairs: int = option(least=1, most=1 << 40)
     examples: int = option(least=1, most=1 << 40)
@@ -52,12 +52,12 @@ class ShardEntry(FileEntry):
 
 @dataclass(frozen=True)
 class Input:
-    """What one run of `build_memory` was given.
+    """The input of one call of `build_memory`.
 
     Attributes:
-        sha256: digest over the sources and targets of its examples, in order.
-        examples: how many there were.
-        examples_per_shard: the most examples that it puts into one shard.
+        sha256: digest of the sources and targets of its examples, in order.
+        examples: number of examples.
+        examples_per_shard: maximum number of examples per shard.
     """
 
     sha256: str = option(pattern="[0-9a-f]{64}")
@@ -66,7 +66,7 @@ class Input:
 
     @classmethod
     def of(cls, examples: Sequence[Example], examples_per_shard: int) -> Input:
-        """Digest `examples`: each source and target as its length (8 bytes, little-endian) and its UTF-8 bytes."""
+        """Describe `examples`; the digest covers each text's length (8 bytes, little-endian) and UTF-8 bytes."""
         digest = hashlib.sha256()
         for example in examples:
             for text in (example.source, example.target):
@@ -77,16 +77,16 @@ class Input:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a memory holds.
+    """The content of a memory.
 
     Attributes:
-        plm: the PLM that the representations come from; `plm.tap` and `plm.d_tap` say where and how wide they are.
+        plm: the PLM that computed the representations; `plm.tap` and `plm.d_tap` are their tap and width.
         task: name of the task.
         template: text of the prompt template.
         contexts: what follows the prompt in a context.
         targets: which gold token is paired with a context.
-        dtype: how representations are stored.
-        inputs: what the memory was built from; the second and later ones were appended.
+        dtype: storage type of representations.
+        inputs: the inputs of the memory; the second and later ones were appended.
         head: the files of the head bundle.
         shards: the shards, in order; every pair of shard k comes before those of shard k + 1.
         complete: whether every example of `inputs` is in the shards.
@@ -112,45 +112,45 @@ class Manifest:
 
     @property
     def pairs(self) -> int:
-        """Pairs in the shards."""
+        """Number of pairs in the shards."""
         return sum(shard.pairs for shard in self.shards)
 
     @property
     def examples(self) -> int:
-        """Examples in the shards."""
+        """Number of examples in the shards."""
         return sum(shard.examples for shard in self.shards)
 
     @property
     def bytes(self) -> int:
-        """Size of the shards on the disk."""
+        """Size of the shards on the disk, in bytes."""
         return sum(shard.bytes for shard in self.shards)
 
     def add(self, shard: ShardEntry) -> Manifest:
-        """The manifest with one more shard; complete once the shards hold every example of the inputs."""
+        """Return the manifest with one more shard; it is complete once the shards contain all examples."""
         added = replace(self, shards=(*self.shards, shard))
         return replace(added, complete=added.examples == sum(entry.examples for entry in self.inputs))
 
     def require_same(self, other: Manifest, what: str) -> None:
-        """Refuse `other` unless its pairs can stand beside those of this memory.
+        """Refuse `other` unless its pairs can be combined with those of this memory.
 
         Args:
             other: the manifest of `what`.
             what: the memory that `other` describes, for the message.
 
         Raises:
-            MismatchError: names the first thing that differs.
+            MismatchError: the two differ; the message names the first difference.
         """
         self.plm.require_same(other.plm, what)
         for name in ("task", "template", "contexts", "targets", "dtype"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
+            current, stored = getattr(self, name), getattr(other, name)
+            if current != stored:
                 raise MismatchError(
-                    f"{what} was built with {name} {theirs!r}, here it is {mine!r}. "
+                    f"{what} was built with {name} {stored!r}, here it is {current!r}. "
                     f"Use the same {name}, or build into another folder."
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values, with the counts and, last, the digest of all the others."""
+        """Return JSON-ready values, with the counts and, as the last entry, the digest of all other entries."""
         values: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
@@ -171,10 +171,10 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
-        """The inverse of `to_dict`, for values that another party wrote.
+        """Parse the result of `to_dict`; the values are untrusted input.
 
         Raises:
-            ConfigError: a field that is missing, unknown or of a value that no build writes.
+            ConfigError: a field is missing or unknown, or its value is impossible.
         """
         derived = ("format", "version", "pairs", "examples", "digest")
         manifest = from_json(cls, {name: value for name, value in values.items() if name not in derived})
@@ -182,16 +182,14 @@ class Manifest:
         return manifest
 
     def require_possible(self) -> None:
-        """Refuse what no build writes: files of other names, or sizes that do not fit what they hold.
+        """Refuse an impossible manifest: unexpected file names, or sizes that do not match the content.
 
         Raises:
-            ConfigError: names the file.
+            ConfigError: an entry is impossible; the message names it.
         """
         files = [entry.file for entry in self.head]
         if files != ([f"{HEAD}/{name}" for name in (SETTINGS_FILE, TENSORS_FILE)] if files or self.complete else []):
-            raise ConfigError(
-                f"head lists {', '.join(map(short, files)) or 'no files'}, which no head bundle consists of."
-            )
+            raise ConfigError(f"head lists {', '.join(map(short, files)) or 'no files'}, which is not a head bundle.")
         row, example, shard = self.bytes_of()
         for k, entry in enumerate(self.shards):
             if entry.file != file_name(k):
@@ -204,7 +202,7 @@ class Manifest:
                 )
 
     def bytes_of(self) -> tuple[int, int, int]:
-        """Bytes that a shard's tensors take: for each pair, for each example, and besides."""
+        """Return the bytes of a shard's tensors: per pair, per example, and the constant part."""
         int8 = self.dtype == "int8"
         return self.plm.d_tap * ITEM_BYTES[self.dtype] + (8 if int8 else 4), 12, 8 + (4 * self.plm.d_tap if int8 else 0)
 
@@ -217,7 +215,7 @@ class Manifest:
         """Read the manifest of the memory at `folder`, complete or not.
 
         Raises:
-            ExternalMemoryError: there is none, it is of another format or version, or a byte of it has changed.
+            ExternalMemoryError: there is none, it has another format or version, or it is damaged.
         """
         path = folder / FILE
         if not path.exists():
@@ -231,24 +229,24 @@ class Manifest:
             raise ExternalMemoryError(f"{path} is damaged (not the manifest of a memory: {error}) {RESTORE}") from None
         if values.get("format") != FORMAT:
             raise ExternalMemoryError(
-                f"{path} is of format {short(values.get('format'))}, not {FORMAT!r}: check the path."
+                f"{path} has format {short(values.get('format'))}, expected {FORMAT!r}: check the path."
             )
         if values.get("version") != VERSION:
             raise ExternalMemoryError(
                 f"{path} has format version {short(values.get('version'))}, this pema reads version {VERSION}: use the "
-                "pema that wrote it."
+                "pema version that wrote it."
             )
         try:
             manifest = cls.from_dict(values)
         except ConfigError as error:
-            raise ExternalMemoryError(f"{path} is damaged: {error} Mend: {RESTORE}") from None
+            raise ExternalMemoryError(f"{path} is damaged: {error} To fix it, {RESTORE}") from None
         if (json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False) + "\n").encode() != data:
             raise ExternalMemoryError(f"{path} is damaged (its digest does not match): {RESTORE}")
         return manifest
 
 
 def file_name(index: int) -> str:
-    """Name of the shard that is `index`-th in its memory, counted from 0."""
+    """Return the file name of shard number `index`, counted from 0."""
     return f"shard-{index:05d}.safetensors"
 
 
@@ -256,14 +254,14 @@ RESTORE = "restore it from a copy, or build the memory again."
 
 
 def require_complete(manifest: Manifest, folder: Path) -> None:
-    """Refuse the memory at `folder` unless its build ran to the end.
+    """Refuse the memory at `folder` unless its build is complete.
 
     Raises:
-        ExternalMemoryError: it did not.
+        ExternalMemoryError: it is incomplete.
     """
     wanted = sum(entry.examples for entry in manifest.inputs)
     if not manifest.complete or manifest.examples != wanted:
         raise ExternalMemoryError(
             f"{folder} is incomplete ({manifest.examples:,} of {wanted:,} examples): run the same build again, "
-            f"it goes on where it stopped."
+            f"it resumes where it stopped."
         )

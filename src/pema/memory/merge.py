@@ -1,4 +1,4 @@
-"""Joining memories of one PLM."""
+"""Merging memories of one PLM."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHUNK = 1 << 22
 def merge(paths: Sequence[Path | str], output: Path) -> Memory:
     """Copy the shards of several memories, in order, into a new one.
 
-    Every shard's checksum is compared on the way, so a damaged memory is not merged.
+    Every shard's checksum is verified while it is copied, so a damaged memory is refused.
 
     Args:
         paths: complete memories of one PLM, tokenizer, tap, task, template, context mode and dtype.
@@ -28,16 +28,16 @@ def merge(paths: Sequence[Path | str], output: Path) -> Memory:
 
     Raises:
         ConfigError: fewer than two memories, the same one twice, or `output` exists.
-        MismatchError: they do not belong together; names the memory and what differs.
+        MismatchError: they do not belong together; the message names the memory and the difference.
         ExternalMemoryError: one is damaged or incomplete.
-        StorageError: the disk refused it; nothing is left at `output`.
+        StorageError: a write failed; nothing is left at `output`.
     """
     folders = [Path(path) for path in paths]
     if len(folders) < 2:
-        raise ConfigError(f"merge needs at least two memories, this is {len(folders)}.")
+        raise ConfigError(f"merge needs at least two memories, got {len(folders)}.")
     twice = [folder for k, folder in enumerate(folders) if folder.resolve() in {f.resolve() for f in folders[:k]}]
     if twice:
-        raise ConfigError(f"{twice[0]} is given twice: its pairs would count double.")
+        raise ConfigError(f"{twice[0]} is given twice: its pairs would count twice. Give each memory once.")
     refuse_existing(output)
     memories = [Memory.open(folder) for folder in folders]
     manifest = memories[0].manifest
@@ -61,7 +61,7 @@ def merge(paths: Sequence[Path | str], output: Path) -> Memory:
 
 
 def refuse_existing(output: Path) -> None:
-    """Refuse to write a memory where something lies.
+    """Refuse to overwrite an existing path.
 
     Raises:
         ConfigError: `output` exists.
@@ -72,7 +72,7 @@ def refuse_existing(output: Path) -> None:
 
 
 def copy_head(memory: Memory, folder: Path) -> None:
-    """Copy the head bundle of `memory` into `folder`, once it is known to be whole."""
+    """Verify the head bundle of `memory` and copy it into `folder`."""
     memory.head()
     shutil.copytree(memory.path / HEAD, folder / HEAD)
 

@@ -1,4 +1,4 @@
-"""Which gold token each context is paired with."""
+"""Pairing of contexts with gold tokens."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Tokens = npt.NDArray[np.int64]
 
 
 def pair(target: Sequence[int], generated: Sequence[int] | None, targets: Targets) -> Tokens:
-    """The gold tokens that an example's contexts are paired with, one for each context that is kept.
+    """Return the gold tokens paired with an example's contexts, one per context.
 
-    Contexts are kept from the first on; those beyond the result have no target and are cut.
+    The first m contexts are kept; those beyond the result have no target and are dropped.
 
     Args:
         target: (n,) gold tokens y_1 .. y_n, the last one an end of sequence.
-        generated: what the PLM generated after each `predicted` context; None for `teacher` contexts.
-        targets: "position" pairs context i with y_i, up to the shorter of the PLM's own end and the target's end.
-            "aligned" pairs it with the gold token that follows the gold prefix nearest to the generated one.
+        generated: the token generated after each `predicted` context; None for `teacher` contexts.
+        targets: "position" pairs context i with y_i, up to the end of the shorter of generated text and target.
+            "aligned" pairs it with the gold token that follows the gold prefix nearest to the generated prefix.
 
     Returns:
-        (m,) tokens; m = n for `teacher`, min(n, len(generated)) for "position", len(generated) for "aligned".
+        (m,) tokens, where m = n for `teacher`, min(n, len(generated)) for "position", len(generated) for "aligned".
     """
     gold = np.asarray(target, np.int64)
     if generated is None:
@@ -35,21 +35,22 @@ def pair(target: Sequence[int], generated: Sequence[int] | None, targets: Target
 
 
 def align(generated: Tokens, gold: Tokens) -> Tokens:
-    """For every i the j that minimises the edit distance between generated[:i] and gold[:j], with j < len(gold).
+    """Return for every i the j < len(gold) that minimises the edit distance between generated[:i] and gold[:j].
 
-    This is the dynamic oracle of imitation learning: gold[j] is where the gold text goes on from what stands there
-    already. Of several j with the same distance the largest is taken, so that a gold token the PLM left out is not
-    asked for again behind the one that follows it.
+    This is the dynamic oracle of imitation learning: gold[j] is the best continuation of the text generated so far.
+    Ties are resolved to the largest j, so that a gold token skipped by the PLM is not requested again after its
+    successor.
 
-    One table D[i, j] a call, a row at a time: D[i, j] = min(D[i-1, j] + 1, D[i-1, j-1] + [differ], D[i, j-1] + 1),
-    where the last term is a running minimum of (the others - j).
+    One table D[i, j] is computed per call, row by row:
+    D[i, j] = min(D[i-1, j] + 1, D[i-1, j-1] + [differ], D[i, j-1] + 1); the last term is a running minimum of
+    (the other terms - j).
 
     Args:
-        generated: (m,); the last token is no part of any prefix.
+        generated: (m,); the last token is not part of any prefix.
         gold: (n,), n >= 1.
 
     Returns:
-        (m,) indices into `gold`.
+        (m,) int64 indices into `gold`.
     """
     n = len(gold)
     columns = np.arange(n)

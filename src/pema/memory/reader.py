@@ -1,4 +1,4 @@
-"""Reading an external memory: memory-mapped, in blocks, shuffled, in bounded RAM."""
+"""Reader of external memories: memory-mapped, in blocks, shuffled, in bounded RAM."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from pema.schema import require
 from pema.tasks.held_out import draw_held_out
 
 BUFFER_BYTES = 1 << 26
-"""Stored representations that are in RAM at a time, for shuffling."""
+"""Maximum bytes of stored representations in RAM for shuffling."""
 
 UNSHUFFLED_BYTES = 1 << 22
-"""The same where nothing is shuffled: small enough for a processor's cache."""
+"""The same without shuffling: small enough for a processor's cache."""
 
 BLOCKS_PER_BUFFER = 32
-"""How many places of the memory a shuffled buffer mixes."""
+"""Number of places in the memory that a shuffled buffer mixes."""
 
 
 class Memory:
     """A complete memory on the disk.
 
-    Opening reads the manifest, and the sizes and headers of the files; `pema.memory.verify.verify` reads every byte.
+    Opening reads the manifest and the sizes and headers of the files; `pema.memory.verify.verify` reads every byte.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -48,9 +48,9 @@ class Memory:
         """Open the memory at `path`.
 
         Raises:
-            ExternalMemoryError: there is none, it is incomplete or of another version; a file is missing or cut, or
-                its header is not what the manifest promises.
-            OwnerError, MismatchError: the head bundle's settings or header are not those of a head.
+            ExternalMemoryError: there is none, it is incomplete or of another version; a file is missing or truncated,
+                or its header does not match the manifest.
+            OwnerError, MismatchError: the head bundle's settings or header are invalid.
         """
         path = Path(path)
         recover(path)
@@ -63,7 +63,7 @@ class Memory:
                 raise ExternalMemoryError(f"{file} is missing: {RESTORE}")
             if file.stat().st_size != entry.bytes:
                 raise ExternalMemoryError(
-                    f"{file} is damaged ({file.stat().st_size:,} bytes, written were {entry.bytes:,}): {RESTORE}"
+                    f"{file} is damaged ({file.stat().st_size:,} bytes, expected {entry.bytes:,}): {RESTORE}"
                 )
         memory = cls(path, manifest)
         memory._require_shape(*Head.stored_shape(path / HEAD))
@@ -75,23 +75,23 @@ class Memory:
         plm = self.manifest.plm
         if (V, d, d_tap) != (plm.vocabulary_size, plm.d, plm.d_tap):
             raise ExternalMemoryError(
-                f"{self.path / HEAD} is not the head of {plm.name}: its (V, d, d_tap) are {(V, d, d_tap)}, not "
-                f"{(plm.vocabulary_size, plm.d, plm.d_tap)}: {RESTORE}"
+                f"{self.path / HEAD} is not the head of {plm.name}: its (V, d, d_tap) are {(V, d, d_tap)}, "
+                f"expected {(plm.vocabulary_size, plm.d, plm.d_tap)}: {RESTORE}"
             )
 
     @property
     def pairs(self) -> int:
-        """How many (f(c_i), y_i) it holds."""
+        """Number of (f(c_i), y_i) pairs."""
         return self.manifest.pairs
 
     @property
     def examples(self) -> int:
-        """How many examples they come from."""
+        """Number of examples."""
         return self.manifest.examples
 
     @property
     def bytes(self) -> int:
-        """Size of its shards on the disk."""
+        """Size of the shards on the disk, in bytes."""
         return self.manifest.bytes
 
     @property
@@ -100,10 +100,10 @@ class Memory:
         return self.manifest.plm.d
 
     def head(self, dtype: torch.dtype | None = None) -> Head:
-        """The head bundle that lies beside the shards.
+        """Load the head bundle stored next to the shards.
 
         Args:
-            dtype: what W_hd is cast to while it is read; as stored where None.
+            dtype: type that W_hd is cast to while it is read; None keeps the stored type.
 
         Raises:
             OwnerError, MismatchError: it is damaged.
@@ -119,15 +119,15 @@ class Memory:
 
     @functools.cached_property
     def _normaliser(self) -> Head | None:
-        """What lies between the tap and W_hd, as a head without any row of W_hd; None where nothing does."""
+        """The layers between the tap and W_hd, as a head without rows of W_hd; None if there are none."""
         if self.manifest.plm.tap == "head_input":
             return None
-        # A copy, so that nothing maps the bundle any more.
+        # A copy, so that the file of the bundle is no longer mapped.
         return copy.deepcopy(self.head().subset(torch.empty(0, dtype=torch.int64)))
 
     @functools.cached_property
     def _channel_scales(self) -> tuple[Tensor, list[int]]:
-        """The channel scales that occur, (k, d_tap), and of each shard which row is its own; (0, 0) without int8."""
+        """The distinct channel scales, (k, d_tap), and the row of each shard; (0, 0) without int8."""
         kinds: dict[bytes, int] = {}
         rows, which = [torch.empty(0, 0)], []
         for shard in self.shards:
@@ -146,18 +146,18 @@ class Memory:
         return np.concatenate([[0], np.cumsum([entry.examples for entry in self.manifest.shards])]).astype(np.int64)
 
     def view(self) -> View:
-        """All pairs."""
+        """Return a view of all pairs."""
         return View(self, None)
 
     def split(self, dev_fraction: float, seed: int) -> tuple[View, View]:
-        """Draw whole examples at random for held-out use.
+        """Split the examples at random into a training view and a held-out view.
 
         Args:
-            dev_fraction: the share of the examples that is held out; at least one is, and at least one is not.
+            dev_fraction: fraction of examples to hold out; at least one is held out and at least one is not.
             seed: the same seed draws the same examples.
 
         Returns:
-            The view to train on and the view that is held out.
+            The training view and the held-out view.
 
         Raises:
             ConfigError: the fraction is not between 0 and 1, or there is only one example.
@@ -172,8 +172,8 @@ class _Block:
 
     Attributes:
         shard: number of the shard.
-        examples: (k,) numbers of the examples inside the shard, rising.
-        pairs: rows they take.
+        examples: (k,) indices of the examples inside the shard, ascending.
+        pairs: number of their rows.
     """
 
     shard: int
@@ -182,11 +182,11 @@ class _Block:
 
 
 class View:
-    """Some examples of a memory, whole.
+    """A subset of a memory's examples.
 
     Attributes:
         memory: the memory.
-        selected: (e,) numbers of the examples, rising; None stands for all.
+        selected: (e,) indices of the examples, ascending; None means all.
     """
 
     def __init__(self, memory: Memory, selected: Integers | None) -> None:
@@ -194,7 +194,7 @@ class View:
         self.selected = selected
 
     def _examples(self, shard: int) -> Integers:
-        """Numbers, inside the shard, of the examples of this view."""
+        """Return the indices, inside the shard, of the examples in this view."""
         first, stop = self.memory._first_examples[shard : shard + 2]
         if self.selected is None:
             return np.arange(stop - first)
@@ -204,19 +204,19 @@ class View:
 
     @property
     def examples(self) -> int:
-        """How many examples it shows."""
+        """Number of examples in the view."""
         return self.memory.examples if self.selected is None else len(self.selected)
 
     @functools.cached_property
     def pairs(self) -> int:
-        """How many pairs it shows."""
+        """Number of pairs in the view."""
         if self.selected is None:
             return self.memory.pairs
         lengths = [np.diff(file.example_offsets)[self._examples(k)].sum() for k, file in enumerate(self.memory.shards)]
         return int(sum(lengths))
 
     def targets_seen(self) -> Tensor:
-        """The target tokens that occur, (k,) int64, sorted."""
+        """Return the target tokens that occur, (k,) int64, sorted."""
         seen = np.zeros(self.memory.manifest.plm.vocabulary_size, bool)
         for block in self._blocks(1 << 20):
             seen[self.memory.shards[block.shard].targets(*self._span(block))[self._rows(block)]] = True
@@ -225,14 +225,14 @@ class View:
     def batches(
         self, batch_size: int, *, shuffle_seed: int | None = None, buffer_bytes: int = BUFFER_BYTES
     ) -> Iterator[Batch]:
-        """Every pair once, in batches of `batch_size`; the last one may be smaller.
+        """Yield every pair once, in batches of `batch_size`; the last one may be smaller.
 
-        Shuffling is block-wise: the blocks of all shards are put into a random order, some of them at a time fill a
-        buffer, and the pairs of the buffer are shuffled. RAM is bounded by the buffer, not by the memory.
+        Shuffling is block-wise: the blocks of all shards are put into a random order, several of them at a time fill a
+        buffer, and the pairs in the buffer are shuffled. RAM is bounded by the buffer, not by the memory.
 
         Args:
-            batch_size: pairs in a batch.
-            shuffle_seed: the same seed gives the same order; None gives the order of the memory.
+            batch_size: pairs per batch.
+            shuffle_seed: the same seed gives the same order; None keeps the order of the memory.
             buffer_bytes: size of the shuffled buffer in stored bytes.
 
         Raises:
@@ -254,33 +254,33 @@ class View:
         if shuffle is not None:
             blocks = [blocks[i] for i in shuffle.permutation(len(blocks))]
         fills: list[list[_Block]] = []
-        room = 0
+        free = 0
         for block in blocks:
-            if block.pairs > room:
+            if block.pairs > free:
                 fills.append([])
-                room = buffer_pairs
+                free = buffer_pairs
             fills[-1].append(block)
-            room -= block.pairs
-        # Batches out of a shuffled buffer are copies, so its pages serve again; unshuffled ones may be views.
+            free -= block.pairs
+        # Batches from a shuffled buffer are copies, so the buffer is reused; unshuffled batches may be views.
         largest = max((sum(block.pairs for block in fill) for fill in fills), default=0) + batch_size
-        room_to_shuffle = None if shuffle is None else self._room(largest)
-        left: Buffer | None = None
+        shuffle_buffer = None if shuffle is None else self._allocate(largest)
+        rest: Buffer | None = None
         for k, fill in enumerate(fills):
             if k + 1 < len(fills):
                 for block in fills[k + 1]:
                     self.memory.shards[block.shard].read_ahead(*self._span(block))
-            n = sum(block.pairs for block in fill) + (0 if left is None else len(left.targets))
-            buffer = self._room(n) if room_to_shuffle is None else room_to_shuffle.take(slice(n))
-            self._fill(buffer, fill, left)
+            n = sum(block.pairs for block in fill) + (0 if rest is None else len(rest.targets))
+            buffer = self._allocate(n) if shuffle_buffer is None else shuffle_buffer.take(slice(n))
+            self._fill(buffer, fill, rest)
             order = None if shuffle is None else torch.from_numpy(shuffle.permutation(n))
             stop = n if k + 1 == len(fills) else n - n % batch_size
             for start in range(0, stop, batch_size):
                 end = min(start + batch_size, stop)
                 yield buffer.batch(slice(start, end) if order is None else order[start:end], head, channel_scales)
-            left = buffer.take(torch.arange(stop, n) if order is None else order[stop:])
+            rest = buffer.take(torch.arange(stop, n) if order is None else order[stop:])
 
     def _blocks(self, pairs: int) -> Iterator[_Block]:
-        """Cut the view into runs of about `pairs` pairs, none across shards."""
+        """Split the view into runs of about `pairs` pairs, none across shards."""
         for shard, file in enumerate(self.memory.shards):
             examples = self._examples(shard)
             if not len(examples):
@@ -292,12 +292,12 @@ class View:
                 yield _Block(shard, examples[low:high], int(filled[high] - filled[low]))
 
     def _span(self, block: _Block) -> tuple[int, int]:
-        """First and last row of the shard that lie between a block's first and last example."""
+        """Return the row range [start, stop) of the shard from a block's first to its last example."""
         offsets = self.memory.shards[block.shard].example_offsets
         return int(offsets[block.examples[0]]), int(offsets[block.examples[-1] + 1])
 
     def _rows(self, block: _Block) -> Integers | slice:
-        """The block's rows inside its span."""
+        """Return the block's rows inside its span."""
         first, last = self._span(block)
         if last - first == block.pairs:
             return slice(None)
@@ -306,24 +306,24 @@ class View:
         return np.repeat(starts - first, stops - starts) + self._steps(block)
 
     def _steps(self, block: _Block) -> Integers:
-        """The positions t of the block's rows."""
+        """Return the positions t of the block's rows."""
         offsets = self.memory.shards[block.shard].example_offsets
         lengths = offsets[block.examples + 1] - offsets[block.examples]
         steps: Integers = np.arange(block.pairs) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return steps
 
-    def _room(self, n: int) -> Buffer:
-        """A buffer for n pairs."""
+    def _allocate(self, n: int) -> Buffer:
+        """Allocate a buffer for n pairs."""
         manifest = self.memory.manifest
         return Buffer.empty(n, manifest.plm.d_tap, DTYPES[manifest.dtype])
 
-    def _fill(self, buffer: Buffer, blocks: list[_Block], left: Buffer | None) -> None:
-        """Copy blocks, behind what the last buffer left over, into a buffer."""
-        kept = 0 if left is None else len(left.targets)
-        if left is not None:
-            buffer.representations[:kept] = left.representations
-            for mine, theirs in zip(buffer.columns, left.columns, strict=True):
-                mine[:kept] = theirs
+    def _fill(self, buffer: Buffer, blocks: list[_Block], rest: Buffer | None) -> None:
+        """Fill a buffer with the rest of the previous buffer, then with blocks."""
+        kept = 0 if rest is None else len(rest.targets)
+        if rest is not None:
+            buffer.representations[:kept] = rest.representations
+            for column, previous in zip(buffer.columns, rest.columns, strict=True):
+                column[:kept] = previous
         rows = buffer.representations.view(torch.uint8).numpy()
         targets, steps, source_lengths = (column.numpy() for column in (buffer.targets, buffer.steps, buffer.lengths))
         at = kept

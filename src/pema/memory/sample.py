@@ -1,4 +1,4 @@
-"""Drawing a smaller memory from a memory."""
+"""Sampling of smaller memories."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from pema.schema import SEED, require
 
 
 def sample(path: Path | str, output: Path, pairs: int, seed: int = 0) -> Memory:
-    """Draw whole examples at random, without putting any back, into a new memory of at most `pairs` pairs.
+    """Sample whole examples without replacement into a new memory of at most `pairs` pairs.
 
-    Examples are taken in a random order; one that does not fit any more is passed over. They keep the order, the bytes
-    and the shards' boundaries of the memory they come from.
+    Examples are tried in random order; those that no longer fit are skipped. They keep the order, the bytes and the
+    shard boundaries of the original memory.
 
     Args:
         path: a complete memory.
         output: folder of the new memory; must not exist.
-        pairs: the most pairs to draw.
+        pairs: maximum number of pairs.
         seed: the same seed draws the same examples.
 
     Raises:
-        ConfigError: `pairs` is less than any example has, or `output` exists.
+        ConfigError: `pairs` is too small for every example, or `output` exists.
         ExternalMemoryError: the memory is damaged or incomplete.
-        StorageError: the disk refused it; nothing is left at `output`.
+        StorageError: a write failed; nothing is left at `output`.
     """
     require("pairs", pairs, int, least=1)
     require("seed", seed, int, least=0, most=SEED)
@@ -48,18 +48,18 @@ def sample(path: Path | str, output: Path, pairs: int, seed: int = 0) -> Memory:
 
 
 def take(memory: Memory, chosen: Integers, output: Path, origin: str) -> Memory:
-    """Copy some examples, whole, into a new memory.
+    """Copy the chosen examples into a new memory.
 
     Args:
-        memory: where they are copied from.
-        chosen: (k,) numbers of the examples, rising; at least one.
+        memory: the memory to copy from.
+        chosen: (k,) indices of the examples, ascending; at least one.
         output: folder of the new memory; must not exist.
-        origin: how they were chosen; the new manifest tells it apart from other choices by this.
+        origin: how they were chosen; becomes part of the digest in the new manifest.
 
     Raises:
         ConfigError: `output` exists.
         ExternalMemoryError: the memory is damaged.
-        StorageError: the disk refused it; nothing is left at `output`.
+        StorageError: a write failed; nothing is left at `output`.
     """
     refuse_existing(output)
     manifest = memory.manifest
@@ -77,40 +77,40 @@ def take(memory: Memory, chosen: Integers, output: Path, origin: str) -> Memory:
         copy_head(memory, folder)
         first = 0
         for shard in memory.shards:
-            mine = chosen[(chosen >= first) & (chosen < first + shard.entry.examples)] - first
+            selected = chosen[(chosen >= first) & (chosen < first + shard.entry.examples)] - first
             first += shard.entry.examples
-            if len(mine):
-                drawn = drawn.add(write_shard(folder, len(drawn.shards), select(shard, mine)))
+            if len(selected):
+                drawn = drawn.add(write_shard(folder, len(drawn.shards), select(shard, selected)))
                 advance(drawn.shards[-1].pairs)
         drawn.write(folder)
     return Memory.open(output)
 
 
 def example_lengths(memory: Memory) -> Integers:
-    """(e,) pairs of every example."""
+    """Return the number of pairs of every example, (e,)."""
     lengths: Integers = np.concatenate([np.diff(shard.example_offsets) for shard in memory.shards])
     return lengths
 
 
 def draw(lengths: Integers, pairs: int, seed: int) -> Integers:
-    """Numbers of random examples, rising, whose `lengths` (e,) add up to at most `pairs`."""
+    """Draw random examples whose `lengths` (e,) sum to at most `pairs`; the indices are ascending."""
     order = np.random.default_rng(seed).permutation(len(lengths))
     chosen = []
-    room, shortest = pairs, int(lengths.min())
+    remaining, shortest = pairs, int(lengths.min())
     for example in order:
-        if room < shortest:
+        if remaining < shortest:
             break
-        if lengths[example] <= room:
+        if lengths[example] <= remaining:
             chosen.append(example)
-            room -= int(lengths[example])
+            remaining -= int(lengths[example])
     return np.sort(np.array(chosen, np.int64))
 
 
 def select(shard: ShardFile, examples: Integers) -> Contents:
-    """Some examples (k,) of a shard, as they are stored.
+    """Return the given examples (k,) of a shard, in stored form.
 
     Raises:
-        ExternalMemoryError: the shard is not as it was written.
+        ExternalMemoryError: the shard is damaged.
     """
     shard.require_whole()
     whole = shard.contents()

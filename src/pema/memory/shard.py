@@ -1,4 +1,4 @@
-"""A shard: the pairs of a run of whole examples in one safetensors file."""
+"""Shards: the pairs of consecutive examples in one safetensors file."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ _STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
 
 @dataclass(frozen=True)
 class Contents:
-    """What a shard holds: n pairs of e examples.
+    """The content of a shard: n pairs of e examples.
 
     Attributes:
         representations: (n, d_tap) in the memory's dtype.
-        scales: (n,) float32, only with int8: row i stands for representations[i] * scales[i] * channel_scales.
-        channel_scales: (d_tap,) float32, only with int8.
+        scales: (n,) float32, only for int8: row i represents representations[i] * scales[i] * channel_scales.
+        channel_scales: (d_tap,) float32, only for int8.
         targets: (n,) int32, the gold token of each pair.
-        example_offsets: (e + 1,) int64; example j is rows example_offsets[j] to example_offsets[j + 1], in the order of
-            its positions t = 0, 1, ...
-        source_lengths: (e,) int32, tokens of each example's source text.
+        example_offsets: (e + 1,) int64; example j has the rows [example_offsets[j], example_offsets[j + 1]), ordered by
+            position t = 0, 1, ...
+        source_lengths: (e,) int32, number of tokens of each example's source.
     """
 
     representations: Tensor
@@ -55,7 +55,7 @@ class Contents:
     channel_scales: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors by their names in the file."""
+        """Return the tensors by their names in the file."""
         values = {
             "representations": self.representations,
             "targets": self.targets,
@@ -68,10 +68,10 @@ class Contents:
 
 
 class DamagedShardError(ExternalMemoryError):
-    """A shard that does not hold what the manifest promises.
+    """A shard whose content does not match the manifest.
 
     Attributes:
-        why: what is wrong with it.
+        why: what is wrong.
     """
 
     def __init__(self, path: Path, why: str) -> None:
@@ -80,11 +80,11 @@ class DamagedShardError(ExternalMemoryError):
 
 
 def channel_scales_of(f: Tensor) -> Tensor:
-    """The root of each component's mean square over some representations; 1 where all of it is 0.
+    """Return the root mean square of each component over some representations; 1 for a component that is always 0.
 
-    Representations have outliers, components that are a hundred times as large as the others in nearly every row
-    (Dettmers et al. 2022, "LLM.int8()", section 3). Divided by these scales the components are of one size, so that
-    one scale a row serves them all.
+    Representations have outlier components, a hundred times larger than the others in nearly every row (Dettmers et al.
+    2022, "LLM.int8()", section 3). Dividing by these scales brings all components to the same magnitude, so that one
+    scale per row is enough.
 
     Args:
         f: (n, d_tap).
@@ -99,22 +99,22 @@ def channel_scales_of(f: Tensor) -> Tensor:
 def store(
     f: Tensor, dtype: Dtype, where: Callable[[int], str], channel_scales: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Bring representations into the dtype they are stored in.
+    """Convert representations to their storage type.
 
-    int8 is symmetric with one scale a row and one a component: with u = f / channel_scales, scale = max|u| / 127 and
-    stored value = round(u / scale); so component j is no further off than scale * channel_scales[j] / 2.
+    int8 is symmetric with one scale per row and one per component: with u = f / channel_scales, scale = max|u| / 127
+    and stored value = round(u / scale); the error of component j is at most scale * channel_scales[j] / 2.
 
     Args:
         f: (n, d_tap), any floating dtype.
         dtype: the memory's dtype.
-        where: names the example that a row belongs to, for the message.
-        channel_scales: (d_tap,), with int8.
+        where: returns the name of the example that a row belongs to, for the message.
+        channel_scales: (d_tap,), for int8.
 
     Returns:
-        The stored rows (n, d_tap), and the scales (n,) float32 with int8.
+        The stored rows (n, d_tap), and for int8 the scales (n,) float32.
 
     Raises:
-        DataError: a representation holds NaN or infinity.
+        DataError: a representation contains NaN or infinity.
         ConfigError: a value is too large for `dtype`.
     """
     scales: Tensor | None = None
@@ -130,25 +130,25 @@ def store(
         broken = torch.isfinite(f).all(1).logical_not().nonzero()
         if len(broken):
             raise DataError(
-                f"{where(int(broken[0]))}: the PLM's representation holds NaN or infinity. "
+                f"{where(int(broken[0]))}: the PLM's representation contains NaN or infinity. "
                 f"Leave this example out, or load the PLM in float32."
             )
         row = int(finite.reshape(len(finite), -1).all(1).logical_not().nonzero()[0])
         most = torch.finfo(torch.float32 if dtype == "int8" else DTYPES[dtype]).max
         raise ConfigError(
-            f"{where(row)}: a representation reaches {float(f[row].abs().max()):.4g}, more than {dtype} holds "
-            f"({most:.4g}): use dtype bfloat16, int8 or float32."
+            f"{where(row)}: a representation reaches {float(f[row].abs().max()):.4g}, more than the maximum of "
+            f"{dtype} ({most:.4g}): use dtype bfloat16, int8 or float32."
         )
     return stored, scales
 
 
 def restore(stored: Tensor, scales: Tensor | None, channel_scales: Tensor | None = None) -> Tensor:
-    """The representations (n, d_tap) in float32 that stored rows stand for.
+    """Convert stored rows back to representations (n, d_tap) in float32.
 
     Args:
         stored: (n, d_tap).
-        scales: (n,), with int8.
-        channel_scales: (d_tap,), or (n, d_tap) where the rows are of several shards, with int8.
+        scales: (n,), for int8.
+        channel_scales: (d_tap,), or (n, d_tap) if the rows come from several shards, for int8.
     """
     f = stored.float()
     return f if scales is None or channel_scales is None else f.mul_(scales[:, None]).mul_(channel_scales)
@@ -158,7 +158,7 @@ def write_shard(folder: Path, index: int, contents: Contents) -> ShardEntry:
     """Write shard number `index` into `folder`, whole or not at all.
 
     Raises:
-        StorageError: the disk refused it.
+        StorageError: the write failed.
     """
     file = file_name(index)
     data = safetensors.torch.save(contents.tensors())
@@ -174,9 +174,9 @@ def write_shard(folder: Path, index: int, contents: Contents) -> ShardEntry:
 
 
 class ShardFile:
-    """Reads rows of one shard through memory maps that live no longer than the call.
+    """A reader of one shard, through memory maps that last only as long as a call.
 
-    No window is kept, so neither the resident size nor the address space grows with the memory.
+    No map is kept, so neither the resident size nor the address space grows with the memory.
     """
 
     def __init__(self, folder: Path, entry: ShardEntry, manifest: Manifest) -> None:
@@ -194,41 +194,41 @@ class ShardFile:
             self.layout |= {"scales": ("F32", [n]), "channel_scales": ("F32", [manifest.plm.d_tap])}
 
     def damaged(self, why: str) -> DamagedShardError:
-        """The error that says that this shard cannot be read."""
+        """Return the error for a damaged shard."""
         return DamagedShardError(self.path, why)
 
     @functools.cached_property
     def starts(self) -> dict[str, int]:
-        """Where each tensor's bytes begin in the file.
+        """First byte of each tensor in the file.
 
         Raises:
-            ExternalMemoryError: the header is not the one that the manifest promises.
+            ExternalMemoryError: the header does not match the manifest.
         """
         try:
             places = read_header(self.path).places
         except DataError as error:
             raise self.damaged(str(error)) from None
         if {name: (place.dtype, list(place.shape)) for name, place in places.items()} != self.layout:
-            raise self.damaged("its tensors are not those of the manifest")
+            raise self.damaged("its tensors do not match the manifest")
         return {name: place.start for name, place in places.items()}
 
     def require_whole(self) -> None:
-        """Read every byte.
+        """Verify the SHA-256 of the file.
 
         Raises:
-            ExternalMemoryError: they are not those that were written.
+            ExternalMemoryError: the file has changed since it was written.
         """
         try:
-            found = sha256(self.path)
+            digest = sha256(self.path)
         except OSError as error:
             raise self.damaged(str(error.strerror)) from None
-        if found != self.entry.sha256:
+        if digest != self.entry.sha256:
             raise self.damaged("changed since it was written: its SHA-256 differs")
 
     def window(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
-        """Rows start to stop of a tensor as raw bytes (rows, bytes per row), mapped from the file.
+        """Map rows [start, stop) of a tensor from the file as raw bytes (rows, bytes per row).
 
-        The map goes with the last array that looks at it.
+        The map is closed with the last array that refers to it.
         """
         code, shape = self.layout[name]
         width = BYTES[code] * int(np.prod(shape[1:]))
@@ -246,7 +246,7 @@ class ShardFile:
         return np.frombuffer(mapped, np.uint8, last - first, first - aligned).reshape(stop - start, width)
 
     def read_ahead(self, start: int, stop: int) -> None:
-        """Tell the kernel that representations start to stop come next: the disk works while the processor does."""
+        """Ask the kernel to prefetch representations [start, stop), so that reading overlaps with computation."""
         if not hasattr(os, "posix_fadvise"):
             return
         code, (_, d_tap) = self.layout["representations"]
@@ -259,7 +259,7 @@ class ShardFile:
             raise self.damaged(str(error.strerror)) from None
 
     def integers(self, name: str, start: int, stop: int) -> Integers:
-        """Rows start to stop of an integer tensor, copied as int64."""
+        """Copy rows [start, stop) of an integer tensor as int64."""
         kind = np.dtype("<i4") if self.layout[name][0] == "I32" else np.dtype("<i8")
         return self.window(name, start, stop).view(kind)[:, 0].astype(np.int64)
 
@@ -268,31 +268,31 @@ class ShardFile:
         """(e + 1,): first row of each example, and the number of rows.
 
         Raises:
-            ExternalMemoryError: they do not rise from 0 to the number of pairs.
+            ExternalMemoryError: they do not increase from 0 to the number of pairs.
         """
         offsets = self.integers("example_offsets", 0, self.entry.examples + 1)
         if offsets[0] != 0 or offsets[-1] != self.entry.pairs or (np.diff(offsets) < 1).any():
-            raise self.damaged("its example offsets do not rise from 0 to the number of pairs")
+            raise self.damaged("its example offsets do not increase from 0 to the number of pairs")
         return offsets
 
     @functools.cached_property
     def source_lengths(self) -> Integers:
-        """(e,): tokens of each example's source.
+        """(e,): number of tokens of each example's source.
 
         Raises:
-            ExternalMemoryError: one is less than 1 or more than a context of the PLM holds.
+            ExternalMemoryError: one is less than 1 or exceeds the PLM's context window.
         """
         lengths = self.integers("source_lengths", 0, self.entry.examples)
         if not 1 <= lengths.min() <= lengths.max() <= self.max_length:
-            raise self.damaged(f"a source length lies outside 1 to {self.max_length:,}, the PLM's context window")
+            raise self.damaged(f"a source length is outside 1 to {self.max_length:,}, the PLM's context window")
         return lengths
 
     @functools.cached_property
     def channel_scales(self) -> Tensor | None:
-        """(d_tap,) float32 with int8.
+        """(d_tap,) float32 for int8, else None.
 
         Raises:
-            ExternalMemoryError: one is not a positive number.
+            ExternalMemoryError: one is not a positive finite number.
         """
         if "channel_scales" not in self.layout:
             return None
@@ -303,18 +303,18 @@ class ShardFile:
         return scales
 
     def targets(self, start: int, stop: int) -> Integers:
-        """Targets of rows start to stop.
+        """Return the targets of rows [start, stop).
 
         Raises:
-            ExternalMemoryError: one lies outside the vocabulary.
+            ExternalMemoryError: one is outside the vocabulary.
         """
         targets = self.integers("targets", start, stop)
         if len(targets) and not 0 <= targets.min() <= targets.max() < self.vocabulary_size:
-            raise self.damaged(f"a target lies outside the vocabulary of {self.vocabulary_size} tokens")
+            raise self.damaged(f"a target is outside the vocabulary of {self.vocabulary_size} tokens")
         return targets
 
     def contents(self) -> Contents:
-        """The whole shard, copied into memory."""
+        """Copy the whole shard into RAM."""
         n = self.entry.pairs
         dtype = next(kind for name, kind in DTYPES.items() if _STORED[name] == self.layout["representations"][0])
         scales = "scales" in self.layout

@@ -1,4 +1,4 @@
-"""Checking every byte of a memory."""
+"""Verification of every byte of a memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pema.tensors import is_finite
 
 @dataclass(frozen=True)
 class Report:
-    """What was checked and found whole: files, their bytes, and the pairs and examples in them."""
+    """A report of a successful verification: files, their bytes, and the pairs and examples in them."""
 
     files: int
     bytes: int
@@ -25,10 +25,10 @@ class Report:
 
 
 def verify(path: Path | str) -> Report:
-    """Check the manifest's digest, every file's size and SHA-256, the shards' tensors and the head's fingerprint.
+    """Verify the manifest's digest, every file's size and SHA-256, the shards' tensors and the head's fingerprint.
 
     Raises:
-        ExternalMemoryError: the memory is incomplete, or files of it are damaged; the message names each of them.
+        ExternalMemoryError: the memory is incomplete or damaged; the message names each damaged file.
     """
     path = Path(path)
     recover(path)
@@ -43,31 +43,31 @@ def verify(path: Path | str) -> Report:
             if not file.is_file():
                 faults.append(f"{entry.file} is missing")
             elif file.stat().st_size != entry.bytes:
-                faults.append(f"{entry.file} has {file.stat().st_size:,} bytes, written were {entry.bytes:,}")
+                faults.append(f"{entry.file} has {file.stat().st_size:,} bytes, expected {entry.bytes:,}")
             elif sha256(file) != entry.sha256:
                 faults.append(f"{entry.file} has changed since it was written (its SHA-256 differs)")
             advance(entry.bytes)
     if not faults:
         faults = _implausible(Memory(path, manifest))
     if faults:
-        raise ExternalMemoryError(f"{path} is damaged: {'; '.join(faults)}. Mend: {RESTORE}")
+        raise ExternalMemoryError(f"{path} is damaged: {'; '.join(faults)}. To fix it, {RESTORE}")
     size = (path / FILE).stat().st_size
     return Report(len(entries) + 1, sum(entry.bytes for entry in entries) + size, manifest.pairs, manifest.examples)
 
 
 def _implausible(memory: Memory) -> list[str]:
-    """What files that are as they were written hold that no build writes."""
+    """Find implausible values (NaN, inf, wrong layout) in files whose checksums match."""
     faults = []
     for shard in memory.shards:
         try:
             contents = shard.contents()
             values = contents.representations if contents.scales is None else contents.scales
             if not is_finite(values):
-                raise shard.damaged("it holds NaN or infinity")
+                raise shard.damaged("it contains NaN or infinity")
             if contents.scales is not None and bool((contents.scales < 0).any()):
-                raise shard.damaged("a scale in it is negative")
+                raise shard.damaged("one of its scales is negative")
         except DamagedShardError as error:
-            faults.append(f"{shard.entry.file} was written wrong ({error.why})")
+            faults.append(f"{shard.entry.file} has implausible content ({error.why})")
     try:
         memory.head()
     except PemaError as error:

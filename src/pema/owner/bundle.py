@@ -59,7 +59,7 @@ def _update(digest: hashlib._Hash, tensor: Tensor, finite: str | None = None) ->
     for piece in torch.split(tensor.detach().reshape(-1), ENTRIES_AT_ONCE):
         values = piece.to("cpu", torch.float32) if piece.is_floating_point() else piece.to("cpu")
         if finite is not None and not is_finite(values):
-            raise OwnerError(f"its {finite} holds NaN or infinity")
+            raise OwnerError(f"its {finite} contains NaN or infinity")
         digest.update(values.contiguous().numpy().data)
 
 
