@@ -10,7 +10,9 @@ from pema.cli.build import BUILDING, LOADING
 from pema.cli.generate import GENERATING
 from pema.cli.settings import Options
 from pema.cli.train import TRAINING
-from pema.schema import fields_of
+from pema.experiments.description import DataTable, ExperimentFile, GyafcFiles, MethodTable, TextFiles
+from pema.methods.contract import Budget
+from pema.schema import Field, fields_of
 from reproduction.tables.markdown import head, row
 
 STAGES: dict[str, tuple[str, Options]] = {
@@ -24,9 +26,26 @@ STAGES: dict[str, tuple[str, Options]] = {
 }
 
 
+FILE = {
+    "The file": ExperimentFile,
+    "`[data]`": DataTable,
+    "A part of the data, text files": TextFiles,
+    "A part of the data, GYAFC": GyafcFiles,
+    "`[budget]`": Budget,
+    "`[[methods]]`": MethodTable,
+}
+"""The tables of the file that `pema compare` and `pema sweep` read."""
+
+
 def settings() -> str:
-    """All stages."""
-    return "\n".join(f"## {title}\n\n{where}\n\n{_table(options)}" for title, (where, options) in STAGES.items())
+    """All stages, then the file of comparisons and sweeps."""
+    text = "".join(f"## {title}\n\n{where}\n\n{_table(options)}\n" for title, (where, options) in STAGES.items())
+    text += "## Comparing\n\nThe keys of the file of `pema compare` and `pema sweep` ([experiments](experiments.md)).\n"
+    for title, kind in FILE.items():
+        text += f"\n### {title}\n\n" + head(["key", "values", "default", "meaning"])
+        for each in fields_of(kind):
+            text += row([_code(each.name), _values(each), _value(each.default), each.help])
+    return text
 
 
 def _table(options: Options) -> str:
@@ -34,13 +53,11 @@ def _table(options: Options) -> str:
     text = head(["setting", "on the command line", "values", "default", *map(_code, presets), "meaning"])
     for field in fields_of(options.kind):
         common = field.name in options.common
-        form = field.form() if field.form() != "TEXT" else "text"
-        limits = field.range(math.inf)
         text += row(
             [
                 _code(field.name),
                 _code(options.flag(field.name) if common else f"--set {field.name}=..."),
-                (form.replace("|", ", ") if "|" in form else form.lower()) + (f", {limits}" if limits else ""),
+                _values(field),
                 _value(field.default),
                 *(_changed(getattr(config, field.name), field.default) for config in presets.values()),
                 field.help.replace("|", "\\|"),
@@ -49,15 +66,24 @@ def _table(options: Options) -> str:
     return text
 
 
+def _values(field: Field) -> str:
+    form, limits = field.form(), field.range(math.inf)
+    return (form.replace("|", ", ") if "|" in form else form.lower()) + (f", {limits}" if limits else "")
+
+
 def _changed(value: object, default: object) -> str:
     return "" if value == default else _value(value)
 
 
 def _value(value: object) -> str:
-    if value is None or value is dataclasses.MISSING:
+    if value is dataclasses.MISSING:
+        return "required"
+    if value is None or dataclasses.is_dataclass(value) or value in ((), {}):
         return "-"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -82,10 +82,15 @@ class Field(NamedTuple):
         """What it means."""
         return str(self.limits.get("help", ""))
 
+    def has_default(self) -> bool:
+        """Whether its default says something: it is not required, not nothing and not a table of its own."""
+        nothing = self.required or self.default is None or dataclasses.is_dataclass(self.default)
+        return not nothing and self.default not in ((), {})
+
     def meaning(self) -> str:
         """What it means, its limits and its default, in one line."""
         notes = [self.range()] if self.range() else []
-        if not self.required and self.default is not None:
+        if self.has_default():
             notes.append(f"default {_plain(self.default)}")
         return self.help + (f" ({'; '.join(notes)})" if notes else "")
 
@@ -101,10 +106,15 @@ class Field(NamedTuple):
 
     def form(self) -> str:
         """How a value is written: its choices, or the kind of value."""
-        inner = [each for each in get_args(self.hint) if each is not type(None)] or [self.hint]
-        hint = self.hint if get_origin(self.hint) is Literal else inner[0]
-        if get_origin(hint) is Literal:
+        optional = get_origin(self.hint) in (Union, types.UnionType)
+        hint = next(each for each in (get_args(self.hint) if optional else [self.hint]) if each is not type(None))
+        origin = get_origin(hint)
+        if origin is Literal:
             return "|".join(get_args(hint))
+        if origin is tuple:
+            return "TABLES" if dataclasses.is_dataclass(get_args(hint)[0]) else "LIST"
+        if dataclasses.is_dataclass(hint) or origin in (dict, Mapping):
+            return "TABLE"
         return _FORMS.get(hint, "TEXT")
 
 
@@ -188,13 +198,13 @@ def parse(name: str, text: str, hint: Any, **limits: Any) -> Any:  # noqa: ANN40
 
 
 def known(kind: type, values: Mapping[str, Any], where: str = "") -> None:
-    """Refuse a key that is not a field of a dataclass.
+    """Refuse a key that is not a field of a dataclass, which messages call by its `called`, or its name.
 
     Raises:
         ConfigError: names the key, and the field that it resembles.
     """
     prefix = f"{where}." if where else ""
-    among([f.name for f in dataclasses.fields(kind)], values, kind.__name__, prefix)
+    among([f.name for f in dataclasses.fields(kind)], values, getattr(kind, "called", kind.__name__), prefix)
 
 
 def among(names: Sequence[str], keys: Iterable[str], what: str, prefix: str = "") -> None:

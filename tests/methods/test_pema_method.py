@@ -115,7 +115,7 @@ def test_wrong_settings_are_refused(settings, message):
 
 
 def test_the_plm_alone_has_no_settings():
-    with pytest.raises(ConfigError, match="plm has no setting 'rank': it has none at all"):
+    with pytest.raises(ConfigError, match="'rank' is not a setting of plm; it has none at all"):
         PLMAlone.of({"rank": 3})
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,10 @@ from pema.errors import ConfigError, DataError
 from pema.evaluation.evaluate import FORMALITY, get_metric
 from pema.evaluation.style import is_style
 from pema.experiments.data import SUPPORT, Data, support_data
+from pema.experiments.description import DataTable, ExperimentFile, GyafcFiles, MethodTable, TextFiles
 from pema.experiments.experiment import Entry, Experiment, Kind
-from pema.methods.contract import Budget
 from pema.methods.registry import get_method
-from pema.schema import require
+from pema.schema import from_json
 from pema.tasks.example import Example
 from pema.tasks.gyafc import read_gyafc
 from pema.tasks.readers import HUB, read_examples, read_lines
@@ -44,125 +42,88 @@ def read_config(path: Path, kind: Kind, data_root: Path | None = None) -> Experi
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}.") from error
     try:
-        return _experiment(_Table(table, "the file"), path.stem, kind, data_root or path.parent)
+        return _experiment(from_json(ExperimentFile, table), path.stem, kind, data_root or path.parent)
     except ConfigError as error:
         raise ConfigError(f"{path.name}: {error}") from error
 
 
-class _Table:
-    """A TOML table whose keys are taken one by one, so that what is left over is known to mean nothing."""
-
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
-        self.values, self.where = dict(values), where
-
-    def take(self, key: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:  # noqa: ANN401
-        if key not in self.values:
-            if default is ...:
-                raise ConfigError(f"{key!r} is missing in {self.where}.")
-            return default
-        value = self.values.pop(key)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            wanted = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
-            raise ConfigError(f"{key} in {self.where} must be of type {wanted}, not {value!r}.")
-        return value
-
-    def table(self, key: str) -> _Table:
-        return _Table(self.take(key, dict, {}), f"[{key}]")
-
-    def end(self) -> None:
-        if self.values:
-            raise ConfigError(f"{sorted(self.values)[0]!r} in {self.where} means nothing: remove it, or mend its name.")
-
-
-def _experiment(table: _Table, name: str, kind: Kind, root: Path) -> Experiment:
-    name = table.take("name", str, name)
+def _experiment(file: ExperimentFile, name: str, kind: Kind, root: Path) -> Experiment:
+    name = name if file.name is None else file.name
     if not name or not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
         raise ConfigError(f"name {name!r} becomes a folder: use letters, digits, '-', '_' and '.' only.")
-    task = get_task(table.take("task", str, "translation"), table.take("template", str, None))
-    data = _data(table.table("data"), task.name, root)
-    metrics = tuple(table.take("metrics", list, [*task.metrics, *([FORMALITY] if "test" in data.annotated else [])]))
+    task = get_task(file.task, file.template)
+    data = _data(file.data, task.name, root)
+    metrics = file.metrics
+    if metrics is None:
+        metrics = (*task.metrics, *([FORMALITY] if "test" in data.annotated else []))
     for metric in metrics:
-        if not is_style(str(metric)):  # its classifier is loaded when there is something to classify
-            get_metric(str(metric), data.annotated.get("test"))
+        if not is_style(metric):  # its classifier is loaded when there is something to classify
+            get_metric(metric, data.annotated.get("test"))
     if not metrics:
         raise ConfigError("metrics is empty: name at least one.")
-    references = table.take("reference", (str, list), [])
-    experiment = Experiment(
+    return Experiment(
         name=name,
-        title=table.take("title", str, name),
+        title=name if file.title is None else file.title,
         kind=kind,
         task=task,
-        plm=table.take("plm", str, "embedded"),
-        plm_dtype=table.take("plm_dtype", str, None),
-        seeds=tuple(table.take("seeds", list, [0])),
+        plm=file.plm,
+        plm_dtype=file.plm_dtype,
+        seeds=file.seeds,
         metrics=metrics,
-        references=(references,) if isinstance(references, str) else tuple(references),
+        references=(file.reference,) if isinstance(file.reference, str) else tuple(file.reference),
         data=data,
-        budget=_budget(table.table("budget")),
-        entries=tuple(_entry(_Table(each, "[[methods]]")) for each in table.take("methods", list, [])),
+        budget=file.budget,
+        entries=tuple(map(_entry, file.methods)),
     )
-    table.end()
-    return experiment
 
 
-def _budget(table: _Table) -> Budget:
-    kinds: dict[str, type | tuple[type, ...]] = {"dev_fraction": (int, float)}
-    given = {
-        each.name: table.take(each.name, kinds.get(each.name, int))
-        for each in fields(Budget)
-        if each.name in table.values
-    }
-    table.end()
-    return Budget(**given)
-
-
-def _entry(table: _Table) -> Entry:
-    label = table.take("label", str)
-    table.where = f"[[methods]] {label!r}"
-    method = get_method(table.take("method", str))
-    settings, grid, choose = (table.take(key, dict, {}) for key in ("settings", "grid", "choose"))
-    table.end()
-    for key, candidates in (("grid", grid), ("choose", choose)):
+def _entry(table: MethodTable) -> Entry:
+    method = get_method(table.method)
+    for key, candidates in (("grid", table.grid), ("choose", table.choose)):
         for name, values in candidates.items():
             if not isinstance(values, list) or not values:
-                raise ConfigError(f"{label}: {key}.{name} must be a list of candidates, not {values!r}.")
-    named = [("settings", settings), ("grid", grid), ("choose", choose)]
+                raise ConfigError(f"{table.label}: {key}.{name} must be a list of candidates, not {values!r}.")
+    named = [("settings", table.settings), ("grid", table.grid), ("choose", table.choose)]
     for (one, first), (other, second) in itertools.combinations(named, 2):
         for name in sorted(first.keys() & second.keys()):
-            raise ConfigError(f"{label}: {name!r} is given in {one} and in {other}: leave one out.")
-    return Entry(label, method, settings, grid, choose)
+            raise ConfigError(f"{table.label}: {name!r} is given in {one} and in {other}: leave one out.")
+    return Entry(table.label, method, table.settings, table.grid, table.choose)
 
 
-def _data(table: _Table, task: str, root: Path) -> Data:
-    name = table.take("name", str)
-    if name == SUPPORT and not table.values:
+def _data(table: DataTable, task: str, root: Path) -> Data:
+    given = {part: getattr(table, part) for part in ("train", "dev", "test")}
+    if table.name == SUPPORT and not any(given.values()):
         return support_data()
-    parts, annotated = {}, {}
-    for part in ("train", "dev", "test"):
-        given = _Table(table.take(part, dict), f"[data] {part}")
-        formal, informal = (given.take(key, str, None) for key in ("formal", "informal"))
-        if (formal is None) != (informal is None):
-            raise ConfigError(f"[data] {part}: give formal and informal, both or neither.")
-        parts[part] = tuple(_examples(given, root))
-        if formal is not None:
-            annotated[part] = (read_lines(root / formal), read_lines(root / informal))
-    table.end()
-    return Data(name, task, parts["train"], parts["dev"], parts["test"], annotated)
+    examples: dict[str, tuple[Example, ...]] = {}
+    annotated: dict[str, tuple[list[str], list[str]]] = {}
+    for part, values in given.items():
+        if values is None:
+            raise ConfigError(f"'data.{part}' is missing.")
+        if "gyafc" in values:
+            gyafc = from_json(GyafcFiles, values, f"data.{part}")
+            settings = {name: value for name, value in vars(gyafc).items() if name != "gyafc"}
+            examples[part] = tuple(read_gyafc(root / gyafc.gyafc, **settings))
+            continue
+        files = from_json(TextFiles, values, f"data.{part}")
+        if (files.formal is None) != (files.informal is None):
+            raise ConfigError(f"data.{part}: give formal and informal, both or neither.")
+        examples[part] = tuple(_examples(files, root))
+        if files.formal is not None and files.informal is not None:
+            annotated[part] = (read_lines(root / files.formal), read_lines(root / files.informal))
+    return Data(table.name, task, examples["train"], examples["dev"], examples["test"], annotated)
 
 
-def _examples(table: _Table, root: Path) -> list[Example]:
-    """The examples that the keyword arguments of `read_examples` or `read_gyafc` name; paths start from `root`."""
-    limit = require(f"limit in {table.where}", table.take("limit", int, None), int | None, least=1)
-    gyafc = table.take("gyafc", str, None)
-    if gyafc is not None:
-        part, domain = table.take("part", str), table.take("domain", str, None)
-        reference = table.take("reference", int, 0)
-        table.end()
-        return read_gyafc(root / gyafc, part=part, domain=domain, reference=reference, limit=limit)
-    paths: dict[str, Any] = {key: table.take(key, str, None) for key in ("data", "source", "target")}
-    names = {key: table.take(key, str, key.partition("_")[0]) for key in ("source_field", "target_field")}
-    table.end()
-    for key, value in paths.items():
-        if value is not None and not value.startswith(HUB):
-            paths[key] = root / value
-    return read_examples(**paths, **names, limit=limit)
+def _examples(files: TextFiles, root: Path) -> list[Example]:
+    """The examples that the files hold; paths start from `root`."""
+
+    def path(text: str | None) -> Any:  # noqa: ANN401
+        return text if text is None or text.startswith(HUB) else root / text
+
+    return read_examples(
+        data=path(files.data),
+        source=path(files.source),
+        target=path(files.target),
+        source_field=files.source_field,
+        target_field=files.target_field,
+        limit=files.limit,
+    )

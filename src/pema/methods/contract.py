@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pema.errors import ConfigError
-from pema.schema import check, option
+from pema.schema import among, check, documented, option
 
 if TYPE_CHECKING:
     from pema.generation.decoding import Generated
@@ -46,23 +46,27 @@ class Needs:
     gradients: bool
 
 
+@documented
 @dataclass(frozen=True)
 class Budget:
-    """What training may use, the same for every method of a comparison.
+    """What training may use, the same for every method of a comparison."""
 
-    Attributes:
-        trials: most candidates that are trained and compared on dev; settings that need no training of their own (a
-            schedule) do not count.
-        epochs: most passes over the training examples.
-        patience: epochs without a lower held-out loss after which training stops.
-        dev_fraction: the share of the training examples that training holds out, for early stopping and for the fitted
-            schedule; drawn by example with the run's seed.
-    """
+    called: ClassVar[str] = "[budget]"
 
-    trials: int = option(4, least=1, most=MOST)
-    epochs: int = option(30, least=1, most=MOST)
-    patience: int = option(3, least=1, most=MOST)
-    dev_fraction: float = option(0.1, above=0.0, below=1.0)
+    trials: int = option(
+        4,
+        "Most candidates that are trained and compared on dev; what needs no training of its own (a schedule) is free.",
+        least=1,
+        most=MOST,
+    )
+    epochs: int = option(30, "Most passes over the training examples.", least=1, most=MOST)
+    patience: int = option(3, "Epochs without a lower held-out loss after which training stops.", least=1, most=MOST)
+    dev_fraction: float = option(
+        0.1,
+        "Share of the training examples held out for early stopping and fitted schedules, drawn with the seed.",
+        above=0.0,
+        below=1.0,
+    )
 
     def __post_init__(self) -> None:
         try:
@@ -199,13 +203,7 @@ class Method(ABC):
         Raises:
             ConfigError: a setting that it does not have, or one out of range.
         """
-        known = [each.name for each in fields(cls)]
-        for name in settings:
-            if name not in known:
-                raise ConfigError(
-                    f"{cls.name} has no setting {name!r}: "
-                    + (f"choose among {', '.join(known)}." if known else "it has none at all.")
-                )
+        among([each.name for each in fields(cls)], settings, cls.name)
         return cls(**settings)
 
     def settings(self) -> dict[str, Any]:

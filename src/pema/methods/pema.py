@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009  (`same` is `dataclasses.field` with what another dataclass declares)
 """PEMA as one method among others."""
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from typing import Any, ClassVar, Self
 from pema.adapter.config import TrainConfig
 from pema.adapter.module import Adapter
 from pema.adapter.presets import preset
-from pema.adapter.schedule import SCHEDULES, Schedule
+from pema.adapter.schedule import Schedule, ScheduleName
 from pema.adapter.training import train
 from pema.errors import ConfigError
 from pema.evaluation.perplexity import perplexity
 from pema.files import size
+from pema.generation.config import GenerateConfig
 from pema.generation.decoding import Generated, decode
 from pema.generation.plugin import attach
 from pema.memory.reader import Memory
 from pema.methods.contract import Adapted, Job, Trained
 from pema.methods.on_memory import MEMORY, OnMemory, memory_of
 from pema.owner.local import LocalPLM
-from pema.schema import option
+from pema.schema import among, same
 from pema.tasks.example import Example
 
 ADAPTER, LOG = "adapter", "training.jsonl"
@@ -34,29 +36,28 @@ class PEMA(OnMemory):
     """P = lambda_t P_PEMA + (1 - lambda_t) P_LM; every setting of `TrainConfig` may be given beside these.
 
     Attributes:
-        preset: `paper` or `best`.
-        schedule: the mixture weight's course; None is what suits the contexts (`AdapterConfig.schedule`).
-        lambda_max: the weight at the first token, for every schedule but `fitted`; None is the schedule's own.
+        preset: `paper`, `best` or `private`.
+        schedule: see `GenerateConfig`.
+        lambda_max: see `GenerateConfig`.
         changes: settings of the adapter's training that differ from the preset's.
     """
 
     name: ClassVar[str] = "pema"
 
     preset: str = "best"
-    schedule: str | None = None
-    lambda_max: float | None = option(None, least=0.0, most=1.0)
+    schedule: ScheduleName | None = same(GenerateConfig, "schedule")
+    lambda_max: float | None = same(GenerateConfig, "lambda_max")
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         preset(self.preset, **self.changes)
-        if self.schedule is not None and self.schedule not in SCHEDULES:
-            raise ConfigError(f"schedule={self.schedule!r} is not known: choose {' or '.join(SCHEDULES)}.")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
         """See `Method.of`; what is not a setting of the method is one of the adapter's training."""
         own = {each.name for each in fields(cls)} - {"changes"}
+        among([*sorted(own), *(field.name for field in fields(TrainConfig))], settings, cls.name)
         budgeted = {"seed", "patience", "dev_fraction"} & settings.keys()
         if budgeted:
             raise ConfigError(f"{sorted(budgeted)[0]} belongs to the budget or to the run, not to a method's settings.")

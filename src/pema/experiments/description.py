@@ -1,0 +1,95 @@
+# ruff: noqa: RUF009  (`option` is `dataclasses.field` with the meaning and limits beside the default)
+"""The keys of the file that a comparison or a sweep is described in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from pema.methods.contract import Budget
+from pema.schema import SEED, documented, option
+
+
+@documented
+@dataclass(frozen=True)
+class TextFiles:
+    """A part of the data as text files: the keyword arguments of `read_examples`."""
+
+    called: ClassVar[str] = "a part of the data"
+
+    source: str | None = option(None, "Source texts, one a line.")
+    target: str | None = option(None, "Target texts, one a line.")
+    data: str | None = option(None, "JSONL or TSV file (.gz too), datasets folder, or hf:NAME:SPLIT.")
+    source_field: str = option("source", "Field of `data` with the source.")
+    target_field: str = option("target", "Field of `data` with the target.")
+    limit: int | None = option(None, "Use only the first so many examples.", least=1)
+    formal: str | None = option(None, "Formal references with CoCoA-MT formality marks.")
+    informal: str | None = option(None, "Informal references with CoCoA-MT formality marks.")
+
+
+@documented
+@dataclass(frozen=True)
+class GyafcFiles:
+    """A part of the data from GYAFC: the keyword arguments of `read_gyafc`."""
+
+    called: ClassVar[str] = "a part of the data from GYAFC"
+
+    gyafc: str = option(help="GYAFC's folder.")
+    part: str = option(help="train, tune or test.")
+    domain: str | None = option(None, "The domain's folder.")
+    reference: int = option(0, "Which of the references.", least=0, most=9)
+    limit: int | None = option(None, "Use only the first so many examples.", least=1)
+
+
+@documented
+@dataclass(frozen=True)
+class DataTable:
+    """The data."""
+
+    called: ClassVar[str] = "[data]"
+
+    name: str = option(help="What results call the data; `support`, without parts, is what the package ships.")
+    train: Mapping[str, Any] | None = option(None, "What is learned from.")
+    dev: Mapping[str, Any] | None = option(None, "What settings are chosen on.")
+    test: Mapping[str, Any] | None = option(None, "What is reported.")
+
+
+@documented
+@dataclass(frozen=True)
+class MethodTable:
+    """A method, a line of the table; a sweep has a line at every point of the grid."""
+
+    called: ClassVar[str] = "[[methods]]"
+
+    label: str = option(help="What the table calls it.")
+    method: str = option(help="The method's name.")
+    settings: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "Settings of all its runs."})
+    grid: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "Settings with candidates; compare chooses on dev, sweep shows all."},
+    )
+    choose: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"help": "Settings with candidates that a sweep chooses among at every point."}
+    )
+
+
+@documented
+@dataclass(frozen=True)
+class ExperimentFile:
+    """A comparison or a sweep."""
+
+    called: ClassVar[str] = "the file"
+
+    data: DataTable = option(help="The data.")
+    name: str | None = option(None, "Folder of the results; by default the file's name.")
+    title: str | None = option(None, "What the report calls it; by default the name.")
+    task: str = option("translation", "Name of the task.")
+    template: str | None = option(None, "Prompt with {source} in it, instead of the task's own.")
+    plm: str = option("embedded", "Name or folder of the PLM.")
+    plm_dtype: str | None = option(None, "Precision to load it in.")
+    seeds: tuple[int, ...] = option((0,), "Every setting that is reported runs once with each.", least=0, most=SEED)
+    metrics: tuple[str, ...] | None = option(None, "Names; the first one leads. By default the task's own.")
+    reference: str | Sequence[str] = option((), "Label, or labels, of the lines that all others are compared with.")
+    budget: Budget = option(Budget(), "What training may use.")
+    methods: tuple[MethodTable, ...] = option((), "The methods, in the table's order.")
