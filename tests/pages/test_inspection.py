@@ -1,6 +1,7 @@
 """What the inspector collects: the library's own generation, and both distributions as they are."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_it_ends_behind_the_end_of_sequence_token(tiny_plm):
     plm = tiny_plm("llama")
     adapter = make_adapter(plm, "seen")
     adapter.tokens = torch.tensor([2])
-    adapter.config = AdapterConfig(**adapter.config.to_dict() | {"plm": plm.description})
+    adapter.config = replace(adapter.config, plm=plm.description)
     found = inspect_generation(plm, adapter, SOURCE, TASK, Constant(1.0))
     assert (len(found.steps), found.ended, found.output) == (1, True, "")
 
