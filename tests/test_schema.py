@@ -105,10 +105,10 @@ def test_what_is_meant_is_kept():
         ({"inner": [1]}, "inner is a list of 1 items, not an object"),
         ({"many": [{"count": 1}, {}]}, r"'many\[1\].count' is missing"),
         ({"many": [{"count": 1, "x": 1}]}, r"'many\[0\].x' is not a setting of Inner"),
-        ({"code": "abd"}, r"code='abd' is not of the form \[a-c\]\+"),
-        ({"code": "ab\x07"}, "code='ab.x07' holds control characters"),
+        ({"code": "abd"}, r"code='abd' does not match the pattern \[a-c\]\+"),
+        ({"code": "ab\x07"}, "code='ab.x07' contains control characters"),
         ({"free": [1]}, "free=a list of 1 items must be an object"),
-        ({"free": {"a": "\ud800"}}, "free holds '.ud800', which is no Unicode text"),
+        ({"free": {"a": "\ud800"}}, "free contains '.ud800', which is not valid Unicode"),
     ],
 )
 def test_what_cannot_be_meant_is_named(values, words):
@@ -235,7 +235,7 @@ def test_what_is_typed_is_read(name, text, value):
         ("share", "nan", "--share=nan must be finite"),
         ("kind", "c", "--kind='c' is not known: choose a or b"),
         ("on", "yes", "--on='yes' must be true or false"),
-        ("place", "a\x1b", r"--place='a\\x1b' holds control characters"),
+        ("place", "a\x1b", r"--place='a\\x1b' contains control characters"),
     ],
 )
 def test_what_cannot_be_read_is_refused_as_it_was_typed(name, text, words):

@@ -1,4 +1,4 @@
-"""The one way in which pema talks to a person: progress and notes on stderr, results on stdout."""
+"""Console output: progress and notes on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ stdout = Console(highlight=False, soft_wrap=True)
 
 
 class _Rate(ProgressColumn):
-    """Units per second."""
+    """A column that shows units per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -24,10 +24,10 @@ class _Rate(ProgressColumn):
 
 @contextlib.contextmanager
 def progress(description: str, total: float | None, unit: str) -> Iterator[Callable[..., None]]:
-    """Show a bar with rate and time left while the block runs.
+    """Show a progress bar with rate and remaining time while the block runs.
 
-    Yields a function `advance(n, note="")` that moves the bar by `n` units and shows `note` behind it. Nothing is
-    drawn where stderr is not a terminal.
+    Yields a function `advance(n, note="")` that advances the bar by `n` units and shows `note` after it. Nothing is
+    drawn if stderr is not a terminal.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -49,17 +49,17 @@ def progress(description: str, total: float | None, unit: str) -> Iterator[Calla
 
 
 def note(text: str) -> None:
-    """Tell the person at the terminal something that is not a result."""
+    """Print a note for the user, which is not a result, to stderr."""
     stderr.print(printable(text), markup=False, soft_wrap=True)
 
 
 def printable(text: str) -> str:
-    r"""`text` with `\x1b` and so on in place of what a terminal obeys; line breaks and tabs stay.
+    r"""Escape the control characters of `text` (as `\x1b`), except line breaks and tabs.
 
-    Names and messages come from files and servers of others.
+    Names and messages may come from untrusted files and servers.
     """
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", _escaped, text)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    return repr(found[0])[1:-1]
+def _escaped(match: re.Match[str]) -> str:
+    return repr(match[0])[1:-1]

@@ -1,12 +1,12 @@
-"""The errors that pema raises on purpose: each names what is wrong, which value, and what to do next."""
+"""The exceptions of pema: each message says what is wrong, with which value, and what to do next."""
 
 
 class PemaError(Exception):
-    """Base of every error below; the command line prints it as one line and exits with 1."""
+    """Base class of all exceptions below; the command line prints the message in one line and exits with 1."""
 
 
 class ConfigError(PemaError, ValueError):
-    """A setting, or a combination of settings, that cannot be meant."""
+    """An invalid setting or combination of settings."""
 
 
 class DataError(PemaError):
@@ -14,20 +14,20 @@ class DataError(PemaError):
 
 
 class OwnerError(PemaError):
-    """A PLM that cannot be loaded, or whose head the derivation does not understand."""
+    """A PLM that cannot be loaded or reached, or whose head is not supported."""
 
 
 class ExternalMemoryError(PemaError):
-    """An external memory that is damaged, incomplete or of another format."""
+    """An external memory that is damaged, incomplete or in another format."""
 
 
 class AdapterError(PemaError):
-    """An adapter that is damaged, or training that cannot go on."""
+    """An adapter that is damaged, or a training that cannot continue."""
 
 
 class MismatchError(PemaError):
-    """Two things that do not belong together: a memory, an adapter, a head, a PLM or a tokenizer."""
+    """Two parts that do not belong together: a memory, an adapter, a head, a PLM or a tokenizer."""
 
 
 class StorageError(PemaError, OSError):
-    """The disk refused a write; what was there before is untouched."""
+    """A failed write; the previous content is unchanged."""

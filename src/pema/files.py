@@ -1,8 +1,8 @@
-"""Files that are whole or absent: everything is written in a work folder beside its place, synced, then renamed.
+"""Atomic writes: every file is written to a work folder next to its destination, synced, then renamed.
 
 The work folder of `NAME` is `NAME.partial`. Its writer holds the system's lock on it, which ends with the process, so
-what a killed writer left is told from what a live one works on: the next writer of the same name clears the one and
-leaves the other alone.
+the remains of a killed writer can be distinguished from the work of a live one: the next writer of the same name
+removes the former and does not touch the latter.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TEMPORARY = ".partial"
 OLD = ".old"
 
 JSON_BYTES = 1 << 26
-"""Longest JSON file that is read where the reader sets no limit of its own."""
+"""Default limit for the size of a JSON file, in bytes."""
 
 PRIVATE_FILE = 0o600
 
@@ -37,17 +37,17 @@ PRIVATE_FILE = 0o600
 def writing(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Yield a path to write to and rename it to `path` when the block ends without an error.
 
-    Works for a file that the block writes and for a folder that it makes. A file replaces the old one in one step. An
-    old folder is moved aside, the new one takes its place, then the old one is removed; a kill in between is mended by
-    the next `writing` of that name, or by `recover`.
+    The block may write a file or create a folder. A file replaces the old one in one step. An old folder is moved
+    aside, the new one takes its place, then the old one is removed; if the process is killed in between, the next
+    `writing` of that name or `recover` restores the old folder.
 
     Args:
         path: the file or folder to write.
-        private: whether its owner alone may read it; otherwise the umask decides.
+        private: whether only its owner may read it; otherwise the umask decides.
 
     Raises:
         StorageError: the disk is full, the path cannot be written, or another process writes it; the message says
-            whether what stood at `path` is still there.
+            whether the previous content of `path` is unchanged.
     """
     work = path.with_name(path.name + TEMPORARY)
     new, old = work / path.name, work / (path.name + OLD)
@@ -78,19 +78,19 @@ def writing(path: Path, *, private: bool = False) -> Iterator[Path]:
             raise
         if placed:
             raise StorageError(
-                f"{path} was written, but the disk did not confirm it: {_reason(error)}. Write it again once the disk "
-                "is mended."
+                f"{path} was written, but the disk did not confirm it: {_reason(error)}. Check the disk, then write "
+                "it again."
             ) from error
         raise _refused(path, error) from error
 
 
 def create(path: Path, content: bytes) -> bool:
-    """Write a new file that its owner alone may read, whole or not at all.
+    """Create a file that only its owner may read, atomically.
 
-    Of several processes that create the same file one succeeds, and what it wrote stays.
+    If several processes create the same file, one succeeds, and its content stays.
 
     Returns:
-        False where the file exists; it is left as it is.
+        Whether the file was created; False if it existed (it is left unchanged).
 
     Raises:
         StorageError: the file cannot be written; nothing changed at `path`.
@@ -107,7 +107,7 @@ def create(path: Path, content: bytes) -> bool:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-                # Where a rename would replace what another process has just written, a link is refused.
+                # A rename could replace a file that another process has just written; a link fails instead.
                 os.link(work / path.name, path)
                 try:
                     sync(path.parent)
@@ -125,10 +125,10 @@ def create(path: Path, content: bytes) -> bool:
 
 
 def recover(path: Path) -> None:
-    """Put back the folder that a killed writer had moved aside, where nothing stands at `path` now.
+    """Restore the folder that a killed writer had moved aside, unless `path` exists.
 
     Raises:
-        StorageError: it cannot be put back; the message says where it lies.
+        StorageError: it cannot be restored; the message says where it is.
     """
     work = path.with_name(path.name + TEMPORARY)
     old = work / (path.name + OLD)
@@ -141,11 +141,13 @@ def recover(path: Path) -> None:
     except StorageError:
         raise
     except OSError as error:
-        raise StorageError(f"{path} was being replaced and lies in {old}: move it back ({_reason(error)}).") from error
+        raise StorageError(
+            f"{path} was being replaced and is now in {old}: move it back ({_reason(error)})."
+        ) from error
 
 
 def clear(path: Path) -> None:
-    """Put back what a killed writer had moved aside, and remove the rest of what it left; a live one is left alone.
+    """Restore what a killed writer had moved aside and remove its work folder; that of a live writer is kept.
 
     Raises:
         StorageError: see `recover`.
@@ -158,16 +160,16 @@ def clear(path: Path) -> None:
 
 
 def clear_below(folder: Path) -> None:
-    """See `clear`, for everything that was written directly into a folder."""
+    """Call `clear` for everything that was written directly into a folder."""
     for work in folder.glob(f"*{TEMPORARY}"):
         clear(work.with_name(work.name.removesuffix(TEMPORARY)))
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, private: bool = False) -> None:
-    """Write `value` as indented JSON, whole or not at all.
+    """Write `value` as indented JSON, atomically.
 
     Raises:
-        DataError: it holds NaN or infinity, which JSON has no words for.
+        DataError: it contains NaN or infinity, which JSON cannot represent.
         StorageError: see `writing`.
     """
     try:
@@ -182,21 +184,21 @@ def read_json(path: Path, limit: int = JSON_BYTES) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        DataError: the file is missing, is no regular file or longer than `limit` bytes, is not UTF-8 or does not hold a
+        DataError: the file is missing, is not a regular file or longer than `limit` bytes, is not UTF-8 or not a
             JSON object; see `parse_json`.
     """
     return parse_json(read_bytes(path, limit), str(path))
 
 
 def parse_json(data: bytes, what: str) -> dict[str, Any]:
-    """Parse a JSON object strictly: a name once in each object, finite numbers only.
+    """Parse a JSON object strictly: no duplicate names, finite numbers only.
 
     Args:
-        data: UTF-8.
-        what: what the bytes are, for the message.
+        data: the JSON text in UTF-8.
+        what: name of the data, for the message.
 
     Raises:
-        DataError: they are no such object.
+        DataError: the data is not such an object.
     """
     try:
         value = json.loads(
@@ -207,21 +209,21 @@ def parse_json(data: bytes, what: str) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{what} cannot be read as JSON: {error}.") from error
     if not isinstance(value, dict):
-        raise DataError(f"{what} holds a JSON {type(value).__name__}, not an object.")
+        raise DataError(f"{what} contains a JSON {type(value).__name__}, not an object.")
     return value
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """The content of a regular file of at most `limit` bytes; neither a pipe nor a device is waited for.
+    """Read a regular file of at most `limit` bytes; pipes and devices are refused without waiting.
 
     Raises:
-        DataError: there is no such file, or it is longer.
+        DataError: the file does not exist, is not regular, or is longer.
     """
     try:
         with open_regular(path) as descriptor:
             size = os.fstat(descriptor).st_size
             if size > limit:
-                raise DataError(f"{path} has {size:,} bytes, more than the {limit:,} that are read: check the path.")
+                raise DataError(f"{path} has {size:,} bytes, more than the limit of {limit:,}: check the path.")
             with os.fdopen(os.dup(descriptor), "rb") as file:
                 return file.read(size)
     except FileNotFoundError:
@@ -232,10 +234,10 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 @contextlib.contextmanager
 def open_regular(path: Path) -> Iterator[int]:
-    """A descriptor to read a regular file with.
+    """Open a regular file and yield a descriptor for reading.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
+        OSError: it cannot be opened, or is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -247,7 +249,7 @@ def open_regular(path: Path) -> Iterator[int]:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a regular file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a regular file, in hexadecimal."""
     with open_regular(path) as descriptor, os.fdopen(os.dup(descriptor), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -276,7 +278,7 @@ def unseal(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files below `folder`."""
+    """Return the total size in bytes of all files below `folder`."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
@@ -290,7 +292,7 @@ def sync(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder; nothing happens where there is none."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -298,7 +300,7 @@ def remove(path: Path) -> None:
 
 
 def _settle(new: Path, private: bool) -> None:
-    """Give what was written its mode, and flush it to the disk."""
+    """Set the mode of the new file or folder, and flush it to the disk."""
     for path in (*(new.rglob("*") if new.is_dir() else ()), new):
         if private and not path.is_symlink():
             path.chmod(PRIVATE if path.is_dir() else PRIVATE_FILE)
@@ -306,14 +308,14 @@ def _settle(new: Path, private: bool) -> None:
 
 
 def _put_back(path: Path, old: Path) -> None:
-    """Rename what was moved aside back, where nothing has taken its place."""
+    """Move `old` back to `path`, unless `path` exists."""
     if os.path.lexists(path) or not os.path.lexists(old):
         return
     try:
         old.rename(path)
     except OSError as error:
         raise StorageError(
-            f"cannot replace {path}: {_reason(error)}. What stood there lies in {old}: move it back."
+            f"cannot replace {path}: {_reason(error)}. The previous content is in {old}: move it back."
         ) from error
 
 
@@ -327,9 +329,7 @@ def _refused(path: Path, error: OSError | SafetensorError) -> StorageError:
 
 
 def _reason(error: OSError | SafetensorError) -> str:
-    if isinstance(
-        error, SafetensorError
-    ):  # the library writes files itself, and names the system's error by its number
+    if isinstance(error, SafetensorError):  # the library writes files itself, and reports the system's error by number
         number = re.search(r"\(os error (\d+)\)", str(error))
         return os.strerror(int(number[1])) if number else str(error)
     return str(error.strerror or error)
@@ -340,12 +340,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"{twice[:40]!r} stands twice in one object")
+        raise ValueError(f"{twice[:40]!r} occurs twice in one object")
     return value
 
 
 def _constant(word: str) -> float:
-    raise ValueError(f"{word} is not a number of JSON")
+    raise ValueError(f"{word} is not a JSON number")
 
 
 def _finite(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Locks on folders: the system's, which end with the process that holds them, however it ends."""
+"""Locks on folders by the operating system, which end with the process that holds them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 from pema.errors import StorageError
 
 PRIVATE = 0o700
-"""Mode of a folder that its owner alone may enter."""
+"""Mode of a folder that only its owner may enter."""
 
 
 @contextlib.contextmanager
 def exclusive(folder: Path, *, private: bool = False) -> Iterator[None]:
-    """Make the folder and keep every other process that asks for it out while the block runs.
+    """Create the folder and lock it exclusively while the block runs.
 
-    The lock is the system's and ends with the process, however it ends; nothing of it stays in the folder. A folder
-    that was made for the block and is empty when it ends is removed.
+    The operating system releases the lock when the process ends, for whatever reason; no lock file is left. A folder
+    that was created for the block and is empty at its end is removed.
 
     Args:
         folder: the folder.
-        private: whether its owner alone may enter it, where it is made now.
+        private: whether only its owner may enter it, if it is created here.
 
     Raises:
-        StorageError: another process works in the folder, or it cannot be made.
+        StorageError: another process works in the folder, or it cannot be created.
     """
     new = not folder.exists()
     with contextlib.ExitStack() as stack:
@@ -49,7 +49,7 @@ def exclusive(folder: Path, *, private: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(folder: Path, busy: str | None = None, mode: int = PRIVATE) -> Iterator[None]:
-    """Make the folder and hold the system's lock on it; wait for it, or raise StorageError(busy) if that is given."""
+    """Create the folder and lock it; wait for the lock, or raise StorageError(busy) if `busy` is given."""
     descriptor = None
     while descriptor is None:
         folder.mkdir(mode=mode, parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def locked(folder: Path, busy: str | None = None, mode: int = PRIVATE) -> Iterat
 
 
 def _lock(folder: Path, busy: str | None) -> int | None:
-    """The descriptor that holds the lock; None where the folder went away with the writer who held it before."""
+    """Return the descriptor that holds the lock; None if the previous writer has removed the folder."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:

@@ -19,19 +19,19 @@ from pema.errors import ConfigError
 Record = TypeVar("Record")
 
 WHOLE = (1 << 63) - 1
-"""Largest whole number where a field sets no limit of its own: what 64 bits hold."""
+"""Default maximum of integers: the largest signed 64-bit number."""
 
 SEED = (1 << 32) - 1
 """Largest seed."""
 
 LONGEST = 1 << 20
-"""Characters of a text, or items of a list, at most, where a field sets no limit of its own."""
+"""Default maximum number of characters of a text, or items of a list."""
 
 DEEPEST = 32
-"""Levels of nesting in a field of free values."""
+"""Maximum levels of nesting in a field of free values."""
 
 HUGE = 1e6
-"""Limits from here on only keep out what nobody means, and are left out of help texts."""
+"""Limits from here on only exclude absurd values, and are omitted in help texts."""
 
 _FORMS = {int: "INTEGER", float: "NUMBER", bool: "true|false", Path: "PATH"}
 
@@ -39,33 +39,33 @@ _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def option(default: Any = dataclasses.MISSING, help: str = "", **limits: Any) -> Any:  # noqa: ANN401
-    """A field with its meaning and limits beside it.
+    """Declare a dataclass field with its meaning and limits.
 
     Args:
-        default: its default; the field is required where there is none.
+        default: its default; without one the field is required.
         help: its meaning.
-        limits: of numbers (a list's limits hold for each item) `least`, `above` (itself excluded), `most`, `below`
-            (itself excluded); of texts `line` (True: one printable line that is not empty) and `pattern`; of texts and
+        limits: for numbers (and for each item of a list of numbers) `least`, `above` (exclusive), `most`, `below`
+            (exclusive); for texts `line` (True: one printable line that is not empty) and `pattern`; for texts and
             lists `longest`.
     """
     return dataclasses.field(default=default, metadata={"help": help} | limits)
 
 
 def same(kind: type, name: str) -> Any:  # noqa: ANN401
-    """A field with the default, meaning and limits that another dataclass declares."""
+    """Declare a field with the default, meaning and limits of the same field in another dataclass."""
     field = next(each for each in fields_of(kind) if each.name == name)
     return dataclasses.field(default=field.default, metadata=field.limits)
 
 
 def documented(kind: type[Record]) -> type[Record]:
-    """Add the meaning of every field to a dataclass's docstring."""
+    """Add the meaning of every field to the docstring of a dataclass."""
     lines = [f"    {f.name}: {f.meaning()}" for f in fields_of(kind)]  # type: ignore[arg-type]
     kind.__doc__ = f"{inspect.cleandoc(kind.__doc__ or '')}\n\nAttributes:\n" + "\n".join(lines) + "\n"
     return kind
 
 
 class Field(NamedTuple):
-    """A field of a dataclass; `default` is `dataclasses.MISSING` where it is required."""
+    """A field of a dataclass; `default` is `dataclasses.MISSING` if it is required."""
 
     name: str
     hint: Any
@@ -74,28 +74,28 @@ class Field(NamedTuple):
 
     @property
     def required(self) -> bool:
-        """Whether it must be given."""
+        """Whether the field is required."""
         return self.default is dataclasses.MISSING
 
     @property
     def help(self) -> str:
-        """What it means."""
+        """Meaning of the field."""
         return str(self.limits.get("help", ""))
 
     def has_default(self) -> bool:
-        """Whether its default says something: it is not required, not nothing and not a table of its own."""
+        """Return whether the field has a default worth showing: not None, not empty and not a nested table."""
         nothing = self.required or self.default is None or dataclasses.is_dataclass(self.default)
         return not nothing and self.default not in ((), {})
 
     def meaning(self) -> str:
-        """What it means, its limits and its default, in one line."""
+        """Return meaning, limits and default in one line."""
         notes = [self.range()] if self.range() else []
         if self.has_default():
             notes.append(f"default {_plain(self.default)}")
         return self.help + (f" ({'; '.join(notes)})" if notes else "")
 
     def range(self, huge: float = HUGE) -> str:
-        """Its limits in words; nothing where there is none below `huge`."""
+        """Return the limits in words; "" if there is none below `huge`."""
         low = self.limits.get("least", self.limits.get("above"))
         high = self.limits.get("most", self.limits.get("below"))
         high = None if high is None or high >= huge else f"{'below ' if 'below' in self.limits else ''}{_plain(high)}"
@@ -105,7 +105,7 @@ class Field(NamedTuple):
         return f"at least {low}".replace("at least above", "above") if low is not None else ""
 
     def form(self) -> str:
-        """How a value is written: its choices, or the kind of value."""
+        """Return the form of a value for help texts: its choices, or its type."""
         optional = get_origin(self.hint) in (Union, types.UnionType)
         hint = next(each for each in (get_args(self.hint) if optional else [self.hint]) if each is not type(None))
         origin = get_origin(hint)
@@ -121,10 +121,10 @@ class Field(NamedTuple):
 def check(record: Any) -> None:  # noqa: ANN401
     """Refuse a dataclass in which a value has the wrong type, is outside its limits or not among its choices.
 
-    Whole numbers in fields for numbers become floats, lists become tuples. Every number is finite.
+    Integers in float fields become floats, lists become tuples. Every number must be finite.
 
     Raises:
-        ConfigError: names the field and its value.
+        ConfigError: a value is invalid; the message names the field and the value.
     """
     for name, hint, limits, _ in fields_of(type(record)):  # type: ignore[arg-type]
         value = getattr(record, name)
@@ -134,15 +134,15 @@ def check(record: Any) -> None:  # noqa: ANN401
 
 
 def from_json(kind: type[Record], values: object, where: str = "") -> Record:
-    """The dataclass that a JSON object describes, nested ones too.
+    """Build a dataclass, and the dataclasses nested in it, from a JSON object.
 
     Args:
         kind: the dataclass.
-        values: what should be its fields: all that have no default, and no others.
-        where: the place of the object in its file, for the message.
+        values: its fields: all required ones, and no unknown ones.
+        where: location of the object in its file, for the message.
 
     Raises:
-        ConfigError: names the field and its value.
+        ConfigError: a field is missing, unknown or invalid; the message names it and its value.
     """
     what = where or "it"
     if not isinstance(values, Mapping):
@@ -160,28 +160,28 @@ def from_json(kind: type[Record], values: object, where: str = "") -> Record:
 
 
 def require(name: str, value: Any, hint: Any, **limits: Any) -> Any:  # noqa: ANN401
-    """Hold one value to a type and its limits; see `option`.
+    """Check one value against a type and limits; see `option`.
 
     Returns:
         The value, as `check` would store it.
 
     Raises:
-        ConfigError: names it.
+        ConfigError: the value is invalid; the message names it.
     """
     return _value(name, value, hint, limits)
 
 
 def parse(name: str, text: str, hint: Any, **limits: Any) -> Any:  # noqa: ANN401
-    """Read a value from what a user typed, and hold it to its type and limits; see `option`.
+    """Parse a value typed by a user, and check it against a type and limits; see `option`.
 
     Args:
-        name: what the message calls it.
-        text: what was typed; `none` is None where the type allows it.
+        name: name of the value, for the message.
+        text: the input; `none` means None if the type allows it.
         hint: the type.
-        limits: those of `option`.
+        limits: see `option`.
 
     Raises:
-        ConfigError: it is no value of this type, or outside its limits.
+        ConfigError: the text is not a value of this type, or it is outside the limits.
     """
     inner = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if type(None) in inner and text.lower() == "none":
@@ -191,27 +191,27 @@ def parse(name: str, text: str, hint: Any, **limits: Any) -> Any:  # noqa: ANN40
         if int in inner or float in inner:
             value = int(text) if int in inner else float(text)
     except ValueError:
-        pass  # `require` says what it must be
+        pass  # `require` raises with the expected type
     if bool in inner and text.lower() in ("true", "false"):
         value = text.lower() == "true"
     return require(name, value, hint, **limits)
 
 
 def known(kind: type, values: Mapping[str, Any], where: str = "") -> None:
-    """Refuse a key that is not a field of a dataclass, which messages call by its `called`, or its name.
+    """Refuse a key that is not a field of a dataclass; messages name the class by `kind.called` if it exists.
 
     Raises:
-        ConfigError: names the key, and the field that it resembles.
+        ConfigError: a key is unknown; the message names it and the most similar field.
     """
     prefix = f"{where}." if where else ""
     among([f.name for f in dataclasses.fields(kind)], values, getattr(kind, "called", kind.__name__), prefix)
 
 
 def among(names: Sequence[str], keys: Iterable[str], what: str, prefix: str = "") -> None:
-    """Refuse a key that is not among names.
+    """Refuse a key that is not in `names`.
 
     Raises:
-        ConfigError: names the key, and the name that it resembles.
+        ConfigError: a key is unknown; the message names it and the most similar name.
     """
     for key in keys:
         if key not in names:
@@ -225,7 +225,7 @@ def among(names: Sequence[str], keys: Iterable[str], what: str, prefix: str = ""
 
 @functools.cache
 def fields_of(kind: Any) -> tuple[Field, ...]:  # noqa: ANN401
-    """The fields of a dataclass, with their types and limits."""
+    """Return the fields of a dataclass, with their types and limits."""
     hints = get_type_hints(kind)
     return tuple(
         Field(
@@ -244,7 +244,7 @@ def _value(name: str, value: Any, hint: Any, limits: Mapping[str, Any], nested: 
         inner = [each for each in get_args(hint) if each is not type(None)]
         if value is None and len(inner) < len(get_args(hint)):
             return None
-        if str in inner and len(inner) > 1:  # a text, or something else
+        if str in inner and len(inner) > 1:  # str, or another type
             inner = [str] if isinstance(value, str) else [each for each in inner if each is not str]
         (hint,) = inner
         origin = get_origin(hint)
@@ -279,7 +279,7 @@ def _value(name: str, value: Any, hint: Any, limits: Mapping[str, Any], nested: 
     elif dataclasses.is_dataclass(hint) and not isinstance(value, hint):  # type: ignore[arg-type]
         if not nested:
             raise ConfigError(f"{name}={short(value)} must be a {hint.__name__}.")  # type: ignore[union-attr]
-        reader = getattr(hint, "from_dict", None)  # for a kind whose JSON form says which of several classes it is
+        reader = getattr(hint, "from_dict", None)  # for types whose JSON form selects one of several classes
         return from_json(hint, value, name) if reader is None else reader(value)  # type: ignore[arg-type]
     return value
 
@@ -288,14 +288,14 @@ def _items(name: str, value: Any, hint: Any, limits: Mapping[str, Any], nested: 
     if not isinstance(value, list | tuple):
         raise ConfigError(f"{name}={short(value)} must be a list.")
     if len(value) > limits.get("longest", LONGEST):
-        raise ConfigError(f"{name} has {len(value):,} items, at most {limits.get('longest', LONGEST):,} are meant.")
+        raise ConfigError(f"{name} has {len(value):,} items, at most {limits.get('longest', LONGEST):,} are allowed.")
     each = {key: limit for key, limit in limits.items() if key != "longest"}
     items = tuple(_value(f"{name}[{i}]", item, hint, each, nested) for i, item in enumerate(value))
     return value if isinstance(value, tuple) and all(map(operator.is_, value, items)) else items
 
 
 def _shallow(name: str, value: object) -> None:
-    """Refuse free values that could not be written again: nested deeply, or texts that are no Unicode."""
+    """Refuse free values that cannot be written as JSON: too deeply nested, or invalid Unicode."""
     level = [value]
     for _ in range(DEEPEST):
         inner: list[object] = []
@@ -305,7 +305,7 @@ def _shallow(name: str, value: object) -> None:
             elif isinstance(each, list | tuple):
                 inner += each
             elif isinstance(each, str) and any("\ud800" <= char <= "\udfff" for char in each):
-                raise ConfigError(f"{name} holds {short(each)}, which is no Unicode text.")
+                raise ConfigError(f"{name} contains {short(each)}, which is not valid Unicode.")
         level = inner
     if level:
         raise ConfigError(f"{name} is nested more than {DEEPEST} levels deep.")
@@ -329,7 +329,7 @@ def _number(name: str, value: float, limits: Mapping[str, Any]) -> None:
 def _text(name: str, value: str, limits: Mapping[str, Any]) -> None:
     longest = limits.get("longest", LONGEST)
     if len(value) > longest:
-        raise ConfigError(f"{name}={short(value)} has {len(value):,} characters, at most {longest:,} are meant.")
+        raise ConfigError(f"{name}={short(value)} has {len(value):,} characters, at most {longest:,} are allowed.")
     if limits.get("line"):
         if not value or not value.isprintable():
             raise ConfigError(f"{name}={short(value)} must be one line of printable characters.")
@@ -337,13 +337,13 @@ def _text(name: str, value: str, limits: Mapping[str, Any]) -> None:
         char in "\t\n\r" or not (char < " " or "\x7f" <= char <= "\x9f" or "\ud800" <= char <= "\udfff")
         for char in value
     ):
-        raise ConfigError(f"{name}={short(value)} holds control characters: remove them.")
+        raise ConfigError(f"{name}={short(value)} contains control characters: remove them.")
     if "pattern" in limits and not re.fullmatch(limits["pattern"], value):
-        raise ConfigError(f"{name}={short(value)} is not of the form {limits['pattern']}.")
+        raise ConfigError(f"{name}={short(value)} does not match the pattern {limits['pattern']}.")
 
 
 def short(value: object) -> str:
-    """A value for a message, its beginning where it is long; nothing in it reaches a terminal as a command."""
+    """Format a value for a message: shortened if long, without terminal control sequences."""
     if isinstance(value, int) and value.bit_length() > 200:
         return "a number of hundreds of digits"
     if isinstance(value, str):
@@ -355,7 +355,7 @@ def short(value: object) -> str:
 
 
 def _plain(value: object) -> str:
-    """A default as a user would write it."""
+    """Format a default as a user would type it."""
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -16,7 +16,7 @@ PACKAGES = ("pema", "torch", "transformers", "tokenizers", "safetensors", "numpy
 
 
 def signature(config: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
-    """Everything needed to say where a number came from, as JSON-ready values."""
+    """Return everything needed to reproduce a number, as JSON-ready values."""
     return {
         "config": dict(config),
         "seed": seed,
@@ -28,7 +28,7 @@ def signature(config: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this code runs from, with `+` where it has changes; None outside a checkout."""
+    """Return the commit of the running checkout, with `+` if it has local changes; None outside a checkout."""
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
@@ -44,10 +44,10 @@ def commit() -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory and accelerator; no host name."""
+    """Describe processor, cores, memory and accelerator; without the host name."""
     import torch
 
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -55,10 +55,10 @@ def machine() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
     if hasattr(os, "sysconf") and sys.platform != "win32":
-        found["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        values["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if torch.cuda.is_available():
-        found["accelerator"] = torch.cuda.get_device_name()
-    return found
+        values["accelerator"] = torch.cuda.get_device_name()
+    return values
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: written with the umask's mode, and known by their header before any is read."""
+"""Tensors in safetensors files: written with the umask's mode, validated by their header before they are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pema.errors import DataError
 from pema.files import open_regular, parse_json
 
 HEADER_BYTES = 1 << 24
-"""Longest header that is read."""
+"""Maximum size of a header that is read, in bytes."""
 
 BYTES = {
     "F64": 8,
@@ -30,23 +30,23 @@ BYTES = {
     "U8": 1,
     "BOOL": 1,
 }
-"""Bytes of one entry by the type's name in a header."""
+"""Bytes per entry, by the name of the type in a header."""
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 ENTRIES_AT_ONCE = 1 << 18
-"""Entries of a tensor that are looked at together: few enough for a processor's cache."""
+"""Number of tensor entries processed at a time: few enough for a processor's cache."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies in its file.
+    """The location of a tensor in its file.
 
     Attributes:
         dtype: name of its type, a key of `BYTES`.
         shape: its shape.
-        start: number of its first byte in the file.
-        stop: number of the byte behind its last one.
+        start: offset of its first byte in the file.
+        stop: offset after its last byte.
     """
 
     dtype: str
@@ -57,7 +57,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of a safetensors file says.
+    """The header of a safetensors file.
 
     Attributes:
         places: the tensors, by name.
@@ -69,12 +69,12 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of a safetensors file; none of its tensors is read.
+    """Read the header of a safetensors file, without its tensors.
 
-    The tensors must fill the file without a gap, and none may reach into another.
+    The tensors must fill the file without gaps or overlaps.
 
     Raises:
-        DataError: it is no such file; the message says why, without the path.
+        DataError: the file is invalid; the message says why, without the path.
     """
     try:
         with open_regular(path) as descriptor:
@@ -93,12 +93,12 @@ def read_header(path: Path) -> Header:
         raise DataError(str(error).rstrip(".")) from None
     texts = values.pop("__metadata__", {})
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-        raise DataError("the metadata in its header are not texts")
+        raise DataError("the metadata in its header is not text")
     places = {name: _place(name, value, 8 + length) for name, value in values.items()}
     end = 8 + length
     for name, place in sorted(places.items(), key=lambda item: (item[1].start, item[1].stop)):
         if place.start != end:
-            raise DataError(f"the place of {name!r} in it is wrong")
+            raise DataError(f"the offsets of {name!r} in it are wrong")
         end = place.stop
     if end != size:
         raise DataError(f"its tensors end at byte {end:,} of {size:,}")
@@ -113,24 +113,24 @@ def _place(name: str, value: object, base: int) -> Place:
         raise DataError(f"{name[:40]!r} in it has an unknown type")
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
-            raise DataError(f"the shape or the place of {name[:40]!r} in it is no list of whole numbers")
+            raise DataError(f"the shape or the offsets of {name[:40]!r} in it are not a list of integers")
     if len(offsets) != 2 or len(shape) > 8 or offsets[1] - offsets[0] != BYTES[dtype] * math.prod(shape):
-        raise DataError(f"the place of {name[:40]!r} in it is wrong")
+        raise DataError(f"the offsets of {name[:40]!r} in it are wrong")
     return Place(dtype, tuple(shape), base + offsets[0], base + offsets[1])
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, texts: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file; to be used in `pema.files.writing`, which names what the disk refused."""
+    """Write a safetensors file; call it inside `pema.files.writing`, which reports failed writes."""
     path.touch()
-    mode = path.stat().st_mode & 0o777  # as the umask says; the library's own is 0600
+    mode = path.stat().st_mode & 0o777  # follows the umask; the library would set 0600
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, dict(texts or {}) or None)
     path.chmod(mode)
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no entry is NaN or infinite; no second copy of it is made."""
+    """Return whether every entry is finite, without copying the tensor."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    # NaN is the least and the greatest of all that it stands among.
+    # If any entry is NaN, aminmax returns NaN for both minimum and maximum.
     extremes = (torch.aminmax(piece.float()) for piece in torch.split(tensor.reshape(-1), ENTRIES_AT_ONCE))
     return all(math.isfinite(low) and math.isfinite(high) for low, high in extremes)

@@ -66,7 +66,7 @@ CONFIG = [
     ("pema.vocabulary", "full", "vocabulary='full' takes no tokens"),
     ("pema.task", {"a": 1}, "task=an object of 1 items must be a text"),
     ("pema.task", "\x1b]0;", r"task='\\x1b\]0;' must be one line"),
-    ("pema.template", "\x07", "template='.x07' holds control characters"),
+    ("pema.template", "\x07", "template='.x07' contains control characters"),
     ("pema.contexts", "both", "contexts='both' is not known: choose teacher or predicted"),
     ("pema.plm", 3, "plm is 3, not an object"),
     ("pema.plm.name", "\x1b", "plm.name=.* must be one line of printable"),
@@ -153,12 +153,12 @@ def test_impossible_weights_are_refused(folder, change, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda header: header["A"].update(shape=[10**7, D]), "the place of 'A' in it is wrong"),
+        (lambda header: header["A"].update(shape=[10**7, D]), "the offsets of 'A' in it are wrong"),
         (
             lambda header: header["A"].update(data_offsets=header["B_pd"]["data_offsets"]),
-            "the place of '.*' in it is wr",
+            "the offsets of '.*' in it are wr",
         ),
-        (lambda header: header["A"].update(data_offsets=[0.0, 96.0]), "no list of whole numbers"),
+        (lambda header: header["A"].update(data_offsets=[0.0, 96.0]), "not a list of integers"),
         (lambda header: BOTTOMLESS.encode(), "nested too deeply"),
     ],
 )
@@ -215,7 +215,7 @@ def test_any_signed_change_of_the_config_is_refused_or_harmless(original, tmp_pa
 SCHEDULES = [
     ('{"schedule": ["constant"]}', "There is no schedule"),
     ('{"schedule": {"a": 1}}', "There is no schedule"),
-    ('{"schedule": "constant", "value": NaN}', "NaN is not a number of JSON"),
+    ('{"schedule": "constant", "value": NaN}', "NaN is not a JSON number"),
     ('{"schedule": "constant", "value": "0.5"}', "value='0.5' must be a number"),
     ('{"schedule": "constant", "value": true}', "value=True must be a number"),
     ('{"schedule": "constant", "value": 1.5}', "value=1.5 is too large"),
@@ -283,7 +283,7 @@ def sign_checkpoint(folder, change=None, tensors=None):
 STATES = [
     ("state.epoch", -1, "state.epoch=-1 is too small"),
     ("state.epoch", "1", "state.epoch='1' must be a whole number"),
-    ("state.lowest", float("nan"), "NaN is not a number of JSON"),
+    ("state.lowest", float("nan"), "NaN is not a JSON number"),
     ("state.sums", [0.0, 1.0], "sums has 2 items, not 4"),
     ("state.sums", [0.0] * 5, "sums has 5 items"),
     ("state.sums", "none", "state.sums='none' must be a list"),

@@ -177,7 +177,7 @@ def test_files_that_hold_no_scores_are_refused(folder, scored):
         ([], "one number a segment"),
         ([[1.0]], "one number a segment"),
         (3, "one number a segment"),
-        ([1.0, float("nan")], "NaN is not a number of JSON"),
+        ([1.0, float("nan")], "NaN is not a JSON number"),
     ):
         change(scored[0], segments=segments)
         with pytest.raises(DataError, match=reason):

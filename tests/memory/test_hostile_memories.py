@@ -80,14 +80,14 @@ MANIFEST = [
     ("plm", None, "plm is None, not an object"),
     ("task", {"a": 1}, "task=an object of 1 items must be a text"),
     ("task", "a\x1bb", r"task='a\\x1bb' must be one line"),
-    ("template", "\x1b]0;title\x07", "template=.* holds control characters"),
+    ("template", "\x1b]0;title\x07", "template=.* contains control characters"),
     ("template", "\ud800", "cannot be read as JSON"),
     ("contexts", ["teacher"], "contexts=a list of 1 items is not known"),
     ("dtype", "int4", "dtype='int4' is not known: choose float32 or"),
     ("inputs", "x", "inputs='x' must be a list"),
     ("inputs", [], r"is incomplete \(24 of 0 examples\)"),
     ("inputs.0.examples", HUGE, r"inputs\[0\].examples=1000000000000000000000000000000 is too large"),
-    ("inputs.0.sha256", "A" * 64, r"inputs\[0\].sha256=.* is not of the form"),
+    ("inputs.0.sha256", "A" * 64, r"inputs\[0\].sha256=.* does not match the pattern"),
     ("head", [], "head lists no files"),
     ("head", lambda head: head[::-1], "head lists 'head/head.safetensors', 'head/head.json'"),
     ("head.0.file", "../outside", r"head lists '../outside'"),
@@ -128,12 +128,12 @@ def test_an_impossible_manifest_is_refused_at_opening(folder, originals, place, 
 
 TEXTS = [
     (lambda text: text.replace('"dtype": "int8"', f'"dtype": {BOTTOMLESS}'), "nested too deeply"),
-    (lambda text: text.replace('"dtype": "int8"', '"dtype": NaN'), "NaN is not a number of JSON"),
-    (lambda text: text.replace('"dtype": "int8"', '"dtype": "int8",\n  "dtype": "float16"'), "'dtype' stands twice"),
+    (lambda text: text.replace('"dtype": "int8"', '"dtype": NaN'), "NaN is not a JSON number"),
+    (lambda text: text.replace('"dtype": "int8"', '"dtype": "int8",\n  "dtype": "float16"'), "'dtype' occurs twice"),
     (lambda text: text.replace('"d": 8', '"d": ' + "8" * 5000), "Exceeds the limit"),
     (lambda text: text.replace('"d": 8', '"d": 1e999'), "1e999 is too large a number"),
     (lambda text: text[:100], "cannot be read as JSON"),
-    (lambda text: "[]", "holds a JSON list"),
+    (lambda text: "[]", "contains a JSON list"),
 ]
 
 
@@ -261,25 +261,25 @@ def floating(values):
 
 
 HEADERS = [
-    (header("targets", "data_offsets", [0.0, 4.0]), "is no list of whole numbers"),
+    (header("targets", "data_offsets", [0.0, 4.0]), "are not a list of integers"),
     (
         lambda v: [v[n].update(data_offsets=[float(x) for x in v[n]["data_offsets"]]) for n in v] and None,
-        "whole numbers",
+        "not a list of integers",
     ),
-    (overlapping, "the place of '[a-z_]+' in it is wrong"),
-    (header("targets", "data_offsets", [-4, 0]), "whole numbers"),
-    (header("targets", "shape", [1 << 61]), "the place of 'targets' in it is wrong"),
-    (header("targets", "shape", [1 << 63]), "whole numbers"),
+    (overlapping, "the offsets of '[a-z_]+' in it are wrong"),
+    (header("targets", "data_offsets", [-4, 0]), "not a list of integers"),
+    (header("targets", "shape", [1 << 61]), "the offsets of 'targets' in it are wrong"),
+    (header("targets", "shape", [1 << 63]), "not a list of integers"),
     (header("targets", "dtype", "F32"), "its tensors do not match the manifest"),
     (header("targets", "dtype", ["I32"]), "'targets' in it has an unknown type"),
-    (lambda v: v.pop("targets") and None, "in it is wrong"),
-    (lambda v: v.update(extra=dict(v["targets"])), "in it is wrong"),
+    (lambda v: v.pop("targets") and None, "in it are wrong"),
+    (lambda v: v.update(extra=dict(v["targets"])), "in it are wrong"),
     (lambda v: v.update({"more": {"dtype": "I8", "shape": [0], "data_offsets": [0, 0]}}), "do not match the manifest"),
-    (lambda v: v.update(__metadata__=[1]), "the metadata in its header are not texts"),
+    (lambda v: v.update(__metadata__=[1]), "the metadata in its header is not text"),
     (lambda v: v.update(targets=3), "does not describe 'targets'"),
     (lambda v: BOTTOMLESS.encode(), "nested too deeply"),
-    (lambda v: b'{"a": 1, "a": 2}', "'a' stands twice"),
-    (lambda v: b"[]", "holds a JSON list"),
+    (lambda v: b'{"a": 1, "a": 2}', "'a' occurs twice"),
+    (lambda v: b"[]", "contains a JSON list"),
 ]
 
 

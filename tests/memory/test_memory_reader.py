@@ -196,7 +196,7 @@ def test_tensors_that_overlap_are_refused(tmp_path):
     data = path.read_bytes()
     place = data.index(b'"data_offsets":[') + len(b'"data_offsets":[')
     path.write_bytes(data[:place] + b"1" + data[place + 1 :])
-    with pytest.raises(ExternalMemoryError, match=r"the place of .* in it is wrong"):
+    with pytest.raises(ExternalMemoryError, match=r"the offsets of .* in it are wrong"):
         list(Memory.open(tmp_path / "m").view().batches(10))
 
 
