@@ -52,6 +52,7 @@ EDGES = {
     "api": {"adapter", "generation", "memory", "owner", "tasks"},
     "owner.opening": {"owner.client", "owner.local", "owner.mask"},
     "generation.decoding": {"owner.models"},  # batches of one length, where positions depend on it
+    "experiments.description": {"owner"},  # the precisions that a PLM is loaded in
     "experiments.workplace": {"owner.local"},  # keeps the PLM with its weights for the methods
     "cli.serve": {"owner.local", "serving"},
     "cli.release": {"owner.mask"},

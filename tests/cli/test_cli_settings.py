@@ -126,6 +126,11 @@ def test_python_and_the_command_line_make_the_same_settings(monkeypatch, trained
         (("build", "--plm", "p", "--task", "qa", "-o", "m", "--set", "examples_per_shard=0"), "examples_per_shard=0"),
         (("generate", "a", "--plm", "p", "--input", "i", "-o", "o", "--num-beams", 0), "--num-beams=0 is too small"),
         (("generate", "a", "--plm", "p", "--input", "i", "-o", "o", "--set", "seed=-1"), "seed=-1 is too small"),
+        (("memory", "sample", "m", "-o", "s", "--pairs", 0), "--pairs=0 is too small: it must be at least 1"),
+        (("memory", "sample", "m", "-o", "s", "--pairs", 9, "--seed", -1), "--seed=-1 is too small"),
+        (("audit", "a", "--members", "m", "--non-members", "n", "--references", -2), "--references=-2 is too small"),
+        (("demo", "--seed", -1), "--seed=-1 is too small"),
+        (("serve", "p", "--port", 65536), "--port=65536 is too large: it must be at most 65535"),
         (("release", "p", "-o", "h", "--mask", "mirror"), "--mask='mirror' is not known: choose none or rotation"),
     ],
 )

@@ -136,6 +136,7 @@ def test_candidates_that_share_a_training_are_one_trial(folder):
     [
         ('title = "A', 'titel = "A', r"small.toml: 'titel' is not a setting of the file: did you mean 'title'\?"),
         ('title = "A comparison"', "title = 3", "title=3 must be a text"),
+        ('title = "A comparison"', 'plm_dtype = "flaot32"', "plm_dtype='flaot32' is not known: choose auto or float32"),
         ("seeds = [0, 1]", "seeds = [1, 1]", r"seeds \[1, 1\] must be one or more different numbers"),
         ('reference = "alone"', 'reference = "none"', "reference 'none' is no label: choose one of alone, PEMA"),
         ('name = "made"', "", r"'data.name' is missing"),

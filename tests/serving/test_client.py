@@ -12,6 +12,7 @@ from pema.adapter.module import Adapter
 from pema.adapter.presets import preset
 from pema.adapter.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.adapter.training import train
+from pema.api import PLM
 from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError, OwnerError
 from pema.generation.decoding import generate
 from pema.memory.build import build_memory
@@ -103,6 +104,17 @@ def test_a_memory_is_the_same_as_built_locally(client, plm, tmp_path, contexts):
     for mine, theirs in zip(built.view().batches(64), local.view().batches(64), strict=True):
         assert torch.equal(mine.targets, theirs.targets)
         torch.testing.assert_close(mine.representations, theirs.representations, atol=2e-3, rtol=2e-3)
+
+
+def test_the_short_way_is_the_same_across_the_network(client, plm):
+    across, near = PLM(remote(client, dtype="float32")[0]), PLM(plm)
+    settings = {"contexts": "predicted", "dtype": "float32"}
+    adapter = across.adapt(EXAMPLES, TASK, preset("paper", rank=4, epochs=2, device="cpu"), **settings)
+    assert adapter.config.contexts == "predicted"
+    texts = across.generate(SOURCES, adapter)
+    assert texts == near.generate(SOURCES, adapter)
+    with across.use(adapter):
+        assert across.generate(SOURCES) == texts
 
 
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"do_sample": True, "seed": 5}, {"batch_size": 1}], ids=str)

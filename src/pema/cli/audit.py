@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pema.cli.options import AsJSON, Seed, show
+from pema.cli.options import AsJSON, Seed, check_seed, show
+from pema.schema import require
 
 
 def audit(
@@ -18,7 +19,7 @@ def audit(
         typer.Option("--non-members", help="Memory of examples that it was not trained on, else like the members."),
     ],
     references: Annotated[
-        int, typer.Option("--references", min=0, help="Reference adapters to train for the strongest attack; even.")
+        int, typer.Option("--references", help="Reference adapters to train for the strongest attack; even, or 0.")
     ] = 8,
     seed: Seed = 0,
     as_json: AsJSON = False,
@@ -27,6 +28,9 @@ def audit(
 
     Example: pema audit adapter --members memory --non-members others
     """
+    require("--references", references, int, least=0)
+    check_seed(seed)
+
     from pema.adapter.module import Adapter
     from pema.memory.reader import Memory
     from pema.privacy.audit import audit as attack

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from pema.cli.options import Seed, check_seed
+
 
 def demo(
     json_file: Annotated[
@@ -15,12 +17,14 @@ def demo(
     folder: Annotated[
         Path | None, typer.Option("--keep", help="Keep memories, adapters and outputs in this folder.", metavar="DIR")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Adapt the embedded English-German PLM to a company's formal customer-support German, and show the difference.
 
     Example: pema demo --json demo.json
     """
+    check_seed(seed)
+
     import tempfile
 
     from pema.console import stdout

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pema.cli.options import AsJSON, MemoryFolder, Seed, show
+from pema.cli.options import AsJSON, MemoryFolder, Seed, check_seed, show
+from pema.schema import require
 
 app = typer.Typer(help="Look after external memories.", no_args_is_help=True)
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for the new memory.", metavar="MEMORY")]
@@ -85,7 +86,7 @@ def merge(
 def sample(
     memory: MemoryFolder,
     output: Output,
-    pairs: Annotated[int, typer.Option("--pairs", min=1, help="Most pairs in the sample; examples stay whole.")],
+    pairs: Annotated[int, typer.Option("--pairs", help="Most pairs in the sample; examples stay whole. (at least 1)")],
     seed: Seed = 0,
     as_json: AsJSON = False,
 ) -> None:
@@ -93,6 +94,9 @@ def sample(
 
     Example: pema memory sample memory --pairs 10000 -o small
     """
+    require("--pairs", pairs, int, least=1)
+    check_seed(seed)
+
     from pema.memory.sample import sample as sample_memory
 
     drawn = sample_memory(memory, output, pairs=pairs, seed=seed)

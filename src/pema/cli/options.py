@@ -12,7 +12,7 @@ import typer
 from pema.cli.settings import Options
 from pema.console import printable, stdout
 from pema.owner.config import LoadConfig
-from pema.schema import SEED
+from pema.schema import SEED, require
 
 PLMName = Annotated[
     str, typer.Option("--plm", help="Hub name or local folder of the PLM; 'embedded' is the one that pema ships.")
@@ -33,8 +33,17 @@ FURTHER = ("dtype", "device_map", "revision", "mask_secret")
 """Of a PLM whose tap an adapter says."""
 
 AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=SEED, help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random. (at least 0)")]
 MemoryFolder = Annotated[Path, typer.Argument(help="Folder of the external memory.", metavar="MEMORY")]
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that is none.
+
+    Raises:
+        ConfigError: it is negative, or larger than a seed can be.
+    """
+    require("--seed", seed, int, least=0, most=SEED)
 
 
 def show(result: Mapping[str, Any], as_json: bool) -> None:

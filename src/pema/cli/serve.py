@@ -16,7 +16,7 @@ def serve(
     plm: Annotated[str, typer.Argument(help="Hub name or local folder of the PLM.", metavar="PLM")],
     loaded: dict[str, Any],
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes any that is free.")] = 8000,
+    port: Annotated[int, typer.Option("--port", help="Port, 0 to 65535; 0 takes any that is free.")] = 8000,
     policy: Annotated[
         Path | None, typer.Option("--policy", help="TOML file: keys, limits, what is given out.", metavar="FILE")
     ] = None,
@@ -34,7 +34,9 @@ def serve(
     Example: pema serve embedded --port 8000
     """
     from pema.errors import ConfigError
+    from pema.schema import require
 
+    require("--port", port, int, least=0, most=65535)
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401

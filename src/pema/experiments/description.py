@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pema.methods.contract import Budget
-from pema.schema import SEED, documented, option
+from pema.owner.config import LoadConfig, PLMDtype
+from pema.schema import SEED, documented, option, same
 
 
 @documented
@@ -87,7 +88,7 @@ class ExperimentFile:
     task: str = option("translation", "Name of the task.")
     template: str | None = option(None, "Prompt with {source} in it, instead of the task's own.")
     plm: str = option("embedded", "Name or folder of the PLM.")
-    plm_dtype: str | None = option(None, "Precision to load it in.")
+    plm_dtype: PLMDtype | None = same(LoadConfig, "dtype")
     seeds: tuple[int, ...] = option((0,), "Every setting that is reported runs once with each.", least=0, most=SEED)
     metrics: tuple[str, ...] | None = option(None, "Names; the first one leads. By default the task's own.")
     reference: str | Sequence[str] = option((), "Label, or labels, of the lines that all others are compared with.")
