@@ -319,7 +319,11 @@ AGAIN = r"Make the results again with `pema compare`"
             "weights='few' is not known: choose none or some or all",
         ),
         ("lora-seed1.json", put("run", "lora"), r"holds the run 'lora': name the file lora\.json, or remove it"),
-        ("lora-seed1.json", put("label", "Lora"), "is a run of 'Lora', which experiment.json does not name: remove it"),
+        (
+            "lora-seed1.json",
+            put("label", "Lora"),
+            "lora-seed1 is a run of 'Lora', which the experiment does not name: remove it",
+        ),
     ],
 )
 def test_a_damaged_result_is_named(changeable, name, edit, message):

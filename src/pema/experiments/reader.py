@@ -54,8 +54,6 @@ def read_folder(folder: Path) -> Results:
         run = read_run(path, f"Remove it and {again(about, start='make')}")
         if run.run != path.stem:
             raise DataError(f"{path} holds the run {run.run!r}: name the file {run.run}.json, or remove it.")
-        if run.label not in about.methods:
-            raise DataError(f"{path} is a run of {run.label!r}, which {EXPERIMENT} does not name: remove it.")
         scores = folder / COMET / path.name
         runs.append(scored_elsewhere(run, read_json(scores) if scores.exists() else None, comparison, str(scores)))
     return assemble(about, comparison, runs, str(folder))
@@ -104,6 +102,8 @@ def scored_elsewhere(run: Run, scores: object, comparison: Comparison, where: st
                 raise ConfigError(f"{name!r} is missing.")
         metric = require("metric", scores["metric"], str)
         segments = require("segments", scores["segments"], tuple[float, ...])
+        if not segments:
+            raise ConfigError("segments is empty.")
         score = Score(value=fmean(segments), signature=require("signature", scores["signature"], str))
     except ConfigError as error:
         raise DataError(f"{where}: {error} Score the outputs again.") from error
@@ -126,6 +126,10 @@ def assemble(about: About, comparison: Comparison, runs: Iterable[Run], where: s
         )
     grouped: dict[str, list[Run]] = {label: [] for label in about.methods}
     for run in runs:
+        if run.label not in grouped:
+            raise DataError(
+                f"{where}: {run.run} is a run of {run.label!r}, which the experiment does not name: remove it."
+            )
         grouped[run.label].append(run)
     results = Results(
         about, comparison, {label: tuple(sorted(some, key=lambda run: run.seed)) for label, some in grouped.items()}
