@@ -81,7 +81,16 @@ def test_the_card_tells_the_figures_with_their_signature(tmp_path):
     make().save_pretrained(tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert text.startswith("---\nlibrary_name: pema\nbase_model: ")
-    for words in ("owner/model", "1.2500", "12,345", '"seed": 7', "Übersetze: {source}", "h_pd = B_pd A f", "r = 4"):
+    for words in (
+        "owner/model",
+        "1.2500",
+        "12,345",
+        '"seed": 7',
+        "Übersetze: {source}",
+        "h_pd = B_pd A f",
+        "r = 4",
+        "| constant, value 0.7 |",
+    ):
         assert words in text
     make(plm=None, training={}, residual=True, activation="gelu").save_pretrained(tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
@@ -95,6 +104,8 @@ def test_schedules_go_along(tmp_path):
     values = read_json(tmp_path / "one" / "adapter_config.json")["pema"]
     assert values["schedule"] == {"schedule": "linear", "lambda_max": 0.3}
     assert values["fitted"] == {"schedule": "fitted", "values": [0.5], "span": 2.0}
+    card = (tmp_path / "one" / "README.md").read_text(encoding="utf-8")
+    assert "| linear, lambda_max 0.3; one fitted to held-out examples goes along |" in card
     loaded = Adapter.from_pretrained(tmp_path / "one")
     loaded.save_pretrained(tmp_path / "two")
     assert Adapter.from_pretrained(tmp_path / "two").config == make(fitted=Fitted((0.5,)), schedule=Linear(0.3)).config

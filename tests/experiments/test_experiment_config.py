@@ -140,6 +140,8 @@ def test_candidates_that_share_a_training_are_one_trial(folder):
         ("seeds = [0, 1]", "seeds = [1, 1]", r"seeds \[1, 1\] must be one or more different numbers"),
         ('reference = "alone"', 'reference = "none"', "reference 'none' is no label: choose one of alone, PEMA"),
         ('name = "made"', "", r"'data.name' is missing"),
+        ("dev = {", "test = {", "small.toml is not TOML"),
+        ("dev = {", "dve = {", r"'data.dve' is not a setting of \[data\]: did you mean 'dev'\?"),
         ('title = "A comparison"', 'name = "../up"', "name '../up' becomes a folder"),
         ('title = "A comparison"', 'metrics = ["blue"]', "no metric is called 'blue'"),
         ('title = "A comparison"', 'metrics = ["formality_accuracy"]', "needs formal and informal references"),
@@ -163,6 +165,12 @@ def test_what_cannot_be_meant_is_refused_by_name(folder, old, new, message):
     assert WHOLE.count(old) >= 1
     with pytest.raises(ConfigError, match=message):
         read(folder, WHOLE.replace(old, new, 1))
+
+
+def test_a_part_of_the_data_that_is_missing(folder):
+    line = next(line for line in WHOLE.splitlines(keepends=True) if line.startswith("dev = "))
+    with pytest.raises(ConfigError, match=r"'data\.dev' is missing"):
+        read(folder, WHOLE.replace(line, ""))
 
 
 def test_a_file_that_is_not_there(tmp_path):

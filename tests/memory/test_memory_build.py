@@ -208,6 +208,11 @@ def test_unknown_settings_are_refused(tmp_path, name):
         build(tmp_path / "m", **{name: "other"})
 
 
+def test_a_setting_that_does_not_exist_is_refused_with_the_one_it_resembles(tmp_path):
+    with pytest.raises(ConfigError, match="'limt' is not a setting of BuildConfig: did you mean 'limit'"):
+        build(tmp_path / "m", limt=3)
+
+
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()

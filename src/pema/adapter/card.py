@@ -54,6 +54,7 @@ def card(config: AdapterConfig) -> str:
         f"| task | {config.task or 'not recorded'} |",
         f"| template | {json.dumps(config.template, ensure_ascii=False) if config.template else 'not recorded'} |",
         f"| contexts | {config.contexts or 'not recorded'} |",
+        f"| schedule of the mixture weight | {_schedule(config)} |",
         f"| adapter | {equation}, r = {config.rank}, d = {config.d}, {config.vocabulary} vocabulary |",
     ]
     if config.plm:
@@ -83,8 +84,21 @@ def card(config: AdapterConfig) -> str:
         "```",
         f"pema generate ADAPTER --plm {name or 'PLM'}{'' if config.task else ' --task TASK'} --input FILE -o FILE",
         "```",
+        "",
+        "```python",
+        f'plm = pema.PLM.from_pretrained("{name or "PLM"}")',
+        'texts = plm.generate(sources, pema.Adapter.from_pretrained("ADAPTER"))',
+        "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _schedule(config: AdapterConfig) -> str:
+    """The schedule that it generates with, in a line."""
+    values = config.choose_schedule().to_dict()
+    name = values.pop("schedule")
+    settings = "".join(f", {key} {value}" for key, value in values.items() if not isinstance(value, list))
+    return f"{name}{settings}" + ("; one fitted to held-out examples goes along" if config.fitted else "")
 
 
 def _privacy(figures: Mapping[str, Any]) -> list[str]:

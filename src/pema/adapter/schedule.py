@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -40,7 +41,7 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True)
-class NamedSchedule:
+class NamedSchedule(ABC):
     """What the schedules below share: a name and a JSON form, so that an adapter can hold one."""
 
     name: ClassVar[str]
@@ -49,9 +50,9 @@ class NamedSchedule:
     def __post_init__(self) -> None:
         check(self)
 
+    @abstractmethod
     def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
         """See `Schedule.weights`."""
-        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
