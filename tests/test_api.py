@@ -199,7 +199,7 @@ def test_sampling_is_fixed_by_its_seed(adapted, plm):
 
 def test_what_cannot_be_is_refused(plm, folder, examples, adapted):
     _, _, adapter = adapted
-    with pytest.raises(pema.ConfigError, match="without an adapter nothing says the task"):
+    with pytest.raises(pema.ConfigError, match="without an adapter the task is unknown"):
         plm.generate(SOURCES)
     with pytest.raises(pema.ConfigError, match="'contxts' is not a setting of BuildConfig: did you mean 'contexts'"):
         plm.adapt(examples, contxts="teacher")
@@ -209,7 +209,7 @@ def test_what_cannot_be_is_refused(plm, folder, examples, adapted):
         plm.adapt(examples, config="bset")
     with pytest.raises(pema.ConfigError, match="'dtyp' is not a setting of LoadConfig: did you mean 'dtype'"):
         pema.PLM.from_pretrained("embedded", dtyp="float32")
-    with pytest.raises(pema.ConfigError, match=r"lambda_max=0\.5 beside the schedule Constant"):
+    with pytest.raises(pema.ConfigError, match=r"lambda_max=0\.5 has no effect with the schedule Constant"):
         plm.generate(SOURCES, adapter, schedule=pema.Constant(0.5), lambda_max=0.5)
     with pytest.raises(pema.ConfigError, match="There is no schedule 'square'"):
         plm.generate(SOURCES, adapter, schedule="square")

@@ -108,15 +108,16 @@ def test_no_sources(plm):
 def test_what_is_cut_is_counted_and_said(plm, capsys):
     adapter = make_adapter(plm)
     found = generate_counted(plm, adapter, SOURCES, TASK, Constant(0.9), max_new_tokens=3)
-    said = f"{found.cut} of 6 texts are cut at their limit of tokens (max_new_tokens=3, within the PLM's window): raise"
     assert found.cut == 6
-    assert said in " ".join(capsys.readouterr().err.split())
+    limit = "max_new_tokens=3, within the PLM's context window"
+    note = " ".join(capsys.readouterr().err.split())
+    assert f"6 of 6 texts are truncated at their token limit ({limit}): raise" in note
     assert found.tokens == 18
     # Everything ends a sequence: nothing is cut.
     everything = list(range(plm.description.vocabulary_size))
     found = generate_counted(plm, adapter, SOURCES, TASK, Constant(0.9), eos_token_id=everything)
     assert (found.cut, found.tokens) == (0, 6)
-    assert "cut" not in capsys.readouterr().err
+    assert "truncated" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("character", ["😀", "é", "語", "👩\u200d💻"])

@@ -428,7 +428,7 @@ def test_what_does_not_fit_is_refused(tiny_model, tiny_plm):
         attach(model, make_adapter(small), head, Constant(0.5))
     with pytest.raises(MismatchError, match=r"head bundle is 200 x 32, the model's output head is 320 x 32"):
         attach(model, make_adapter(small), derive_head(small, "head_input"), Constant(0.5))
-    with pytest.raises(ConfigError, match="overhead counts prompt tokens"):
+    with pytest.raises(ConfigError, match="overhead is a number of prompt tokens and must be at least 0"):
         attach(model, adapter, head, Constant(0.5), overhead=-1)
     with pytest.raises(OwnerError, match="LlamaModel"):
         attach(model.model, adapter, head, Constant(0.5))
@@ -450,17 +450,17 @@ def test_what_cannot_be_known_is_refused(tiny_model):
             model(batch["input_ids"][:, :1], **{OUTPUT_NAME: cache})
         with pytest.raises(ConfigError, match="one length of at least 1"), attached.inputs([0, 1]):
             pass
-        with pytest.raises(ConfigError, match="columns counts"), attached.inputs(columns=0):
+        with pytest.raises(ConfigError, match="columns is the number of positions"), attached.inputs(columns=0):
             pass
-        with pytest.raises(ConfigError, match="2 input lengths for a batch of 3"), attached.inputs([1, 2]):
+        with pytest.raises(ConfigError, match="2 input lengths do not fit a batch of 3"), attached.inputs([1, 2]):
             model(**batch)
         with attached.inputs([6, 4, 2]):
-            with pytest.raises(ConfigError, match="Without a cache the step cannot be known"):
+            with pytest.raises(ConfigError, match="Without a cache the step is unknown"):
                 model(**batch, use_cache=False, logits_to_keep=1)
             with pytest.raises(ConfigError, match=r"logits at 9 positions.*logits_to_keep=1.*columns"):
                 model(**batch)
             begun = state_of(model(**batch, logits_to_keep=1))
-            with pytest.raises(ConfigError, match="2 positions behind 9 in the cache may be the rest of the prompt"):
+            with pytest.raises(ConfigError, match="2 positions after 9 in the cache may be the rest of the prompt"):
                 model(batch["input_ids"][:, :2], **{OUTPUT_NAME: begun})
         with pytest.raises(OwnerError, match="cache of type list"):
             model(batch["input_ids"], **{OUTPUT_NAME: []})
@@ -471,7 +471,7 @@ def test_a_model_that_goes_around_its_head_is_refused(tiny_model):
     with attach(model, adapter, head, Constant(0.5)):
         unhooked = torch.nn.Linear(32, 320)
         model.lm_head, kept = unhooked, model.lm_head
-        with pytest.raises(OwnerError, match="without its output head"):
+        with pytest.raises(OwnerError, match="without calling its output head"):
             model(**prompts())
         model.lm_head = kept
 
@@ -490,7 +490,10 @@ def test_a_schedule_of_ones_own(tiny_model):
     with attach(model, adapter, head, Late(), overhead=0):
         found = model.generate(ids, max_new_tokens=4, do_sample=False)[0, 9:].tolist()
     assert found == slow(model, adapter, head, Late(), ids[0].tolist(), 4)[0]
-    with attach(model, adapter, head, Wrong(), overhead=0), pytest.raises(ConfigError, match=r"Wrong gives weights"):
+    with (
+        attach(model, adapter, head, Wrong(), overhead=0),
+        pytest.raises(ConfigError, match=r"Wrong returns weights"),
+    ):
         model(ids)
 
 

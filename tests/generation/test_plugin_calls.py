@@ -246,7 +246,7 @@ def test_a_cache_that_was_cropped(parts):
         out = model(torch.tensor([expected[1:2]]), **{state_argument(model): cache})
         assert int(out.logits[0, -1].argmax()) == expected[2]
         cache.crop(-6)
-        with pytest.raises(ConfigError, match="1 positions behind 5 in the cache may be the rest of the prompt"):
+        with pytest.raises(ConfigError, match="1 positions after 5 in the cache may be the rest of the prompt"):
             model(ids[:, 5:6], **{state_argument(model): cache})
         with attached.inputs(columns=COLUMNS):
             out = model(ids[:, 5:], **{state_argument(model): cache})
@@ -273,9 +273,9 @@ def test_a_state_that_does_not_say_its_length(tiny_model, family):
     with torch.no_grad():
         filled = state_of(model(ids[:, :5], use_cache=True))
     with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD) as attached, torch.no_grad():
-        with pytest.raises(ConfigError, match=r"step is unknown: begin with a new one"), attached.inputs(columns=9):
+        with pytest.raises(ConfigError, match=r"step is unknown: start with a new cache"), attached.inputs(columns=9):
             model(ids[:, 5:6], **{state_argument(model): filled})
-        with pytest.raises(ConfigError, match="does not say its length, so that of the prompt cannot be known"):
+        with pytest.raises(ConfigError, match="does not report its length, so the length of the prompt is unknown"):
             model.generate(ids[:, 5:], max_new_tokens=2, **{state_argument(model): filled})
         begun = state_of(model(ids[:, :5], logits_to_keep=1))
         expected = greedy(model, ids)
@@ -330,7 +330,7 @@ def test_a_second_sequence_while_candidates_are_checked_is_refused(parts):
         attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD),
         pytest.raises(
             ConfigError,
-            match="so a pass for anything else has no step",
+            match="so the step of any other pass is unknown",
         ),
     ):
         greedy(model, ids, prompt_lookup_num_tokens=3, logits_processor=[runs])
@@ -342,7 +342,7 @@ def test_a_generate_that_runs_the_model_in_a_way_of_its_own_is_refused(parts):
     with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD):
         try:
             type(model)._prefill = lambda self, input_ids, *_args, **_kwargs: self(input_ids)
-            with pytest.raises(OwnerError, match=r"LlamaForCausalLM.generate runs the model in a way of its own"):
+            with pytest.raises(OwnerError, match=r"LlamaForCausalLM.generate runs the model in a custom way"):
                 greedy(model, prompt())
         finally:
             type(model)._prefill = kept

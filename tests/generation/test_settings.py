@@ -161,7 +161,7 @@ def test_every_setting_that_is_honoured_is_tried():
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_settings_that_cannot_be_meant_are_refused(plm, name):
-    with pytest.raises(ConfigError, match=rf"{name} is no setting of pema\.generate: \w+"):
+    with pytest.raises(ConfigError, match=rf"{name} is not a setting of pema\.generate: \w+"):
         generate(plm, None, SOURCES, TASK, NoAdapter(), **{name: 1})
 
 
@@ -183,16 +183,16 @@ class Missing(LogitsProcessor):
     ("given", "message"),
     [
         ({"temprature": 0.5}, r"'temprature' is not a setting of pema\.generate: did you mean 'temperature'\?"),
-        ({"temperature": 0.5}, "temperature does nothing without do_sample=True: give both, or neither"),
-        ({"length_penalty": 2.0}, "length_penalty does nothing without num_beams=2 or more"),
+        ({"temperature": 0.5}, "temperature has no effect without do_sample=True: give both, or neither"),
+        ({"length_penalty": 2.0}, "length_penalty has no effect without num_beams=2 or more"),
         ({"num_beams": "3"}, "num_beams='3' must be a whole number"),
         ({"num_beams": True}, "num_beams=True must be a whole number"),
         ({"max_new_tokens": 2.5}, r"max_new_tokens=2\.5 must be a whole number"),
-        ({"cache_implementation": "paged"}, "cache_implementation='paged' decodes in batches of its own"),
+        ({"cache_implementation": "paged"}, "cache_implementation='paged' forms its own batches"),
         ({"cache_implementation": "mine"}, "the model cannot generate with .*cache_implementation='mine'"),
         ({"logits_processor": [Missing()]}, "the model cannot generate with .*logits_processor=.*: pip install it"),
-        ({"eos_token_id": "</s>"}, "eos_token_id must be the id of a token, or a list of them, not '</s>'"),
-        ({"eos_token_id": [2, -1]}, r"eos_token_id must be the id of a token, or a list of them, not \[2, -1\]"),
+        ({"eos_token_id": "</s>"}, "eos_token_id must be a token id, or a list of token ids, not '</s>'"),
+        ({"eos_token_id": [2, -1]}, r"eos_token_id must be a token id, or a list of token ids, not \[2, -1\]"),
         ({"logits_processor": Missing()}, "logits_processor must be a list, not a Missing"),
         ({"stopping_criteria": "x"}, "stopping_criteria must be a list, not a str"),
         ({"sequence_bias": 3}, "the model cannot generate with .*sequence_bias=3"),

@@ -1,6 +1,6 @@
-"""What is known of a call while it runs: one of the model's `generate`, or what `attached.inputs` says.
+"""State of a running call: a call of the model's `generate`, or the values given by `attached.inputs`.
 
-It lies in context variables and not on an object that threads share, so calls that run side by side keep apart.
+The state is kept in context variables rather than on an object that threads share, so concurrent calls stay separate.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from pema.errors import ConfigError
 from pema.generation.steps import Weights
 
 DECODING = ("greedy_search", "sample", "beam_search", "beam_sample", "assisted_generation")
-"""The ways of `generate` that are part of transformers; others load their code from elsewhere."""
+"""Decoding modes of `generate` that are part of transformers; the others load their code from elsewhere."""
 
 
 @dataclass(eq=False)
 class Inputs:
-    """What a block of `attached.inputs` says.
+    """Values given by one block of `attached.inputs`.
 
     Attributes:
-        owner: whose block it is.
+        owner: the object that the block belongs to.
         lengths: (items,) SL of each input.
-        columns: positions that the prompt takes.
-        outer: the block around it.
+        columns: number of positions that the prompt takes.
+        outer: the enclosing block.
     """
 
     owner: object
@@ -47,15 +47,15 @@ class Call:
     """One call of `generate`.
 
     Attributes:
-        owner: whose call it is.
-        lengths: gives the (items,) tokens of each prompt without padding.
-        start: tokens in the sequence that `generate` holds before the first new one.
-        assisted: whether a pass may be over several new tokens.
-        own_loop: whether a function of the user's decodes, which may call the model in any way.
-        outer: the call that it is made in.
-        step: the step of the last position of generate's own latest pass; None before the first.
+        owner: the object that the call belongs to.
+        lengths: returns (items,), the number of tokens of each prompt without padding.
+        start: number of tokens that the sequence of `generate` holds before the first new token.
+        assisted: whether a pass may cover several new tokens.
+        own_loop: whether a user-supplied function decodes; it may call the model in any way.
+        outer: the enclosing call.
+        step: step of the last position of the latest pass made by `generate` itself; None before the first pass.
         prepared: whether `generate` is about to run the model.
-        weights: by number of rows.
+        weights: the weights, by number of rows.
     """
 
     owner: object
@@ -69,7 +69,7 @@ class Call:
     weights: dict[int, Weights] = field(default_factory=dict)
 
     def prepare(self, columns: int) -> None:
-        """Note that `generate` prepares a pass for a sequence of `columns` tokens, or a part of the prompt."""
+        """Record that `generate` prepares a pass for a sequence of `columns` tokens, or for a part of the prompt."""
         self.step, self.prepared = max(0, columns - self.start), True
 
 
@@ -78,13 +78,13 @@ _INPUTS: ContextVar[Inputs | None] = ContextVar("pema_inputs", default=None)
 
 
 def call_of(owner: object) -> Call | None:
-    """The innermost call of `generate` of `owner` that runs in this context."""
+    """Return the innermost call of `generate` of `owner` that runs in this context, or None."""
     call: Call | None = _innermost(_CALL.get(), owner)
     return call
 
 
 def inputs_of(owner: object) -> Inputs | None:
-    """The innermost block of `owner.inputs` that this context is in."""
+    """Return the innermost block of `owner.inputs` that encloses this context, or None."""
     inputs: Inputs | None = _innermost(_INPUTS.get(), owner)
     return inputs
 
@@ -93,7 +93,7 @@ def inputs_of(owner: object) -> Inputs | None:
 def running(
     owner: object, lengths: Callable[[], Tensor], start: int, *, assisted: bool, own_loop: bool
 ) -> Iterator[None]:
-    """A call of `generate`, inside the block."""
+    """Mark the block as one call of `generate`."""
     outer = _CALL.get()
     _CALL.set(Call(owner, lengths, start, assisted, own_loop, outer))
     try:
@@ -104,11 +104,11 @@ def running(
 
 @contextlib.contextmanager
 def saying(owner: object, lengths: Tensor | None, columns: int | None) -> Iterator[Inputs]:
-    """What `attached.inputs` says, inside the block; what one block leaves out, that around it says."""
-    outer, around = _INPUTS.get(), inputs_of(owner)
-    if around is not None:
-        lengths = around.lengths if lengths is None else lengths
-        columns = around.columns if columns is None else columns
+    """Set the values of `attached.inputs` inside the block; values left out come from the enclosing block."""
+    outer, enclosing = _INPUTS.get(), inputs_of(owner)
+    if enclosing is not None:
+        lengths = enclosing.lengths if lengths is None else lengths
+        columns = enclosing.columns if columns is None else columns
     inputs = Inputs(owner, lengths, columns, outer)
     _INPUTS.set(inputs)
     try:
@@ -124,7 +124,7 @@ def _innermost(scope: Any, owner: object) -> Any:  # noqa: ANN401
 
 
 def arguments_of_generate(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of `generate` by their names."""
+    """Return the arguments of a call of `generate` by name."""
     return {**dict(zip(_NAMES, args, strict=False)), **kwargs}
 
 
@@ -132,11 +132,11 @@ _NAMES = tuple(inspect.signature(GenerationMixin.generate).parameters)[1:]
 
 
 def settings_of(model: Any, arguments: Mapping[str, Any]) -> GenerationConfig:  # noqa: ANN401
-    """The generation settings in force in a call, as `generate` itself makes them."""
+    """Return the generation settings in force in a call, built as `generate` itself builds them."""
     others = {name: value for name, value in arguments.items() if name not in _NAMES}
     config = arguments.get("generation_config")
     if config is not None:
-        # A pipeline gives both; `generate` itself says once that it is deprecated.
+        # A pipeline passes both; `generate` itself warns once that this is deprecated.
         config = copy.deepcopy(config)
         others = config.update(**others)
     config, _ = model._prepare_generation_config(config, **others)
@@ -144,34 +144,34 @@ def settings_of(model: Any, arguments: Mapping[str, Any]) -> GenerationConfig:  
 
 
 def require_decoding(config: GenerationConfig, arguments: Mapping[str, Any]) -> bool:
-    """Whether decoding is assisted.
+    """Return whether decoding is assisted; refuse unsupported decoding modes before anything runs.
 
     Raises:
-        ConfigError: a way of decoding that the mixture is not known to be right in; before anything runs.
+        ConfigError: the decoding mode is one for which the mixture is not known to be correct.
     """
     custom = arguments.get("custom_generate")
     if isinstance(custom, str):
         raise ConfigError(
-            f"custom_generate={custom!r} loads decoding code that may use the model in any way: with an adapter "
-            "attached give a function instead, or detach."
+            f"custom_generate={custom!r} loads decoding code that may call the model in any way: while an adapter is "
+            "attached, pass a function instead, or detach the adapter."
         )
     if config.cache_implementation == "paged":
         raise ConfigError(
-            "cache_implementation='paged' is continuous batching, which packs several requests into a row: with an "
-            "adapter attached leave it out and give generate a padded batch."
+            "cache_implementation='paged' is continuous batching, which packs several requests into one row: while an "
+            "adapter is attached, leave it out and pass a padded batch to generate."
         )
     mode = str(getattr(config.get_generation_mode(arguments.get("assistant_model")), "value", ""))
     if mode not in DECODING:
         raise ConfigError(
-            f"Decoding by {mode.replace('_', ' ')} loads code that may use the model in any way: with an adapter "
-            "attached use greedy decoding, sampling, beams or assisted decoding."
+            f"The decoding mode {mode.replace('_', ' ')} loads code that may call the model in any way: while an "
+            "adapter is attached, use greedy decoding, sampling, beam search or assisted decoding."
         )
     if getattr(config, "token_healing", False):
-        raise ConfigError("token_healing changes the prompt: with an adapter attached leave it out.")
+        raise ConfigError("token_healing changes the prompt: leave it out while an adapter is attached.")
     assisted = mode == "assisted_generation"
     if assisted and getattr(config, "guidance_scale", None) not in (None, 1):
         raise ConfigError(
             f"guidance_scale={config.guidance_scale} with assisted decoding scores several tokens against a second "
-            "prompt at once, whose steps cannot be known: with an adapter attached use one of the two."
+            "prompt at once, and their steps are unknown: while an adapter is attached, use only one of the two."
         )
     return assisted

@@ -1,4 +1,4 @@
-"""Text from sources: batches by length through the PLM's own `generate`, results in the order of the sources."""
+"""Generate text from sources: batches sorted by length, the PLM's own `generate`, results in the order of sources."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
     from pema.owner.contract import PLM
 
 HALF = re.compile("[\ufffd\u200d]+$")
-"""What remains of a character that was cut: bytes that are none, or a joiner with nothing behind it."""
+"""Remainder of a truncated character: invalid bytes, or a joiner with nothing after it."""
 
 Inputs = Callable[[list[int]], AbstractContextManager[object]]
-"""What stands around the model's call for a batch, given SL of each of its inputs."""
+"""Builds the context manager around the model's call for a batch, given SL of each of its inputs."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """What came of some sources.
+    """Texts generated for a list of sources, with counts.
 
     Attributes:
-        texts: one line of text per source, in their order.
-        tokens: how many tokens were generated, end-of-sequence included.
-        cut: how many texts were ended by their limit of tokens, and not by the PLM.
+        texts: one line of text per source, in the order of the sources.
+        tokens: number of generated tokens, end-of-sequence included.
+        cut: number of texts that ended at their token limit and not by the PLM's choice.
     """
 
     texts: list[str]
@@ -62,32 +62,31 @@ def generate(
     schedule: Schedule | str | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> list[str]:
-    """Generate a text for each source.
+    """Generate one text per source.
 
-    A text depends on its own source only, not on what else is in its batch (sampling apart, where the seed fixes
-    the whole call). In bfloat16 and float16 that holds to rounding: the products of a batch are rounded in another
-    order than those of one row, and where two tokens are as good as equal the other one may win. Load the PLM in
-    float32, or take batch_size=1, where it must not. The generation settings that come with the PLM's folder
-    (`generation_config.json`) do not count: what is not given here is greedy decoding without penalties, and the
-    same for a PLM behind a server.
+    A text depends on its own source only, not on the rest of its batch (except with sampling, where the seed fixes
+    the whole call). In bfloat16 and float16 this holds up to rounding: a batch is rounded in a different order than a
+    single row, so the choice between two nearly equally probable tokens may change. Load the PLM in float32, or use
+    batch_size=1, where this matters. The generation settings in the PLM's folder (`generation_config.json`) are
+    ignored: the default is greedy decoding without penalties, for a PLM behind a server as well.
 
     Args:
         plm: the PLM.
         adapter: the adapter, or None for the PLM alone.
-        sources: what fills the template's slot.
-        task: its template makes the prompts; None is the adapter's own.
-        schedule: the adapter's weight per step, or a schedule's name; None is the adapter's own.
+        sources: the texts that fill the template's slot.
+        task: the task, whose template builds the prompts; None means the adapter's own task.
+        schedule: the adapter's weight per step, or the name of a schedule; None means the adapter's own schedule.
         settings: fields of `GenerateConfig`, and further settings of the model's `generate`, such as `temperature` or
             `repetition_penalty` (see `pema.generation.settings`), `logits_processor`, `stopping_criteria`, and
-            `max_length`, the tokens that a prompt and its text may have together. A note says how many texts were cut
-            at their limit of tokens.
+            `max_length`, the maximum number of tokens of a prompt and its text together. A note reports how many texts
+            were truncated at their token limit.
 
     Returns:
         One line of text per source, in the order of `sources`.
 
     Raises:
-        DataError: a source is blank, or too long for the PLM; the message names its number.
-        ConfigError: a setting below 1, unknown, or one that cannot be meant here; no task.
+        DataError: a source is blank, or too long for the PLM; the message gives its number.
+        ConfigError: a setting is below 1, unknown, or not applicable here; or no task is given.
         MismatchError: the adapter belongs to another PLM, task or template.
     """
     return generate_counted(plm, adapter, sources, task, schedule, **settings).texts
@@ -101,7 +100,7 @@ def generate_counted(
     schedule: Schedule | str | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> Generated:
-    """The same as `generate`, with what was counted on the way."""
+    """Generate one text per source as `generate` does, and return the counts as well."""
     task = task or adapters_task(adapter)
     mixture = schedule_of(adapter, schedule, settings.pop("lambda_max", None))
     with contextlib.ExitStack() as stack:
@@ -116,11 +115,11 @@ def generate_counted(
 
 
 def draw(plm: PLM, sources: Sequence[str], task: Task, inputs: Inputs, /, **settings: Any) -> Generated:  # noqa: ANN401
-    """Generate from the PLM as it stands, whatever is plugged into it; the seed decides what is sampled."""
+    """Generate from the PLM in its current state, plug-ins included; seed the sampling."""
     config, _ = GenerateConfig.split(settings)
     with contextlib.ExitStack() as stack:
         if config.do_sample:
-            # transformers would keep the 50 likeliest tokens.
+            # transformers would keep the 50 most probable tokens only.
             settings = {"top_k": 0} | settings
             devices = [] if plm.model.device.type == "cpu" else [plm.model.device]
             stack.enter_context(
@@ -137,21 +136,23 @@ def adapters_task(adapter: Adapter | None) -> Task:
         ConfigError: there is no adapter, or it does not record its task.
     """
     if adapter is None:
-        raise ConfigError("without an adapter nothing says the task: give task, e.g. pema.get_task('translation').")
+        raise ConfigError(
+            "without an adapter the task is unknown: give task, for example pema.get_task('translation')."
+        )
     return task_of(adapter.config)
 
 
 def schedule_of(adapter: Adapter | None, schedule: Schedule | str | None, lambda_max: float | None) -> Schedule:
-    """Return the schedule that a caller gives, names, or leaves to the adapter.
+    """Return the given schedule, the schedule with the given name, or the adapter's own schedule.
 
     Raises:
-        ConfigError: an unknown name, a fitted schedule that the adapter does not have, or a lambda_max that cannot be.
+        ConfigError: the name is unknown, the adapter has no fitted schedule, or lambda_max is not applicable.
     """
     if schedule is not None and not isinstance(schedule, str):
         if lambda_max is not None:
             raise ConfigError(
-                f"lambda_max={lambda_max} beside the schedule {schedule!r}: its weight is its own. Leave one out, or "
-                "name the schedule ('constant', 'unrolling', 'linear')."
+                f"lambda_max={lambda_max} has no effect with the schedule {schedule!r}, which has its own weight: "
+                "leave one out, or give the name of a schedule ('constant', 'unrolling', 'linear')."
             )
         return schedule
     if adapter is None:
@@ -170,22 +171,22 @@ def decode(
     max_length: int | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> Generated:
-    """Generate from a model as it stands, whatever is plugged into it, greedily unless `settings` say otherwise.
+    """Generate from a model in its current state, plug-ins included; greedily unless `settings` say otherwise.
 
-    The model's own generation settings do not count: what samples by default would make every comparison chance.
+    The model's own generation settings are ignored: sampling by default would make comparisons random.
 
     Args:
-        plm: its tokenizer, context window and end-of-sequence tokens.
-        model: the PLM's model, or one that was made of it.
-        sources: what fills the template's slot.
-        task: its template makes the prompts.
-        inputs: what stands around the model's call for a batch.
-        max_length: tokens that a prompt and its output may have together, within the PLM's context window.
+        plm: provides the tokenizer, the context window and the end-of-sequence tokens.
+        model: the PLM's model, or one derived from it.
+        sources: the texts that fill the template's slot.
+        task: the task; its template builds the prompts.
+        inputs: builds the context manager around the model's call for a batch.
+        max_length: maximum number of tokens of a prompt and its output together, within the PLM's context window.
         settings: fields of `GenerateConfig`, and further settings of the model's `generate`.
 
     Raises:
-        DataError: a source is blank, or too long for the PLM; the message names its number.
-        ConfigError: a setting below 1, unknown, or one that cannot be meant here.
+        DataError: a source is blank, or too long for the PLM; the message gives its number.
+        ConfigError: a setting is below 1, unknown, or not applicable here.
     """
     config, further = GenerateConfig.split(settings)
     require("max_length", max_length, int | None, least=1)
@@ -196,7 +197,7 @@ def decode(
     window = min(plm.description.max_length, max_length or plm.description.max_length)
     limits = [token_limit(n, prompt, window, config.max_new_tokens) for n, prompt in enumerate(prompts, 1)]
     texts, tokens, cut = [""] * len(prompts), 0, 0
-    # A model whose position encoding follows the longest row of a batch gets rows of one length only.
+    # A model whose position encoding depends on the longest row of a batch gets rows of equal length only.
     alike = any(map(settings.get, OF_THE_HISTORY)) or PositionEncoding(model).varies
     with progress("Generating", len(prompts), "texts") as advance, without_own_settings(model):
         for chosen in _batches(prompts, limits, config.batch_size, alike=alike):
@@ -212,36 +213,36 @@ def decode(
     if cut:
         limit = "2 SL + 16" if config.max_new_tokens is None else f"max_new_tokens={config.max_new_tokens}"
         note(
-            f"{cut:,} of {len(texts):,} texts are cut at their limit of tokens ({limit}, within the PLM's window): "
-            "raise max_new_tokens for longer ones."
+            f"{cut:,} of {len(texts):,} texts are truncated at their token limit ({limit}, within the PLM's context "
+            "window): raise max_new_tokens for longer texts."
         )
     return Generated(texts, tokens, cut)
 
 
 def plain(source_lengths: list[int]) -> AbstractContextManager[None]:
-    """`Inputs` of a model that asks for nothing."""
+    """Return an empty context manager: the `Inputs` of a model that needs none."""
     return contextlib.nullcontext()
 
 
 class Stop:
-    """Ends each row at its own number of new tokens, so that no row's output depends on the others' limits.
+    """Stopping criterion that ends each row at its own number of new tokens, so rows do not affect each other.
 
-    A stopping criterion of transformers; `limits` is (items,), and rows of one item (beams) stand side by side.
+    `limits` is (items,); the rows of one item (beams) are adjacent.
     """
 
     def __init__(self, prompt_columns: int, limits: Tensor) -> None:
         self._last = prompt_columns + limits
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
-        """(rows,) bool: which rows are finished."""
+        """Return (rows,) bool: which rows are finished."""
         rows = len(input_ids) // len(self._last)
         return input_ids.shape[1] >= self._last.to(input_ids.device).repeat_interleave(rows)
 
 
 def _batches(prompts: Sequence[Encoded], limits: Sequence[int], size: int, *, alike: bool) -> Iterator[list[int]]:
-    """The numbers of the prompts of each batch; with `alike`, of prompts that need no padding beside each other.
+    """Yield the prompt indices of each batch; with `alike`, batches hold prompts of equal length, without padding.
 
-    Longest first: a batch that does not fit into memory fails at once, and padding is least.
+    The longest come first: a batch that does not fit into memory fails at once, and padding is minimal.
     """
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].prompt), limits[i]), reverse=True)
     for _, group in itertools.groupby(order, key=lambda i: len(prompts[i].prompt) if alike else 0):
@@ -253,7 +254,7 @@ def _batches(prompts: Sequence[Encoded], limits: Sequence[int], size: int, *, al
 def _ends(given: Any) -> list[int]:  # noqa: ANN401
     ends = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
     if not all(isinstance(token, int) and token >= 0 for token in ends):
-        raise ConfigError(f"eos_token_id must be the id of a token, or a list of them, not {given!r}.")
+        raise ConfigError(f"eos_token_id must be a token id, or a list of token ids, not {given!r}.")
     return ends
 
 
@@ -261,7 +262,7 @@ def _ends(given: Any) -> list[int]:  # noqa: ANN401
 def _generate_batch(
     plm: PLM, model: PreTrainedModel, batch: Sequence[Encoded], limits: Sequence[int], settings: Mapping[str, Any]
 ) -> list[list[int]]:
-    """The new tokens of each row, up to its limit and its end-of-sequence token, which is the last one.
+    """Return the new tokens of each row, up to its limit or to its end-of-sequence token, which is included.
 
     Raises:
         ConfigError: the model's `generate` refuses the settings.
@@ -300,7 +301,7 @@ def _generate_batch(
     firsts = [next((i for i, token in enumerate(row) if token in ends), len(row)) for row in rows]
     rows = [row[: first + 1] for row, first in zip(rows, firsts, strict=True)]
     if any(map(settings.get, STOPS)):
-        # A row that was stopped waits for the others with padding.
+        # A row that has stopped is padded until the others finish.
         rows = [row[: len(row) - _trailing(row, pad)] if pad not in ends else row for row in rows]
     return rows
 
@@ -310,32 +311,32 @@ def _trailing(row: Sequence[int], token: int) -> int:
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], cut: bool) -> str:
-    """One line of text from generated tokens; of one that was cut, without the half of a character at its end."""
+    """Decode generated tokens to one line of text; drop an incomplete character at the end of a truncated one."""
     text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return one_line(HALF.sub("", text) if cut else text)
 
 
 def one_line(text: str) -> str:
-    """`text` without the blanks around it, and with a space for every line break, so that outputs stay aligned."""
+    """Strip `text` and replace every line break by a space, so that outputs stay aligned."""
     return " ".join(part for line in text.splitlines() if (part := line.strip()))
 
 
 def token_limit(number: int, encoded: Encoded, max_length: int, max_new_tokens: int | None) -> int:
-    """New tokens that a prompt may have: `max_new_tokens`, or 2 SL + 16, within the PLM's context window.
+    """Return the maximum number of new tokens: `max_new_tokens`, or 2 SL + 16, within the PLM's context window.
 
     Args:
-        number: which source it is, counted from 1, for the message.
+        number: number of the source, counted from 1, for the error message.
         encoded: the prompt.
-        max_length: tokens that the PLM takes.
-        max_new_tokens: what the user set, if anything.
+        max_length: context window of the PLM, in tokens.
+        max_new_tokens: the user's setting, or None.
 
     Raises:
-        DataError: the prompt leaves no room for one.
+        DataError: the prompt leaves no space for a new token.
     """
-    room = max_length - len(encoded.prompt)
-    if room < 1:
+    remaining = max_length - len(encoded.prompt)
+    if remaining < 1:
         raise DataError(
-            f"source {number}: its prompt has {len(encoded.prompt)} tokens, and the PLM takes {max_length}, the output "
-            "included: shorten it."
+            f"source {number}: its prompt has {len(encoded.prompt)} tokens, and the PLM takes {max_length} including "
+            "the output: shorten it."
         )
-    return min(room, 2 * encoded.source_length + 16 if max_new_tokens is None else max_new_tokens)
+    return min(remaining, 2 * encoded.source_length + 16 if max_new_tokens is None else max_new_tokens)

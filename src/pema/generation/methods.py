@@ -1,4 +1,4 @@
-"""Methods put over those of one object, and taken away again."""
+"""Methods that temporarily replace those of one object."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pema.errors import ConfigError
 
 
 class Method:
-    """A method of one object with something around it; for `inspect.signature` it is the method.
+    """Wrapper around a bound method; `inspect.signature` sees the original method.
 
     Args:
         method: the bound method.
-        around: called with the method and the arguments of a call.
+        around: called with the method and the arguments of each call.
     """
 
     def __init__(self, method: Callable[..., Any], around: Callable[..., Any]) -> None:
@@ -34,22 +34,22 @@ class Method:
 
 
 class Around(Protocol):
-    """What happens before and behind a forward pass."""
+    """Actions before and after a forward pass."""
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-        """Before it: what the other two are given."""
+        """Run before the pass; return the object that `finish` and `end` receive."""
 
     def finish(self, begun: Any, output: Any) -> Any:  # noqa: ANN401
-        """Behind it: the output."""
+        """Run after a successful pass; return its output."""
 
     def end(self, begun: Any) -> None:  # noqa: ANN401
-        """However it ended."""
+        """Run last, whether or not the pass raised."""
 
 
 class ForwardMethod(Method):
-    """A model's `forward` with something before and behind it, which `torch.compile` leaves out of its graphs.
+    """Wrapper around a model's `forward` whose actions before and after it stay outside the graphs of `torch.compile`.
 
-    What is compiled is the forward pass in between, so a step that is a number does not have it compiled anew.
+    Only the forward pass in between is compiled, so a changing step number does not trigger recompilation.
     """
 
     def __init__(self, method: Callable[..., Any], passes: Around) -> None:
@@ -57,7 +57,7 @@ class ForwardMethod(Method):
         self._passes = passes
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
-        recursive=False, reason="the adapter of pema has a part in every pass outside the graph: fullgraph=False"
+        recursive=False, reason="the adapter of pema runs outside the graph in every pass: use fullgraph=False"
     )
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401, D102
         begun = self._passes.begin(args, kwargs)
@@ -68,7 +68,7 @@ class ForwardMethod(Method):
 
 
 class Replacement:
-    """`method` over the method `name` of one object, until `undo`."""
+    """Replacement of the method `name` of one object by `method`, until `undo`."""
 
     def __init__(self, module: nn.Module, name: str, method: Method) -> None:
         self._module, self._name, self._method = module, name, method
@@ -76,10 +76,10 @@ class Replacement:
         module.__dict__[name] = method
 
     def require_in_place(self) -> None:
-        """Refuse to undo what something else has been put over.
+        """Check that nothing else has replaced the method since.
 
         Raises:
-            ConfigError: it was.
+            ConfigError: another object is in its place.
         """
         if self._module.__dict__.get(self._name) is not self._method:
             raise ConfigError(
@@ -88,7 +88,7 @@ class Replacement:
             )
 
     def undo(self) -> None:
-        """Put back what was there."""
+        """Restore the original method."""
         del self._module.__dict__[self._name]
         if self._before is not None:
             self._module.__dict__[self._name] = self._before

@@ -7,13 +7,14 @@ from torch import Tensor
 
 
 def mix(log_p_plm: Tensor, log_p_pema: Tensor, weights: Tensor) -> Tensor:
-    """The mixture: log P = log(lambda P_PEMA + (1 - lambda) P_LM).
+    """Return the mixture log P = log(lambda P_PEMA + (1 - lambda) P_LM).
 
-    Exact at lambda 0 and 1, where one part is returned as it is; -inf on either side means a probability of 0.
+    The result is exact at lambda 0 and 1, where one of the inputs is returned unchanged; -inf in either input means a
+    probability of 0.
 
     Args:
         log_p_plm: (..., V) log P_LM.
-        log_p_pema: (..., V) log P_PEMA; -inf where the adapter has no such token.
+        log_p_pema: (..., V) log P_PEMA; -inf for tokens outside the adapter's vocabulary.
         weights: (...), lambda in [0, 1].
 
     Returns:
@@ -24,17 +25,17 @@ def mix(log_p_plm: Tensor, log_p_pema: Tensor, weights: Tensor) -> Tensor:
 
 
 def log_weights(weights: Tensor) -> Tensor:
-    """(...) lambda -> (..., 2) float32: log(1 - lambda), log(lambda), -inf for a part of no weight."""
+    """Map (...) lambda to (..., 2) float32: log(1 - lambda) and log(lambda), -inf for a weight of 0."""
     weights = weights.double()
     return torch.stack((torch.log1p(-weights), torch.log(weights)), dim=-1).float()
 
 
 def mix_logits(logits: Tensor, log_rest: Tensor, log_weight: Tensor) -> Tensor:
-    """`mix` on the stacked logits of both distributions, as logits with the PLM's own zero point.
+    """Mix the stacked logits of both distributions; return logits with the PLM's own zero point.
 
-    softmax of what is returned is P. What is added to log P is log sum exp of the PLM's logits: at lambda = 0 they come
-    out as they are, and nothing jumps where a schedule reaches 0. Processors of logits that depend on the zero point (a
-    repetition penalty goes by the sign) so treat all steps alike.
+    The softmax of the result is P. The result is log P plus the log-sum-exp of the PLM's logits: at lambda = 0 these
+    come out unchanged, and the logits are continuous where a schedule reaches 0. Logits processors that depend on the
+    zero point (a repetition penalty uses the sign) therefore treat all steps in the same way.
 
     Args:
         logits: (batch, 2 k, V): the PLM's for k positions, then the adapter's for the same k positions.
@@ -49,15 +50,15 @@ def mix_logits(logits: Tensor, log_rest: Tensor, log_weight: Tensor) -> Tensor:
     log_p = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
     log_plm, log_pema = log_p[:, :k], log_p[:, k:]
     log_pema.add_(log_weight + _zero_point(plm, log_plm))
-    # In the memory that is there: a new (batch, k, V) costs as much as what is done with it.
+    # Reuse the memory of log_plm: allocating a new (batch, k, V) costs as much as the computation.
     return torch.logaddexp(torch.add(plm, log_rest, out=log_plm), log_pema)
 
 
 def mix_logits_of(tokens: Tensor, logits: Tensor, pema_logits: Tensor, log_rest: Tensor, log_weight: Tensor) -> Tensor:
-    """`mix_logits` where P_PEMA is over a few tokens only: the rest of V is scaled, not mixed.
+    """Mix logits as `mix_logits` does where P_PEMA covers a few tokens only: the rest of V is scaled, not mixed.
 
     Args:
-        tokens: (V',) int64, the tokens that P_PEMA is over.
+        tokens: (V',) int64, the tokens that P_PEMA covers.
         logits: (batch, k, V), the PLM's.
         pema_logits: (batch, k, V'), the adapter's.
         log_rest: as in `mix_logits`.
@@ -74,5 +75,5 @@ def mix_logits_of(tokens: Tensor, logits: Tensor, pema_logits: Tensor, log_rest:
 
 
 def _zero_point(logits: Tensor, log_p: Tensor) -> Tensor:
-    """Log sum exp of the logits, (..., 1), read off at the best token, which is never -inf."""
+    """Return the log-sum-exp of the logits, (..., 1), computed at the most probable token, which is never -inf."""
     return logits.amax(dim=-1, keepdim=True) - log_p.amax(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""One forward pass with the adapter under the output head: one product with W_hd, then the mixture."""
+"""One forward pass with the adapter at the output head: one product with W_hd, then the mixture."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from pema.generation.steps import Weights
 from pema.owner.head import Head
 
 FEW_ROWS = 16
-"""Up to so many rows the LM head is multiplied with its factors exchanged, on a CPU."""
+"""On a CPU, the product of the LM head is computed transposed up to this number of rows."""
 
 
 @dataclass(eq=False, slots=True)
 class Pass:
-    """What the output head is to do in one forward pass of the model, and what it leaves for the mixture.
+    """State of one forward pass of the model: instructions for the output head, and its results for the mixture.
 
     Attributes:
-        plug: whose pass it is.
+        plug: the plug that the pass belongs to.
         weights: lambda by row and step; None where no position predicts a new token.
-        last: the step of the last position.
-        most: positions that predict new tokens, at most.
-        whole: whether more positions than these may come out.
-        count: what is done with the model's output behind the pass.
-        outer: the pass that it is made in.
+        last: step of the last position.
+        most: maximum number of positions that predict new tokens.
+        whole: whether the pass may return logits at more positions than these.
+        count: called with the model's output after the pass.
+        outer: the enclosing pass.
         reached: whether the output head ran.
-        mixed: positions that are to be mixed.
+        mixed: number of positions to mix.
         h_pd: (batch, k, d) where it is not stacked but multiplied with the adapter's own rows of W_hd.
     """
 
@@ -53,23 +53,23 @@ _PASS: ContextVar[Pass | None] = ContextVar("pema_pass", default=None)
 
 
 def enter(one: Pass) -> None:
-    """Make `one` what the output head reads, until `leave`."""
+    """Make `one` the pass that the output head reads, until `leave`."""
     one.outer = _PASS.get()
     _PASS.set(one)
 
 
 def leave(one: Pass) -> None:
-    """The pass is over, however it ended."""
+    """End the pass, whether or not it raised."""
     _PASS.set(one.outer)
 
 
 class Plug:
-    """The adapter under the output head of one model.
+    """The adapter at the output head of one model.
 
-    h_pd is stacked under f before the LM head, so one pass over W_hd gives both products, and whatever the model does
-    to its logits (bias, scale, soft cap) it does to both. Behind the model's forward the two halves are mixed. Where
-    the adapter has no weight, nothing is stacked and the logits are the PLM's own. With `vocabulary="seen"` and more
-    than a few rows the adapter's product is over its own rows of W_hd only.
+    h_pd is stacked below f before the LM head, so one pass over W_hd gives both products, and everything that the
+    model does to its logits (bias, scale, soft cap) applies to both. The two halves are mixed after the model's
+    forward. Where the adapter's weight is 0, nothing is stacked and the logits are the PLM's own. With
+    `vocabulary="seen"` and more than a few rows, the adapter's product uses its own rows of W_hd only.
     """
 
     def __init__(self, module: nn.Module, adapter: Adapter, head: Head) -> None:
@@ -81,9 +81,12 @@ class Plug:
         self._exchangeable = type(module) is nn.Linear and "forward" not in module.__dict__
 
     def logits(self, f: Tensor) -> Tensor:
-        """The LM head of f with h_pd stacked under it: (batch, q, d) -> (batch, q + k, V).
+        """Apply the LM head to f with h_pd stacked below it: (batch, q, d) -> (batch, q + k, V).
 
-        Outside a pass of the model it is the LM head alone.
+        Outside a pass of the model, apply the LM head alone.
+
+        Raises:
+            ConfigError: the pass would give logits at several positions, and the end of the prompt is unknown.
         """
         one = _PASS.get()
         if one is None or one.plug is not self:
@@ -91,9 +94,9 @@ class Plug:
         one.reached = True
         if not one.whole and f.shape[1] > 1:
             raise ConfigError(
-                f"This pass would give logits at {f.shape[1]} positions, and with an adapter attached it is unknown "
-                "which of them are behind the prompt. If all of it is the prompt, whose last logits are those of the "
-                "first new token, pass logits_to_keep=1; if a target follows, say how long the prompt is with "
+                f"This pass would give logits at {f.shape[1]} positions, and it is unknown which of them follow the "
+                "prompt; the attached adapter needs this. If the input is the prompt alone, pass logits_to_keep=1: "
+                "the last logits predict the first new token. If a target follows, give the length of the prompt with "
                 "`attached.inputs(columns=...)`."
             )
         k = min(f.shape[1], one.most)
@@ -109,11 +112,11 @@ class Plug:
 
     @torch.no_grad()
     def mixture(self, one: Pass, logits: Tensor) -> Tensor:
-        """The stacked logits (batch, q + k, V) as those of the mixture, (batch, q, V)."""
+        """Turn the stacked logits (batch, q + k, V) into those of the mixture, (batch, q, V)."""
         k, weights = one.mixed, one.weights
         if not k or weights is None:
             return logits
-        # A model that is spread over devices takes its tokens on one and gives its logits on another.
+        # A model spread over several devices takes its tokens on one device and returns its logits on another.
         logs = [log.to(logits.device) for log in weights.logs(one.last - k + 1, one.last)]
         plm = logits if one.h_pd is not None else logits[:, :-k]
         if self._rows_of_head is None or self._tokens is None:
@@ -126,15 +129,15 @@ class Plug:
         return mixed if k == plm.shape[1] else torch.cat((plm[:, :-k].float(), mixed), dim=1)
 
     def _plain(self, f: Tensor) -> Tensor:
-        """The LM head's own forward."""
+        """Run the LM head's own forward."""
         logits: Tensor = self._forward(f)
         return logits
 
     def _product(self, stacked: Tensor) -> Tensor:
-        """The LM head of a few rows: (batch, q + k, d) -> (batch, q + k, V).
+        """Apply the LM head to a few rows: (batch, q + k, d) -> (batch, q + k, V).
 
-        On a CPU, W_hd times the rows as columns reads W_hd once at the speed of the memory where the usual order of
-        the factors takes up to twice as long.
+        On a CPU, the transposed product (W_hd times the rows as columns) reads W_hd once at memory speed; the usual
+        order of the factors takes up to twice as long.
         """
         head, rows = self.module, stacked.shape[0] * stacked.shape[1]
         if not self._exchangeable or stacked.device.type != "cpu" or rows > FEW_ROWS:

@@ -1,4 +1,4 @@
-"""Which steps a forward pass is at, and the weights of its batch."""
+"""The steps of a forward pass, and the weights of its batch."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 
 
 class Planner:
-    """Finds t of every pass of one model: by the tokens that `generate` holds, or by the state of a loop of one's own.
+    """Planner of the passes of one model: finds the step t of each pass.
+
+    In a call of `generate`, t follows from the tokens that `generate` holds; in a custom loop, from the model's state.
 
     Args:
-        model: the model, as it was before anything was put over its methods.
+        model: the model, before any of its methods are replaced.
         plug: its output head with the adapter.
         schedule: the adapter's weight per step.
-        overhead: prompt tokens that are not tokens of the input.
+        overhead: number of prompt tokens that are not tokens of the input.
     """
 
     def __init__(self, model: PreTrainedModel, plug: Plug, schedule: Schedule, overhead: int | None) -> None:
@@ -47,7 +49,7 @@ class Planner:
 
     @contextlib.contextmanager
     def told(self, lengths: Tensor | None, columns: int | None) -> Iterator[None]:
-        """What a block of `attached.inputs` says, inside it."""
+        """Apply the values of one block of `attached.inputs` inside the block."""
         with calls.saying(self, lengths, columns) as block:
             self._blocks.append(block)
             try:
@@ -57,10 +59,10 @@ class Planner:
 
     @contextlib.contextmanager
     def generating(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
-        """A call of `generate` with these arguments, inside the block.
+        """Mark the block as a call of `generate` with these arguments.
 
         Raises:
-            ConfigError: a way of decoding that the mixture is not known to be right in.
+            ConfigError: the decoding mode is one for which the mixture is not known to be correct.
         """
         arguments = calls.arguments_of_generate(args, kwargs)
         config = calls.settings_of(self._model, arguments)
@@ -80,68 +82,77 @@ class Planner:
             yield
 
     def prepare(self, ids: Tensor | None) -> None:
-        """`generate` is about to run the model for the sequence `ids`, or for a part of the prompt."""
+        """Record that `generate` is about to run the model for the sequence `ids`, or for a part of the prompt."""
         call = calls.call_of(self)
         if call is not None and ids is not None:
             call.prepare(ids.shape[1])
 
     def plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
-        """What the output head is to do in a forward pass."""
+        """Return the instructions for the output head in a forward pass with these arguments.
+
+        Raises:
+            ConfigError: an argument is not supported while an adapter is attached, or the step is unknown.
+            OwnerError: the step is unknown because the model's `generate` runs it in a custom way.
+        """
         arguments: Mapping[str, Any] = kwargs
         if args:
             arguments = {**self._signature.bind_partial(*args).arguments, **kwargs}
         if arguments.get("labels") is not None:
             raise ConfigError(
-                "A loss with an adapter attached would be the PLM's own: leave the labels out, or detach."
+                "The loss would be that of the PLM without the attached adapter: leave the labels out, or detach the "
+                "adapter."
             )
         if isinstance(arguments.get("logits_to_keep"), Tensor):
-            raise ConfigError("logits_to_keep must be a number with an adapter attached, not a tensor of positions.")
-        shown = shown_to(arguments)
-        if shown is None:
+            raise ConfigError(
+                "logits_to_keep must be a number while an adapter is attached, not a tensor of positions."
+            )
+        inputs = shown_to(arguments)
+        if inputs is None:
             raise ConfigError("A forward pass needs input_ids or inputs_embeds.")
         call = calls.call_of(self)
-        return self._go_on(arguments, shown) if call is None or call.own_loop else self._in_generate(call, shown)
+        return self._in_loop(arguments, inputs) if call is None or call.own_loop else self._in_generate(call, inputs)
 
-    def _in_generate(self, call: calls.Call, shown: Tensor) -> Pass:
-        """A pass while `generate` runs: its own, or one for a second sequence at the same step."""
-        rows, columns = shown.shape[:2]
+    def _in_generate(self, call: calls.Call, inputs: Tensor) -> Pass:
+        """Plan a pass while `generate` runs: its own, or one for a second sequence at the same step."""
+        rows, columns = inputs.shape[:2]
         own, call.prepared = call.prepared, False
         if not own and call.assisted:
             raise ConfigError(
-                "assisted decoding checks several tokens at once, so a pass for anything else has no step: leave the "
-                "assistant out, or what runs the model beside it (a logits processor?)."
+                "Assisted decoding checks several tokens at once, so the step of any other pass is unknown: leave out "
+                "the assistant, or whatever else runs the model (a logits processor?)."
             )
         if call.step is None:
             raise OwnerError(
-                f"{type(self._model).__name__}.generate runs the model in a way of its own: its step is unknown."
+                f"{type(self._model).__name__}.generate runs the model in a custom way, so the step is unknown: use "
+                "a model whose generate is that of transformers."
             )
-        # Where several positions predict new tokens, each of them is at a step of its own.
+        # Where several positions predict new tokens, each position has its own step.
         most = min(columns, call.step + 1) if call.assisted else 1
         weights = call.weights.get(rows)
         if weights is None:
-            weights = call.weights[rows] = self._weights(call.lengths, rows, shown)
+            weights = call.weights[rows] = self._weights(call.lengths, rows, inputs)
         weights.until(call.step)
         return Pass(self._plug, weights, call.step, most, whole=True)
 
-    def _go_on(self, arguments: Mapping[str, Any], shown: Tensor) -> Pass:
-        """A pass of a loop of one's own: the prompt, or the tokens behind it."""
+    def _in_loop(self, arguments: Mapping[str, Any], inputs: Tensor) -> Pass:
+        """Plan a pass of a custom loop: the prompt, or the tokens after it."""
         state, block = state_of(arguments), self._block("columns")
         before = self._sequences.before(state)
-        said = None if block is None else block.columns
-        rows, new = shown.shape[:2]
+        columns = None if block is None else block.columns
+        rows, new = inputs.shape[:2]
         held, prompt = (0, new) if before is None else (before.columns, before.prompt)
-        prompt = prompt if said is None else said
+        prompt = prompt if columns is None else columns
         if held is None or prompt is None:
-            remedy = "say how long the prompt is with `attached.inputs(columns=...)`"
+            remedy = "give the length of the prompt with `attached.inputs(columns=...)`"
             raise ConfigError(
                 "The cache was filled before the adapter was attached, so the step is unknown: "
-                f"{'begin with a new one' if held is None else remedy}."
+                f"{'start with a new cache' if held is None else remedy}."
             )
         last = held + new - prompt
-        if said is None and before is not None and (new > 1 or last < 0):
+        if columns is None and before is not None and (new > 1 or last < 0):
             raise ConfigError(
-                f"{new} positions behind {held} in the cache may be the rest of the prompt or new tokens: say how long "
-                "the prompt is with `attached.inputs(columns=...)`."
+                f"{new} positions after {held} in the cache may be the rest of the prompt or new tokens: give the "
+                "length of the prompt with `attached.inputs(columns=...)`."
             )
         sequence = Sequence(held + new, prompt)
         if before is not None and before.prompt == prompt:
@@ -150,16 +161,16 @@ class Planner:
         if last >= 0 and (weights is None or weights.rows != rows or sequence.block is not block):
             lengths = sequence.lengths
             if lengths is None and self._reads_prompts():
-                lengths = lengths_of_pass(arguments, shown, prompt)
-            weights = self._weights(lambda: lengths, rows, shown)  # type: ignore[arg-type, return-value]
+                lengths = lengths_of_pass(arguments, inputs, prompt)
+            weights = self._weights(lambda: lengths, rows, inputs)  # type: ignore[arg-type, return-value]
             sequence = replace(sequence, lengths=lengths, weights=weights, block=block)
         if last >= 0 and weights is not None:
             weights.until(last)
-        count = partial(self._count, state, sequence, said is None)
-        return Pass(self._plug, weights if last >= 0 else None, last, last + 1, said is not None, count)
+        count = partial(self._count, state, sequence, columns is None)
+        return Pass(self._plug, weights if last >= 0 else None, last, last + 1, columns is not None, count)
 
     def _count(self, given: object, sequence: Sequence, needs_state: bool, output: Any) -> None:  # noqa: ANN401
-        """Note what the state behind a pass stands for."""
+        """Record the sequence of the state that a pass returned."""
         if isinstance(output, tuple):
             parts = (part for part in output[1:] if part is not None and not isinstance(part, Tensor | tuple))
             state = next(parts, given)
@@ -169,12 +180,12 @@ class Planner:
             self._sequences.count(state, sequence)
         elif needs_state:
             raise ConfigError(
-                "Without a cache the step cannot be known: leave use_cache on, call the model's `generate`, or "
-                "say how long the prompt is with `attached.inputs(columns=...)`."
+                "Without a cache the step is unknown: leave use_cache on, call the model's `generate`, or give the "
+                "length of the prompt with `attached.inputs(columns=...)`."
             )
 
-    def _weights(self, prompts: Callable[[], Tensor], rows: int, shown: Tensor) -> Weights:
-        """The weights of a batch, given what tells the tokens of its prompts."""
+    def _weights(self, prompts: Callable[[], Tensor], rows: int, inputs: Tensor) -> Weights:
+        """Return the weights of a batch; `prompts` returns the number of tokens of each prompt."""
         block = self._block("lengths")
         if block is not None and block.lengths is not None:
             lengths = block.lengths
@@ -187,24 +198,24 @@ class Planner:
                 f"{type(self._schedule).__name__} needs the length of the input: attach with "
                 "overhead=task.template.overhead(tokenizer), or call inside `attached.inputs(source_lengths=...)`."
             )
-        return Weights(self._schedule, lengths.to(shown.device), rows)
+        return Weights(self._schedule, lengths.to(inputs.device), rows)
 
     def _reads_prompts(self) -> bool:
-        """Whether SL comes from the prompts' lengths."""
+        """Return whether SL is computed from the prompts' lengths."""
         block = self._block("lengths")
         return self._overhead is not None and (block is None or block.lengths is None)
 
     def _block(self, name: str) -> calls.Inputs | None:
-        """The block of `inputs` that a call is in.
+        """Return the block of `attached.inputs` that encloses a call, or None.
 
         Raises:
-            ConfigError: it is in none, and another thread has one that says `name`.
+            ConfigError: there is none, and another thread has one that gives `name`.
         """
         block = calls.inputs_of(self)
         here = threading.get_ident()
         if block is None and any(b.thread != here and getattr(b, name) is not None for b in tuple(self._blocks)):
             raise ConfigError(
-                "`attached.inputs` is open in another thread and holds there only: open it in the thread that calls "
+                "`attached.inputs` is open in another thread and applies there only: open it in the thread that calls "
                 "the model."
             )
         return block

@@ -40,18 +40,18 @@ def attach(
     """Plug `adapter` into `model`, until `detach()` or the end of a `with` block.
 
     Args:
-        model: any causal language model of transformers, unmodified; its weights and modules stay as they are.
-        adapter: what `pema train` made.
+        model: any causal language model of transformers, unmodified; its weights and modules stay unchanged.
+        adapter: a trained adapter, for example from `pema train`.
         head: the head bundle of the same model.
         schedule: the adapter's weight per step.
-        overhead: prompt tokens that are not tokens of the input (`task.template.overhead(tokenizer)`), so that SL is
-            a prompt's length minus `overhead`. Not needed by a schedule that does not depend on SL, or where
-            `attached.inputs(source_lengths=...)` says SL.
-        description: what the model says of itself; with it, an adapter of another PLM is refused.
+        overhead: number of prompt tokens that are not tokens of the input (`task.template.overhead(tokenizer)`), so
+            that SL is a prompt's length minus `overhead`. Not needed by a schedule that does not depend on SL, or
+            where `attached.inputs(source_lengths=...)` gives SL.
+        description: the description of the PLM; with it, an adapter of another PLM is refused.
 
     Raises:
         ConfigError: an adapter is attached already.
-        OwnerError: a model that is no causal language model of transformers, or an object around one.
+        OwnerError: the model is not a causal language model of transformers, or is a wrapper around one.
         MismatchError: the adapter belongs to another PLM, or has other dimensions.
     """
     return Attached(model, adapter, head, schedule, overhead=overhead, description=description)
@@ -62,14 +62,14 @@ class Attached:
 
     softmax(logits) is P at the positions that predict generated tokens, and the logits have the PLM's own zero point
     (`mix_logits`). Inside the model's `generate` the step t is counted from the tokens that `generate` holds, with
-    every cache. In a loop of one's own the first pass is the prompt, and each pass that goes on from the state it
-    returned is one step; what cannot be known there is refused, and `inputs(columns=...)` says it.
+    every cache. In a custom loop the first pass is the prompt, and each pass that continues from the returned state is
+    one step; a pass whose step is unknown is refused, and `inputs(columns=...)` resolves it.
 
-    A pass that something else makes while `generate` runs, such as the second prompt of classifier-free guidance, is at
-    the step that `generate` is at.
+    A pass made by other code while `generate` runs, such as the second prompt of classifier-free guidance, has the
+    current step of `generate`.
 
-    Calls may run side by side in threads or tasks: what belongs to a call lies in its context. A thread of one's own
-    does not see an `inputs` block around its start: open the block inside it.
+    Calls may run concurrently in threads or tasks: the state of a call is kept in its context. A new thread does not
+    see an `inputs` block around its start: open the block inside the thread.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Attached:
             adapter.require(description)
         _require_dimensions(output_head, adapter, head)
         if overhead is not None and overhead < 0:
-            raise ConfigError(f"overhead counts prompt tokens, so it cannot be {overhead}.")
+            raise ConfigError(f"overhead is a number of prompt tokens and must be at least 0, not {overhead}.")
         if model in _ATTACHED:
             raise ConfigError(f"{type(model).__name__} has an adapter attached already: detach that one first.")
         self.model = model
@@ -119,17 +119,17 @@ class Attached:
         self.detach()
 
     def detach(self) -> None:
-        """Restore the model exactly; nothing happens the second time.
+        """Restore the model exactly; further calls do nothing.
 
         Raises:
-            ConfigError: a call of the model is running, whose further tokens would be the PLM's alone, or another
-                library has replaced what was replaced here.
+            ConfigError: a call of the model is running, whose remaining tokens would lack the adapter, or other code
+                has replaced a method that was replaced here.
         """
         with self._lock:
             if self._running:
                 raise ConfigError(
-                    f"{type(self.model).__name__} is generating in another thread or inside this call: detach when the "
-                    "call has returned."
+                    f"{type(self.model).__name__} is generating in another thread or inside this call: detach after "
+                    "that call has returned."
                 )
             for replacement in self._replaced:
                 replacement.require_in_place()
@@ -145,18 +145,18 @@ class Attached:
     def inputs(
         self, source_lengths: Tensor | list[int] | None = None, columns: int | None = None
     ) -> Iterator[Attached]:
-        """Say what the model's calls inside the block are given, where it cannot be read from them.
+        """Describe the inputs of the model's calls inside the block, where the calls themselves do not tell.
 
         Args:
             source_lengths: (items,) SL of each input in the batch, instead of prompt length minus overhead. A batch
-                may hold several rows per input (beams, samples) side by side.
-            columns: positions that the prompt takes in every row, padding included, for passes of the model itself
-                (`generate` knows them). The logits at position columns - 1 + t are those of step t, whether the whole
-                sequence is given at once, with or without a cache, or in parts. Logits of earlier positions, which
-                predict the prompt, are the PLM's own.
+                may hold several adjacent rows per input (beams, samples).
+            columns: number of positions that the prompt takes in every row, padding included, for direct calls of the
+                model (`generate` knows it). The logits at position columns - 1 + t are those of step t, whether the
+                whole sequence is passed at once, with or without a cache, or in parts. Logits of earlier positions,
+                which predict the prompt, are the PLM's own.
 
         Raises:
-            ConfigError: a length or `columns` below 1.
+            ConfigError: a length or `columns` is below 1.
         """
         lengths = None
         if source_lengths is not None:
@@ -164,23 +164,25 @@ class Attached:
             if lengths.ndim != 1 or not len(lengths) or int(lengths.min()) < 1:
                 raise ConfigError(f"source_lengths must be one length of at least 1 per input, not {source_lengths}.")
         if columns is not None and columns < 1:
-            raise ConfigError(f"columns counts the positions of the prompt, so it cannot be {columns}.")
+            raise ConfigError(
+                f"columns is the number of positions of the prompt and must be at least 1, not {columns}."
+            )
         with self._planner.told(lengths, columns):
             yield self
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
-        """Before a forward pass of the model: the steps that it is at and the weights of the batch."""
+        """Prepare a forward pass of the model: find its steps and the weights of its batch."""
         one: Pass = self._plan(args, kwargs)
         self._count(1)
         enter(one)
         return one
 
     def finish(self, one: Pass, output: Any) -> Any:  # noqa: ANN401
-        """Behind it: the stacked logits (batch, q + k, V) become those of the mixture, (batch, q, V)."""
+        """Turn the stacked logits (batch, q + k, V) of the pass into those of the mixture, (batch, q, V)."""
         return self._mix(one, output)
 
     def end(self, one: Pass) -> None:
-        """However it ended."""
+        """End the pass, whether or not it raised."""
         leave(one)
         self._count(-1)
 
@@ -201,19 +203,19 @@ class Attached:
         return self._planner.plan(args, kwargs)
 
     def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """`generate` with what it is given known to the passes that it makes."""
+        """Run `generate` and make its arguments available to its passes."""
         with self._busy(), self._planner.generating(args, kwargs):
             return generate(*args, **kwargs)
 
     def _prepare(self, prepare: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """What `generate` calls before each pass that it makes, with the tokens that it holds."""
+        """Record the tokens that `generate` holds; it calls this method before each of its passes."""
         self._planner.prepare(args[0] if args else kwargs.get("input_ids"))
         return prepare(*args, **kwargs)
 
     def _refuse_batches(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401
         raise ConfigError(
-            f"{method.__name__} is continuous batching, which packs several requests into a row: with an adapter "
-            "attached give `generate` a padded batch."
+            f"{method.__name__} is continuous batching, which packs several requests into one row: while an adapter "
+            "is attached, pass a padded batch to `generate`."
         )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -224,7 +226,8 @@ class Attached:
     def _mix(self, one: Pass, output: Any) -> Any:  # noqa: ANN401
         if one.weights is not None and not one.reached:
             raise OwnerError(
-                f"{type(self.model).__name__} made logits without its output head, so the adapter had no part."
+                f"{type(self.model).__name__} computed logits without calling its output head, so the adapter had no "
+                "effect: this model is not supported."
             )
         if one.count is not None:
             one.count(output)
@@ -237,21 +240,21 @@ class Attached:
 
 
 def _output_head(model: PreTrainedModel) -> nn.Module:
-    """The module that reads f and gives the logits, which must be called once in every forward pass."""
+    """Return the module that maps f to the logits; it must be called once in every forward pass."""
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         inside = next((inner for inner in _INNER if hasattr(model, inner.removesuffix("()"))), None)
         raise OwnerError(
             f"{name} is not a model of transformers: attach to the causal language model itself"
-            + (f", which is `model.{inside}`; the adapter then acts in the object around it too." if inside else ".")
+            + (f", `model.{inside}`; the adapter then acts in the wrapper as well." if inside else ".")
         )
     if getattr(model.config, "is_encoder_decoder", False):
-        raise OwnerError(f"{name} is an encoder-decoder: an adapter plugs into causal language models only.")
+        raise OwnerError(f"{name} is an encoder-decoder: use a causal language model, the only kind that is supported.")
     return output_embedding(model)
 
 
 _INNER = ("_orig_mod", "get_base_model()", "module")
-"""Where objects around a model hold it: a compiled one, PEFT's, and those of parallel training."""
+"""Where wrappers hold the wrapped model: compiled models, PEFT, and parallel training."""
 
 
 def _require_dimensions(output_head: nn.Module, adapter: Adapter, head: Head) -> None:

@@ -1,4 +1,4 @@
-"""How long the prompts of a batch are, in tokens without their padding."""
+"""Lengths of the prompts of a batch, in tokens without padding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pema.generation.sequences import Sequence
 
 
 def shown_to(arguments: Mapping[str, Any]) -> Tensor | None:
-    """What a forward pass or a call of `generate` is given: (rows, columns) tokens or (rows, columns, d) embeddings."""
+    """Return the input of a forward pass or a call of `generate`: tokens (rows, columns) or embeddings (..., d)."""
     embeddings, ids, inputs = (arguments.get(name) for name in ("inputs_embeds", "input_ids", "inputs"))
     return next((given for given in (embeddings, ids, inputs) if given is not None), None)
 
@@ -21,53 +21,54 @@ def shown_to(arguments: Mapping[str, Any]) -> Tensor | None:
 def lengths_of_call(
     arguments: Mapping[str, Any], pad: int | None, ends: int | list[int] | None, before: Sequence | None
 ) -> Tensor:
-    """(items,) tokens of each prompt that a call of `generate` is given, read the way that `generate` reads them.
+    """Return (items,), the number of tokens of each prompt of a call of `generate`, read as `generate` reads them.
 
     Args:
-        arguments: those of the call, by name.
+        arguments: the arguments of the call, by name.
         pad: the padding token in force.
         ends: the end-of-sequence tokens in force.
-        before: what the state in the arguments stands for.
+        before: the sequence of the state in the arguments.
 
     Raises:
-        ConfigError: they go on from a state that does not say its length.
+        ConfigError: the prompts continue from a state that does not report its length.
     """
-    shown, mask = shown_to(arguments), arguments.get("attention_mask")
+    given, mask = shown_to(arguments), arguments.get("attention_mask")
     if mask is not None:
         lengths: Tensor = mask.sum(-1)
         return lengths
-    if shown is None:
-        # `generate` begins with one token, beginning of sequence.
+    if given is None:
+        # `generate` starts with one token, beginning of sequence.
         return torch.ones(1, dtype=torch.int64)
     held = 0
     if before is not None:
         if before.columns is None:
             raise ConfigError(
-                "The state that generate goes on from does not say its length, so that of the prompt cannot be known: "
-                "give an attention mask over the whole prompt, or call inside `attached.inputs(source_lengths=...)`."
+                "The state that generate continues from does not report its length, so the length of the prompt is "
+                "unknown: give an attention mask over the whole prompt, or call inside "
+                "`attached.inputs(source_lengths=...)`."
             )
         # A state of linear attention is followed by new tokens only; the others by the whole prompt, or by new tokens.
-        held = before.columns if not before.tells or shown.shape[1] <= before.columns else 0
-    if shown.ndim == 2 and pad is not None and pad not in (ends if isinstance(ends, list) else [ends]):
-        return (shown != pad).sum(-1) + held
-    return torch.full((len(shown),), shown.shape[1] + held, device=shown.device)
+        held = before.columns if not before.tells or given.shape[1] <= before.columns else 0
+    if given.ndim == 2 and pad is not None and pad not in (ends if isinstance(ends, list) else [ends]):
+        return (given != pad).sum(-1) + held
+    return torch.full((len(given),), given.shape[1] + held, device=given.device)
 
 
-def lengths_of_pass(arguments: Mapping[str, Any], shown: Tensor, columns: int) -> Tensor:
-    """(rows,) tokens of each prompt in a forward pass whose first `columns` positions are the prompts.
+def lengths_of_pass(arguments: Mapping[str, Any], given: Tensor, columns: int) -> Tensor:
+    """Return (rows,), the number of tokens of each prompt in a pass whose first `columns` positions are the prompts.
 
     Raises:
-        ConfigError: the pass has an attention mask from which they cannot be read.
+        ConfigError: the attention mask of the pass does not tell the lengths.
     """
     mask, positions = arguments.get("attention_mask"), arguments.get("position_ids")
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= columns:
         lengths: Tensor = mask[:, :columns].sum(-1)
         return lengths
-    if mask is not None and isinstance(positions, Tensor) and positions.ndim == 2 and shown.shape[1] == columns:
-        return (positions[:, -1] + 1).expand(len(shown))
+    if mask is not None and isinstance(positions, Tensor) and positions.ndim == 2 and given.shape[1] == columns:
+        return (positions[:, -1] + 1).expand(len(given))
     if mask is not None:
         raise ConfigError(
             "The prompts' lengths cannot be read from an attention mask that is not (batch, length): call the model's "
             "`generate`, or give them with `attached.inputs(source_lengths=...)`."
         )
-    return torch.full((len(shown),), columns, device=shown.device)
+    return torch.full((len(given),), columns, device=given.device)

@@ -1,4 +1,4 @@
-"""Sequences that grow pass by pass, known by the state that the model hands on: how many positions each one has."""
+"""Number of positions of each sequence that grows pass by pass, identified by the model's state (its cache)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pema.generation.steps import Weights
 
 @dataclass(frozen=True)
 class Sequence:
-    """What one state stands for.
+    """The sequence of one state.
 
     Attributes:
-        columns: positions that the model has run; None where neither we nor the state can say.
-        prompt: positions among them that were the prompt; None where they ran before the adapter was attached.
-        lengths: (items,) tokens of the prompts without padding; None where they were not asked for.
-        weights: those of the latest pass.
-        block: the `inputs` block that they hold in.
-        said: what the state itself says of its length; None for one that does not say.
+        columns: number of positions that the model has run; None where it is unknown.
+        prompt: number of them that belong to the prompt; None where they ran before the adapter was attached.
+        lengths: (items,) tokens of the prompts without padding; None where they were not needed.
+        weights: the weights of the latest pass.
+        block: the `inputs` block in which the weights are valid.
+        said: the length that the state itself reports; None where it reports none.
     """
 
     columns: int | None
@@ -37,15 +37,15 @@ class Sequence:
 
     @property
     def tells(self) -> bool:
-        """Whether what the state says is true, so that it may be believed where it was cropped or reset."""
+        """Return whether the state reports its true length, so that its report is valid after a crop or a reset."""
         return self.said == self.columns
 
 
 class Sequences:
-    """Counts the positions of each state, since not every state says how many it holds.
+    """Counter of the positions of each state, because not every state reports how many it holds.
 
-    A state is an object that the model changes in place and returns. A state with attention says its length, which goes
-    back where it is cropped; one of linear attention or Mamba does not.
+    A state is an object that the model changes in place and returns. A state with attention reports its length, which
+    decreases when it is cropped; a state of linear attention or Mamba does not.
     """
 
     def __init__(self) -> None:
@@ -53,34 +53,34 @@ class Sequences:
         self._lock = threading.Lock()
 
     def before(self, state: object) -> Sequence | None:
-        """The sequence that a pass with `state` goes on from; None where it begins a new one.
+        """Return the sequence that a pass with `state` continues, or None where the pass starts a new one.
 
         Raises:
-            OwnerError: the object is no state that can be told from another, or one that does not say its length was
+            OwnerError: the object cannot be identified as a state, or a state that does not report its length was
                 changed outside the model.
         """
         if state is None:
             return None
-        sequence, said = self._get(state), length_said(state)
+        sequence, length = self._get(state), length_said(state)
         if sequence is None:
-            return Sequence(said or None, None, said=said or None) if said or _is_filled(state) else None
+            return Sequence(length or None, None, said=length or None) if length or _is_filled(state) else None
         if sequence.tells:
-            return replace(sequence, columns=said, said=said) if said else None
-        if said != sequence.said:
+            return replace(sequence, columns=length, said=length) if length else None
+        if length != sequence.said:
             raise OwnerError(
-                f"A cache of type {type(state).__name__} was changed outside the model, and does not say its length: "
-                "begin again with a new one."
+                f"A cache of type {type(state).__name__} was changed outside the model, and does not report its "
+                "length: start again with a new cache."
             )
         return sequence if _is_filled(state) else None
 
     def count(self, state: object, sequence: Sequence) -> None:
-        """Note what `state` stands for now."""
+        """Record the current sequence of `state`."""
         sequence = replace(sequence, said=length_said(state))
         with self._lock:
             self._known[state] = sequence
 
     def forget(self, state: object) -> None:
-        """Something else goes on from `state`."""
+        """Drop the record of `state`, because other code continues from it."""
         with self._lock:
             self._known.pop(state, None)
 
@@ -90,19 +90,19 @@ class Sequences:
                 return self._known.get(state)
         except TypeError:
             raise OwnerError(
-                f"A cache of type {type(state).__name__} does not say its length: use a DynamicCache."
+                f"A cache of type {type(state).__name__} does not report its length: use a DynamicCache."
             ) from None
 
 
 def length_said(state: object) -> int | None:
-    """Positions that a state says it holds, by the longest of its layers; None for one that does not say."""
+    """Return the number of positions that a state reports, the maximum over its layers; None where it reports none."""
     layers = getattr(state, "layers", None) or [state]
     lengths = [int(layer.get_seq_length()) for layer in layers if hasattr(layer, "get_seq_length")]
     return max(lengths, default=None)
 
 
 def _is_filled(state: object) -> bool:
-    """Whether a state that does not say its length holds anything."""
+    """Return whether a state that does not report its length holds anything."""
     holders = [state, *(layer for layer in getattr(state, "layers", []) if not hasattr(layer, "get_seq_length"))]
     return any(bool(tensor.any()) for holder in holders for tensor in _tensors(getattr(holder, "__dict__", {})))
 

@@ -1,4 +1,4 @@
-"""Settings of decoding: the user's and ours, never those that a PLM's folder brings along."""
+"""Decoding settings: the user's and the package's, never those stored in a PLM's folder."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ HONOURED = frozenset(
         *("use_cache", "cache_implementation", "cache_config", "compile_config", "disable_compile"),
     )
 )
-"""Fields of transformers' GenerationConfig that decode as they say, for every text as if it were alone."""
+"""Supported fields of transformers' GenerationConfig: each text is decoded as if it were alone in its batch."""
 
 ARGUMENTS = ("logits_processor", "stopping_criteria")
-"""Arguments of the model's `generate` that are passed on, beside ours."""
+"""Arguments of the model's `generate` that are passed on, together with the package's own."""
 
 STOPS = ("stop_strings", "stopping_criteria")
 
@@ -36,30 +36,28 @@ KNOWN = sorted({*HONOURED, *ARGUMENTS, "max_length", *(field.name for field in f
 """What `generate` may be given."""
 
 OF_THE_HISTORY = ("logits_processor", "no_repeat_ngram_size", "repetition_penalty")
-"""Settings that look at all tokens of a row, padding included."""
+"""Settings that read all tokens of a row, padding included."""
 
 _ATTACH = "attach the adapter with pema.attach, and call the model's own generate"
-_ALONE = "it would make a text depend on what else is in its batch"
+_ALONE = "it would make a text depend on the rest of its batch"
 _WHY: dict[str, tuple[str, ...]] = {
-    "one text comes of each source: give a source several times, and sample with do_sample=True": (
-        "num_return_sequences",
-    ),
-    f"texts come back: {_ATTACH}": (
+    "each source gives one text: repeat the source, and sample with do_sample=True": ("num_return_sequences",),
+    f"only texts are returned: {_ATTACH}": (
         *("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states"),
         "streamer",
     ),
-    "prompts are made of the sources and the template": (
+    "prompts are built from the sources and the template": (
         *("inputs", "input_ids", "attention_mask", "inputs_embeds", "position_ids"),
         *("bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "token_healing", "prefill_chunk_size"),
     ),
-    f"drafting decodes single texts: {_ATTACH}": (
+    f"assisted decoding supports single texts only: {_ATTACH}": (
         *("assistant_model", "assistant_tokenizer", "num_assistant_tokens", "assistant_early_exit"),
         *("prompt_lookup_num_tokens", "use_mtp", "speculation_type"),
     ),
-    "it asks the PLM for a second text in every step, of which the adapter knows nothing": (
+    "it runs the PLM on a second text in every step, which the adapter does not see": (
         *("guidance_scale", "negative_prompt_ids", "negative_prompt_attention_mask"),
     ),
-    "transformers no longer holds it": (
+    "transformers no longer includes it": (
         *("custom_generate", "trust_remote_code", "penalty_alpha", "dola_layers", "low_memory"),
         *("num_beam_groups", "diversity_penalty", "constraints", "force_words_ids"),
     ),
@@ -68,23 +66,23 @@ _WHY: dict[str, tuple[str, ...]] = {
     "padding is never read": ("pad_token_id",),
     f"{_ALONE}: give min_new_tokens": ("min_length",),
     f"{_ALONE}: give max_new_tokens": ("forced_eos_token_id",),
-    "texts are decoded in an order of their own, so its batch_id means nothing: give a logits_processor": (
+    "texts are reordered before decoding, so its batch_id is meaningless: give a logits_processor": (
         "prefix_allowed_tokens_fn",
     ),
 }
 REFUSED = {name: reason for reason, names in _WHY.items() for name in names}
-"""Settings that cannot be meant here, and why."""
+"""Settings that are not applicable here, with the reason."""
 
 
 def check(settings: Mapping[str, Any], ends: Sequence[int]) -> None:
-    """Refuse settings of decoding that cannot be meant, before anything is generated.
+    """Check decoding settings before anything is generated.
 
     Args:
-        settings: by name.
-        ends: the tokens that end a sequence.
+        settings: the settings, by name.
+        ends: the end-of-sequence tokens.
 
     Raises:
-        ConfigError: names the setting, and what to do instead.
+        ConfigError: a setting is unknown or not applicable; the message names it, and what to do instead.
     """
     known = GenerationConfig()
     for name, value in settings.items():
@@ -93,7 +91,7 @@ def check(settings: Mapping[str, Any], ends: Sequence[int]) -> None:
         if name in ARGUMENTS and not isinstance(value, list | tuple | None):
             raise ConfigError(f"{name} must be a list, not a {type(value).__name__}.")
         if name in REFUSED:
-            raise ConfigError(f"{name} is no setting of pema.generate: {REFUSED[name]}.")
+            raise ConfigError(f"{name} is not a setting of pema.generate: {REFUSED[name]}.")
         among([each for each in KNOWN if each not in HONOURED or hasattr(known, each)], [name], "pema.generate")
     for names, switch, on in (
         (SAMPLING, "do_sample=True", settings["do_sample"]),
@@ -101,13 +99,13 @@ def check(settings: Mapping[str, Any], ends: Sequence[int]) -> None:
     ):
         idle = [name for name in names if settings.get(name) is not None]
         if idle and not on:
-            raise ConfigError(f"{idle[0]} does nothing without {switch}: give both, or neither.")
+            raise ConfigError(f"{idle[0]} has no effect without {switch}: give both, or neither.")
     if settings.get("cache_implementation") == "paged":
-        raise ConfigError("cache_implementation='paged' decodes in batches of its own: leave it out.")
+        raise ConfigError("cache_implementation='paged' forms its own batches: leave it out.")
     if not ends and any(settings.get(name) for name in STOPS):
         raise ConfigError(
             f"{' and '.join(name for name in STOPS if settings.get(name))}: the PLM has no end-of-sequence token, so a "
-            "text that has stopped cannot wait for the others: give eos_token_id."
+            "text that has stopped cannot be padded until the others finish: give eos_token_id."
         )
 
 
@@ -117,11 +115,11 @@ _BORROWED: dict[int, tuple[int, GenerationConfig]] = {}
 
 @contextlib.contextmanager
 def without_own_settings(model: PreTrainedModel) -> Iterator[None]:
-    """Decode as if the model's folder held no generation settings; threads may do so at the same time.
+    """Ignore the generation settings of the model's folder inside the block; safe with concurrent threads.
 
-    transformers takes every setting that a call leaves out from `model.generation_config`, so it is empty meanwhile.
+    transformers reads every setting that a call leaves out from `model.generation_config`, so it is empty meanwhile.
     """
-    # peft hands the settings of its wrapper to the model inside.
+    # peft passes the settings of its wrapper to the wrapped model.
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     with _LOCK:
         count, own = _BORROWED.get(id(inner), (0, inner.generation_config))
