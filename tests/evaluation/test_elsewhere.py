@@ -148,9 +148,9 @@ def test_evaluate_takes_the_scores(folder, scored, capsys, monkeypatch):
 def test_scores_of_other_texts_are_refused(folder, scored):
     metric = ScoredElsewhere(scored[:1])
     references = read_lines(folder / "ref")
-    with pytest.raises(DataError, match=r"not the hypotheses that comet was computed on \(.*lora-seed0.json\): score"):
+    with pytest.raises(DataError, match=r"comet was computed on other hypotheses \(.*lora-seed0.json\): score"):
         metric.statistics(SYSTEMS["plm"], references)
-    with pytest.raises(DataError, match="not the references that comet was computed on"):
+    with pytest.raises(DataError, match="comet was computed on other references"):
         metric.statistics(SYSTEMS["lora-seed0"], ["x", *references[1:]])
 
 
@@ -160,23 +160,23 @@ def change(path, **changes):
 
 
 def test_files_that_hold_no_scores_are_refused(folder, scored):
-    with pytest.raises(DataError, match="no file of scores is given"):
+    with pytest.raises(DataError, match="no score file is given"):
         ScoredElsewhere([])
     with pytest.raises(DataError, match=r"nowhere.json does not exist"):
         ScoredElsewhere([folder / "nowhere.json"])
     change(scored[0], metric=None)
-    with pytest.raises(DataError, match=r"does not hold scores .*KeyError"):
+    with pytest.raises(DataError, match=r"is not a score file .*KeyError"):
         ScoredElsewhere(scored)
     change(scored[0], metric="metricx")
-    with pytest.raises(DataError, match="scores of one metric belong together, and these are of comet and metricx"):
+    with pytest.raises(DataError, match="score files hold different metrics, comet and metricx: give"):
         ScoredElsewhere(scored)
     change(scored[0], metric="comet", signature="COMET|model:other")
-    with pytest.raises(DataError, match=r"made in different ways: .*other.*Score all alike"):
+    with pytest.raises(DataError, match=r"the scores have different signatures, .*other.*: score all"):
         ScoredElsewhere(scored)
     for segments, reason in (
-        ([], "one number a segment"),
-        ([[1.0]], "one number a segment"),
-        (3, "one number a segment"),
+        ([], "one finite number per segment"),
+        ([[1.0]], "one finite number per segment"),
+        (3, "one finite number per segment"),
         ([1.0, float("nan")], "NaN is not a JSON number"),
     ):
         change(scored[0], segments=segments)

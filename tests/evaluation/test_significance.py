@@ -99,7 +99,7 @@ def test_seed_decides():
 
 
 def test_what_cannot_be_compared():
-    with pytest.raises(ConfigError, match="samples 0 compares nothing"):
+    with pytest.raises(ConfigError, match="samples must be at least 1, not 0"):
         paired_bootstrap(exact_match(), ["a"], ["a"], ["a"], samples=0)
     with pytest.raises(DataError, match="not aligned: 1 baseline, 2 system, 1 references"):
         paired_bootstrap(exact_match(), ["a"], ["a", "b"], ["a"])

@@ -103,7 +103,7 @@ def test_long_texts_are_cut_at_the_models_window_and_said(tokenizer, capsys, kin
         classifier.model, tokenizer, "a b c d e f g h i j k l m n o p q r s t u v w x y z" * 3, window=classifier.window
     )
     np.testing.assert_allclose(found[0], cut, atol=1e-5)
-    assert f"1 of 2 texts are cut to the {window} tokens" in capsys.readouterr().err
+    assert f"1 of 2 texts are truncated to the {window} tokens" in capsys.readouterr().err
 
 
 def test_known_answers(tokenizer, tmp_path):
@@ -187,7 +187,7 @@ def test_labels_and_sources_that_are_missing_are_refused(folder, classifier):
 
 def test_models_that_do_not_classify_into_styles_are_refused(tokenizer):
     one = {"id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-    with pytest.raises(ConfigError, match=r"not a classifier into labels that exclude each other \(it has 1"):
+    with pytest.raises(ConfigError, match=r"not a classifier with several mutually exclusive labels \(it has 1"):
         StyleClassifier(build(**one), tokenizer)
     with pytest.raises(ConfigError, match="problem_type='multi_label_classification'"):
         StyleClassifier(build(problem_type="multi_label_classification"), tokenizer)

@@ -143,7 +143,7 @@ def test_candidates_that_share_a_training_are_one_trial(folder):
         ("dev = {", "test = {", "small.toml is not TOML"),
         ("dev = {", "dve = {", r"'data.dve' is not a setting of \[data\]: did you mean 'dev'\?"),
         ('title = "A comparison"', 'name = "../up"', "name '../up' becomes a folder"),
-        ('title = "A comparison"', 'metrics = ["blue"]', "no metric is called 'blue'"),
+        ('title = "A comparison"', 'metrics = ["blue"]', "metric 'blue' is unknown"),
         ('title = "A comparison"', 'metrics = ["formality_accuracy"]', "needs formal and informal references"),
         ('title = "A comparison"', 'metrics = ["bleu:moses"]', "sacreBLEU has no tokenizer 'moses'"),
         ('title = "A comparison"', "metrics = []", "metrics is empty"),

@@ -1,1 +1,1 @@
-"""Metrics, each with its signature; perplexity; paired significance; aligned outputs on the disk."""
+"""Metrics, each with its signature; perplexity; paired significance tests; aligned output files."""

@@ -1,12 +1,12 @@
 r"""Exact match and F1 of answers, normalised as the SQuAD scorer does (Rajpurkar et al. 2016), with two differences.
 
 The SQuAD scorer drops case, ASCII punctuation and the words a, an and the, which makes different answers equal. Here
-composed and decomposed letters are the same (NFC), and these stay:
+composed and decomposed letters are equal (NFC), and the following are kept:
 
-- symbols (`# $ % & * + < = > @ \ ^ | ~`), a sign in front of a number and what separates two digits, thousands apart:
-  "C++" is not "C", "-1" is not "1", "1.5" is not "15", and "1,000" is "1000";
-- an article that no word follows: "vitamin A" is not "vitamin", and "A" is an answer;
-- an answer of punctuation alone.
+- symbols (`# $ % & * + < = > @ \ ^ | ~`), a sign before a number, and separators between two digits except for
+  thousands: "C++" differs from "C", "-1" from "1" and "1.5" from "15", but "1,000" equals "1000";
+- an article that is not followed by a word: "vitamin A" differs from "vitamin", and "A" is an answer;
+- an answer that consists of punctuation only.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ PUNCTUATION = re.compile(
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case, without punctuation, English articles and extra spaces; see above for what stays."""
+    """Lowercase an answer; remove punctuation, English articles and extra spaces, with the exceptions listed above."""
     folded = " ".join(canonical(text).lower().split())
     return " ".join(PUNCTUATION.sub("", ARTICLE.sub("", folded)).split()) or folded
 
 
 def matches_exactly(hypothesis: str, reference: str) -> float:
-    """1 where both are equal after normalisation, else 0."""
+    """Return 1 where both are equal after normalisation, else 0."""
     return float(normalise_answer(hypothesis) == normalise_answer(reference))
 
 
 def word_f1(hypothesis: str, reference: str) -> float:
-    """F-measure of shared words, 0 to 1; two answers without words are equal, as in SQuAD 2.
+    """Return the F-measure of shared words, 0 to 1; two answers without words are equal, as in SQuAD 2.
 
-    In scripts that are written without spaces every character is a word.
+    In scripts written without spaces each character is a word.
     """
     left, right = tokens(normalise_answer(hypothesis)), tokens(normalise_answer(reference))
     if not left or not right:
@@ -50,10 +50,10 @@ def word_f1(hypothesis: str, reference: str) -> float:
 
 
 def exact_match() -> Mean:
-    """Share of answers that match exactly, 0 to 100."""
+    """Build the metric: percentage of answers that match exactly, 0 to 100."""
     return Mean(matches_exactly, "exact_match|norm:squad,symbols", 100.0)
 
 
 def f1() -> Mean:
-    """Mean word F1, 0 to 100."""
+    """Build the metric: mean word F1, 0 to 100."""
     return Mean(word_f1, "f1|norm:squad,symbols|tok:spaces,unspaced:chars", 100.0)

@@ -1,4 +1,4 @@
-"""What counts as the same character, and as a word, in every script."""
+"""Equality of characters, and word boundaries, in all scripts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ UNSPACED = (
     "\U0001b000-\U0001b16f\U00020000-\U0003ffff"
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\uaa60-\uaadf"
 )
-"""Ranges of the scripts that are written without spaces between words: Han, kana, bopomofo; Thai, Lao, Myanmar, Khmer,
-Tai Le, New Tai Lue, Tai Tham, Tai Viet (what UAX #14 calls ideographic and complex-context characters)."""
+"""Ranges of the scripts written without spaces between words: Han, kana, bopomofo; Thai, Lao, Myanmar, Khmer, Tai Le,
+New Tai Lue, Tai Tham, Tai Viet (the ideographic and complex-context characters of UAX #14)."""
 
 _LETTER_UNSPACED = re.compile(rf"(?=[{UNSPACED}])[^\W\d_]")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -23,9 +23,9 @@ KANA = re.compile("[\u3041-\u30ff\u31f0-\u31ff]")
 
 
 def canonical(text: str) -> str:
-    """`text` with composed letters (NFC), and with full- and half-width forms in their usual width.
+    """Normalise `text` to composed letters (NFC), and full- and half-width forms to their usual width.
 
-    Other compatibility characters stay what they are: "²" is not "2".
+    Other compatibility characters stay unchanged: "²" differs from "2".
     """
     if text.isascii():
         return text
@@ -35,20 +35,20 @@ def canonical(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text: runs of letters and digits with the marks that belong to them (categories Mn, Mc and Me).
+    """Return the words of a text: runs of letters and digits with their combining marks (categories Mn, Mc and Me).
 
-    In a script that is written without spaces every character, with its marks, is a word.
+    In a script written without spaces each character, with its marks, is a word.
     """
     return _word().findall(canonical(text))
 
 
 def tokens(text: str) -> list[str]:
-    """What spaces separate, and in a script that is written without them every character with its marks."""
+    """Split a text at spaces, and in scripts written without spaces into characters with their marks."""
     return text.split() if text.isascii() else _unspaced().sub(r" \g<0> ", text).split()
 
 
 def are_unspaced(texts: Iterable[str]) -> bool:
-    """Whether most letters of some texts belong to a script that is written without spaces."""
+    """Return whether most letters of the texts belong to a script written without spaces."""
     letters = unspaced = 0
     for text in texts:
         letters += len(_LETTER.findall(text))
@@ -62,7 +62,7 @@ def _has_other_width(character: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _mark() -> str:
-    """Matches a mark, or a zero-width joiner inside a word, which shapes it and does not end it."""
+    """Return a pattern for a combining mark, or for a zero-width joiner inside a word, which does not end the word."""
     points = map(chr, range(sys.maxunicode + 1))
     marks = re.escape("".join(each for each in points if unicodedata.category(each).startswith("M")))
     return f"(?:[{marks}]|[\u200c\u200d](?=[^\\W_]|[{marks}]))"

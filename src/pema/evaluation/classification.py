@@ -1,4 +1,4 @@
-"""Accuracy of labels."""
+"""Label accuracy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ END = re.compile(r"[\s.,;:!?…。、।]+$")
 
 
 def trimmed(label: str) -> str:
-    """A label without quotation marks around it and sentence punctuation behind it; punctuation alone is kept."""
+    """Remove enclosing quotation marks and final sentence punctuation; keep a label of punctuation only."""
     bare = END.sub("", label) or label
     quoted = QUOTED.fullmatch(bare)
     if quoted:
@@ -31,37 +31,37 @@ NORMALISATIONS: tuple[tuple[str, Callable[[str], str]], ...] = (
 
 
 class Accuracy:
-    """The share of hypotheses that are the reference label, 0 to 1.
+    """Fraction of hypotheses that equal the reference label, 0 to 1.
 
-    Labels are compared in composed letters (NFC) of usual width, with single spaces. Case, quotation marks around a
-    label and sentence punctuation behind it do not count, unless they tell two of the reference labels apart; signs and
-    other symbols always count.
+    Labels are compared in composed letters (NFC) of usual width, with single spaces. Case, enclosing quotation marks
+    and final sentence punctuation are ignored, unless they distinguish two of the reference labels; signs and other
+    symbols always count.
     """
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> Array:
-        """Whether each is right, 1, and whether each of `NORMALISATIONS` was made: (n, 4)."""
-        said, gold = [_spaced(text) for text in hypotheses], [_spaced(text) for text in references]
-        made = []
+        """Return (n, 4): whether each is correct, 1, and whether each of `NORMALISATIONS` was applied."""
+        predicted, gold = [_spaced(text) for text in hypotheses], [_spaced(text) for text in references]
+        applied = []
         for _, normalise in NORMALISATIONS:
             labels = set(gold)
             harmless = len({normalise(label) for label in labels}) == len(labels)
             if harmless:
-                said, gold = [normalise(text) for text in said], [normalise(text) for text in gold]
-            made.append(float(harmless))
-        return np.array([(a == b, 1.0, *made) for a, b in zip(said, gold, strict=True)], np.float64)
+                predicted, gold = [normalise(text) for text in predicted], [normalise(text) for text in gold]
+            applied.append(float(harmless))
+        return np.array([(a == b, 1.0, *applied) for a, b in zip(predicted, gold, strict=True)], np.float64)
 
     def value(self, totals: Array) -> float:
-        """The mean over the segments."""
+        """Return the mean over the segments."""
         return float(totals[0] / totals[1])
 
     def signature(self, totals: Array) -> str:
-        """The normalisations that were made, and how many segments there are."""
-        made = [name for (name, _), count in zip(NORMALISATIONS, totals[2:], strict=True) if count]
-        return f"accuracy|norm:{','.join(['nfc', 'width', *made])}|n:{int(totals[1])}|scale:1"
+        """Return the applied normalisations and the number of segments."""
+        applied = [name for (name, _), count in zip(NORMALISATIONS, totals[2:], strict=True) if count]
+        return f"accuracy|norm:{','.join(['nfc', 'width', *applied])}|n:{int(totals[1])}|scale:1"
 
 
 def accuracy() -> Accuracy:
-    """Share of hypotheses that are the reference label, 0 to 1."""
+    """Build the metric: fraction of hypotheses that equal the reference label, 0 to 1."""
     return Accuracy()
 
 

@@ -27,9 +27,8 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "f1": f1,
     "accuracy": accuracy,
 }
-"""The metrics that need nothing but hypotheses and references. `bleu:TOKENIZER` is BLEU with that tokenizer of
-sacreBLEU's; `formality_accuracy` needs annotated references, and `MEASURE:MODEL` a classifier (see
-`pema.evaluation.style`)."""
+"""The metrics that need only hypotheses and references. `bleu:TOKENIZER` is BLEU with that sacreBLEU tokenizer;
+`formality_accuracy` needs annotated references, and `MEASURE:MODEL` a classifier (see `pema.evaluation.style`)."""
 
 
 def evaluate(
@@ -45,21 +44,21 @@ def evaluate(
     """Score hypotheses against references.
 
     Args:
-        task: its metrics are computed unless `metrics` names others.
+        task: the task; its metrics are computed unless `metrics` names others.
         hypotheses: one per source.
         references: aligned with the hypotheses.
-        sources: aligned too, for `style_improvement`, the only metric that reads them.
-        annotated: formal and informal references with [F]...[/F] marks; `formality_accuracy` is then computed as well.
+        sources: aligned with the hypotheses; only `style_improvement` reads them.
+        annotated: formal and informal references with [F]...[/F] marks; adds `formality_accuracy` to the metrics.
         matching: how annotated phrases match; see `pema.evaluation.formality`.
         metrics: names of metrics.
 
     Returns:
-        Scores by the metric's name, in the order asked for.
+        Scores by metric name, in the requested order.
 
     Raises:
         DataError: the texts are not aligned, or there are none.
-        ConfigError: an unknown metric, or one without what it needs (annotated references, a classifier, sources).
-        OwnerError: a classifier that cannot be loaded.
+        ConfigError: a metric is unknown, or lacks its inputs (annotated references, a classifier, sources).
+        OwnerError: a classifier cannot be loaded.
     """
     aligned = {"hypotheses": hypotheses, "references": references}
     require_aligned(**aligned if sources is None else aligned | {"sources": sources})
@@ -75,7 +74,7 @@ def get_metric(
     matching: Matching | None = None,
     sources: Sequence[str] | None = None,
 ) -> Metric:
-    """The metric called `name`; see `evaluate` for the arguments and the errors."""
+    """Return the metric called `name`; see `evaluate` for the arguments and the errors."""
     if name == FORMALITY:
         if annotated is None:
             raise ConfigError(f"{FORMALITY} needs formal and informal references with [F]...[/F] marks: give both.")
@@ -86,5 +85,5 @@ def get_metric(
         return bleu(name.removeprefix(BLEU_WITH))
     if name not in METRICS:
         known = [*METRICS, f"{BLEU_WITH}TOKENIZER", FORMALITY, *(f"{measure}:MODEL" for measure in MEASURES)]
-        raise ConfigError(f"no metric is called {name!r}: choose among {', '.join(known)}.")
+        raise ConfigError(f"metric {name!r} is unknown: choose one of {', '.join(known)}.")
     return METRICS[name]()

@@ -1,20 +1,19 @@
 """Formality accuracy: M-ACC, matched accuracy, of CoCoA-MT (Nadejde et al. 2022).
 
-Phrases that mark formality stand in [F]...[/F] in a formal and an informal reference. A hypothesis is formal when it
-matches at least one phrase of the formal reference and none of the informal one, informal the other way round, and left
-out when it matches neither or both. M-ACC = formal / (formal + informal).
+Phrases that mark formality are enclosed in [F]...[/F] in a formal and an informal reference. A hypothesis is formal if
+it matches at least one phrase of the formal reference and none of the informal one, informal in the opposite case, and
+ignored if it matches neither or both. M-ACC = formal / (formal + informal).
 
-How a phrase matches, case-sensitive always:
+Three ways of matching a phrase, all case-sensitive:
 
-- `tokens`, as the official scorer does: every token of the phrase is a token of the hypothesis, in any order,
-  tokens being split at spaces. `du` is not in `durch`; but `Ihnen` is not in `mit Ihnen.` either.
-- `words`: the phrase as it stands, with no letter, digit or mark touching its ends. `Ihnen` is in `mit Ihnen.`.
-- `substring`, the official scorer's way for languages without spaces: the phrase as it stands, anywhere.
+- `tokens`, as in the official scorer: each token of the phrase is a token of the hypothesis, in any order, with tokens
+  split at spaces. `du` is not in `durch`; but `Ihnen` is not in `mit Ihnen.` either.
+- `words`: the exact phrase, not adjacent to a letter, digit or mark. `Ihnen` is in `mit Ihnen.`.
+- `substring`, as in the official scorer for languages without spaces: the exact phrase, anywhere.
 
-Where none is named, it is `substring` if most letters of the references belong to a script without spaces, and `tokens`
-otherwise.
+The default is `substring` if most letters of the references belong to a script without spaces, and `tokens` otherwise.
 
-Composed and decomposed letters are the same: both sides are compared in NFC.
+Composed and decomposed letters are equal: both sides are compared in NFC.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ MARK = re.compile(r"\[/?F\]")
 
 
 class FormalityAccuracy:
-    """M-ACC of hypotheses against annotated references, 0 to 1; as in the official scorer, 0 where none match."""
+    """M-ACC of hypotheses against annotated references, 0 to 1; 0 where none match, as in the official scorer."""
 
     LABELS: tuple[Formality, ...] = ("formal", "informal", "neither", "both")
 
@@ -46,8 +45,8 @@ class FormalityAccuracy:
         """Read the annotated references.
 
         Raises:
-            ConfigError: an unknown way of matching.
-            DataError: the references are not aligned, their marks are not balanced, or there are none at all.
+            ConfigError: the way of matching is unknown.
+            DataError: the references are not aligned, their marks are unbalanced, or there are no marks at all.
         """
         if matching is None:
             matching = "substring" if are_unspaced(map(strip_marks, (*formal, *informal))) else "tokens"
@@ -62,53 +61,53 @@ class FormalityAccuracy:
         self.matching: Matching = matching
 
     def labels(self, hypotheses: Sequence[str]) -> list[Formality]:
-        """What each hypothesis is."""
+        """Return the label of each hypothesis."""
         require_aligned(hypotheses=hypotheses, annotated_references=[""] * len(self.formal))
         matches = _MATCHING[self.matching]
-        found: list[Formality] = []
+        labels: list[Formality] = []
         for text, formal, informal in zip(hypotheses, self.formal, self.informal, strict=True):
             hypothesis = unicodedata.normalize("NFC", text)
             is_formal = any(matches(phrase, hypothesis) for phrase in formal)
             is_informal = any(matches(phrase, hypothesis) for phrase in informal)
             if is_formal == is_informal:
-                found.append("both" if is_formal else "neither")
+                labels.append("both" if is_formal else "neither")
             else:
-                found.append("formal" if is_formal else "informal")
-        return found
+                labels.append("formal" if is_formal else "informal")
+        return labels
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> Array:
-        """One-hot label of each hypothesis: (n, 4); the plain references are not read."""
+        """Return the one-hot label of each hypothesis, (n, 4); the plain references are not read."""
         labels = self.labels(hypotheses)
         return np.array([[label == each for each in self.LABELS] for label in labels], np.float64)
 
     def value(self, totals: Array) -> float:
-        """Formal / (formal + informal)."""
+        """Return formal / (formal + informal)."""
         matched = totals[0] + totals[1]
         return float(totals[0] / matched) if matched else 0.0
 
     def signature(self, totals: Array) -> str:
-        """The way of matching, and how many hypotheses were what."""
+        """Return the way of matching and the number of hypotheses per label."""
         counts = "|".join(f"{label}:{int(count)}" for label, count in zip(self.LABELS, totals, strict=True))
         return f"M-ACC|matching:{self.matching}|case:mixed|{counts}"
 
 
 def phrases(text: str, where: str = "reference") -> list[str]:
-    """The marked phrases of an annotated reference, in NFC.
+    """Return the marked phrases of an annotated reference, in NFC.
 
     Raises:
-        DataError: the marks are not balanced, or a phrase is blank; the message begins with `where`.
+        DataError: the marks are unbalanced, or a phrase is blank; the message starts with `where`.
     """
     marks = MARK.findall(text)
     if marks != ["[F]", "[/F]"] * (len(marks) // 2):
-        raise DataError(f"{where}: the marks [F] and [/F] are not balanced in {text!r}.")
-    found = [phrase.strip() for phrase in MARKED.findall(unicodedata.normalize("NFC", text))]
-    if len(found) != len(marks) // 2 or not all(found):
-        raise DataError(f"{where}: a marked phrase is blank in {text!r}.")
-    return found
+        raise DataError(f"{where}: the marks [F] and [/F] are not balanced in {text!r}: fix the reference.")
+    marked = [phrase.strip() for phrase in MARKED.findall(unicodedata.normalize("NFC", text))]
+    if len(marked) != len(marks) // 2 or not all(marked):
+        raise DataError(f"{where}: a marked phrase is blank in {text!r}: fix the reference.")
+    return marked
 
 
 def strip_marks(text: str) -> str:
-    """An annotated reference as plain text."""
+    """Remove the marks from an annotated reference."""
     return MARK.sub("", text)
 
 
@@ -117,13 +116,13 @@ def _as_tokens(phrase: str, hypothesis: str) -> bool:
 
 
 def _as_words(phrase: str, hypothesis: str) -> bool:
-    starts = (found.start() for found in re.finditer(f"(?={re.escape(phrase)})", hypothesis))
-    beside = ((hypothesis[:start][-1:], hypothesis[start + len(phrase) :][:1]) for start in starts)
-    return any(not _of_a_word(before) and not _of_a_word(after) for before, after in beside)
+    starts = (match.start() for match in re.finditer(f"(?={re.escape(phrase)})", hypothesis))
+    neighbours = ((hypothesis[:start][-1:], hypothesis[start + len(phrase) :][:1]) for start in starts)
+    return any(not _of_a_word(before) and not _of_a_word(after) for before, after in neighbours)
 
 
 def _of_a_word(character: str) -> bool:
-    """Whether a character, if there is one, is a letter, a digit or a mark on one."""
+    """Return whether `character` is a letter, a digit or a combining mark; False for an empty string."""
     return character.isalnum() or character == "_" or (bool(character) and unicodedata.category(character)[0] == "M")
 
 

@@ -1,4 +1,4 @@
-"""Metrics that are the mean of a number per segment."""
+"""Metrics that average one number per segment."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pema.evaluation.score import Array
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of `segment(hypothesis, reference)` over the corpus, times `scale`."""
+    """Metric that is the mean of `segment(hypothesis, reference)` over the corpus, times `scale`."""
 
     segment: Callable[[str, str], float]
     description: str
     scale: float
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> Array:
-        """The segment's number and 1, which counts it: (n, 2)."""
+        """Return (n, 2): the number of each segment, and 1 as its count."""
         pairs = zip(hypotheses, references, strict=True)
         return np.array([(self.segment(*pair), 1.0) for pair in pairs], np.float64)
 
     def value(self, totals: Array) -> float:
-        """The mean, scaled."""
+        """Return the scaled mean."""
         return float(self.scale * totals[0] / totals[1])
 
     def signature(self, totals: Array) -> str:
-        """What is averaged, over how many segments."""
+        """Return what is averaged, and the number of segments."""
         return f"{self.description}|n:{int(totals[1])}|scale:{self.scale:g}"

@@ -1,4 +1,4 @@
-"""How a metric is written: its name and the digits behind its point, the same in the terminal, on pages and in docs."""
+"""Names and decimal places of metrics, the same in the terminal, on pages and in the documentation."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import math
 from dataclasses import dataclass
 
 NOTHING = "–"
-"""What stands for a value that was not measured or is not finite."""
+"""Text for a value that was not measured or is not finite."""
 
 OF_100, OF_1 = 2, 3
-"""Digits behind the point of what goes to 100 and of what goes to 1."""
+"""Decimal places of metrics on a scale to 100 and of metrics on a scale to 1."""
 
 
 @dataclass(frozen=True)
 class Notation:
-    """How the values of a metric are written.
+    """Notation of a metric.
 
     Attributes:
-        title: the metric's name in headings.
-        decimals: digits behind the point, whatever the value is.
+        title: name of the metric in headings.
+        decimals: number of decimal places, for every value.
     """
 
     title: str
@@ -35,35 +35,35 @@ NOTATIONS = {
     "f1": Notation("F1", OF_100),
     "accuracy": Notation("accuracy", OF_1),
     "formality_accuracy": Notation("M-ACC", OF_1),
-    "comet": Notation("COMET", 4),  # as COMET's own command writes it
+    "comet": Notation("COMET", 4),  # as COMET's own command prints it
     "perplexity": Notation("perplexity", 2),
     "dev_perplexity": Notation("dev perplexity", 2),
     "cross_entropy": Notation("cross-entropy", 3),
     "auc": Notation("AUC", 3),
     "tpr": Notation("TPR", 3),
 }
-"""By the metric's name, without what stands behind its colon."""
+"""Notations by the name of the metric, without the part after its colon."""
 
 
 def notation(metric: str) -> Notation:
-    """How to write a metric; one that is not in the table has a scale to 1, as classifiers' judgements have."""
+    """Return the notation of a metric; one that is not in the table has a scale to 1, like classifier scores."""
     name, _, variant = metric.partition(":")
     known = NOTATIONS.get(name, Notation(name.replace("_", " "), OF_1))
     return Notation(f"{known.title} ({variant})", known.decimals) if variant else known
 
 
 def metric_name(metric: str) -> str:
-    """Name of a metric in headings."""
+    """Return the name of a metric in headings."""
     return notation(metric).title
 
 
 def score_text(metric: str, value: float | None, *, signed: bool = False) -> str:
-    """Write a metric's value, or a difference of two with its sign."""
+    """Format a value of a metric, or a signed difference of two values."""
     if value is None or not math.isfinite(value):
         return NOTHING
     return f"{value:{'+' if signed else ''},.{notation(metric).decimals}f}"
 
 
 def bounds_text(metric: str, low: float, high: float, *, signed: bool = False) -> str:
-    """Write the ends of an interval."""
+    """Format the bounds of an interval."""
     return f"{score_text(metric, low, signed=signed)} to {score_text(metric, high, signed=signed)}"

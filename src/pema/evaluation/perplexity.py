@@ -1,4 +1,4 @@
-"""Perplexity of the stored targets under the PLM, the adapter, or their mixture; needs no PLM."""
+"""Perplexity of the stored targets under the PLM, the adapter, or their mixture, computed without the PLM."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from pema.memory.reader import View
 from pema.owner.head import Head
 
 LOGITS_BYTES = 64 << 20
-"""float32 logits of one distribution that are alive at a time."""
+"""Maximum memory of the float32 logits of one distribution, in bytes."""
 
 
 def perplexity(view: View, head: Head, adapter: Adapter | None = None, schedule: Schedule | None = None) -> float:
     """Compute exp(-mean log P(y)) over the pairs of a memory.
 
-    P is P_LM without an adapter, P_PEMA with an adapter alone, and lambda_t P_PEMA + (1 - lambda_t) P_LM with a
-    schedule too. The contexts are those that the memory was built with: with `teacher` contexts this is the usual
-    perplexity per token of the targets, end-of-sequence included.
+    P is P_LM without an adapter, P_PEMA with an adapter alone, and lambda_t P_PEMA + (1 - lambda_t) P_LM with an
+    adapter and a schedule. The contexts are those that the memory was built with: with `teacher` contexts this is the
+    usual perplexity per target token, end-of-sequence included.
 
     Returns:
         A number from 1 to infinity.
 
     Raises:
-        ConfigError: a schedule without an adapter, or a view without pairs.
+        ConfigError: a schedule is given without an adapter, or the view has no pairs.
     """
     total, count = 0.0, 0
     for piece in target_log_probs(view, head, adapter, schedule):
         total += float(piece.sum())
         count += len(piece)
     if not count:
-        raise ConfigError("perplexity needs pairs, and this view has none.")
+        raise ConfigError("perplexity needs pairs, and this view has none: choose a view with at least one pair.")
     return math.exp(min(-total / count, 709.0)) if math.isfinite(total) else math.inf
 
 
 def target_log_probs(
     view: View, head: Head, adapter: Adapter | None = None, schedule: Schedule | None = None
 ) -> Iterator[Tensor]:
-    """Yield log P(y) of the pairs of a memory, in its order, in pieces of (b,); see `perplexity`."""
+    """Yield log P(y) of the pairs of a memory, in its order, in tensors of (b,); see `perplexity`."""
     if schedule is not None and adapter is None:
-        raise ConfigError("a schedule weighs the adapter against the PLM: give the adapter too.")
+        raise ConfigError("a schedule needs an adapter, which it weights against the PLM: give the adapter too.")
     training = adapter is not None and adapter.training
     if adapter is not None:
         adapter.eval()
@@ -69,6 +69,6 @@ def _log_probs(batch: Batch, head: Head, adapter: Adapter | None, schedule: Sche
     log_p_pema = log_p(head, adapter(f), y, adapter.tokens)
     if schedule is None:
         return log_p_pema
-    # One token's probability mixes as the whole distribution does: (b, 1) in place of (b, V).
+    # The mixture acts on each token separately, so (b, 1) is enough instead of (b, V).
     weights = schedule.weights(batch.steps, batch.source_lengths).to(device)
     return mix(log_p(head, f, y)[:, None], log_p_pema[:, None], weights)[:, 0]

@@ -1,4 +1,4 @@
-"""What a metric is, and the number that it gives: never without its signature."""
+"""The interface of metrics, and scores that always carry their signature."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's value.
+    """Value of a metric.
 
     Attributes:
-        value: on the scale of the metric's official scorer: 0 to 100 for BLEU, chrF, ROUGE, exact match and F1, 0 to 1
-            for the accuracies.
-        signature: what was computed and how, so that the number can be made again.
+        value: the value on the scale of the metric's official scorer: 0 to 100 for BLEU, chrF, ROUGE, exact match and
+            F1, 0 to 1 for the accuracies.
+        signature: what was computed and how, so that the number can be reproduced.
     """
 
     value: float
@@ -29,16 +29,16 @@ class Score:
 
 
 class Metric(Protocol):
-    """A corpus metric as a function of summed statistics, so that any resample of a corpus is scored at once."""
+    """Corpus metric as a function of summed statistics, so that resamples of a corpus are cheap to score."""
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> Array:
-        """Statistics of each segment: (n, k)."""
+        """Return the statistics of each segment, (n, k)."""
 
     def value(self, totals: Array) -> float:
-        """The metric of a corpus whose statistics sum to `totals`, (k,)."""
+        """Return the metric of a corpus whose statistics sum to `totals`, (k,)."""
 
     def signature(self, totals: Array) -> str:
-        """What the metric computes and how."""
+        """Return what the metric computes and how."""
 
 
 def score(metric: Metric, hypotheses: Sequence[str], references: Sequence[str]) -> Score:
@@ -53,14 +53,14 @@ def score(metric: Metric, hypotheses: Sequence[str], references: Sequence[str]) 
 
 
 def require_aligned(**texts: Sequence[str]) -> None:
-    """Refuse lists of different lengths, or of none.
+    """Check that lists have equal lengths and are not empty.
 
     Raises:
-        DataError: names the lists and how long they are.
+        DataError: they do not; the message gives the names and lengths of the lists.
     """
-    lengths = {name: len(found) for name, found in texts.items()}
+    lengths = {name: len(lines) for name, lines in texts.items()}
     if len(set(lengths.values())) > 1:
-        counted = ", ".join(f"{length} {name}" for name, length in lengths.items())
-        raise DataError(f"not aligned: {counted}. Give one of each a line, in the same order.")
+        counts = ", ".join(f"{length} {name}" for name, length in lengths.items())
+        raise DataError(f"not aligned: {counts}. Give one of each per line, in the same order.")
     if not all(lengths.values()):
         raise DataError(f"nothing to score: there are no {' and no '.join(lengths)}.")

@@ -1,11 +1,11 @@
-"""Style by a classifier: how formal the hypotheses are, as a transformers text-classification model sees them.
+"""Style metrics by a classifier: formality of the hypotheses according to a transformers text-classification model.
 
-A metric is named `MEASURE:MODEL` or `MEASURE:MODEL#LABEL`, where MODEL is a hub name or a local folder and LABEL the
-model's name of the wanted style (`formal` where none is given), for example
-`style_accuracy:s-nlp/roberta-base-formality-ranker`. The measures, with p = softmax(logits) at LABEL:
+A metric is named `MEASURE:MODEL` or `MEASURE:MODEL#LABEL`, where MODEL is a hub name or a local folder and LABEL is the
+model's name for the desired style (default `formal`), for example `style_accuracy:s-nlp/roberta-base-formality-ranker`.
+The measures, with p = softmax(logits) at LABEL:
 
 - `style_probability`: the mean of p, 0 to 1.
-- `style_accuracy`: the share of hypotheses whose most probable label is LABEL, 0 to 1.
+- `style_accuracy`: the fraction of hypotheses whose most probable label is LABEL, 0 to 1.
 - `style_improvement`: the mean of p(hypothesis) - p(source), -1 to 1.
 """
 
@@ -28,24 +28,24 @@ from pema.owner.weights import fingerprint
 PROBABILITY, ACCURACY, IMPROVEMENT = MEASURES = ("style_probability", "style_accuracy", "style_improvement")
 FORMAL = "formal"
 TOKENS = 8192
-"""Padded tokens of a batch, at most: a batch of long texts holds fewer of them."""
+"""Maximum number of padded tokens per batch: a batch of long texts holds fewer texts."""
 
 
 class StyleClassifier:
-    """P(label | text), (n, labels), of a text-classification model; every text is classified once."""
+    """Text-classification model that gives P(label | text), (n, labels); each text is classified once."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Take a classifier.
+        """Wrap a classifier.
 
         Raises:
-            ConfigError: the model is not one of several labels that exclude each other, or its tokenizer cannot pad.
+            ConfigError: the model does not have several mutually exclusive labels, or its tokenizer cannot pad.
         """
         self.name = name_of(model)
         labels = model.config.id2label
         if len(labels) < 2 or model.config.problem_type == "multi_label_classification":
             raise ConfigError(
-                f"{self.name} is not a classifier into labels that exclude each other (it has {len(labels)}, "
-                f"problem_type={model.config.problem_type!r}): give one with a label for each style."
+                f"{self.name} is not a classifier with several mutually exclusive labels (it has {len(labels)}, "
+                f"problem_type={model.config.problem_type!r}): choose a classifier with one label per style."
             )
         if tokenizer.pad_token_id is None:
             raise ConfigError(f"the tokenizer of {self.name} has no padding token (pad_token): set one.")
@@ -56,23 +56,23 @@ class StyleClassifier:
         self._known: dict[str, Array] = {}
 
     def label_index(self, label: str) -> int:
-        """Where `label` stands among the model's labels, whatever its case unless that tells two of them apart.
+        """Return the index of `label` among the model's labels; case is ignored unless it distinguishes two labels.
 
         Raises:
-            ConfigError: the model has no such label, or several; the message lists those that it has.
+            ConfigError: the model has no such label, or several; the message lists its labels.
         """
         if label in self.labels:
             return self.labels.index(label)
-        found = [i for i, each in enumerate(self.labels) if each.casefold() == label.casefold()]
-        if len(found) != 1:
+        indices = [i for i, each in enumerate(self.labels) if each.casefold() == label.casefold()]
+        if len(indices) != 1:
             raise ConfigError(
-                f"{self.name} has no label {label!r}; it has {', '.join(self.labels)}. Name the wanted style behind "
-                f"the model, e.g. {ACCURACY}:{self.name}#{self.labels[-1]}."
+                f"{self.name} has no label {label!r}; it has {', '.join(self.labels)}. Append the label of the desired "
+                f"style to the model, e.g. {ACCURACY}:{self.name}#{self.labels[-1]}."
             )
-        return found[0]
+        return indices[0]
 
     def probabilities(self, texts: Sequence[str]) -> Array:
-        """P(label | text): (n, labels). What lies beyond the model's window is cut off, with a note."""
+        """Return P(label | text), (n, labels). Texts longer than the model's window are truncated, with a note."""
         new = sorted({text for text in texts if text not in self._known})
         if new:
             self._classify(new)
@@ -80,13 +80,13 @@ class StyleClassifier:
 
     @torch.no_grad()
     def _classify(self, texts: list[str]) -> None:
-        # The characters of a special token in a text are characters.
+        # A special token that is spelled out in a text is ordinary text.
         text_alone: dict[str, Any] = {"split_special_tokens": True, "verbose": False}
         whole = [len(ids) for ids in self.tokenizer(texts, **text_alone)["input_ids"]]
         longer = sum(length > self.window for length in whole)
         if longer:
-            note(f"{longer} of {len(texts)} texts are cut to the {self.window} tokens that {self.name} reads.")
-        # Texts of like length share a batch; the shortest come first.
+            note(f"{longer} of {len(texts)} texts are truncated to the {self.window} tokens that {self.name} reads.")
+        # Texts of similar length share a batch; the shortest come first.
         order = sorted(range(len(texts)), key=whole.__getitem__)
         while order:
             size = 1
@@ -96,20 +96,20 @@ class StyleClassifier:
             inputs = self.tokenizer(
                 batch, padding=True, truncation=True, max_length=self.window, return_tensors="pt", **text_alone
             ).to(self.model.device)
-            found = self.model(**inputs).logits.float().softmax(-1).cpu().numpy().astype(np.float64)
-            self._known.update(zip(batch, found, strict=True))
+            p = self.model(**inputs).logits.float().softmax(-1).cpu().numpy().astype(np.float64)
+            self._known.update(zip(batch, p, strict=True))
 
 
 class Style:
-    """One measure of a classifier, on the contract of a metric; the references are not read."""
+    """Metric that is one measure of a classifier; the references are not read."""
 
     def __init__(
         self, measure: str, classifier: StyleClassifier, label: str = FORMAL, sources: Sequence[str] | None = None
     ) -> None:
-        """Take a measure, a label and, for `style_improvement`, the sources.
+        """Set the measure, the label and, for `style_improvement`, the sources.
 
         Raises:
-            ConfigError: the classifier has no such label, or `style_improvement` comes without sources.
+            ConfigError: the classifier has no such label, or `style_improvement` is used without sources.
         """
         if measure == IMPROVEMENT and sources is None:
             raise ConfigError(f"{IMPROVEMENT} compares the hypotheses with their sources: give the sources.")
@@ -117,22 +117,22 @@ class Style:
         self.index = classifier.label_index(label)
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> Array:
-        """The measure of each segment and 1, which counts it: (n, 2)."""
-        found = self.classifier.probabilities(hypotheses)
-        values = found[:, self.index]
+        """Return (n, 2): the measure of each segment, and 1 as its count."""
+        p = self.classifier.probabilities(hypotheses)
+        values = p[:, self.index]
         if self.measure == ACCURACY:
-            values = (found.argmax(1) == self.index).astype(np.float64)
+            values = (p.argmax(1) == self.index).astype(np.float64)
         elif self.measure == IMPROVEMENT and self.sources is not None:
             require_aligned(hypotheses=hypotheses, sources=self.sources)
             values = values - self.classifier.probabilities(self.sources)[:, self.index]
         return np.stack([values, np.ones(len(values))], 1)
 
     def value(self, totals: Array) -> float:
-        """The mean over the segments."""
+        """Return the mean over the segments."""
         return float(totals[0] / totals[1])
 
     def signature(self, totals: Array) -> str:
-        """The measure, the classifier with the first 12 digits of its weights' SHA-256, the label, the window."""
+        """Return the measure, the classifier with 12 digits of its weights' SHA-256, the label and the window."""
         c = self.classifier
         label = c.labels[self.index]
         model = f"model:{c.name}@{c.fingerprint[:12]}"
@@ -140,15 +140,15 @@ class Style:
 
 
 def is_style(name: str) -> bool:
-    """Whether a metric's name is one of this module's."""
+    """Return whether a metric name belongs to this module."""
     return name.partition(":")[0] in MEASURES
 
 
 def style(name: str, sources: Sequence[str] | None = None) -> Style:
-    """The metric called `MEASURE:MODEL` or `MEASURE:MODEL#LABEL`.
+    """Build the metric called `MEASURE:MODEL` or `MEASURE:MODEL#LABEL`.
 
     Raises:
-        ConfigError: no model is named, it has no such label, or `style_improvement` comes without sources.
+        ConfigError: no model is named, it has no such label, or `style_improvement` is used without sources.
         OwnerError: the model cannot be loaded.
     """
     measure, _, rest = name.partition(":")
@@ -162,7 +162,7 @@ def style(name: str, sources: Sequence[str] | None = None) -> Style:
 
 @lru_cache(maxsize=2)
 def load_classifier(name: str) -> StyleClassifier:
-    """Load a text-classification model, on an accelerator where there is one.
+    """Load a text-classification model, onto a GPU if one is available.
 
     Raises:
         OwnerError: it cannot be loaded, or the checkpoint lacks the classifier's weights.
@@ -174,10 +174,10 @@ def load_classifier(name: str) -> StyleClassifier:
 
 
 def _window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that the classifier reads: what both tokenizer and positions allow."""
+    """Return the number of tokens that the classifier reads: the limit of both its tokenizer and its positions."""
     positions = max_length(model, tokenizer)
     for name, module in model.named_modules():
-        # RoBERTa and its like count positions from behind the padding's.
+        # RoBERTa and similar models start their positions after the index of the padding.
         padding = getattr(module, "padding_idx", None)
         if name.endswith("position_embeddings") and padding is not None:
             positions -= padding + 1

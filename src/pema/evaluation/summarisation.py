@@ -1,9 +1,9 @@
 """ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004): F-measure, without stemming.
 
-On ASCII text the values are those of the `rouge-score` package with `use_stemmer=False`, which needs NLTK and drops
-every letter outside a to z. Here a word is a run of letters and digits of any script, with the marks that belong to
-them, in composed letters (NFC); in a script that is written without spaces (Chinese, Japanese, Thai, Lao, Khmer,
-Burmese) every character with its marks is a word.
+On ASCII text the values equal those of the `rouge-score` package with `use_stemmer=False`, which needs NLTK and drops
+all letters outside a to z. Here a word is a run of letters and digits of any script with their combining marks, in
+composed letters (NFC); in a script written without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character
+with its marks is a word.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from pema.evaluation.mean import Mean
 
 
 def rouge(kind: str) -> Mean:
-    """The metric `rouge1`, `rouge2` or `rougeL`, 0 to 100."""
+    """Build the metric `rouge1`, `rouge2` or `rougeL`, 0 to 100."""
     segment = {"rouge1": rouge_1, "rouge2": rouge_2, "rougeL": rouge_l}[kind]
     return Mean(segment, f"{kind}|measure:f1|case:lc|tok:words,unspaced:chars|stem:no", 100.0)
 
 
 def rouge_1(hypothesis: str, reference: str) -> float:
-    """F-measure of shared words, 0 to 1."""
+    """Return the F-measure of shared words, 0 to 1."""
     return _rouge_n(hypothesis, reference, 1)
 
 
 def rouge_2(hypothesis: str, reference: str) -> float:
-    """F-measure of shared pairs of adjacent words, 0 to 1."""
+    """Return the F-measure of shared pairs of adjacent words, 0 to 1."""
     return _rouge_n(hypothesis, reference, 2)
 
 
 def rouge_l(hypothesis: str, reference: str) -> float:
-    """F-measure of the longest common subsequence of words, 0 to 1."""
+    """Return the F-measure of the longest common subsequence of words, 0 to 1."""
     left, right = _words(hypothesis), _words(reference)
     return f_measure(longest_common_subsequence(left, right), len(left), len(right))
 
 
 def longest_common_subsequence(left: list[str], right: list[str]) -> int:
-    """Length of the longest common subsequence, a row of the table at a time in the bits of an integer.
+    """Return the length of the longest common subsequence; each row of the table is the bits of one integer.
 
     Bit i of `row` is 0 where the length grows at left[i] (Hyyrö 2004).
     """
@@ -53,7 +53,7 @@ def longest_common_subsequence(left: list[str], right: list[str]) -> int:
 
 
 def f_measure(shared: int, left: int, right: int) -> float:
-    """Harmonic mean of shared / left and shared / right; 0 where nothing is shared."""
+    """Return the harmonic mean of shared / left and shared / right; 0 where nothing is shared."""
     return 2 * shared / (left + right) if shared else 0.0
 
 

@@ -1,4 +1,4 @@
-"""BLEU and chrF, computed and signed by sacreBLEU."""
+"""BLEU and chrF, with sacreBLEU's computation and signatures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pema.evaluation.characters import HAN, KANA, are_unspaced
 from pema.evaluation.score import Array
 
 BY_SPACES = ("13a", "intl", "none")
-"""SacreBLEU's tokenizers that find words by the spaces between them."""
+"""SacreBLEU's tokenizers that split words at spaces."""
 
 DEFAULT, CHINESE, CHARACTERS = "13a", "zh", "char"
 
@@ -23,66 +23,66 @@ DEFAULT, CHINESE, CHARACTERS = "13a", "zh", "char"
 class Bleu:
     """BLEU, 0 to 100: mixed case, exponential smoothing.
 
-    The tokenizer is one of sacreBLEU's, named in the signature. Where none is given the references choose it: `13a`;
-    `zh` where most of their letters are Chinese; `char` where most belong to another script that is written without
-    spaces (Japanese, Thai, Lao, Khmer, Burmese).
+    The tokenizer is one of sacreBLEU's, named in the signature. The default depends on the references: `zh` if most of
+    their letters are Chinese, `char` if most belong to another script written without spaces (Japanese, Thai, Lao,
+    Khmer, Burmese), and `13a` otherwise.
     """
 
     def __init__(self, tokenizer: str | None = None) -> None:
-        """Take a tokenizer.
+        """Set the tokenizer.
 
         Raises:
-            ConfigError: sacreBLEU has no such tokenizer, or it needs what is not installed.
+            ConfigError: sacreBLEU has no such tokenizer, or the tokenizer needs a package that is not installed.
         """
         self._given = tokenizer
         self._bleu = _sacrebleu(tokenizer or DEFAULT)
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> Array:
-        """Matched and all n-grams of each segment, n = 1 to 4, and both lengths: (n, 10)."""
+        """Return (n, 10): for each segment the matched and all n-grams, n = 1 to 4, and both lengths."""
         _say_composition(hypotheses, references)
         suited = suited_tokenizer(references)
         if self._given is None:
             self._bleu = _sacrebleu(suited)
         elif self._given in BY_SPACES and suited != DEFAULT:
             note(
-                f"bleu:{self._given} finds words by spaces, and most of the references' letters belong to a script "
+                f"bleu:{self._given} splits words at spaces, but most letters of the references belong to a script "
                 f"without spaces: use bleu:{suited}."
             )
         scores = [self._bleu.corpus_score([each], [[gold]]) for each, gold in zip(hypotheses, references, strict=True)]
         return np.array([(*s.counts, *s.totals, s.sys_len, s.ref_len) for s in scores], np.float64)
 
     def value(self, totals: Array) -> float:
-        """The corpus score of summed counts."""
+        """Return the corpus score of summed counts."""
         counts = [int(count) for count in totals]
         return float(BLEU.compute_bleu(counts[:4], counts[4:8], counts[8], counts[9], smooth_method="exp").score)
 
     def signature(self, totals: Array) -> str:
-        """SacreBLEU's own signature."""
+        """Return sacreBLEU's own signature."""
         return f"BLEU|{self._bleu.get_signature()}"
 
 
 class Chrf:
     """ChrF2 (Popović 2015), 0 to 100: F-measure with beta = 2 of character n-grams, n = 1 to 6, without spaces.
 
-    Precision and recall are averaged over the n that both sides have, as sacreBLEU does by default.
+    Precision and recall are averaged over the orders n that both sides have, as sacreBLEU does by default.
     """
 
     ORDER = CHRF.CHAR_ORDER
     BETA = CHRF.BETA
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> Array:
-        """N-grams of the hypothesis, of the reference and of both, of each order: (n, 18)."""
+        """Return (n, 18): for each order the n-grams of the hypothesis, of the reference and of both."""
         _say_composition(hypotheses, references)
         return np.array(
             [
-                [number for n in range(1, self.ORDER + 1) for number in _shared(_unspaced(said), _unspaced(gold), n)]
-                for said, gold in zip(hypotheses, references, strict=True)
+                [count for n in range(1, self.ORDER + 1) for count in _shared(_unspaced(text), _unspaced(gold), n)]
+                for text, gold in zip(hypotheses, references, strict=True)
             ],
             np.float64,
         )
 
     def value(self, totals: Array) -> float:
-        """The corpus score of summed counts."""
+        """Return the corpus score of summed counts."""
         counts = totals.reshape(self.ORDER, 3)
         counts = counts[(counts[:, :2] > 0).all(1)]
         if not counts[:, 2].any():
@@ -92,55 +92,55 @@ class Chrf:
         return float(100 * ((1 + self.BETA**2) * p * r / (self.BETA**2 * p + r)))
 
     def signature(self, totals: Array) -> str:
-        """SacreBLEU's own signature."""
+        """Return sacreBLEU's own signature."""
         return f"chrF2|{_signed(CHRF()).get_signature()}"
 
 
 def bleu(tokenizer: str | None = None) -> Bleu:
-    """BLEU with a tokenizer of sacreBLEU's; see `Bleu`."""
+    """Build BLEU with one of sacreBLEU's tokenizers; see `Bleu`."""
     return Bleu(tokenizer)
 
 
 def chrf() -> Chrf:
-    """ChrF2 with sacreBLEU's defaults."""
+    """Build chrF2 with sacreBLEU's defaults."""
     return Chrf()
 
 
 def suited_tokenizer(references: Sequence[str]) -> str:
-    """The tokenizer of sacreBLEU's that suits the script of most letters of the references."""
+    """Return the sacreBLEU tokenizer that suits the script of most letters of the references."""
     if not are_unspaced(references):
         return DEFAULT
-    # Japanese is written in Chinese characters and kana; Chinese has no kana but in names.
+    # Japanese is written in Chinese characters and kana; Chinese has kana in names only.
     text = "".join(references)
     chinese, kana = len(HAN.findall(text)), len(KANA.findall(text))
     return CHINESE if chinese > 4 * kana and chinese else CHARACTERS
 
 
 def _say_composition(hypotheses: Sequence[str], references: Sequence[str]) -> None:
-    """Say so where one side alone has decomposed letters: sacreBLEU compares code points."""
+    """Note it if only one side has decomposed letters: sacreBLEU compares code points."""
     decomposed = [sum(not unicodedata.is_normalized("NFC", text) for text in side) for side in (hypotheses, references)]
     if any(decomposed) and not all(decomposed):
         side = "hypotheses" if decomposed[0] else "references"
         note(
-            f"{sum(decomposed):,} {side} are not in composed letters (NFC), the others are: BLEU and chrF tell them "
-            "apart. Normalise them first."
+            f"{sum(decomposed):,} {side} are not in composed letters (NFC), but the other side is: BLEU and chrF count "
+            "the two forms as different. Normalise both to NFC first."
         )
 
 
 def _sacrebleu(tokenizer: str) -> BLEU:
     if tokenizer not in BLEU.TOKENIZERS:
         raise ConfigError(
-            f"sacreBLEU has no tokenizer {tokenizer!r}: write bleu:TOKENIZER with one of {', '.join(BLEU.TOKENIZERS)}."
+            f"sacreBLEU has no tokenizer {tokenizer!r}: use bleu:TOKENIZER with one of {', '.join(BLEU.TOKENIZERS)}."
         )
     try:
         return _signed(BLEU(tokenize=tokenizer, force=True))
     except (ImportError, RuntimeError, OSError) as error:
-        said = " ".join(str(error).split())
-        raise ConfigError(f"sacreBLEU's tokenizer {tokenizer!r} cannot be used here: {said}") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"sacreBLEU's tokenizer {tokenizer!r} cannot be used here: {reason}") from error
 
 
 def _signed(metric: BLEU | CHRF) -> BLEU | CHRF:
-    """A metric of sacreBLEU that knows the number of references, which its signature names: one."""
+    """Set the number of references of a sacreBLEU metric to one, which its signature gives, and return the metric."""
     metric.corpus_score([""], [[""]])
     return metric
 
@@ -150,6 +150,6 @@ def _unspaced(text: str) -> str:
 
 
 def _shared(hypothesis: str, reference: str, n: int) -> tuple[int, int, int]:
-    """N-grams of both, and how many of them match; none of a hypothesis whose reference is shorter than n."""
-    said, gold = (Counter(text[i : i + n] for i in range(len(text) - n + 1)) for text in (hypothesis, reference))
-    return said.total() if gold else 0, gold.total(), (said & gold).total()
+    """Count the n-grams of both and their matches; 0 for a hypothesis whose reference is shorter than n."""
+    counts, gold = (Counter(text[i : i + n] for i in range(len(text) - n + 1)) for text in (hypothesis, reference))
+    return counts.total() if gold else 0, gold.total(), (counts & gold).total()
