@@ -152,7 +152,7 @@ def test_candidates_that_share_a_training_are_one_trial(folder):
         ("trials = 2", "trails = 2", r"'budget.trails' is not a setting of \[budget\]: did you mean 'trials'\?"),
         ("epochs = 3", "epochs = 0", r"budget\.epochs=0 is too small: it must be at least 1"),
         ('label = "PEMA"', 'label = "alone"', "two methods are labelled 'alone'"),
-        ('method = "pema"', 'method = "pemma"', "method 'pemma' is not known"),
+        ('method = "pema"', 'method = "pemma"', "method 'pemma' is unknown"),
         ("learning_rate = [1e-3, 1e-4]", "learning_rate = 1e-3", "PEMA: grid.learning_rate must be a list"),
         ("learning_rate = [1e-3, 1e-4]", 'preset = ["best"]', "PEMA: 'preset' is given in settings and in grid"),
         ("learning_rate = [1e-3, 1e-4]", "leraning_rate = [1e-3]", "PEMA: .*leraning_rate"),

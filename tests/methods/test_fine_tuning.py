@@ -223,7 +223,7 @@ def test_a_plm_whose_own_loss_is_not_finite_is_not_trained(folder, tmp_path):
     plm = LocalPLM.load(folder, dtype="float32")
     tokens = encode(plm, TASK.template, EXAMPLES)
     plm.model.model.norm.weight.data.fill_(math.nan)
-    with pytest.raises(AdapterError, match=r"the held-out loss is nan before training, so it is the PLM's own"):
+    with pytest.raises(AdapterError, match=r"the held-out loss is nan before training, so the PLM itself causes it"):
         fine_tune(plm.model, tokens, METHOD, job(folder), lambda: None)
 
 
@@ -254,10 +254,12 @@ def test_weights_that_cannot_be_used_are_refused(plm, folder, trained, tmp_path)
     stored = load_file(trained[1] / FILE)
     name = "model.norm.weight"
     save_file(stored | {name: torch.ones(3)}, tmp_path / FILE)
-    with pytest.raises(MismatchError, match=rf"was trained on another PLM: {name} \(3,\) is \(32,\) in it"):
+    with pytest.raises(
+        MismatchError, match=rf"was trained on another PLM: {name} \(3,\) has shape \(32,\) in this PLM"
+    ):
         METHOD.open(plm, job(folder), tmp_path, tmp_path)
     save_file({"ours": stored[name]}, tmp_path / FILE)
-    with pytest.raises(MismatchError, match=r"ours \(32,\) is not among its weights"):
+    with pytest.raises(MismatchError, match=r"ours \(32,\) is not a weight of this PLM"):
         METHOD.open(plm, job(folder), tmp_path, tmp_path)
 
 
@@ -278,5 +280,5 @@ def test_a_twin_shares_memory_until_it_gets_weights_of_its_own():
 def test_a_plm_spread_over_devices_has_no_twin():
     model = build_model()
     model.model.layers[0]._hf_hook = object()
-    with pytest.raises(OwnerError, match="LlamaForCausalLM are spread over devices by accelerate"):
+    with pytest.raises(OwnerError, match="LlamaForCausalLM are spread over several devices by accelerate"):
         twin(model)

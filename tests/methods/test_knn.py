@@ -401,8 +401,8 @@ def test_a_damaged_or_missing_file_is_refused(plm, copied, name):
     [
         (lambda values: values.update(pairs=3), "its digest does not match"),
         (lambda values: values.pop("digest"), "its digest does not match"),
-        (lambda values: values.update(version=9), "version 9, this pema reads 'pema-knn' version 1"),
-        (lambda values: values.update(format="other"), "of format 'other'"),
+        (lambda values: values.update(version=9), "version 9, but this pema reads 'pema-knn' version 1"),
+        (lambda values: values.update(format="other"), "has format 'other'"),
     ],
 )
 def test_a_description_that_was_changed_is_refused(plm, copied, change, message):
@@ -418,8 +418,8 @@ def test_a_description_that_was_changed_is_refused(plm, copied, change, message)
     [
         (lambda values, targets: values.update(pairs=3), "it does not hold 3 pairs"),
         (lambda values, targets: values.update(pairs="3"), "pairs='3' must be a whole number"),
-        (lambda values, targets: values.update(files=[]), "it lists other files than"),
-        (lambda values, targets: values["files"][0].update(file="../outside"), "it lists other files than"),
+        (lambda values, targets: values.update(files=[]), "it must list the files"),
+        (lambda values, targets: values["files"][0].update(file="../outside"), "it must list the files"),
         (lambda values, targets: values["plm"].update(d=0), "plm.d=0 is too small"),
         (lambda values, targets: targets.fill_(10**6), "its pairs are not those of"),
         (lambda values, targets: targets.fill_(-1), "its pairs are not those of"),
@@ -444,7 +444,7 @@ def test_an_index_with_impossible_contents_is_refused(plm, copied, change, messa
 
 
 def test_a_folder_without_an_index_is_refused(plm, tmp_path):
-    with pytest.raises(ExternalMemoryError, match="holds no readable kNN-LM index"):
+    with pytest.raises(ExternalMemoryError, match="has no readable kNN-LM index"):
         Index.load(tmp_path, plm.description)
 
 

@@ -68,7 +68,7 @@ def test_the_plan_spreads_the_kept_layers_evenly():
 
 
 def test_a_plan_without_a_middle_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="the PLM has 2 layers, so adapters=1 at either end leave none"):
+    with pytest.raises(ConfigError, match="the PLM has 2 layers, so adapters=1 at each end leave no middle layer"):
         METHOD.prepare(LocalPLM(build_model(), build_tokenizer()), job(tmp_path), tmp_path)
     with pytest.raises(DataError, match=r"emulator.json does not exist"):
         Plan.read(tmp_path)
@@ -83,7 +83,7 @@ def test_the_layers_are_the_longest_list_that_lies_in_no_other():
     model.towers = nn.ModuleList([nn.Linear(1, 1), nn.Module(), nn.Module(), nn.Module()])
     assert decoder_layers(model) == (model.body, "blocks")
     assert len(layers_of(build_model("gpt2", layers=3))) == 3
-    with pytest.raises(OwnerError, match="Linear is not understood: it has no list of layers of one kind"):
+    with pytest.raises(OwnerError, match="Linear is not supported by offsite: it has no list of layers of one class"):
         decoder_layers(nn.Linear(2, 2))
 
 
@@ -112,7 +112,7 @@ def test_an_emulator_that_keeps_all_layers_is_the_plm(five, tmp_path):
 def test_an_emulator_that_is_not_what_its_configuration_says_is_refused(five, tmp_path):
     found = shortened(five.model, [0, 2, 4])
     found.model.layers[1].register_forward_hook(lambda module, given, output: 2 * output)
-    with pytest.raises(OwnerError, match="LlamaForCausalLM with 3 of its layers is not what its configuration makes"):
+    with pytest.raises(OwnerError, match="LlamaForCausalLM with 3 of its layers gives other logits after it is saved"):
         save_emulator(found, five, tmp_path)
 
 
@@ -196,7 +196,7 @@ def test_distillation_brings_the_emulator_nearer_to_the_plm_without_any_target(f
 
 def test_distillation_that_diverges_says_so(five, tmp_path):
     method = dataclasses.replace(METHOD, distil_steps=9, distil_learning_rate=1e30)
-    with pytest.raises(AdapterError, match=r"the loss of distillation is nan at step \d: .* \(now 1e\+30\)"):
+    with pytest.raises(AdapterError, match=r"the distillation loss is nan at step \d: .* \(now 1e\+30\)"):
         method.prepare(five, job(tmp_path), tmp_path)
 
 
@@ -237,5 +237,5 @@ def test_a_plan_that_is_none_is_refused(tmp_path, text):
     from pema.methods.emulator import PLAN, Plan
 
     (tmp_path / PLAN).write_text(text)
-    with pytest.raises(DataError, match=r"emulator.json is no plan of an emulator: .* Prepare it again"):
+    with pytest.raises(DataError, match=r"emulator.json is not a valid emulator plan: .* Prepare it again"):
         Plan.read(tmp_path)

@@ -156,11 +156,11 @@ def test_lora_on_named_layers(plms, tmp_path):
         (
             "llama",
             LoRA(target_modules=["nothing"]),
-            r"lora does not fit LlamaForCausalLM \(Target modules .* give target",
+            r"lora does not fit LlamaForCausalLM \(Target modules .* set target",
         ),
-        ("cohere", IA3(), "ia3 does not fit CohereForCausalLM .*: give target_modules and feedforward_modules, names"),
-        ("mistral", PrefixTuning(), r"prefix-tuning does not fit MistralForCausalLM \(its attention slides past"),
-        ("gemma2", PrefixTuning(), r"prefix-tuning does not fit Gemma2ForCausalLM \(its attention slides past"),
+        ("cohere", IA3(), "ia3 does not fit CohereForCausalLM .*: set target_modules and feedforward_modules to"),
+        ("mistral", PrefixTuning(), r"prefix-tuning does not fit MistralForCausalLM \(its sliding-window attention"),
+        ("gemma2", PrefixTuning(), r"prefix-tuning does not fit Gemma2ForCausalLM \(its sliding-window attention"),
         ("falcon", PrefixTuning(), "prefix-tuning does not fit FalconForCausalLM .*: choose lora"),
         ("mamba", PrefixTuning(), "prefix-tuning does not fit MambaForCausalLM .*: choose lora"),
     ],
@@ -179,23 +179,23 @@ def test_ia3_on_an_architecture_that_peft_does_not_know(tmp_path):
 def test_the_prefix_takes_room_in_the_context_window(plms, tmp_path):
     folder, plm = plms["llama"]
     method = dataclasses.replace(METHODS["prefix-tuning"], prefix_length=100)
-    with pytest.raises(DataError, match=r"example 12: it has \d+ tokens, and behind 100 virtual ones llama reads 28"):
+    with pytest.raises(DataError, match=r"example 12: it has \d+ tokens, but after 100 virtual tokens llama reads 28"):
         run(method, job(folder), tmp_path / "long")
     short = (Example("a", "b"), Example("b", "a"))
     _, output = run(method, job(folder, examples=short, epochs=1), tmp_path / "short")
     with method.open(plm, job(folder), output, output) as adapted:
         (encoded,) = TASK.template.encode_prompts(plm.tokenizer, ["the dog"])
         assert adapted.generate(["the dog"]).tokens <= 28 - len(encoded.prompt)
-        with pytest.raises(DataError, match="the PLM takes 28, the output included"):
+        with pytest.raises(DataError, match="the PLM takes 28 including the output"):
             adapted.generate(["xyz " * 12])
 
 
 def test_what_is_no_adapter_is_refused(plms, tmp_path):
     folder, plm = plms["llama"]
-    with pytest.raises(AdapterError, match=r"holds no lora adapter that fits LlamaForCausalLM: .* Train again"):
+    with pytest.raises(AdapterError, match=r"has no lora adapter that fits LlamaForCausalLM: .* Train again"):
         METHODS["lora"].open(plm, job(folder), tmp_path, tmp_path)
     _, output = run(METHODS["lora"], job(folder, epochs=1), tmp_path)
-    with pytest.raises(AdapterError, match="holds no lora adapter that fits OPTForCausalLM"):
+    with pytest.raises(AdapterError, match="has no lora adapter that fits OPTForCausalLM"):
         METHODS["lora"].open(plms["opt"][1], job(folder), output, output)
 
 
@@ -212,7 +212,7 @@ def test_without_peft_the_error_says_how_to_install_it(monkeypatch, tmp_path):
         (LoRA, {"alpha": 0.0}, r"lora: alpha=0\.0 is too small: it must be more than 0"),
         (LoRA, {"dropout": 1.0}, r"lora: dropout=1\.0 is too large: it must be less than 1"),
         (LoRA, {"learning_rate": -1.0}, r"lora: learning_rate=-1\.0"),
-        (IA3, {"target_modules": ["k_proj"]}, "target_modules and feedforward_modules belong together"),
+        (IA3, {"target_modules": ["k_proj"]}, "target_modules and feedforward_modules need each other"),
         (PrefixTuning, {"prefix_length": 0}, "prefix-tuning: prefix_length=0 is too small: it must be at least 1"),
     ],
 )

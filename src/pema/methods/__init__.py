@@ -1,1 +1,1 @@
-"""PEMA and what it is compared with, on one contract."""
+"""PEMA and the methods it is compared with, behind one interface."""

@@ -1,10 +1,11 @@
-"""What every method of adaptation is given, what it must do, and what it leaves behind.
+"""The interface of adaptation methods: their inputs, stages and results.
 
-A run has three stages, so that each one's cost can be told from the others':
+A run has three stages, so that the cost of each can be measured separately:
 
-- `prepare`, at the PLM owner's: what the owner hands out (a memory, an emulator). Methods that need the same share it.
-- `train`, in a process of its own: what adapts the PLM to the task. Its peak memory is the method's training memory.
-- `open`: the adapted PLM, which generates and says how likely targets are.
+- `prepare`, at the PLM owner: build what the owner hands out (a memory, an emulator). Methods with the same needs share
+  the result.
+- `train`, in a separate process: adapt the PLM to the task. Its peak memory is the method's training memory.
+- `open`: load the adapted PLM, which generates texts and scores targets.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ if TYPE_CHECKING:
 
 
 MOST = 1_000_000
-"""Most epochs, trials or steps."""
+"""Maximum number of epochs, trials or steps."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method asks of the PLM owner.
+    """Requirements of a method on the PLM owner.
 
     Attributes:
-        weights: what the data owner must be given of the PLM's weights, the LM head apart: nothing, some of them (or a
-            compressed stand-in for the rest), or all.
-        targets_at_owner: whether the PLM owner sees the training targets when it keeps its weights to itself.
-        gradients: whether training takes gradients through the PLM's layers.
+        weights: the part of the PLM's weights, apart from the LM head, that the data owner must receive: none, some (or
+            a compressed substitute for the rest), or all.
+        targets_at_owner: whether the PLM owner sees the training targets if it keeps its weights to itself.
+        gradients: whether training computes gradients through the PLM's layers.
     """
 
     weights: Literal["none", "some", "all"]
@@ -49,21 +50,23 @@ class Needs:
 @documented
 @dataclass(frozen=True)
 class Budget:
-    """What training may use, the same for every method of a comparison."""
+    """Training budget, the same for all methods of a comparison."""
 
     called: ClassVar[str] = "[budget]"
 
     trials: int = option(
         4,
-        "Most candidates that are trained and compared on dev; what needs no training of its own (a schedule) is free.",
+        "Maximum number of candidates trained and compared on dev; a schedule alone needs no training and is free.",
         least=1,
         most=MOST,
     )
-    epochs: int = option(30, "Most passes over the training examples.", least=1, most=MOST)
-    patience: int = option(3, "Epochs without a lower held-out loss after which training stops.", least=1, most=MOST)
+    epochs: int = option(30, "Maximum number of passes over the training examples.", least=1, most=MOST)
+    patience: int = option(
+        3, "Number of epochs without a lower held-out loss after which training stops.", least=1, most=MOST
+    )
     dev_fraction: float = option(
         0.1,
-        "Share of the training examples held out for early stopping and fitted schedules, drawn with the seed.",
+        "Fraction of the training examples held out for early stopping and fitted schedules, drawn with the seed.",
         above=0.0,
         below=1.0,
     )
@@ -77,16 +80,16 @@ class Budget:
 
 @dataclass(frozen=True)
 class Job:
-    """What every method is given, so that none sees more than another.
+    """Inputs of a run, identical for all methods, so that the comparison is fair.
 
     Attributes:
         plm: name or folder of the PLM, as `LocalPLM.load` takes it.
-        plm_dtype: precision that it is loaded in.
-        task: its template makes the prompts.
-        train: the examples to adapt to.
+        plm_dtype: precision in which the PLM is loaded.
+        task: the task; its template builds the prompts.
+        train: the training examples.
         dev: examples for settings that are chosen without training (k, temperature and lambda of kNN-LM).
-        seed: of everything random in training.
-        budget: of training.
+        seed: random seed of training.
+        budget: training budget.
     """
 
     plm: str
@@ -100,12 +103,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Trained:
-    """What `train` reports.
+    """Report of `train`.
 
     Attributes:
-        trainable_parameters: numbers that training changed (kNN-LM: 0).
-        seconds: of training, without loading libraries.
-        curve: one entry an epoch, the first one before training: `epoch`, `seconds` so far, `held_out_loss` (mean
+        trainable_parameters: number of trained parameters (kNN-LM: 0).
+        seconds: training time in seconds, without loading libraries.
+        curve: one entry per epoch, the first one before training: `epoch`, `seconds` so far, `held_out_loss` (mean
             cross-entropy per held-out target token, in nats), and `train_loss` from epoch 1 on.
     """
 
@@ -114,38 +117,38 @@ class Trained:
     curve: tuple[Mapping[str, float], ...] = field(default_factory=tuple)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
+        """Return JSON-ready values."""
         return asdict(self) | {"curve": [dict(point) for point in self.curve]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Trained:
-        """The inverse of `to_dict`."""
+        """Build the report from the values of `to_dict`."""
         return cls(values["trainable_parameters"], values["seconds"], tuple(values["curve"]))
 
 
 class Adapted(ABC):
-    """An adapted PLM; a context manager, which leaves the PLM as it was."""
+    """Adapted PLM; a context manager that restores the PLM on exit."""
 
     @property
     def chosen(self) -> Mapping[str, Any]:
-        """What was chosen or found on dev without training, JSON-ready, for the result."""
+        """Values that were chosen or measured on dev without training, JSON-ready, for the result."""
         return {}
 
     @property
     @abstractmethod
     def disk_bytes(self) -> int:
-        """What must be kept to generate with it, the PLM apart."""
+        """Bytes that must be stored to generate with it, apart from the PLM."""
 
     @abstractmethod
     def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> Generated:
-        """Texts of sources, greedily, in their order; see `pema.generation.decoding.generate`."""
+        """Generate one text per source, greedily, in the order of the sources; see `pema.generation.decoding`."""
 
     @abstractmethod
     def perplexity(self, examples: Sequence[Example]) -> float:
-        """Exponential of the mean -log P(y | c) over all target tokens, end-of-sequence included, c = [I; X; y_<i]."""
+        """Compute exp(mean -log P(y | c)) over all target tokens, end-of-sequence included, with c = [I; X; y_<i]."""
 
     def close(self) -> None:  # noqa: B027
-        """Leave the PLM as it was; nothing happens the second time."""
+        """Restore the PLM; further calls do nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -158,12 +161,12 @@ class Adapted(ABC):
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """One way of adapting a PLM; its fields are its settings, each with its meaning, default and check.
+    """Adaptation method; its fields are its settings, each with its meaning, default and limits.
 
     Attributes:
-        name: what configurations call it.
-        shared: whether what `prepare` makes is the same for every method and seed with equal `prepared_by`.
-        seeded: whether the seed changes anything; where it does not, one run stands for all.
+        name: name of the method in configurations.
+        shared: whether the result of `prepare` is the same for all methods and seeds with equal `prepared_by`.
+        seeded: whether the seed has an effect; if not, one run represents all seeds.
     """
 
     name: ClassVar[str]
@@ -179,53 +182,53 @@ class Method(ABC):
     @property
     @abstractmethod
     def needs(self) -> Needs:
-        """What it asks of the PLM owner."""
+        """Requirements on the PLM owner."""
 
     @property
     def prepared_by(self) -> Mapping[str, Any] | None:
-        """The settings that `prepare` depends on, None where there is nothing to prepare."""
+        """Settings that `prepare` depends on; None where there is nothing to prepare."""
         return None
 
     @property
     def implied(self) -> Mapping[str, Any]:
-        """JSON-ready values that a name among the settings (a preset) stands for, so that a change of them is seen."""
+        """JSON-ready values behind a name among the settings (a preset), so that a change of the preset is detected."""
         return {}
 
     @property
     def trained_by(self) -> Mapping[str, Any]:
-        """The settings that `train` depends on: all, unless some only matter in `open`."""
+        """Settings that `train` depends on: all except those that only affect `open`."""
         return self.settings()
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
-        """The method with these settings, and its defaults for the others.
+        """Build the method with these settings, and the defaults for the others.
 
         Raises:
-            ConfigError: a setting that it does not have, or one out of range.
+            ConfigError: a setting is unknown or out of range.
         """
         among([each.name for each in fields(cls)], settings, cls.name)
         return cls(**settings)
 
     def settings(self) -> dict[str, Any]:
-        """JSON-ready values of all settings."""
+        """Return JSON-ready values of all settings."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def prepare(self, plm: LocalPLM, job: Job, output: Path) -> None:  # noqa: B027
-        """Make what the PLM owner hands out, in the new folder `output`."""
+        """Write what the PLM owner hands out to the new folder `output`."""
 
     @abstractmethod
     def train(self, job: Job, prepared: Path, output: Path) -> Trained:
-        """Adapt to `job.train`, and keep what `open` needs in the new folder `output`.
+        """Adapt to `job.train`, and write what `open` needs to the new folder `output`.
 
         Args:
-            job: what is given.
-            prepared: the folder that `prepare` filled; it does not exist where there is nothing to prepare.
+            job: the inputs of the run.
+            prepared: the folder written by `prepare`; it does not exist where there is nothing to prepare.
             output: an empty folder.
 
         Raises:
-            PemaError: training cannot go on; the message says why.
+            PemaError: training cannot continue; the message gives the reason.
         """
 
     @abstractmethod
     def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:
-        """The adapted PLM from what the other stages left; `plm` is the one that `prepare` was given."""
+        """Load the adapted PLM from the output of the other stages; `plm` is the PLM that `prepare` received."""

@@ -1,4 +1,4 @@
-"""Distillation of the middle of a PLM into that of its emulator, at the PLM owner's."""
+"""Distillation of the middle layers of a PLM into those of its emulator, at the PLM owner."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ from pema.owner.local import LocalPLM
 BATCH = 16
 WARMUP = 0.1
 HIDDEN_WEIGHT = 30.0
-"""Weight of the distance between hidden states beside the language modelling loss: what the authors' scripts take."""
+"""Weight of the distance between hidden states, relative to the language modelling loss, as in the authors' scripts."""
 
 
 def distil(plm: LocalPLM, emulator: PreTrainedModel, plan: Plan, job: Job, steps: int, learning_rate: float) -> None:
-    """Bring what E* makes of a text nearer to what E makes of it, and its next tokens to the PLM's own.
+    """Train E* to match the hidden states of E and to predict the tokens that the PLM generates.
 
-    The text is what the PLM generates from the prompts of the training examples; their targets are not looked at. Both
-    models have the same first layers, so E and E* have the same input. The loss is that of the authors' scripts:
-    cross-entropy, and the squared distance of the outputs of E* and E as a share of the latter's squared size.
+    The texts are those that the PLM generates from the prompts of the training examples; their targets are not read.
+    Both models have the same first layers, so E and E* have the same input. The loss is that of the authors' scripts:
+    cross-entropy, plus the squared distance between the outputs of E* and E divided by the squared norm of the latter.
 
     Args:
-        plm: the PLM, which stays as it is.
+        plm: the PLM, which stays unchanged.
         emulator: a `shortened` twin of its model; its middle layers are trained.
-        plan: which layers those are.
-        job: its task and training sources.
-        steps: of AdamW, with `BATCH` texts each.
-        learning_rate: its highest value, on the course of `pema.adapter.optimisation.course`.
+        plan: the layers of the emulator.
+        job: provides the task and the training sources.
+        steps: number of AdamW steps, with `BATCH` texts each.
+        learning_rate: peak learning rate; the schedule is `pema.adapter.optimisation.course`.
 
     Raises:
-        AdapterError: it diverged.
+        AdapterError: distillation diverged.
     """
     tokens = _generated(plm, job)
     parameters = [p for layer in layers_of(emulator)[plan.adapters : -plan.adapters] for p in layer.parameters()]
     for parameter in parameters:
-        # The twin's weights are the PLM's own memory, and these are trained.
+        # The twin shares its memory with the PLM, so the trained weights need a copy.
         parameter.data = parameter.data.clone()
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
@@ -67,13 +67,13 @@ def distil(plm: LocalPLM, emulator: PreTrainedModel, plan: Plan, job: Job, steps
                 logits, targets = target_logits(emulator, tokens, batch)
             lengths = torch.from_numpy(tokens.starts[1:] - tokens.starts[:-1])[batch]
             real = torch.arange(int(lengths.max())) < lengths[:, None]
-            theirs, mine = (hidden[real.to(hidden.device)].float() for hidden in seen)
-            distance = (theirs - mine).square().mean() / theirs.square().mean()
+            teacher, student = (hidden[real.to(hidden.device)].float() for hidden in seen)
+            distance = (teacher - student).square().mean() / teacher.square().mean()
             loss = functional.cross_entropy(logits.float(), targets) + HIDDEN_WEIGHT * distance
             if not torch.isfinite(loss):
                 raise AdapterError(
-                    f"offsite: the loss of distillation is {float(loss.detach())} at step {step + 1}: it diverged. "
-                    f"Lower distil_learning_rate (now {learning_rate:g})."
+                    f"offsite: the distillation loss is {float(loss.detach())} at step {step + 1}: distillation "
+                    f"diverged. Lower distil_learning_rate (now {learning_rate:g})."
                 )
             descend(optimizer, loss, parameters, rate, CLIP)
             advance(1, note=f"distance {float(distance.detach()):.3f}")
@@ -82,7 +82,7 @@ def distil(plm: LocalPLM, emulator: PreTrainedModel, plan: Plan, job: Job, steps
 
 
 def _input_of(layer: nn.Module, seen: list[Any]) -> RemovableHandle:
-    """Keep the hidden states that go into a layer."""
+    """Register a hook that records the input hidden states of a layer."""
 
     def hook(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         seen.append(given[0] if given else named["hidden_states"])
@@ -91,15 +91,15 @@ def _input_of(layer: nn.Module, seen: list[Any]) -> RemovableHandle:
 
 
 def _generated(plm: LocalPLM, job: Job) -> Tokens:
-    """The prompts of the training examples, each with what the PLM generates greedily in the place of its target."""
+    """Return the prompts of the training examples, each followed by the PLM's greedy output instead of its target."""
     prompts = job.task.template.encode_prompts(plm.tokenizer, [example.source for example in job.train])
     texts = [encoded.prompt for encoded in prompts]
     steps = [token_limit(i, each, plm.max_length, None) for i, each in enumerate(prompts, 1)]
-    found: dict[int, list[int]] = {}
+    outputs: dict[int, list[int]] = {}
     for represented in plm.predict(texts, steps):
         assert represented.generated is not None
-        found[represented.index] = represented.generated.tolist()
-    rows = [[*text, *found[i]] for i, text in enumerate(texts)]
+        outputs[represented.index] = represented.generated.tolist()
+    rows = [[*text, *outputs[i]] for i, text in enumerate(texts)]
     starts = np.cumsum([0, *map(len, rows)])
     cuts = starts[:-1] + [len(text) for text in texts]
     lengths = np.array([each.source_length for each in prompts])

@@ -1,4 +1,4 @@
-"""The emulator of Offsite-Tuning: a PLM with fewer layers in its middle, which its owner may hand out."""
+"""The emulator of Offsite-Tuning: a PLM with fewer middle layers, which the PLM owner may hand out."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from pema.schema import from_json
 
 MODEL, PLAN = "emulator", "emulator.json"
 TOLERANCE = 1e-3
-"""Largest difference of logits, as a share of their size, between the emulator and what is loaded of it."""
+"""Largest relative difference between the logits of the emulator and of its reloaded copy."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which layers of the PLM the emulator has.
+    """Selection of the PLM's layers for the emulator.
 
     Attributes:
-        layers: of the PLM.
-        adapters: how many of its first layers, and of its last ones, are the adapter.
-        kept: numbers of the layers between them that the emulator keeps, rising.
+        layers: number of layers of the PLM.
+        adapters: number of first layers, and of last layers, that form the adapter.
+        kept: indices of the middle layers that the emulator keeps, ascending.
     """
 
     layers: int
@@ -37,77 +37,78 @@ class Plan:
 
     @classmethod
     def of(cls, layers: int, adapters: int | None, keep: float) -> Plan:
-        """Keep the share `keep` of the middle layers, evenly spread, its first and last among them.
+        """Keep the fraction `keep` of the middle layers, evenly spread, including their first and last.
 
         Raises:
-            ConfigError: the PLM has too few layers for so many adapters.
+            ConfigError: the PLM has too few layers for this number of adapter layers.
         """
         if adapters is None:
             adapters = 2 if layers >= 8 else 1
         middle = layers - 2 * adapters
         if middle < 1:
             raise ConfigError(
-                f"offsite: the PLM has {layers} layers, so adapters={adapters} at either end leave none between them "
-                "to compress: choose fewer adapters, or a deeper PLM."
+                f"offsite: the PLM has {layers} layers, so adapters={adapters} at each end leave no middle layer to "
+                "compress: choose a smaller value of adapters, or a deeper PLM."
             )
         count = max(1, round(keep * middle))
-        # One layer alone is the one in the middle.
+        # A single layer is the central one.
         places = [(middle - 1) / 2] if count == 1 else [i * (middle - 1) / (count - 1) for i in range(count)]
         return cls(layers, adapters, tuple(adapters + round(place) for place in places))
 
     @property
     def chosen(self) -> list[int]:
-        """Numbers of all layers of the emulator, rising."""
+        """Indices of all layers of the emulator, ascending."""
         ends = range(self.adapters), range(self.layers - self.adapters, self.layers)
         return [*ends[0], *self.kept, *ends[1]]
 
     def write(self, folder: Path) -> None:
-        """Store it beside the emulator."""
+        """Write the plan next to the emulator."""
         write_json(folder / PLAN, {"layers": self.layers, "adapters": self.adapters, "kept": list(self.kept)})
 
     @classmethod
     def read(cls, folder: Path) -> Plan:
-        """The plan that `write` stored.
+        """Read a plan written by `write`.
 
         Raises:
-            DataError: there is none, or it is damaged.
+            DataError: the plan is missing or damaged.
         """
         try:
             return from_json(cls, read_json(folder / PLAN))
         except ConfigError as error:
-            raise DataError(f"{folder / PLAN} is no plan of an emulator: {error} Prepare it again.") from error
+            raise DataError(f"{folder / PLAN} is not a valid emulator plan: {error} Prepare it again.") from error
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
-    """The module that holds the decoder's layers, and the name of their list in it: `getattr(module, name)`.
+    """Return the module that holds the decoder's layers, and the name of their list: `getattr(module, name)`.
 
-    The layers are the longest list of modules of one class that lies in no other list.
+    The layers are the longest list of modules of one class that is not inside another list.
 
     Raises:
-        OwnerError: there is none.
+        OwnerError: there is no such list.
     """
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     outer = {
-        name: found
-        for name, found in lists.items()
-        if len({type(layer) for layer in found}) == 1 and not any(name.startswith(f"{other}.") for other in lists)
+        name: layers
+        for name, layers in lists.items()
+        if len({type(layer) for layer in layers}) == 1 and not any(name.startswith(f"{other}.") for other in lists)
     }
     if not outer:
         raise OwnerError(
-            f"{type(model).__name__} is not understood: it has no list of layers of one kind, so none can be left out."
+            f"{type(model).__name__} is not supported by offsite: it has no list of layers of one class to shorten. "
+            "Choose another method."
         )
     parent, _, name = max(outer, key=lambda each: len(outer[each])).rpartition(".")
     return model.get_submodule(parent), name
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder's layers; see `decoder_layers`."""
-    found: nn.ModuleList = getattr(*decoder_layers(model))
-    return found
+    """Return the decoder's layers; see `decoder_layers`."""
+    layers: nn.ModuleList = getattr(*decoder_layers(model))
+    return layers
 
 
 def adapter_parameters(model: PreTrainedModel, adapters: int) -> dict[str, nn.Parameter]:
-    """The weights of the first and the last layers, under names that the PLM's and the emulator's have in common."""
+    """Return the weights of the first and last layers, under names that are the same in the PLM and the emulator."""
     layers = layers_of(model)
     places = {f"first.{i}": layers[i] for i in range(adapters)}
     places |= {f"last.{i}": layers[len(layers) - adapters + i] for i in range(adapters)}
@@ -115,44 +116,44 @@ def adapter_parameters(model: PreTrainedModel, adapters: int) -> dict[str, nn.Pa
 
 
 def shortened(model: PreTrainedModel, chosen: Sequence[int]) -> PreTrainedModel:
-    """A twin of the model that has some of its layers only, with the configuration that goes with them."""
-    found = twin(model)
-    parent, name = decoder_layers(found)
+    """Build a twin of the model with only the chosen layers, and the matching configuration."""
+    short = twin(model)
+    parent, name = decoder_layers(short)
     layers = getattr(parent, name)
     count = len(layers)
     setattr(parent, name, nn.ModuleList([layers[i] for i in chosen]))
     for number, layer in enumerate(getattr(parent, name)):
         for module in layer.modules():
-            # Where a layer's keys and values lie in the cache.
+            # The index of the layer's keys and values in the cache.
             if isinstance(getattr(module, "layer_idx", None), int):
                 module.layer_idx = number
-    config = found.config.get_text_config()
+    config = short.config.get_text_config()
     for field, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == count:
             setattr(config, field, [value[i] for i in chosen])
     config.num_hidden_layers = len(chosen)
-    return found
+    return short
 
 
 def save_emulator(model: PreTrainedModel, plm: LocalPLM, folder: Path) -> None:
-    """Write the emulator as a PLM that transformers loads, and make sure that it is what will be loaded.
+    """Write the emulator as a PLM that transformers can load, and verify that the loaded model is the same.
 
     Raises:
-        OwnerError: the configuration does not tell how the shortened model is built.
+        OwnerError: the configuration does not fully describe the shortened model.
     """
     model.save_pretrained(folder / MODEL)
     plm.tokenizer.save_pretrained(folder / MODEL)
     loaded = load_emulator(folder, str(model.dtype).removeprefix("torch.")).model
     tokens = torch.arange(12)[None] % plm.head().vocabulary_size
     with torch.no_grad():
-        wanted, got = (each(input_ids=tokens.to(each.device)).logits.float().cpu() for each in (model, loaded))
-    if not (wanted - got).abs().max() <= TOLERANCE * wanted.abs().max():
+        expected, got = (each(input_ids=tokens.to(each.device)).logits.float().cpu() for each in (model, loaded))
+    if not (expected - got).abs().max() <= TOLERANCE * expected.abs().max():
         raise OwnerError(
-            f"{type(model).__name__} with {len(layers_of(model))} of its layers is not what its configuration makes of "
-            "it: Offsite-Tuning is not supported for this architecture."
+            f"{type(model).__name__} with {len(layers_of(model))} of its layers gives other logits after it is saved "
+            "and loaded: Offsite-Tuning is not supported for this architecture. Choose another method."
         )
 
 
 def load_emulator(folder: Path, dtype: str) -> LocalPLM:
-    """The emulator that `save_emulator` wrote."""
+    """Load an emulator written by `save_emulator`."""
     return LocalPLM.load(folder / MODEL, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Training with gradients through the PLM: one loop for every method that does, so that they differ in nothing else."""
+"""Training with gradients through the PLM: one loop for all such methods, so that they differ in nothing else."""
 
 from __future__ import annotations
 
@@ -26,25 +26,27 @@ from pema.schema import option
 from pema.tasks.held_out import Numbers, draw_held_out
 
 CLIP = 1.0
-"""Largest norm of a step's gradient."""
+"""Maximum gradient norm of a step."""
 
 BATCHES_PER_BUCKET = 16
-"""Batches whose examples are sorted by length together: enough to pad little, few enough to stay random."""
+"""Number of batches whose examples are sorted by length together: enough for little padding, few enough for
+randomness."""
 
 
 @dataclass(frozen=True)
 class FineTuning(Method):
-    """A method that minimises the cross-entropy of the target tokens, end-of-sequence included, with AdamW.
+    """Method that minimises the cross-entropy of the target tokens, end-of-sequence included, with AdamW.
 
     Attributes:
-        learning_rate: its highest value; it rises linearly over the warm-up and then falls to zero on a cosine.
-        batch_size: examples in a step.
-        epochs: most passes over the examples, and where the learning rate's course ends; the budget's if that is less.
-        warmup: the share of the course that is warm-up.
-        weight_decay: of AdamW.
-        seconds: most seconds of training, measuring the held-out loss included; looked at after every step. The
-            learning rate's course then ends with the time or with the last epoch, whichever comes first, and the same
-            seed need not give the same weights.
+        learning_rate: peak learning rate; it rises linearly during the warm-up and then falls to zero on a cosine.
+        batch_size: number of examples per step.
+        epochs: maximum number of passes over the examples, and the end of the learning rate schedule; the budget's
+            epochs if that is less.
+        warmup: fraction of the schedule that is warm-up.
+        weight_decay: weight decay of AdamW.
+        seconds: maximum training time in seconds, including the measurement of the held-out loss; checked after each
+            step. The learning rate schedule then ends with the time or with the last epoch, whichever comes first, and
+            the same seed need not give the same weights.
     """
 
     learning_rate: float = option(1e-3, above=0.0, most=LARGEST)
@@ -56,36 +58,36 @@ class FineTuning(Method):
 
     @property
     def needs(self) -> Needs:
-        """All weights; an owner who keeps them must train, and sees the targets."""
+        """All weights; an owner that keeps its weights must run the training, and sees the targets."""
         return Needs("all", targets_at_owner=True, gradients=True)
 
     @property
     def virtual_tokens(self) -> int:
-        """Positions of the context window that the method takes for itself."""
+        """Number of positions of the context window that the method occupies."""
         return 0
 
     @abstractmethod
     def trainable(self, plm: LocalPLM, prepared: Path) -> tuple[Any, Callable[[Path], None]]:
-        """The model to train, and what writes its trained weights into a folder.
+        """Return the model to train, and a function that writes its trained weights to a folder.
 
         Args:
-            plm: a PLM of this training's own, whose weights are frozen.
+            plm: a PLM loaded for this training only, with frozen weights.
             prepared: see `Method.train`.
 
         Returns:
-            A model that is called as `plm.model` is, in which what is trained requires gradients, and the function.
+            A model that is called like `plm.model`, whose trained parameters require gradients, and the function.
         """
 
     def source(self, job: Job, prepared: Path) -> str | Path:
-        """What to load and train."""
+        """Return the name or folder of the model to load and train."""
         return job.plm
 
     def train(self, job: Job, prepared: Path, output: Path) -> Trained:
-        """See `Method.train`; the model is loaded in float32 unless the job says otherwise, and then seconds begin.
+        """See `Method.train`; load the model in float32 unless the job says otherwise, then start measuring seconds.
 
         Raises:
             AdapterError: a loss is not finite.
-            ConfigError, DataError, OwnerError: a setting, an example or a PLM that cannot be used.
+            ConfigError, DataError, OwnerError: a setting, an example or the PLM cannot be used.
         """
         plm = LocalPLM.load(self.source(job, prepared), dtype=job.plm_dtype or "float32")
         plm.model.to(device_named("auto")).requires_grad_(False)
@@ -106,15 +108,15 @@ def fine_tune(
     job: Job,
     keep: Callable[[], None],
 ) -> list[dict[str, float]]:
-    """Train what requires gradients until the last epoch, or until the held-out loss has not fallen for a while.
+    """Train the parameters that require gradients until the last epoch, or until the held-out loss stops falling.
 
     Args:
-        model: called as a causal language model of transformers is.
-        tokens: the training examples, of which `budget.dev_fraction` are held out.
-        method: its settings.
-        job: its seed and budget.
-        keep: called before training and each time when the held-out loss is the lowest so far, to store the weights:
-            the best ones are on the disk and not a second time in memory.
+        model: called like a causal language model of transformers.
+        tokens: the training examples, of which the fraction `budget.dev_fraction` is held out.
+        method: provides the settings.
+        job: provides the seed and the budget.
+        keep: called before training and whenever the held-out loss reaches a new minimum, to store the weights: the
+            best weights are on disk, without a second copy in memory.
 
     Returns:
         The learning curve, see `Trained.curve`.
@@ -132,7 +134,7 @@ def fine_tune(
     def finite(loss: float, what: str) -> float:
         if not math.isfinite(loss) and step == 0:
             raise AdapterError(
-                f"{method.name}: the {what} is {loss} before training, so it is the PLM's own: load it with "
+                f"{method.name}: the {what} is {loss} before training, so the PLM itself causes it: load the PLM with "
                 "plm_dtype='float32'."
             )
         if not math.isfinite(loss):
@@ -177,13 +179,13 @@ def fine_tune(
 
 
 def batches(tokens: Tokens, which: Numbers, batch_size: int, random: np.random.Generator) -> Iterator[list[int]]:
-    """Every example once, in random batches of examples of nearly equal length."""
+    """Yield each example once, in random batches of examples of nearly equal length."""
     order, bucket = random.permutation(which), batch_size * BATCHES_PER_BUCKET
     lengths = tokens.starts[1:] - tokens.starts[:-1]
-    found: list[list[int]] = []
+    grouped: list[list[int]] = []
     for start in range(0, len(order), bucket):
         some = order[start : start + bucket]
         some = some[np.argsort(lengths[some], kind="stable")]
-        found += [some[i : i + batch_size].tolist() for i in range(0, len(some), batch_size)]
-    for i in random.permutation(len(found)):
-        yield found[i]
+        grouped += [some[i : i + batch_size].tolist() for i in range(0, len(some), batch_size)]
+    for i in random.permutation(len(grouped)):
+        yield grouped[i]

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight of the PLM is trained."""
+"""Full fine-tuning: all weights of the PLM are trained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILE = "model.safetensors"
 
 @dataclass(frozen=True)
 class FullFineTuning(FineTuning):
-    """All weights, embeddings and LM head among them; what is kept is a whole model."""
+    """Full fine-tuning of all weights, including embeddings and LM head; the stored result is a complete model."""
 
     name: ClassVar[str] = "full"
 

@@ -26,21 +26,22 @@ from pema.tasks.example import Example
 
 INDEX = "index"
 KS = tuple(2**power for power in range(11))
-"""Numbers of neighbours that are compared on dev: up to the paper's 1,024."""
+"""Numbers of neighbours that are compared on dev: up to the 1,024 of the paper."""
 
 
 @dataclass(frozen=True)
 class KNN(OnMemory):
     """P(y|c) = lambda P_kNN(y|c) + (1 - lambda) P_LM(y|c), with P_kNN over the k pairs whose f is nearest.
 
-    What is not given of k, temperature and weight is what makes the dev targets likeliest. Their contexts are `teacher`
-    ones whatever the memory's are, so whoever runs the PLM sees the dev targets unless all three are given.
+    Those of k, temperature and weight that are not given are chosen to maximise the likelihood of the dev targets. The
+    dev contexts are `teacher` contexts, whatever the memory has, so the party that runs the PLM sees the dev targets
+    unless all three are given.
 
     Attributes:
-        index: FAISS factory string; `Flat` is exact search, `IVF4096,PQ64` an approximate one for millions of pairs.
-        k: neighbours.
+        index: FAISS factory string; `Flat` is exact search, `IVF4096,PQ64` approximate search for millions of pairs.
+        k: number of neighbours.
         temperature: T in exp(-d / T), in units of squared L2 distance.
-        weight: lambda, the share of P_kNN.
+        weight: lambda, the weight of P_kNN.
     """
 
     name: ClassVar[str] = "knn-lm"
@@ -53,33 +54,36 @@ class KNN(OnMemory):
 
     @property
     def trained_by(self) -> Mapping[str, Any]:
-        """All but what is chosen on dev: an index serves every k, temperature and weight."""
+        """All settings except those chosen on dev: one index serves all values of k, temperature and weight."""
         return {n: value for n, value in self.settings().items() if n not in ("k", "temperature", "weight")}
 
     def train(self, job: Job, prepared: Path, output: Path) -> Trained:
-        """Index the memory; nothing is trained."""
+        """Index the memory; there is nothing to train."""
         memory = Memory.open(prepared / MEMORY)
-        faiss_library()  # So that the seconds do not hold its import.
+        faiss_library()  # Import FAISS before the time is measured.
         started = time.perf_counter()
         Index.build(memory, self.index).save(output / INDEX)
         return Trained(0, round(time.perf_counter() - started, 3))
 
     def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:
-        """See `Method.open`; chooses what is not given.
+        """See `Method.open`; choose the settings that are not given.
 
         Raises:
-            ConfigError: something is to be chosen, and there are no dev examples.
-            ExternalMemoryError, MismatchError: as `Index.load`.
+            ConfigError: a setting must be chosen, and there are no dev examples.
+            ExternalMemoryError, MismatchError: see `Index.load`.
         """
         index = Index.load(trained / INDEX, plm.description)
         return _Neighbouring(plm, job, index, self.choose(plm, job, index), trained / INDEX)
 
     def choose(self, plm: LocalPLM, job: Job, index: Index) -> Chosen:
-        """The settings that are given, and for the others those that make `job.dev` likeliest."""
+        """Return the given settings; choose the others to maximise the likelihood of `job.dev`."""
         if self.k is not None and self.temperature is not None and self.weight is not None:
             return Chosen(self.k, self.temperature, self.weight)
         if not job.dev:
-            raise ConfigError("knn-lm chooses k, temperature and weight on dev examples: give some, or all three.")
+            raise ConfigError(
+                "knn-lm chooses k, temperature and weight on dev examples, and there are none: give dev examples, or "
+                "all three settings."
+            )
         ks = [k for k in KS if k <= len(index)] if self.k is None else [self.k]
         return choose(measure(plm, job, job.dev, index, max(ks)), ks, self.temperature, self.weight)
 
@@ -108,14 +112,15 @@ class _Neighbouring(Adapted):
 
 @torch.no_grad()
 def measure(plm: LocalPLM, job: Job, examples: Sequence[Example], index: Index, k: int) -> Measured:
-    """The targets of examples after c = [I; X; y_<i], under the PLM and with their k neighbours."""
-    plm_parts, distances, found, targets = [], [], [], []
+    """Measure the targets of examples after c = [I; X; y_<i]: log P_LM, and the k neighbours of their contexts."""
+    plm_parts, distances, neighbour_targets, targets = [], [], [], []
     with memory_of(plm, job.task, examples) as memory:
         head = memory.head()
         for batch in memory.view().batches(max(16, LOGITS_BYTES // (4 * head.vocabulary_size))):
             neighbours = index.search(batch.representations, k)
             plm_parts.append(log_p(head, batch.representations, batch.targets))
             distances.append(neighbours.distances)
-            found.append(neighbours.targets)
+            neighbour_targets.append(neighbours.targets)
             targets.append(batch.targets)
-    return Measured(torch.cat(plm_parts), Neighbours(torch.cat(distances), torch.cat(found)), torch.cat(targets))
+    neighbours = Neighbours(torch.cat(distances), torch.cat(neighbour_targets))
+    return Measured(torch.cat(plm_parts), neighbours, torch.cat(targets))

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009  (`option` is `dataclasses.field` with the limits beside the field)
-"""Nearest neighbours in an external memory: its representations in a FAISS index, their targets beside it."""
+"""Nearest neighbours in an external memory: its representations in a FAISS index, with their targets."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ FORMAT = "pema-knn"
 VERSION = 1
 FILE, VECTORS, TARGETS = "index.json", "representations.faiss", "targets.safetensors"
 OF_FORMAT = ("format", "version")
-AGAIN = "restore it from a copy, or train again."
+AGAIN = "restore it from a backup, or train again."
 
 PROBES = 32
-"""Cells of an inverted file that a search looks into (the paper, section 3)."""
+"""Number of cells of an inverted file that a search probes (Khandelwal et al. 2020, section 3)."""
 
 TRAINING_BYTES = 1 << 30
-"""float32 representations, at most, that an index which learns its cells or codes learns them from: a fixed sample."""
+"""Maximum size, in bytes of float32, of the fixed sample from which an index learns its cells or codes."""
 
 ADDED_AT_ONCE = 4096
 
 FEW_QUERIES = 4
-"""Up to so many queries, exact search reads all representations once for each of them; from there on a matrix product
-that reads them once is faster (with 32 queries 4 to 6 times, where they exceed the cache)."""
+"""Up to this number of queries, exact search reads all representations once per query; above it, a matrix product that
+reads them once is faster (4 to 6 times with 32 queries, where the representations exceed the cache)."""
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest pairs of n contexts, nearest first.
+    """Nearest pairs of n contexts, nearest first.
 
     Attributes:
-        distances: (n, k) float32, squared L2 distance ||f - f(c_i)||^2; infinite where fewer than k were found.
-        targets: (n, k) int64, y_i; 0 where fewer than k were found.
+        distances: (n, k) float32, squared L2 distance ||f - f(c_i)||^2; infinite where fewer than k exist.
+        targets: (n, k) int64, y_i; 0 where fewer than k exist.
     """
 
     distances: Tensor
@@ -53,7 +53,7 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class _Listed:
-    """`index.json`, its format and its digest apart."""
+    """Content of `index.json`, without its format and its digest."""
 
     index: str = option(line=True, longest=200)
     pairs: int = option(least=1, most=1 << 40)
@@ -62,7 +62,7 @@ class _Listed:
 
 
 class Index:
-    """f(c_i) of every pair of a memory in a FAISS index, with y_i at the same places.
+    """FAISS index of f(c_i) of all pairs of a memory, with y_i at the same positions.
 
     Attributes:
         factory: the FAISS factory string.
@@ -84,11 +84,11 @@ class Index:
         """Index all pairs of a memory, in its order.
 
         Args:
-            memory: where they are; representations are read as W_hd reads them.
-            factory: `Flat` is exact; the FAISS wiki says which others there are, and for how many pairs.
+            memory: the memory; its representations are the inputs of W_hd.
+            factory: `Flat` is exact; the FAISS wiki lists the others, and the number of pairs that each suits.
 
         Raises:
-            ConfigError: FAISS is not installed, or cannot make such an index of this memory.
+            ConfigError: FAISS is not installed, or cannot build such an index for this memory.
             ExternalMemoryError: a shard is damaged.
         """
         faiss = faiss_library()
@@ -104,7 +104,7 @@ class Index:
                 targets.append(batch.targets.int())
         except RuntimeError as error:
             raise ConfigError(
-                f"index={factory!r} does not fit {memory.pairs:,} representations of {memory.d} values: FAISS says "
+                f"index={factory!r} does not fit {memory.pairs:,} representations of {memory.d} values: FAISS reports "
                 f"{str(error).rpartition('Error: ')[2]!r}. Choose another factory string, or 'Flat'."
             ) from error
         inverted = faiss.try_extract_index_ivf(vectors)
@@ -113,28 +113,28 @@ class Index:
         return cls(vectors, torch.cat(targets), factory, memory.manifest.plm)
 
     def search(self, f: Tensor, k: int) -> Neighbours:
-        """The k nearest pairs of each context, or all that there are if they are fewer; in one call of FAISS.
+        """Return the k nearest pairs of each context, or all pairs if there are fewer; in one call of FAISS.
 
         Args:
-            f: (n, d), as W_hd reads them.
-            k: how many.
+            f: (n, d), the inputs of W_hd.
+            k: number of neighbours.
         """
         queries = f.detach().to("cpu", torch.float32).contiguous().numpy()
-        # The unit of FAISS's own threshold changed with its version 1.15: 0 is below, and the other above, every call.
+        # FAISS 1.15 changed the unit of its threshold: 0 is below, and the other value above, the size of any call.
         faiss_library().cvar.distance_compute_blas_threshold = 0 if len(queries) > FEW_QUERIES else 2**31 - 1
-        distances, places = self._vectors.search(queries, min(k, len(self)))
-        found = torch.from_numpy(places)
-        missing = found < 0
-        # With many queries FAISS expands the square, and a distance of 0 comes out a rounding error below or above it.
+        distances, indices = self._vectors.search(queries, min(k, len(self)))
+        places = torch.from_numpy(indices)
+        missing = places < 0
+        # With many queries FAISS expands the square, so rounding may turn a distance of 0 into a small number below 0.
         squared = torch.from_numpy(distances).clamp_(min=0).masked_fill_(missing, torch.inf)
-        targets = self.targets[found.clamp(min=0)].long().masked_fill_(missing, 0)
+        targets = self.targets[places.clamp(min=0)].long().masked_fill_(missing, 0)
         return Neighbours(squared.to(f.device), targets.to(f.device))
 
     def save(self, folder: Path) -> None:
-        """Write the index to `folder`, whole or not at all.
+        """Write the index to `folder`, atomically.
 
         Raises:
-            StorageError: the disk refused; what stood there before is untouched.
+            StorageError: writing failed; an existing folder is unchanged.
         """
         faiss = faiss_library()
         with writing(folder, private=True) as temporary:
@@ -154,29 +154,29 @@ class Index:
 
     @classmethod
     def load(cls, folder: Path, plm: PLMDescription) -> Self:
-        """Read an index that `save` wrote, for the PLM that it was built with.
+        """Read an index written by `save`, for the PLM that it was built with.
 
         Raises:
             ConfigError: FAISS is not installed.
-            ExternalMemoryError: there is none, it is of another format, or a byte of it has changed.
-            MismatchError: it was built with another PLM.
+            ExternalMemoryError: the index is missing, has another format, or a byte of it has changed.
+            MismatchError: the index was built with another PLM.
         """
         faiss = faiss_library()
         recover(folder)
         try:
             values = read_json(folder / FILE)
         except DataError as error:
-            raise ExternalMemoryError(f"{folder} holds no readable kNN-LM index: {error}") from error
+            raise ExternalMemoryError(f"{folder} has no readable kNN-LM index: {error} Train again.") from error
         if (values.get("format"), values.get("version")) != (FORMAT, VERSION):
             raise ExternalMemoryError(
-                f"{folder / FILE} is of format {values.get('format')!r} version {values.get('version')!r}, this pema "
+                f"{folder / FILE} has format {values.get('format')!r} version {values.get('version')!r}, but this pema "
                 f"reads {FORMAT!r} version {VERSION}: train again."
             )
         try:
             content = unseal(values)
             listed = from_json(_Listed, {name: value for name, value in content.items() if name not in OF_FORMAT})
             if [entry.file for entry in listed.files] != [VECTORS, TARGETS]:
-                raise ConfigError(f"it lists other files than {VECTORS} and {TARGETS}.")
+                raise ConfigError(f"it must list the files {VECTORS} and {TARGETS}.")
         except (ConfigError, DataError) as error:
             raise ExternalMemoryError(f"{folder / FILE} is damaged ({str(error).rstrip('.')}): {AGAIN}") from error
         plm.require_same(listed.plm, f"the kNN-LM index {folder}")
@@ -185,7 +185,7 @@ class Index:
             if not path.is_file():
                 raise ExternalMemoryError(f"{path} is missing: {AGAIN}")
             if FileEntry.of(folder, entry.file) != entry:
-                raise ExternalMemoryError(f"{path} is damaged (it is not what was written): {AGAIN}")
+                raise ExternalMemoryError(f"{path} is damaged (its checksum does not match): {AGAIN}")
         try:
             place = read_header(folder / TARGETS).places.get("targets")
             vectors = faiss.read_index(str(folder / VECTORS))
@@ -200,10 +200,10 @@ class Index:
 
 
 def faiss_library() -> Any:  # noqa: ANN401
-    """FAISS, with as many threads as torch has.
+    """Import FAISS and set its number of threads to that of torch.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: FAISS is not installed.
     """
     try:
         import faiss

@@ -1,4 +1,4 @@
-"""P = lambda P_kNN + (1 - lambda) P_LM: the distribution over neighbours, its settings, and its place in a model."""
+"""P = lambda P_kNN + (1 - lambda) P_LM: the distribution over neighbours, the choice of settings, the model hooks."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SHARES = tuple(2.0 ** (power / 2) for power in range(-14, 3))
-"""Temperatures that are compared on dev, as multiples of the mean distance to the neighbours."""
+"""Temperatures that are compared on dev, in multiples of the mean distance to the neighbours."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The settings of the mixture.
+    """Settings of the mixture.
 
     Attributes:
-        k: neighbours.
+        k: number of neighbours.
         temperature: T, in units of squared distance.
-        weight: lambda, the share of P_kNN.
+        weight: lambda, the weight of P_kNN.
     """
 
     k: int
@@ -38,17 +38,17 @@ class Chosen:
     weight: float
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
+        """Return JSON-ready values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What decides how likely some gold tokens are under every k, T and lambda.
+    """Measurements of gold tokens from which their likelihood follows for any k, T and lambda.
 
     Attributes:
         log_p_plm: (n,) log P_LM(y).
-        neighbours: (n, k) of their contexts.
+        neighbours: (n, k), the neighbours of the contexts.
         targets: (n,) int64, y.
     """
 
@@ -58,10 +58,10 @@ class Measured:
 
 
 def p_knn(neighbours: Neighbours, temperature: float, vocabulary_size: int) -> Tensor:
-    """P_kNN(y | c) = sum over neighbours with y_i = y of exp(-d_i / T), normalised (Khandelwal et al. 2020, eq. 2).
+    """Compute P_kNN(y | c) = sum of exp(-d_i / T) over neighbours with y_i = y, normalised (Khandelwal et al., eq. 2).
 
     Returns:
-        (n, V) float32; all 0 where no neighbour was found.
+        (n, V) float32; all 0 where there are no neighbours.
     """
     shares = torch.softmax(-neighbours.distances / temperature, dim=-1).nan_to_num_(0.0)
     p = torch.zeros(len(shares), vocabulary_size, device=shares.device)
@@ -69,11 +69,11 @@ def p_knn(neighbours: Neighbours, temperature: float, vocabulary_size: int) -> T
 
 
 def mixed(logits: Tensor, neighbours: Neighbours, temperature: float, weight: float) -> Tensor:
-    """Log P; where no neighbour was found that is log P_LM.
+    """Compute log P; it equals log P_LM where there are no neighbours.
 
     Args:
-        logits: (n, V) of the PLM.
-        neighbours: (n, k) of the same contexts.
+        logits: (n, V), the logits of the PLM.
+        neighbours: (n, k), the neighbours of the same contexts.
         temperature: T.
         weight: lambda.
 
@@ -87,11 +87,11 @@ def mixed(logits: Tensor, neighbours: Neighbours, temperature: float, weight: fl
 
 @contextlib.contextmanager
 def plugged(model: PreTrainedModel, index: Index, chosen: Chosen) -> Iterator[None]:
-    """Mix neighbours into the model's distribution over the next token, for as long as the block runs.
+    """Mix neighbours into the model's distribution over the next token, inside the block.
 
-    f is taken where the output head reads it and the logits are replaced behind the whole forward pass, so whatever the
-    model does to its logits is done to its own part alone. Only the last position of a pass is searched for and mixed,
-    in one search for all rows: the others predict tokens that are known.
+    f is read at the input of the output head, and the logits are replaced after the complete forward pass, so the
+    model's changes to its logits affect its own part only. Only the last position of a pass is searched and mixed, in
+    one search for all rows: the other positions predict tokens that are already known.
 
     Raises:
         OwnerError: the model has no output head.
@@ -121,7 +121,7 @@ def plugged(model: PreTrainedModel, index: Index, chosen: Chosen) -> Iterator[No
 
 
 def log_p_knn(measured: Measured, ks: Sequence[int], temperatures: Sequence[float]) -> Tensor:
-    """Log P_kNN(y) of gold tokens for every T and k, from one search.
+    """Compute log P_kNN(y) of gold tokens for all T and k, from one search.
 
     Returns:
         (temperatures, ks, n) float64; -inf where no neighbour has y.
@@ -129,34 +129,36 @@ def log_p_knn(measured: Measured, ks: Sequence[int], temperatures: Sequence[floa
     distances, targets = measured.neighbours.distances.double(), measured.neighbours.targets
     right = targets == measured.targets[:, None]
     columns = torch.tensor(ks).clamp(max=distances.shape[1]) - 1
-    found = []
+    log_p = []
     for temperature in temperatures:
-        # The nearest is among the first k for every k, so no denominator is below 1.
+        # The nearest neighbour is included for every k, so no denominator is below 1.
         shares = torch.exp((distances[:, :1] - distances) / temperature).nan_to_num_(0.0)
         total, gold = shares.cumsum(1)[:, columns], (shares * right).cumsum(1)[:, columns]
-        found.append(torch.where(total > 0, gold / total, 0.0).log().T)
-    return torch.stack(found)
+        log_p.append(torch.where(total > 0, gold / total, 0.0).log().T)
+    return torch.stack(log_p)
 
 
 def log_p_mixed(measured: Measured, chosen: Chosen) -> Tensor:
-    """(n,) float32, log P(y) of gold tokens under the mixture; see `mixed`."""
+    """Compute log P(y) of gold tokens under the mixture, (n,) float32; see `mixed`."""
     p = log_p_knn(measured, [chosen.k], [chosen.temperature])[0, 0]
     weights = chosen.weight * measured.neighbours.distances[:, 0].isfinite().float()
     return mix(measured.log_p_plm[:, None], p[:, None], weights)[:, 0]
 
 
 def choose(measured: Measured, ks: Sequence[int], temperature: float | None, weight: float | None) -> Chosen:
-    """The k, T and lambda that make dev targets likeliest: k and T from a grid, lambda by EM for each (it is concave).
+    """Choose the k, T and lambda that maximise the likelihood of dev targets.
+
+    k and T come from a grid; lambda comes from EM for each grid point (the likelihood is concave in lambda).
 
     Args:
-        measured: the dev targets, with as many neighbours as the largest of `ks`.
-        ks: the k that are compared.
-        temperature: T where it is fixed; otherwise multiples of the mean distance are compared.
-        weight: lambda where it is fixed.
+        measured: the dev targets, with at least max(ks) neighbours.
+        ks: the values of k to compare.
+        temperature: fixed T, or None to compare multiples of the mean distance.
+        weight: fixed lambda, or None to choose it.
     """
     distances = measured.neighbours.distances
     mean = float(distances[distances.isfinite()].double().mean())
-    # Where every distance is 0, every T is the same.
+    # If all distances are 0, T has no effect.
     scale = mean if mean > 0 else 1.0
     temperatures = [share * scale for share in SHARES] if temperature is None else [temperature]
     log_p = log_p_knn(measured, ks, temperatures).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Offsite-Tuning: the outer layers of the PLM are trained around a compressed stand-in for its inner ones."""
+"""Offsite-Tuning: training of the PLM's outer layers around a compressed substitute for its inner layers."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ FILE = "adapter.safetensors"
 class OffsiteTuning(FineTuning):
     """Offsite-Tuning (Xiao, Lin and Han, arXiv 2302.04870, section 3).
 
-    The PLM is cut into [A_1, E, A_2]. Its owner hands out the adapter A_1, A_2 (the first and the last layers, the
-    embeddings and the LM head) and an emulator E* of the middle E, made by leaving layers out evenly. The data owner
-    trains the adapter in [A_1, E*, A_2]; the owner puts it into [A_1, E, A_2]. The embeddings, the final norm and the
-    head stay as they are.
+    The PLM is split into [A_1, E, A_2]. Its owner hands out the adapter A_1, A_2 (the first and last layers, the
+    embeddings and the LM head) and an emulator E* of the middle E, made by dropping layers evenly. The data owner
+    trains the adapter in [A_1, E*, A_2]; the PLM owner puts it into [A_1, E, A_2]. The embeddings, the final norm and
+    the head stay unchanged.
 
     Attributes:
-        adapters: layers of A_1 and of A_2 each; None is 2, as in the paper, or 1 where the PLM has fewer than 8 layers.
-        keep: the share of the middle's layers that the emulator keeps, at least one; the paper's OPT-1.3B keeps 0.4.
-        distil_steps: steps of distillation of E into E*, 0 for none. The paper distils on a large public corpus; here
-            the owner has the prompts of the training examples, and distils on what the PLM itself generates from
-            them: it sees no target.
-        distil_learning_rate: its highest learning rate.
+        adapters: number of layers of A_1, and of A_2; None means 2, as in the paper, or 1 if the PLM has fewer than 8
+            layers.
+        keep: fraction of the middle layers that the emulator keeps, at least one; 0.4 for OPT-1.3B in the paper.
+        distil_steps: number of steps of the distillation of E into E*, 0 for none. The paper distils on a large public
+            corpus; here the PLM owner has the prompts of the training examples, and distils on the texts that the PLM
+            itself generates from them: it sees no target.
+        distil_learning_rate: peak learning rate of the distillation.
     """
 
     name: ClassVar[str] = "offsite"
@@ -56,21 +57,21 @@ class OffsiteTuning(FineTuning):
 
     @property
     def needs(self) -> Needs:
-        """Some layers and a stand-in for the others; the targets stay at the data owner's."""
+        """Some layers, and a substitute for the others; the targets stay with the data owner."""
         return Needs("some", targets_at_owner=False, gradients=True)
 
     @property
     def prepared_by(self) -> Mapping[str, Any]:
-        """The emulator's own settings."""
+        """Settings of the emulator."""
         names = ["adapters", "keep", "distil_steps"] + ["distil_learning_rate"] * bool(self.distil_steps)
         return {MODEL: {name: getattr(self, name) for name in names}}
 
     def prepare(self, plm: LocalPLM, job: Job, output: Path) -> None:
-        """Make the emulator, at the PLM owner's; it does not depend on the run's seed.
+        """Build the emulator, at the PLM owner; it does not depend on the run's seed.
 
         Raises:
             ConfigError: the PLM has too few layers.
-            OwnerError: its layers are not found, or cannot be left out.
+            OwnerError: the layers of the PLM cannot be identified or dropped.
             AdapterError: distillation diverged.
         """
         plan = Plan.of(len(layers_of(plm.model)), self.adapters, self.keep)
@@ -81,7 +82,7 @@ class OffsiteTuning(FineTuning):
         save_emulator(emulator, plm, output)
 
     def source(self, job: Job, prepared: Path) -> Path:
-        """The emulator: all that the data owner sees of the PLM."""
+        """Return the emulator, the only part of the PLM that the data owner sees."""
         return prepared / MODEL
 
     def trainable(self, plm: LocalPLM, prepared: Path) -> tuple[Any, Callable[[Path], None]]:
@@ -92,7 +93,7 @@ class OffsiteTuning(FineTuning):
         return plm.model, lambda output: save_trained(parameters, output / FILE)
 
     def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:
-        """See `Method.open`; the adapter is put into the whole PLM."""
+        """See `Method.open`; the adapter is put into the complete PLM."""
         model = twin(plm.model)
         load_trained(adapter_parameters(model, Plan.read(prepared).adapters), trained / FILE)
         return _PluggedIn(plm, model, job, trained / FILE, prepared)
@@ -105,16 +106,16 @@ class _PluggedIn(Tuned):
 
     @cached_property
     def chosen(self) -> Mapping[str, Any]:
-        """Perplexities on dev around the plug-in gap: what the emulator promised, and what became of it."""
+        """Perplexities on dev that show the plug-in gap: with the emulator, and after plugging into the PLM."""
         if not self._job.dev:
             return {}
         emulator = load_emulator(self._prepared, str(self.model.dtype).removeprefix("torch."))
-        found = {
+        values = {
             "plm_perplexity": perplexity(self._plm, self._plm.model, self._job, self._job.dev),
             "emulator_alone_perplexity": perplexity(self._plm, emulator.model, self._job, self._job.dev),
         }
         load_trained(adapter_parameters(emulator.model, Plan.read(self._prepared).adapters), self._kept)
-        return found | {
+        return values | {
             "emulator_perplexity": perplexity(self._plm, emulator.model, self._job, self._job.dev),
             "plugged_in_perplexity": self.perplexity(self._job.dev),
         }

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009  (`same` is `dataclasses.field` with what another dataclass declares)
-"""What the methods share that learn from an external memory: the PLM owner builds it, and keeps everything else."""
+"""Base of the methods that learn from an external memory: the PLM owner builds it, and keeps everything else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEMORY = "memory"
 
 @dataclass(frozen=True)
 class OnMemory(Method):
-    """A method that learns from (f(c_i), y_i) alone; it has the settings of its memory."""
+    """Method that learns from the pairs (f(c_i), y_i) only; it has the settings of its memory."""
 
     shared: ClassVar[bool] = True
 
@@ -41,12 +41,12 @@ class OnMemory(Method):
 
     @property
     def needs(self) -> Needs:
-        """Representations and the LM head; in `teacher` mode whoever runs the PLM sees the targets."""
+        """Representations and the LM head; in `teacher` mode the party that runs the PLM sees the targets."""
         return Needs("none", targets_at_owner=self.contexts == "teacher", gradients=False)
 
     @property
     def prepared_by(self) -> Mapping[str, Any]:
-        """The memory's own settings."""
+        """Settings of the memory."""
         return {MEMORY: {name: getattr(self, name) for name in ("contexts", "targets", "dtype")}}
 
     def prepare(self, plm: LocalPLM, job: Job, output: Path) -> None:
@@ -64,6 +64,6 @@ class OnMemory(Method):
 
 @contextlib.contextmanager
 def memory_of(plm: LocalPLM, task: Task, examples: Sequence[Example]) -> Iterator[Memory]:
-    """A memory of `teacher` contexts, for as long as the block runs: to measure on, not to learn from."""
+    """Build a temporary memory of `teacher` contexts inside the block, for measurements and not for training."""
     with tempfile.TemporaryDirectory(prefix="pema-measured-") as folder:
         yield build_memory(plm, list(examples), task, Path(folder) / MEMORY, dtype="float32")

@@ -1,4 +1,4 @@
-"""LoRA, IA3 and prefix-tuning, by the `peft` library on the unmodified PLM."""
+"""LoRA, IA3 and prefix-tuning, with the `peft` library on the unmodified PLM."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ FILE = "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class PeftMethod(FineTuning):
-    """A method of `peft`; what is kept is a PEFT adapter, which `peft` itself loads too.
+    """Method of `peft`; the stored result is a PEFT adapter that `peft` itself can load.
 
     Attributes:
-        remedy: what to do where it does not fit an architecture.
+        remedy: advice for architectures that the method does not fit.
     """
 
     remedy: ClassVar[str]
 
     @abstractmethod
     def config(self) -> PeftConfig:
-        """The method in `peft`'s own terms."""
+        """Return the `peft` configuration of the method."""
 
     def trainable(self, plm: LocalPLM, prepared: Path) -> tuple[Any, Callable[[Path], None]]:
         """See `FineTuning.trainable`."""
         peft = _peft(self.name)
-        # peft writes it into the adapter, which is to hold no path.
+        # peft writes the name into the adapter, which must not contain a path.
         plm.model.name_or_path = plm.model.config._name_or_path = plm.description.name
         try:
             model = peft.get_peft_model(plm.model, self.config())
@@ -52,51 +52,51 @@ class PeftMethod(FineTuning):
         return model, lambda output: model.save_pretrained(output, save_embedding_layers=False)
 
     def misfit(self, plm: LocalPLM, why: str) -> ConfigError:
-        """The error for an architecture that the method cannot be used with."""
+        """Build the error for an architecture that the method does not fit."""
         return ConfigError(f"{self.name} does not fit {type(plm.model).__name__} ({why.rstrip('.')}): {self.remedy}")
 
     def adapted(self, plm: LocalPLM, trained: Path) -> Any:  # noqa: ANN401
-        """A model beside the PLM with the trained adapter in it.
+        """Build a model with the trained adapter that shares the PLM's weights.
 
         Raises:
-            AdapterError: the adapter is missing, damaged or of another PLM.
+            AdapterError: the adapter is missing, damaged or belongs to another PLM.
         """
         peft, model = _peft(self.name), twin(plm.model)
         try:
             return peft.PeftModel.from_pretrained(model, str(trained), local_files_only=True)
         except Exception as error:  # peft raises OSError, ValueError, RuntimeError and safetensors' own.
             raise AdapterError(
-                f"{trained} holds no {self.name} adapter that fits {type(model).__name__}: {error}. Train again."
+                f"{trained} has no {self.name} adapter that fits {type(model).__name__}: {error}. Train again."
             ) from error
 
 
 class _Merged:
-    """Opening an adapter that can be multiplied into the weights: a token then takes the time that it takes the PLM."""
+    """Mix-in for adapters that can be merged into the weights, so that a token takes no longer than with the PLM."""
 
     adapted: Callable[..., Any]
 
     def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:
-        """See `Method.open`; the adapter is merged into weights of the adapted model's own."""
-        # Without safe_merge peft adds to the weights in place, and those are the PLM's too.
+        """See `Method.open`; the adapter is merged into a separate copy of the weights."""
+        # Without safe_merge peft changes the weights in place, and they are shared with the PLM.
         model: PreTrainedModel = self.adapted(plm, trained).merge_and_unload(safe_merge=True)
         return Tuned(plm, model, job, trained / FILE)
 
 
 @dataclass(frozen=True)
 class LoRA(_Merged, PeftMethod):
-    """W + alpha / r B A for the weight of linear layers (Hu et al., ICLR 2022, arXiv 2106.09685, equation 3).
+    """W + alpha / r B A for the weights of linear layers (Hu et al., ICLR 2022, arXiv 2106.09685, equation 3).
 
-    B is zero at the start, so training starts from the PLM.
+    B is initially zero, so training starts from the PLM.
 
     Attributes:
         rank: r.
-        alpha: of the scale alpha / r.
-        dropout: on the input of A.
-        target_modules: names of the layers, as `peft` takes them; "all-linear" is every one but the LM head.
+        alpha: numerator of the scale alpha / r.
+        dropout: dropout on the input of A.
+        target_modules: names of the layers, as `peft` takes them; "all-linear" means all except the LM head.
     """
 
     name: ClassVar[str] = "lora"
-    remedy: ClassVar[str] = "give target_modules that it has."
+    remedy: ClassVar[str] = "set target_modules to names of its linear layers."
 
     rank: int = option(16, least=1, most=WIDEST)
     alpha: float = option(32.0, above=0.0, most=1e6)
@@ -118,15 +118,15 @@ class LoRA(_Merged, PeftMethod):
 class IA3(_Merged, PeftMethod):
     """Learned factors on keys, values and the feed-forward layer (Liu et al., NeurIPS 2022, arXiv 2205.05638).
 
-    All factors are 1 at the start, so training starts from the PLM.
+    All factors are initially 1, so training starts from the PLM.
 
     Attributes:
-        target_modules: names of the layers; None is `peft`'s choice, which it has for known architectures.
+        target_modules: names of the layers; None means the default of `peft`, which exists for known architectures.
         feedforward_modules: those of them whose input is multiplied instead of their output; None as above.
     """
 
     name: ClassVar[str] = "ia3"
-    remedy: ClassVar[str] = "give target_modules and feedforward_modules, names of its linear layers."
+    remedy: ClassVar[str] = "set target_modules and feedforward_modules to names of its linear layers."
 
     learning_rate: float = option(2e-2, above=0.0, most=LARGEST)
     target_modules: Sequence[str] | None = None
@@ -135,7 +135,7 @@ class IA3(_Merged, PeftMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.target_modules is None) != (self.feedforward_modules is None):
-            raise ConfigError("ia3: target_modules and feedforward_modules belong together: give both or neither.")
+            raise ConfigError("ia3: target_modules and feedforward_modules need each other: give both, or neither.")
 
     def config(self) -> PeftConfig:
         """See `PeftMethod.config`."""
@@ -148,16 +148,16 @@ class IA3(_Merged, PeftMethod):
 
 @dataclass(frozen=True)
 class PrefixTuning(PeftMethod):
-    """Learned keys and values in front of every layer's own (Li and Liang, ACL 2021, arXiv 2101.00190, section 4).
+    """Learned keys and values before those of each layer (Li and Liang, ACL 2021, arXiv 2101.00190, section 4).
 
-    The prefix stays in the key-value cache when generating, so a token attends to `prefix_length` positions more.
+    The prefix stays in the key-value cache during generation, so a token attends to `prefix_length` more positions.
 
     Attributes:
-        prefix_length: virtual tokens.
+        prefix_length: number of virtual tokens.
     """
 
     name: ClassVar[str] = "prefix-tuning"
-    remedy: ClassVar[str] = "choose lora, which asks only for linear layers."
+    remedy: ClassVar[str] = "choose lora, which needs linear layers only."
 
     learning_rate: float = option(5e-2, above=0.0, most=LARGEST)
     prefix_length: int = option(20, least=1, most=1 << 20)
@@ -174,12 +174,12 @@ class PrefixTuning(PeftMethod):
     def trainable(self, plm: LocalPLM, prepared: Path) -> tuple[Any, Callable[[Path], None]]:
         """See `FineTuning.trainable`."""
         if _slides(plm.model):
-            raise self.misfit(plm, "its attention slides past the prefix")
+            raise self.misfit(plm, "its sliding-window attention does not reach the prefix")
         model, keep = super().trainable(plm, prepared)
         try:
             with torch.no_grad():
                 model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
-        except Exception as error:  # whatever the architecture makes of keys and values that are not its own
+        except Exception as error:  # the type depends on how the architecture handles foreign keys and values
             raise self.misfit(plm, str(error)) from error
         return model, keep
 
@@ -189,10 +189,10 @@ class PrefixTuning(PeftMethod):
 
 
 def _by_state(model: Any) -> Any:  # noqa: ANN401
-    """Hand the prefix on by the name that the model's `forward` has for its state.
+    """Pass the prefix under the name that the model's `forward` uses for its state.
 
-    peft looks for the cache and puts the prefix under `past_key_values`. A model whose state is called `cache` is given
-    both and takes its own empty one, so that the prefix has no part in what it generates.
+    peft reads the cache from, and writes the prefix to, `past_key_values`. A model whose state is called `cache` would
+    receive both and use its own empty cache, so that the prefix would have no effect on generation.
     """
     name = state_argument(model.get_base_model())
     if name not in (None, "past_key_values"):
@@ -204,7 +204,7 @@ def _by_state(model: Any) -> Any:  # noqa: ANN401
 
 
 def _renaming(prepare: Callable[..., dict[str, Any]], before: str, after: str) -> Callable[..., dict[str, Any]]:
-    """`prepare` with one of the arguments that it returns renamed."""
+    """Wrap `prepare` so that one of the arguments that it returns is renamed."""
 
     def prepared(*args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
         arguments = prepare(*args, **kwargs)
@@ -216,7 +216,7 @@ def _renaming(prepare: Callable[..., dict[str, Any]], before: str, after: str) -
 
 
 def _slides(model: PreTrainedModel) -> bool:
-    """Whether some layer attends to a window of the last tokens only."""
+    """Return whether some layer attends to a window of the last tokens only."""
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
     if kinds:

@@ -1,4 +1,4 @@
-"""The PLM as it is, prompted with the task's template: what every adaptation starts from."""
+"""The unadapted PLM, prompted with the task's template: the baseline of all adaptations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PLMAlone(Method):
         return Needs("none", targets_at_owner=False, gradients=False)
 
     def train(self, job: Job, prepared: Path, output: Path) -> Trained:
-        """Nothing to train."""
+        """Return an empty report; there is nothing to train."""
         return Trained(0, 0.0)
 
     def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:

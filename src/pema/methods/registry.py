@@ -1,4 +1,4 @@
-"""The methods that pema knows by name."""
+"""Registry of the methods by name."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ METHODS: dict[str, type[Method]] = {
 
 
 def get_method(name: str) -> type[Method]:
-    """The method called `name`; `get_method(name).of(settings)` is one with its settings.
+    """Return the class of the method called `name`; `get_method(name).of(settings)` builds it with settings.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the name is unknown.
     """
     if name not in METHODS:
-        raise ConfigError(f"method {name!r} is not known: choose one of {', '.join(METHODS)}.")
+        raise ConfigError(f"method {name!r} is unknown: choose one of {', '.join(METHODS)}.")
     return METHODS[name]

@@ -1,4 +1,4 @@
-"""How likely a causal language model makes the targets of examples; gradients flow through the model."""
+"""Likelihood of the targets of examples under a causal language model, with gradients through the model."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ from pema.tasks.template import Template
 
 
 def encode(plm: LocalPLM, template: Template, examples: Sequence[Example], virtual_tokens: int = 0) -> Tokens:
-    """The tokens of examples, exactly those that a memory is built from.
+    """Encode examples to exactly the tokens that a memory is built from.
 
     Args:
-        plm: whose tokenizer and context window it is.
-        template: makes the prompts.
+        plm: provides the tokenizer and the context window.
+        template: builds the prompts.
         examples: the pairs.
-        virtual_tokens: positions of the context window that are taken before the prompt begins.
+        virtual_tokens: number of positions of the context window that are occupied before the prompt.
 
     Raises:
-        DataError: an example that the PLM cannot read; the message names it.
+        DataError: an example is too long for the PLM; the message names it.
     """
     tokens = Tokens.encode(plm, template, examples)
     lengths = tokens.starts[1:] - tokens.starts[:-1]
     longest = int(lengths.argmax())
     if lengths[longest] + virtual_tokens > plm.max_length:
         raise DataError(
-            f"{examples[longest].where or f'example {longest + 1}'}: it has {lengths[longest]:,} tokens, and behind "
-            f"{virtual_tokens:,} virtual ones {plm.description.name} reads {plm.max_length - virtual_tokens:,}: "
-            "shorten the example, leave it out, or take fewer virtual tokens."
+            f"{examples[longest].where or f'example {longest + 1}'}: it has {lengths[longest]:,} tokens, but after "
+            f"{virtual_tokens:,} virtual tokens {plm.description.name} reads {plm.max_length - virtual_tokens:,}: "
+            "shorten the example, leave it out, or use fewer virtual tokens."
         )
     return tokens
 
 
 def cross_entropy(model: Any, tokens: Tokens, which: Sequence[int]) -> tuple[Tensor, int]:  # noqa: ANN401
-    """Sum of -log P(y_i | c_i) over the target tokens of some examples in one forward pass, in nats; and their number.
+    """Compute the sum of -log P(y_i | c_i) over the target tokens of some examples, in nats, and their number.
 
-    The head multiplies target positions only. A causal model never looks at the padding on its right, so no mask is
-    given.
+    It takes one forward pass, and the head multiplies target positions only. A causal model never attends to padding on
+    the right, so no mask is given.
 
     Args:
-        model: a causal language model of transformers, or one that `peft` made of it.
+        model: a causal language model of transformers, or one that `peft` derived from it.
         tokens: all examples.
-        which: numbers of those that are meant.
+        which: indices of the examples to use.
     """
     logits, targets = target_logits(model, tokens, which)
     return functional.cross_entropy(logits.float(), targets, reduction="sum"), len(targets)
 
 
 def target_logits(model: Any, tokens: Tokens, which: Sequence[int]) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-    """The (n, V) logits in front of the n target tokens of some examples, and those (n,) tokens."""
+    """Return the (n, V) logits that predict the n target tokens of some examples, and the (n,) tokens."""
     padded = pad_right([tokens.sequence(i) for i in which])
     width = padded.shape[1]
     begins = [int(tokens.cuts[i] - tokens.starts[i]) for i in which]
@@ -73,7 +73,7 @@ def target_logits(model: Any, tokens: Tokens, which: Sequence[int]) -> tuple[Ten
 
     def at_head(_module: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:  # noqa: ANN401
         hidden = given[0].flatten(0, -2)
-        # The logits in front of a token are at the position before it.
+        # The logits that predict a token are at the position before it.
         return (hidden.index_select(0, places.to(hidden.device) - 1)[None], *given[1:])
 
     with hooked(embedding.register_forward_pre_hook(at_head)):
@@ -83,7 +83,7 @@ def target_logits(model: Any, tokens: Tokens, which: Sequence[int]) -> tuple[Ten
 
 @torch.no_grad()
 def mean_cross_entropy(model: Any, tokens: Tokens, which: Sequence[int]) -> float:  # noqa: ANN401
-    """Mean of -log P(y_i | c_i) over the target tokens of some examples, in nats, without dropout."""
+    """Compute the mean of -log P(y_i | c_i) over the target tokens of some examples, in nats, without dropout."""
     training, total, count = model.training, 0.0, 0
     model.eval()
     weight: Any = output_embedding(model).weight
@@ -98,5 +98,5 @@ def mean_cross_entropy(model: Any, tokens: Tokens, which: Sequence[int]) -> floa
 
 
 def perplexity_of(mean: float) -> float:
-    """The exponential of a mean cross-entropy; infinity where it is beyond float64."""
+    """Return the exponential of a mean cross-entropy; infinity where it exceeds float64."""
     return math.exp(mean) if mean < 709 else math.inf

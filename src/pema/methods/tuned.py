@@ -1,4 +1,4 @@
-"""A PLM some of whose weights were trained, beside the PLM itself, with which it shares the memory of the others."""
+"""A PLM with some trained weights; it shares the memory of the other weights with the original PLM."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from pema.tensors import save_tensors
 
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of its own with the weights of another, in the same memory; both stay as they are when one gets others.
+    """Build a second model that shares the weights of `model` in memory.
 
-    New weights go to `parameter.data`; nothing may write into the old ones.
+    Replacing weights of one model does not affect the other. Assign new weights to `parameter.data`; never write into
+    the shared ones.
 
     Raises:
-        OwnerError: the model is spread over devices.
+        OwnerError: the model is spread over several devices.
     """
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise OwnerError(
-            f"the weights of {type(model).__name__} are spread over devices by accelerate, and an adapted model cannot "
-            "be made beside it: load the PLM on one device."
+            f"the weights of {type(model).__name__} are spread over several devices by accelerate, so an adapted model "
+            "cannot share them: load the PLM on one device."
         )
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     memo |= {id(buffer): buffer for buffer in model.buffers()}
@@ -41,17 +42,17 @@ def twin(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def save_trained(parameters: Mapping[str, nn.Parameter], path: Path) -> None:
-    """Write those that were trained to a safetensors file."""
+    """Write the trained parameters to a safetensors file."""
     with writing(path) as temporary:
         save_tensors({name: p for name, p in parameters.items() if p.requires_grad}, temporary)
 
 
 def load_trained(parameters: Mapping[str, nn.Parameter], path: Path) -> None:
-    """Give parameters the values in a file that `save_trained` wrote.
+    """Load parameters from a file written by `save_trained`.
 
     Raises:
         AdapterError: the file is missing or damaged.
-        MismatchError: it is of another model.
+        MismatchError: the file belongs to another model.
     """
     try:
         stored: dict[str, Tensor] = load_file(path)
@@ -60,18 +61,18 @@ def load_trained(parameters: Mapping[str, nn.Parameter], path: Path) -> None:
     for name, value in stored.items():
         parameter = parameters.get(name)
         if parameter is None or parameter.shape != value.shape:
-            has = "not among its weights" if parameter is None else f"{tuple(parameter.shape)} in it"
+            has = "is not a weight of" if parameter is None else f"has shape {tuple(parameter.shape)} in"
             raise MismatchError(
-                f"{path} was trained on another PLM: {name} {tuple(value.shape)} is {has}. Give that PLM."
+                f"{path} was trained on another PLM: {name} {tuple(value.shape)} {has} this PLM. Use that PLM."
             )
         parameter.data = value.to(parameter.device, parameter.dtype)
 
 
 class Tuned(Adapted):
-    """An adapted PLM that is a model of its own, so the PLM stays untouched.
+    """Adapted PLM that is a separate model, so the original PLM stays unchanged.
 
     Attributes:
-        model: what generates.
+        model: the model that generates.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Tuned(Adapted):
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes of the file that training kept."""
+        """Bytes of the file that training stored."""
         return self._kept.stat().st_size
 
     def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> Generated:
@@ -114,6 +115,6 @@ def perplexity(
     examples: Sequence[Example],
     virtual_tokens: int = 0,
 ) -> float:
-    """Perplexity of the targets of examples under a model that was made of the PLM; see `Adapted.perplexity`."""
+    """Compute the perplexity of examples under a model derived from the PLM; see `Adapted.perplexity`."""
     tokens = encode(plm, job.task.template, examples, virtual_tokens)
     return perplexity_of(mean_cross_entropy(model, tokens, range(len(examples))))
