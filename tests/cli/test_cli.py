@@ -203,7 +203,7 @@ def test_a_masked_head_is_released_again_and_built_with(run, folder):
             "a masked head needs tap 'head_input'",
         ),
         (("--mask", "rotation", "--secret", "never/mask.key"), 2, "would lie in never, which is given away"),
-        (("--mask", "rotation", "--secret", "train.en"), 1, "a mask's secret has 32"),
+        (("--mask", "rotation", "--secret", "train.en"), 1, "expected 32 for a mask's secret"),
     ],
 )
 def test_a_mask_that_cannot_be_is_refused(run, folder, arguments, code, words):

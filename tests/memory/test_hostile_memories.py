@@ -178,20 +178,20 @@ def spoilt(name, value):
 
 HEAD_TENSORS = [
     (tensors(weight=lambda v: v["weight"][:50]), r"\(V, d, d_tap\) are \(50, 8, 8\)"),
-    (tensors(weight=lambda v: v["weight"][:, :4]), r"norm.weight has the shape \(8,\), \(4,\) belongs"),
-    (tensors(weight=lambda v: v["weight"].flatten()), r"its weight has the shape \(808,\)"),
-    (tensors(weight=lambda v: torch.zeros(0, 8)), r"its weight has the shape \(0, 8\)"),
-    (without("weight"), "holds no weight, which is W_hd"),
-    (tensors(bias=lambda v: torch.zeros(100)), r"its bias has the shape \(100,\), \(101,\) belongs"),
+    (tensors(weight=lambda v: v["weight"][:, :4]), r"norm.weight has shape \(8,\), expected \(4,\)"),
+    (tensors(weight=lambda v: v["weight"].flatten()), r"its weight has shape \(808,\)"),
+    (tensors(weight=lambda v: torch.zeros(0, 8)), r"its weight has shape \(0, 8\)"),
+    (without("weight"), r"has no tensor weight \(W_hd\)"),
+    (tensors(bias=lambda v: torch.zeros(100)), r"its bias has shape \(100,\), expected \(101,\)"),
     (tensors(bias=lambda v: torch.full((101,), float("inf"))), "its bias contains NaN or infinity"),
-    (tensors(projection=lambda v: torch.zeros(8, 5)), r"its norm.weight has the shape"),
-    (tensors(projection=lambda v: torch.zeros(7, 8)), r"its projection has the shape \(7, 8\)"),
-    (tensors(other=lambda v: torch.zeros(1)), "holds a tensor 'other', which no head"),
-    (tensors(weight=lambda v: v["weight"].int()), "its weight does not hold floating-point numbers"),
+    (tensors(projection=lambda v: torch.zeros(8, 5)), r"its norm.weight has shape"),
+    (tensors(projection=lambda v: torch.zeros(7, 8)), r"its projection has shape \(7, 8\)"),
+    (tensors(other=lambda v: torch.zeros(1)), "has an unknown tensor 'other' for these"),
+    (tensors(weight=lambda v: v["weight"].int()), "its weight is not floating-point"),
     (spoilt("weight", float("nan")), "its weight contains NaN or infinity"),
     (spoilt("norm.weight", float("-inf")), "its norm.weight contains NaN or infinity"),
-    (spoilt("weight", 0.25), "is not the one of its fingerprint"),
-    (tensors(norm_weight=lambda v: v["norm.weight"] * 2), "is not the one of its fingerprint"),
+    (spoilt("weight", 0.25), "does not match its fingerprint"),
+    (tensors(norm_weight=lambda v: v["norm.weight"] * 2), "does not match its fingerprint"),
 ]
 
 
@@ -216,13 +216,13 @@ HEAD_SETTINGS = [
     ("settings.soft_cap", 0.0, "settings.soft_cap=0.0 is too small"),
     ("settings.soft_cap", [1], "settings.soft_cap=a list of 1 items must be a number"),
     ("settings.norm", "rms", "settings.norm is 'rms', not an object"),
-    ("settings.norm", None, "holds a tensor 'norm.weight', which no head with these settings has"),
+    ("settings.norm", None, "has an unknown tensor 'norm.weight' for these settings"),
     ("settings.norm.kind", "batch", "settings.norm.kind='batch' is not known: choose layer or rms"),
     ("settings.norm.eps", -1.0, "settings.norm.eps=-1.0 is too small"),
     ("settings.norm.eps", True, "settings.norm.eps=True must be a number"),
     ("settings.norm.momentum", 1, "'settings.norm.momentum' is not a setting"),
     ("settings.colour", 1, "'settings.colour' is not a setting"),
-    ("settings.scale", 2.0, "is not the one of its fingerprint"),
+    ("settings.scale", 2.0, "does not match its fingerprint"),
     ("fingerprint", 5, "fingerprint=5 must be a text"),
     ("fingerprint", "masked-0", r"head is not the head of fake \(its fingerprint differs\)"),
     ("format", 99, "has format 99"),
@@ -392,12 +392,12 @@ def test_a_head_of_another_party_is_held_to_its_fingerprint():
     for wrong, words in (
         (
             (head.state_dict() | {"weight": 2 * torch.eye(4)}, head.settings, head.fingerprint),
-            "is not the one of its f",
+            "does not match its f",
         ),
-        ((head.state_dict(), head.settings | {"scale": 2.0}, head.fingerprint), "is not the one of its fingerprint"),
+        ((head.state_dict(), head.settings | {"scale": 2.0}, head.fingerprint), "does not match its fingerprint"),
         ((head.state_dict(), head.settings | {"scale": "1"}, head.fingerprint), "cannot be used: settings.scale='1'"),
         ((head.state_dict(), None, head.fingerprint), "settings is None, not an object"),
-        (({}, head.settings, head.fingerprint), "cannot be used: it holds no weight"),
+        (({}, head.settings, head.fingerprint), "cannot be used: it has no tensor weight"),
     ):
         with pytest.raises(PemaError, match=words):
             Head.of(*wrong)

@@ -197,7 +197,7 @@ def test_names_that_cannot_be_loaded(name, match):
 
 
 def test_a_folder_without_a_model(tmp_path):
-    with pytest.raises(OwnerError, match=r"holds no config\.json"):
+    with pytest.raises(OwnerError, match=r"contains no config\.json"):
         LocalPLM.load(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(OwnerError, match="is a file"):

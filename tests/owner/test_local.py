@@ -221,7 +221,7 @@ def test_a_short_cut_that_computes_something_else_is_not_used(tiny_plm, monkeypa
     plm = tiny_plm()
     with caplog.at_level(logging.WARNING, "pema"):
         check_teacher(plm, *examples())
-    assert "LlamaForCausalLM: the shared prefix is not used, it moves representations" in caplog.text
+    assert "LlamaForCausalLM: the shared prefix is not used, it changes representations" in caplog.text
 
 
 def test_a_cache_that_cannot_be_used_is_done_without(tiny_plm, monkeypatch, caplog):
@@ -305,7 +305,7 @@ def test_sequences_that_cannot_be_represented(tiny_plm, sequences, starts, match
     [
         ([[1], []], [1, 1], "prompt 1 is empty"),
         ([[1] * 100], [29], "prompt 0 has 100 tokens and 29 steps, the PLM's context window holds 128"),
-        ([[1, 2]], [0], "prompt 0 is given 0 steps"),
+        ([[1, 2]], [0], "prompt 0 has 0 steps"),
     ],
 )
 def test_prompts_that_cannot_be_continued(tiny_plm, prompts, steps, match):

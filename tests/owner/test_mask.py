@@ -241,7 +241,7 @@ def test_the_head_is_rotated_whole_where_it_is_rotated_in_pieces(monkeypatch):
 
 
 def test_the_norms_input_is_refused_by_name(tiny_plm):
-    with pytest.raises(ConfigError, match=r"needs tap 'head_input', and .* is read at 'norm_input'.* Use tap"):
+    with pytest.raises(ConfigError, match=r"needs tap 'head_input', but .* is read at 'norm_input'.* Use tap"):
         MaskedPLM(tiny_plm(tap="norm_input"), MASK)
 
 
@@ -397,7 +397,9 @@ def test_a_secret_that_is_there_is_kept(tmp_path):
 def test_a_secret_of_another_length_is_refused(tmp_path, content):
     path = tmp_path / "secret.key"
     path.write_bytes(content)
-    with pytest.raises(OwnerError, match=rf"secret\.key holds {len(content)} bytes, a mask's secret has 32: give"):
+    with pytest.raises(
+        OwnerError, match=rf"secret\.key has {len(content)} bytes, expected 32 for a mask's secret: give"
+    ):
         Mask.read(path)
 
 

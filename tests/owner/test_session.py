@@ -99,8 +99,8 @@ def test_what_was_handed_out_stays_as_it_was(tiny_plm):
         ([], "at least one prompt"),
         ([[1], []], "prompt 1 is empty"),
         ([[1] * 128], "prompt 0 has 128 tokens, the PLM's context window holds 128 with at least one to come"),
-        ([[1], [3, 320]], "prompt 1 holds token 320, outside the vocabulary of 320"),
-        ([[-1]], "prompt 0 holds token -1"),
+        ([[1], [3, 320]], "prompt 1 contains token 320, outside the vocabulary of 320"),
+        ([[-1]], "prompt 0 contains token -1"),
     ],
 )
 def test_prompts_that_are_refused(tiny_plm, prompts, match):

@@ -174,9 +174,9 @@ def test_no_cache_and_several_tokens(tiny_plm):
     torch.testing.assert_close(found.logits, expected, atol=1e-4, rtol=1e-4)
     assert state_of(found) is None
     cache = state_of(model(torch.tensor([PROMPTS[0]])))
-    with pytest.raises(OwnerError, match="one token a step, not 2"):
+    with pytest.raises(OwnerError, match="one token per step, not 2"):
         model(torch.tensor([[4, 5]]), **{OUTPUT_NAME: cache})
-    with pytest.raises(OwnerError, match="does not go back"):
+    with pytest.raises(OwnerError, match="cannot go back"):
         cache.crop(1)
     cache.close()
 

@@ -48,13 +48,13 @@ def with_packed_head():
         (t5, "T5ForConditionalGeneration is an encoder-decoder, .* AutoModelForCausalLM loads"),
         (
             lambda: AutoModelForSequenceClassification.from_config(LlamaConfig(**_LLAMA)),
-            "LlamaForSequenceClassification is not understood: it has no output embedding",
+            "LlamaForSequenceClassification is not supported: it has no output embedding",
         ),
-        (lambda: LlamaModel(LlamaConfig(**_LLAMA)), "LlamaModel is not understood: it has no output embedding"),
+        (lambda: LlamaModel(LlamaConfig(**_LLAMA)), "LlamaModel is not supported: it has no output embedding"),
         (without_weights, "LlamaForCausalLM has no weights: model.embed_tokens.weight is on the meta device"),
-        (lambda: torch.nn.Linear(2, 2), "Linear is no model of transformers: give the PreTrainedModel itself"),
-        (lambda: torch.compile(build_model()), r"OptimizedModule is no model of transformers: .* model\._orig_mod"),
-        (lambda: "embedded", "str is no model: .* use LocalPLM.load"),
+        (lambda: torch.nn.Linear(2, 2), "Linear is not a model of transformers: give the PreTrainedModel itself"),
+        (lambda: torch.compile(build_model()), r"OptimizedModule is not a model of transformers: .* model\._orig_mod"),
+        (lambda: "embedded", "str is not a model: .* use LocalPLM.load"),
         (lambda: with_head(torch.float8_e4m3fn), "its weight a Parameter of float8_e4m3fn, .* LM head unquantised"),
         (with_packed_head, "its weight a Packed of float32, .* LM head unquantised"),
     ],
@@ -75,14 +75,14 @@ def test_a_model_that_holds_a_peft_adapter(kind):
         else peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
     )
     wrapped = peft.get_peft_model(build_model(), config)
-    with pytest.raises(OwnerError, match=r"PeftModelForCausalLM holds a PEFT adapter, .*merge_and_unload\(\)"):
+    with pytest.raises(OwnerError, match=r"PeftModelForCausalLM contains a PEFT adapter, .*merge_and_unload\(\)"):
         LocalPLM(wrapped, build_tokenizer())
     if kind == "LoRA":
-        with pytest.raises(OwnerError, match="LlamaForCausalLM holds a PEFT adapter"):
+        with pytest.raises(OwnerError, match="LlamaForCausalLM contains a PEFT adapter"):
             LocalPLM(wrapped.base_model.model, build_tokenizer())
         assert LocalPLM(wrapped.merge_and_unload(), build_tokenizer()).description.architecture == "LlamaForCausalLM"
 
 
 def test_what_is_no_tokenizer():
-    with pytest.raises(OwnerError, match="NoneType is no tokenizer: give the one that AutoTokenizer loads"):
+    with pytest.raises(OwnerError, match="NoneType is not a tokenizer: give the one that AutoTokenizer loads"):
         LocalPLM(build_model(), None)

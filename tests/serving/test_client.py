@@ -278,7 +278,7 @@ def test_refusals_name_the_request_and_the_remedy(plm):
         with pytest.raises(OwnerError, match=r"/v1/plm: the server refused with 401.*PEMA_API_KEY"):
             remote(client)
         across, _ = remote(client, key=bearer()["Authorization"].split()[1])
-        with pytest.raises(OwnerError, match="does not give teacher contexts to this key, so nothing was sent"):
+        with pytest.raises(OwnerError, match="does not offer teacher contexts to this key, so nothing was sent"):
             list(across.represent(SEQUENCES, STARTS))
         with pytest.raises(OwnerError, match=r"/v1/head: the server refused with 403"):
             across.head()
@@ -304,7 +304,7 @@ def test_a_server_of_another_kind(client, change, error, match):
     about = client.get("/v1/plm").json()
     with pytest.raises(error, match=match):
         remote(client, before=lambda *_: httpx2.Response(200, json=change(about)))
-    with pytest.raises(OwnerError, match="no JSON: is a pema server there"):
+    with pytest.raises(OwnerError, match="not JSON: check that a pema server runs there"):
         remote(client, before=lambda *_: httpx2.Response(200, text="<html>"))
 
 
@@ -314,7 +314,7 @@ def test_what_the_server_hands_out_must_be_what_it_describes(client):
         description = about["description"] | {name: "other"}
         told = httpx2.Response(200, json=about | {"description": description})
         across, wire = remote(client, before=lambda n, _, told=told: told if n == 1 else None)
-        with pytest.raises(MismatchError, match="than the one that it describes"):
+        with pytest.raises(MismatchError, match="from the one that it describes"):
             get(across)
         assert len(wire.requests) == 2
 
@@ -323,14 +323,14 @@ def test_what_the_server_hands_out_must_be_what_it_describes(client):
 def test_a_tokenizer_file_stays_in_its_folder(client, name):
     across, wire = remote(client)
     wire.before = lambda *_: httpx2.Response(200, json={"files": {name: "{}"}})
-    with pytest.raises(OwnerError, match="sent a tokenizer file of the name"):
+    with pytest.raises(OwnerError, match="sent a tokenizer file with the invalid name"):
         _ = across.tokenizer
 
 
 @pytest.mark.parametrize(
     ("url", "match"),
     [
-        ("http://example.org", "is not https: prompts and key would travel in the clear"),
+        ("http://example.org", "is not https: prompts and key would be sent unencrypted"),
         ("ftp://localhost", "is not https"),
         ("http://", "is not https"),
     ],
@@ -342,7 +342,7 @@ def test_addresses_that_are_refused(url, match):
 
 def test_settings_that_are_the_owners(tmp_path):
     for settings in ({"device_map": "cuda"}, {"revision": "main"}, {"mask_secret": tmp_path}):
-        with pytest.raises(ConfigError, match="is the PLM owner's to choose"):
+        with pytest.raises(ConfigError, match="is chosen by the PLM's owner"):
             open_plm("https://localhost:1", **settings)
     with pytest.raises(ConfigError, match="dtype='int8' is not known: choose auto or float32"):
         open_plm("https://localhost:1", dtype="int8")

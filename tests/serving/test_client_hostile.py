@@ -116,7 +116,7 @@ def test_a_checkpoint_that_brings_code_is_refused_without_asking(tmp_path, monke
 
 
 def test_a_plain_head_is_what_its_fingerprint_says(client):
-    with pytest.raises(MismatchError, match="is not the one of its fingerprint"):
+    with pytest.raises(MismatchError, match="does not match its fingerprint"):
         use(client, ANSWERS["head: other weights"])
 
 
@@ -143,7 +143,7 @@ def test_targets_do_not_cross_to_a_server_that_gives_predicted_contexts_only(plm
         wire = Changing(client, honest)
         token = bearer()["Authorization"].split()[1]
         across = RemotePLM(URL, connection=Connection(URL, key=token, transport=wire))
-        with pytest.raises(OwnerError, match="does not give teacher contexts to this key, so nothing was sent"):
+        with pytest.raises(OwnerError, match="does not offer teacher contexts to this key, so nothing was sent"):
             list(across.represent([[1, 311, 313]], [1]))
         assert [path for path, _ in wire.sent] == ["/v1/plm"]
 
@@ -209,7 +209,7 @@ def test_addresses_that_are_none_are_refused_by_name(url):
 @pytest.mark.parametrize("secret", ["pema_\n", "pema_é", "\x7f", "a\r\nHost: b"])
 def test_a_key_that_no_header_can_hold(secret, monkeypatch):
     monkeypatch.setenv("PEMA_API_KEY", secret)
-    with pytest.raises(ConfigError, match="the API key holds characters that no key has: check PEMA_API_KEY"):
+    with pytest.raises(ConfigError, match="the API key contains invalid characters: check PEMA_API_KEY"):
         Connection(URL)
 
 
@@ -228,7 +228,7 @@ def test_a_certificate_that_is_not_trusted_is_said_at_once(certificate):
 def test_a_server_without_tls_behind_https_is_said_at_once():
     with raw_server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as url:
         began = time.monotonic()
-        with pytest.raises(OwnerError, match=r"no secure connection comes about.*speaks https at this port"):
+        with pytest.raises(OwnerError, match=r"a secure connection cannot be established.*speaks https at this port"):
             Connection(url.replace("http", "https"), patience=60).get("/v1/plm")
         assert time.monotonic() - began < 5
 

@@ -99,7 +99,7 @@ def test_representations_cross_in_the_precision_that_was_asked_for(client, plm, 
 def test_a_value_that_does_not_fit_the_precision_is_the_clients_to_mend(client, monkeypatch):
     monkeypatch.setattr("pema.serving.contexts_api.narrow", too_large)
     body = {"sequences": [[1, 2]], "starts": [1], "dtype": "float16"}
-    assert "ask for bfloat16" in refusal(client.post("/v1/represent", json=body), 422, "invalid")["message"]
+    assert "request bfloat16" in refusal(client.post("/v1/represent", json=body), 422, "invalid")["message"]
 
 
 def too_large(f, dtype):

@@ -69,7 +69,7 @@ def test_a_plm_that_cannot_be_loaded_is_one_line_and_exit_code_1(run, tmp_path, 
             signal.signal(number, handler)
     assert code == 1
     assert out.startswith(f"serving {tmp_path} at http://127.0.0.1:")
-    assert "holds no config.json" in err
+    assert "contains no config.json" in err
     assert "Traceback" not in err
 
 

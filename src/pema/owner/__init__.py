@@ -1,1 +1,1 @@
-"""The PLM owner: everything that touches PLM weights, behind one contract."""
+"""The PLM owner: all code that accesses PLM weights, behind one contract."""

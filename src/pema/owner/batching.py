@@ -1,4 +1,4 @@
-"""Which contexts go through the model together, and what they share."""
+"""Batching of contexts: common prefixes, batches of similar length, padding."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def common_prefix(sequences: Sequence[Sequence[int]], at_most: int) -> int:
-    """How many tokens all of the sequences begin with, at most `at_most`."""
+    """Return the length of the common prefix of all sequences, at most `at_most` tokens."""
     if not sequences or at_most <= 0:
         return 0
-    # What the least and the greatest in lexicographic order share, all that lie between them share.
+    # The common prefix of the lexicographic minimum and maximum is common to all sequences.
     heads = [tuple(sequence[:at_most]) for sequence in sequences]
     least, greatest = min(heads), max(heads)
     for i, (a, b) in enumerate(zip(least, greatest, strict=False)):
@@ -22,9 +22,9 @@ def common_prefix(sequences: Sequence[Sequence[int]], at_most: int) -> int:
 
 
 def length_batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of nearly equal length, the longest first; rows times longest is at most `tokens`.
+    """Yield batches of indices of similar length, the longest first; rows times longest is at most `tokens`.
 
-    A sequence longer than `tokens` is a batch of its own.
+    A sequence longer than `tokens` forms a batch by itself.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     start = 0
@@ -35,13 +35,13 @@ def length_batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
 
 
 def pad_right(sequences: Sequence[Sequence[int]]) -> Tensor:
-    """(rows, longest) int64; each row is filled up with its own last token, which no causal position looks ahead to."""
+    """Pad sequences on the right, (rows, longest) int64, with each row's last token; causal attention ignores it."""
     width = max(len(sequence) for sequence in sequences)
     return torch.tensor([[*sequence, *[sequence[-1]] * (width - len(sequence))] for sequence in sequences])
 
 
 def pad_left(sequences: Sequence[Sequence[int]], width: int) -> tuple[Tensor, Tensor]:
-    """(rows, width) int64 tokens and their attention mask; a row's own first token fills the front."""
+    """Pad sequences on the left: (rows, width) int64 tokens and attention mask; a row's first token is the filler."""
     tokens = torch.tensor([[*[sequence[0]] * (width - len(sequence)), *sequence] for sequence in sequences])
     gaps = torch.tensor([width - len(sequence) for sequence in sequences])
     return tokens, (torch.arange(width) >= gaps[:, None]).long()

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009  (`option` is `dataclasses.field` with the limits beside the field)
-"""A head bundle on the disk: its settings and tensors are held to what a head is before any of them is used."""
+"""Head bundles on the disk: settings and tensors are validated before any of them is used."""
 
 from __future__ import annotations
 
@@ -27,14 +27,13 @@ SETTINGS_BYTES = 1 << 16
 AGAIN = "copy it again, or write it again with `pema release`."
 
 MASKED = "masked-"
-"""Start of a masked head's fingerprint, which is its owner's word; every other follows from settings and tensors."""
+"""Prefix of a masked head's fingerprint, which is asserted by its owner; others are computed from the head itself."""
 
 
 def digest_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
-    """SHA-256 over settings and tensors, in the order of their names.
+    """Return the SHA-256 of settings and tensors, in the order of their names.
 
-    Values are hashed as float32, so a checkpoint has one fingerprint whether it is held as it was stored or in a
-    wider type that holds the same values.
+    Values are hashed as float32, so a checkpoint has the same fingerprint in its stored type and in any wider type.
     """
     return _digest_of({name: digest_tensor(tensor) for name, tensor in tensors.items()}, settings)
 
@@ -48,14 +47,14 @@ def _digest_of(digests: Mapping[str, bytes], settings: Mapping[str, Any]) -> str
 
 
 def digest_tensor(tensor: Tensor) -> bytes:
-    """SHA-256 over a tensor's shape and values, a piece at a time so that no second copy of it is ever alive."""
+    """Return the SHA-256 of a tensor's shape and values, computed piecewise without a full copy."""
     digest = hashlib.sha256(str(tuple(tensor.shape)).encode())
     _update(digest, tensor)
     return digest.digest()
 
 
 def _update(digest: hashlib._Hash, tensor: Tensor, finite: str | None = None) -> None:
-    """Hash more values; where `finite` names them, NaN and infinity are refused."""
+    """Hash a tensor's values; refuse NaN and infinity if `finite` (the name of the tensor) is given."""
     for piece in torch.split(tensor.detach().reshape(-1), ENTRIES_AT_ONCE):
         values = piece.to("cpu", torch.float32) if piece.is_floating_point() else piece.to("cpu")
         if finite is not None and not is_finite(values):
@@ -65,7 +64,7 @@ def _update(digest: hashlib._Hash, tensor: Tensor, finite: str | None = None) ->
 
 @dataclass(frozen=True)
 class NormSettings:
-    """What kind of norm stands in front of the head.
+    """Settings of the norm in front of the head.
 
     Attributes:
         kind: "layer" subtracts the mean before it divides by the standard deviation, "rms" does not.
@@ -80,7 +79,7 @@ class NormSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything of a head but its tensors: see `Head`."""
+    """Settings of a head: everything except its tensors; see `Head`."""
 
     scale: float = option(above=0.0, most=1e9)
     soft_cap: float | None = option(above=0.0, most=1e9)
@@ -89,7 +88,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Bundle:
-    """`head.json`, its format and its checksum apart."""
+    """The content of `head.json`, without format and checksum."""
 
     fingerprint: str = option(line=True, longest=512)
     settings: Settings = option()
@@ -97,16 +96,16 @@ class Bundle:
 
 
 ROWS = 4096
-"""Of W_hd that are read at a time where it is cast."""
+"""Number of rows of W_hd read at a time if it is cast."""
 
 
 def open_bundle(folder: Path) -> tuple[Bundle, Path]:
-    """What a bundle's settings say, and the file of its tensors, whose header fits them."""
+    """Read a bundle's settings and the path of its tensors, after validating their header."""
     recover(folder)
     try:
         content = read_json(folder / SETTINGS_FILE, SETTINGS_BYTES)
     except DataError as error:
-        raise OwnerError(f"{folder} holds no readable head bundle: {error}") from error
+        raise OwnerError(f"{folder} contains no readable head bundle: {error}") from error
     version = content.pop("format", None)
     if version != FORMAT:
         raise OwnerError(
@@ -129,44 +128,44 @@ def open_bundle(folder: Path) -> tuple[Bundle, Path]:
 
 
 def changed(folder: Path) -> MismatchError:
-    """The error that says that a bundle is not as it was written."""
+    """Return the error for a bundle that has changed since it was written."""
     return MismatchError(
         f"the head bundle {folder} was changed after it was written: its checksum does not match. {AGAIN.capitalize()}"
     )
 
 
-def require_fit(found: Mapping[str, tuple[tuple[int, ...], bool]], settings: Settings) -> None:
-    """Refuse tensors that are no head's: of each the shape and whether its entries are floating-point numbers."""
-    if "weight" not in found:
-        raise OwnerError("it holds no weight, which is W_hd")
-    if len(found["weight"][0]) != 2 or 0 in found["weight"][0]:
-        raise OwnerError(f"its weight has the shape {found['weight'][0]}, W_hd is (V, d)")
-    V, d = found["weight"][0]
-    projection = found.get("projection", ((d, d), True))[0]
+def require_fit(tensors: Mapping[str, tuple[tuple[int, ...], bool]], settings: Settings) -> None:
+    """Refuse tensors that do not form a head, given each one's shape and whether it is floating-point."""
+    if "weight" not in tensors:
+        raise OwnerError("it has no tensor weight (W_hd)")
+    if len(tensors["weight"][0]) != 2 or 0 in tensors["weight"][0]:
+        raise OwnerError(f"its weight has shape {tensors['weight'][0]}, expected (V, d) for W_hd")
+    V, d = tensors["weight"][0]
+    projection = tensors.get("projection", ((d, d), True))[0]
     d_tap = projection[-1] if projection else 0
     wanted = {"weight": (V, d), "bias": (V,), "projection": (d, d_tap)}
     if settings.norm is not None:
         wanted |= {"norm.weight": (d_tap,), "norm.bias": (d_tap,)}
-    for name, (shape, floating) in found.items():
+    for name, (shape, floating) in tensors.items():
         if name not in wanted:
-            raise OwnerError(f"it holds a tensor {short(name)}, which no head with these settings has")
+            raise OwnerError(f"it has an unknown tensor {short(name)} for these settings")
         if shape != wanted[name] or 0 in shape:
-            raise OwnerError(f"its {name} has the shape {shape}, {wanted[name]} belongs to a W_hd of {(V, d)}")
+            raise OwnerError(f"its {name} has shape {shape}, expected {wanted[name]} for a W_hd of {(V, d)}")
         if not floating:
-            raise OwnerError(f"its {name} does not hold floating-point numbers")
+            raise OwnerError(f"its {name} is not floating-point")
 
 
 def require_fingerprint(fingerprint: str, digests: Mapping[str, bytes], settings: Settings, what: str) -> None:
-    """Refuse tensors and settings that are not those of a fingerprint; a masked head's cannot be computed from them."""
+    """Refuse tensors and settings that do not match a fingerprint; that of a masked head cannot be checked."""
     if not fingerprint.startswith(MASKED) and fingerprint != _digest_of(digests, asdict(settings)):
         raise MismatchError(
-            f"{what} is not the one of its fingerprint {short(fingerprint)}: its weights or settings are others. "
+            f"{what} does not match its fingerprint {short(fingerprint)}: its weights or settings differ. "
             "Ask its owner for the right one."
         )
 
 
 def digest_finite(name: str, tensor: Tensor) -> bytes:
-    """See `digest_tensor`; refuse NaN and infinity."""
+    """Return `digest_tensor`; refuse NaN and infinity."""
     digest = hashlib.sha256(str(tuple(tensor.shape)).encode())
     _update(digest, tensor, name)
     return digest.digest()
@@ -176,14 +175,14 @@ CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch
 
 
 def read_tensors(path: Path, dtype: torch.dtype | None) -> tuple[dict[str, Tensor], dict[str, bytes]]:
-    """The tensors of a bundle, mapped from the file, with W_hd in `dtype`; and the digests of what is stored."""
+    """Read the tensors of a bundle, with W_hd in `dtype`, and the digests of the stored values."""
     tensors: dict[str, Tensor] = load_file(path)
     digests = {name: digest_finite(name, tensor) for name, tensor in tensors.items() if name != "weight"}
     stored = tensors["weight"]
     if dtype is None or stored.dtype == dtype:
         return tensors, digests | {"weight": digest_finite("weight", stored)}
     shape = stored.shape
-    # Pages of a file stay resident while anything maps it, so each piece is read through a mapping of its own.
+    # Pages of a file stay resident while it is mapped, so each piece is read through a separate mapping.
     tensors = {name: tensor.clone() for name, tensor in tensors.items() if name != "weight"}
     del stored
     weight = tensors["weight"] = torch.empty(shape, dtype=dtype)
@@ -197,7 +196,7 @@ def read_tensors(path: Path, dtype: torch.dtype | None) -> tuple[dict[str, Tenso
 
 
 def write_bundle(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], fingerprint: str, folder: Path) -> None:
-    """Write a bundle into the new folder `folder`; to be used in `pema.files.writing`."""
+    """Write a bundle into the new folder `folder`; call it inside `pema.files.writing`."""
     folder.mkdir(parents=True)
     save_tensors(tensors, folder / TENSORS_FILE)
     content = {

@@ -1,4 +1,4 @@
-"""What is asked of any causal LM of transformers: its output embedding, and the state between two calls."""
+"""Access to any causal LM of transformers: its output embedding, and the state between two calls."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from pema.errors import OwnerError
 
 STATE_NAMES = ("cache", "past_key_values", "cache_params")
-"""The names of the state in transformers, newest first: an argument of `forward` and a field of its output."""
+"""Names of the state in transformers, newest first: an argument of `forward` and a field of its output."""
 
 OUTPUT_NAME = next(name for name in STATE_NAMES if name in CausalLMOutputWithPast.__dataclass_fields__)
 """The field of `CausalLMOutputWithPast` that holds the state."""
 
 
 def state_argument(model: nn.Module) -> str | None:
-    """The argument of the model's `forward` that takes the state; None for a model that keeps none."""
+    """Return the argument of the model's `forward` that takes the state; None for a model without state."""
     arguments = inspect.signature(model.forward).parameters
     return next((name for name in STATE_NAMES if name in arguments), None)
 
 
 def state_of(values: Mapping[str, Any]) -> Any:  # noqa: ANN401
-    """The state among the arguments of a call or in a model's output; None where there is none.
+    """Return the state from the arguments of a call or from a model's output; None if there is none.
 
-    Only what an output holds is read: asking it for one of the older names warns of their deprecation.
+    Only names present in the output are read, because access to an older name raises a deprecation warning.
     """
-    held = set(values)
-    return next((values[name] for name in STATE_NAMES if name in held and values[name] is not None), None)
+    present = set(values)
+    return next((values[name] for name in STATE_NAMES if name in present and values[name] is not None), None)
 
 
 def output_embedding(model: PreTrainedModel) -> nn.Module:
-    """The module whose input is the head input.
+    """Return the module whose input is the head input.
 
     Raises:
         OwnerError: the model has none.
@@ -46,6 +46,7 @@ def output_embedding(model: PreTrainedModel) -> nn.Module:
         embedding = None
     if not isinstance(embedding, nn.Module):
         raise OwnerError(
-            f"{type(model).__name__} is not understood: it has no output embedding, so it is no causal language model."
+            f"{type(model).__name__} is not supported: it has no output embedding, so it is not a causal language "
+            "model."
         )
     return embedding

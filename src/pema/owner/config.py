@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009  (`option` is `dataclasses.field` with the meaning and limits beside the default)
-"""How a PLM is loaded (`LoadConfig`)."""
+"""The settings for loading a PLM (`LoadConfig`)."""
 
 from __future__ import annotations
 
@@ -11,31 +11,33 @@ from pema.owner.contract import Tap
 from pema.schema import check, documented, option
 
 PLMDtype = Literal["auto", "float32", "float16", "bfloat16", "float64"]
-"""Precisions that a PLM can be loaded in; `auto` is the checkpoint's own."""
+"""Precisions that a PLM can be loaded in; `auto` is that of the checkpoint."""
 
 
 @documented
 @dataclass(frozen=True)
 class LoadConfig:
-    """How a PLM is loaded.
+    """Settings for loading a PLM.
 
     Raises:
-        ConfigError: a value that is not among its choices.
+        ConfigError: a value is not among its choices.
     """
 
     tap: Tap = option(
         "head_input",
-        "Where f(c) is read: what the LM head reads, or the input of the final norm, which inference servers give out.",
+        "Where f(c) is read: at the input of the LM head, or of the final norm (as inference servers return it).",
     )
     dtype: PLMDtype | None = option(
         None,
-        "Precision to load the PLM in; auto: the checkpoint's own. By default auto, but float32 on a processor without "
-        "fast half precision. With a server's address: the precision that crosses, float16 by default.",
+        "Precision of the PLM; auto: that of the checkpoint. Default: auto, but float32 on a processor without fast "
+        "half precision. With a server's address: precision on the network, default float16.",
     )
-    device_map: Any = option(None, "Where the PLM goes, as in transformers: cpu, cuda, auto, ...; by default the CPU.")
+    device_map: Any = option(
+        None, "Device placement of the PLM, as in transformers: cpu, cuda, auto, ...; default: the CPU."
+    )
     revision: str | None = option(None, "Branch, tag or commit on the hub.", line=True, longest=512)
     mask_secret: Path | None = option(
-        None, "File with the PLM owner's secret: work with the masked head that `pema release` wrote."
+        None, "File with the PLM owner's secret, to use the masked head that `pema release` wrote."
     )
 
     def __post_init__(self) -> None:

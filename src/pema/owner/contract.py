@@ -1,8 +1,8 @@
 # ruff: noqa: RUF009  (`option` is `dataclasses.field` with the limits beside the field)
-"""The boundary between the PLM owner and the data owner: all that the rest of the package knows of a PLM.
+"""The boundary between the PLM owner and the data owner: the only view of a PLM for the rest of the package.
 
-A PLM can describe itself, hand out its head, represent contexts, and open a decoding session. Whatever stands to the
-right of this room sees this type only, so a model in the process and one across a network are used the same way.
+A PLM can describe itself, return its head, represent contexts, and open a decoding session. All other packages use
+this type only, so a model in the process and one across a network are used in the same way.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ if TYPE_CHECKING:
     from pema.owner.head import Head
 
 Tap = Literal["head_input", "norm_input"]
-"""Where f(c) is read: what the LM head reads (default), or the input of the final norm."""
+"""Where f(c) is read: at the input of the LM head (default), or at the input of the final norm."""
 
 Contexts = Literal["teacher", "predicted"]
-"""What follows the prompt in a context: the target's own prefix, or what the PLM generated greedily."""
+"""What follows the prompt in a context: the target's prefix, or the text that the PLM generated greedily."""
 
 STEP_BUCKET = 8
-"""`predicted` contexts are asked for in multiples of this many steps: a target's length stays the data owner's."""
+"""`predicted` contexts are requested in multiples of this many steps, so that target lengths are not revealed."""
 
 
 def padded(steps: int, bucket: int = STEP_BUCKET) -> int:
-    """`steps`, rounded up to a multiple of the bucket."""
+    """Round `steps` up to a multiple of `bucket`."""
     return -(-steps // bucket) * bucket
 
 
 @dataclass(frozen=True)
 class PLMDescription:
-    """What a PLM says of itself; stored in every memory and adapter that is made with it.
+    """The description of a PLM, stored in every memory and adapter made with it.
 
     Attributes:
-        name: the hub name or folder name that it was loaded from (never an absolute path).
+        name: hub name or folder name that it was loaded from (never an absolute path).
         architecture: class name of the transformers model.
-        fingerprint: SHA-256 over the weights and the configuration; two PLMs with equal outputs share it.
-        tokenizer_fingerprint: SHA-256 over the tokenizer's vocabulary, merges and special tokens.
-        head_fingerprint: SHA-256 over the head bundle.
+        fingerprint: SHA-256 of the weights and the configuration; equal for two PLMs with equal outputs.
+        tokenizer_fingerprint: SHA-256 of the tokenizer's vocabulary, merges and special tokens.
+        head_fingerprint: SHA-256 of the head bundle.
         d: width of the head's input.
-        d_tap: width of a representation at the tap (d, except where a projection lies between).
+        d_tap: width of a representation at the tap (d, unless a projection lies between).
         vocabulary_size: rows of W_hd.
         tap: where representations are read.
-        max_length: tokens that a context may have.
+        max_length: maximum number of tokens of a context.
         eos_token_ids: tokens that end a sequence.
         parameters: number of weights.
-        earlier: fingerprints that earlier versions of pema gave this PLM; accepted in what was made then, not stored.
+        earlier: fingerprints of this PLM in earlier versions of pema; accepted in old files, not stored.
         earlier_tokenizers: the same for the tokenizer.
     """
 
-    # Bounds far above every PLM: what is larger was made to exhaust its reader's memory. Texts are printed to
-    # terminals, where a control character is obeyed.
+    # Limits far above every real PLM, against values made to exhaust the reader's memory. Texts are printed to
+    # terminals, which interpret control characters.
     name: str = option(line=True, longest=512)
     architecture: str = option(line=True, longest=512)
     fingerprint: str = option(line=True, longest=512)
@@ -77,32 +77,32 @@ class PLMDescription:
         check(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
+        """Return JSON-ready values."""
         values = {name: value for name, value in asdict(self).items() if not name.startswith("earlier")}
         return values | {"eos_token_ids": list(self.eos_token_ids)}
 
     def accepted(self) -> dict[str, list[str]]:
-        """The earlier fingerprints, which cross to a client but are not stored."""
+        """Return the earlier fingerprints, which are sent to a client but not stored."""
         return {"earlier": list(self.earlier), "earlier_tokenizers": list(self.earlier_tokenizers)}
 
     @classmethod
     def from_dict(cls, values: object) -> PLMDescription:
-        """The inverse of `to_dict`, for values that another party wrote.
+        """Parse the result of `to_dict`; the values are untrusted input.
 
         Raises:
-            ConfigError: a value that no PLM has, or a field too few or too many; names it.
+            ConfigError: a field is missing, unknown or impossible; the message names it.
         """
         return from_json(cls, values, "plm")
 
     def require_same(self, other: PLMDescription, what: str) -> None:
-        """Refuse `other` unless it is this PLM with this tokenizer, head and tap.
+        """Refuse `other` unless it has the same PLM, tokenizer, head and tap.
 
         Args:
-            other: the description found in `what`.
-            what: the memory or adapter that `other` was found in, for the message.
+            other: the description stored in `what`.
+            what: the memory or adapter that contains `other`, for the message.
 
         Raises:
-            MismatchError: names the first thing that differs.
+            MismatchError: they differ; the message names the first difference.
         """
         for name, noun, earlier in (
             ("fingerprint", "PLM", self.earlier),
@@ -110,23 +110,23 @@ class PLMDescription:
             ("head_fingerprint", "LM head", ()),
             ("tap", "tap", ()),
         ):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if theirs not in (mine, *earlier):
+            current, stored = getattr(self, name), getattr(other, name)
+            if stored not in (current, *earlier):
                 raise MismatchError(
-                    f"{what} belongs to another {noun}: it was made with {other.name} ({noun} {theirs[:12]}), "
-                    f"this is {self.name} ({noun} {mine[:12]}). Use the {noun} it was made with, or build it again."
+                    f"{what} belongs to another {noun}: it was made with {other.name} ({noun} {stored[:12]}), "
+                    f"this is {self.name} ({noun} {current[:12]}). Use the {noun} it was made with, or build it again."
                 )
 
 
 @dataclass(frozen=True)
 class Represented:
-    """The contexts of one example, as the owner hands them out.
+    """The representations of one example's contexts.
 
     Attributes:
-        index: which of the sequences that were asked for.
+        index: index of the requested sequence.
         representations: (n, d_tap), one per context, in the PLM's dtype, on the CPU.
-        generated: (n,) int64, the token that the PLM itself chose (greedily) after each context; only in `predicted`
-            mode. The last one is an end-of-sequence token if the PLM ended before the steps were used up.
+        generated: (n,) int64, the token that the PLM chose greedily after each context; only in `predicted` mode. The
+            last one is an end-of-sequence token if the PLM ended before all steps were used.
     """
 
     index: int
@@ -137,34 +137,34 @@ class Represented:
 class Session(Protocol):
     """A decoding session: prompts in, one representation per sequence and step out.
 
-    The owner keeps what the PLM remembers of the contexts (its key-value cache); which token follows is decided by the
-    data owner, who mixes the distributions.
+    The owner keeps the PLM's state (its key-value cache); the data owner mixes the distributions and chooses the next
+    token.
     """
 
     @property
     def representations(self) -> Tensor:
-        """(rows, d_tap), f of every row's context as it stands, on the CPU."""
+        """(rows, d_tap), f of every row's current context, on the CPU."""
 
     @property
     def held_bytes(self) -> int:
-        """What the owner keeps for the session."""
+        """Bytes that the owner keeps for the session."""
 
     def advance(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
-        """Row i becomes row parents[i], as it was, with tokens[i] behind it.
+        """Replace row i by the previous row parents[i], extended by tokens[i].
 
-        Rows that are no parent leave the session; a row may be the parent of several (beams).
+        Rows that are not a parent leave the session; a row may be the parent of several (beams).
 
         Args:
             tokens: one token per new row.
-            parents: one present row per new row; None is row i for row i.
+            parents: one current row per new row; None means row i for row i.
 
         Raises:
-            DataError: nothing to advance, a token or a row that does not exist, or a context that would be longer than
-                `max_length`. The session is as it was.
+            DataError: there are no tokens, a token or row does not exist, or a context would become longer than
+                `max_length`. The session is unchanged.
         """
 
     def close(self) -> None:
-        """Free what the owner keeps; nothing happens the second time."""
+        """Free the owner's resources; further calls have no effect."""
 
 
 class PLM(Protocol):
@@ -172,7 +172,7 @@ class PLM(Protocol):
 
     @property
     def description(self) -> PLMDescription:
-        """What the PLM says of itself."""
+        """Description of the PLM."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -180,33 +180,33 @@ class PLM(Protocol):
 
     @property
     def model(self) -> PreTrainedModel:
-        """A causal language model of transformers whose `generate` decodes with this PLM."""
+        """Causal language model of transformers whose `generate` decodes with this PLM."""
 
     @property
     def generator(self) -> PreTrainedModel:
-        """The one whose `generate` gives every row what it has alone: `model`, or one over decoding sessions."""
+        """Model whose `generate` gives each row its result without a batch: `model`, or one over decoding sessions."""
 
     def head(self) -> Head:
-        """The head bundle: maps a representation at the tap to the PLM's logits."""
+        """Return the head bundle, which maps a representation at the tap to the PLM's logits."""
 
     def represent(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 8192
     ) -> Iterator[Represented]:
-        """`teacher` contexts: for each sequence the representations whose next token is at starts[i] .. len - 1.
+        """Represent `teacher` contexts: for each sequence those whose next token is at starts[i] .. len - 1.
 
         n = len(sequences[i]) - starts[i]; row j is f(sequence[: starts[i] + j]). Yields each sequence once, in any
-        order (batches are bucketed by length).
+        order (batches are grouped by length).
 
         Raises:
-            DataError: a sequence is longer than `max_length`, or has no token behind its start.
+            DataError: a sequence is longer than `max_length`, or has no token after its start.
         """
 
     def predict(
         self, prompts: Sequence[Sequence[int]], steps: Sequence[int], *, batch_tokens: int = 8192
     ) -> Iterator[Represented]:
-        """`predicted` contexts: greedy decoding from each prompt for at most steps[i] tokens.
+        """Represent `predicted` contexts: decode greedily from each prompt for at most steps[i] tokens.
 
-        Row j is f(prompt + the first j generated tokens); it stops behind the first end-of-sequence token. Yields
+        Row j is f(prompt + the first j generated tokens); decoding stops after the first end-of-sequence token. Yields
         each prompt once, in any order.
 
         Raises:
@@ -214,9 +214,9 @@ class PLM(Protocol):
         """
 
     def open_session(self, prompts: Sequence[Sequence[int]]) -> Session:
-        """Begin to decode: one row per prompt.
+        """Open a decoding session with one row per prompt.
 
         Raises:
-            DataError: no prompts, an empty one, a token outside the vocabulary, or a prompt that leaves no room in the
+            DataError: there are no prompts, one is empty, contains a token outside the vocabulary, or fills the
                 context window.
         """

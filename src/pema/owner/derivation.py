@@ -1,8 +1,8 @@
 """The head bundle, derived from the model itself by numerical experiment; no table of architectures.
 
-The input of the output embedding is taken from a forward pass, and replaced by enlarged copies of itself so that
-whatever follows the product (a scale, a soft cap) works over a wide range. What the experiment finds is checked on a
-fresh one, and a model that it does not explain is refused.
+The input of the output embedding is recorded in a forward pass, and replaced by scaled copies so that everything after
+the product (a scale, a soft cap) is observed over a wide range. The result is verified on fresh input; a model that it
+does not explain is refused.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ from pema.owner.head import Head, Norm
 from pema.owner.weights import device_of, tensor_of
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
-"""Greatest difference from the model's own logits, per unit of their greatest magnitude (and at least one unit)."""
+"""Maximum difference from the model's logits, relative to their largest magnitude (at least 1)."""
 
 _RANGES = (0.5, 5.0, 50.0, 500.0, 5e3, 5e4)
 _SUM = 4e-6
-"""Rounding of a float32 sum over d, per unit of the greatest one."""
+"""Rounding error of a float32 sum over d, relative to the largest one."""
 _SMALL = (1.0, 1e-2, 1e-3, 1e2)
 _KINDS: tuple[Literal["rms", "layer"], ...] = ("rms", "layer")
 
 
 def derive_head(model: PreTrainedModel, tap: Tap) -> Head:
-    """The head bundle of a transformers causal LM, found by experiment and checked on fresh input.
+    """Derive the head bundle of a transformers causal LM by experiment, and verify it on fresh input.
 
     Args:
         model: an unmodified transformers causal LM.
         tap: where representations are read.
 
     Raises:
-        OwnerError: the model's output is not understood; the message names the architecture and what does not fit.
+        OwnerError: the model is not supported; the message names the architecture and the reason.
         ConfigError: an unknown tap.
     """
     if tap not in ("head_input", "norm_input"):
-        raise ConfigError(f"tap {tap!r} is not known: use 'head_input' or 'norm_input'.")
+        raise ConfigError(f"unknown tap {tap!r}: use 'head_input' or 'norm_input'.")
     name = type(model).__name__
     embedding = output_embedding(model)
     weight, bias = tensor_of(embedding, "weight"), tensor_of(embedding, "bias")
-    # A quantised weight may be a tensor of a class of its own that looks like a plain one.
+    # A quantised weight may be a tensor subclass that looks like a plain tensor.
     plain = type(weight) in (Tensor, nn.Parameter)
     if weight is None or not plain or weight.dim() != 2 or weight.dtype not in TOLERANCE:
         kind = "none" if weight is None else f"a {type(weight).__name__} of {str(weight.dtype).removeprefix('torch.')}"
         raise OwnerError(
-            f"{name} is not understood: its output embedding is {type(embedding).__name__} and its weight {kind}, not "
+            f"{name} is not supported: its output embedding is {type(embedding).__name__} and its weight {kind}, not "
             "a linear projection in float32, float16 or bfloat16. Load it with its LM head unquantised."
         )
     with evaluating(model):
@@ -78,7 +78,7 @@ def derive_head(model: PreTrainedModel, tap: Tap) -> Head:
 
 @contextlib.contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Dropout off and no gradients inside the block; the model's mode is put back after it."""
+    """Switch off dropout and gradients inside the block; restore the model's mode afterwards."""
     training = model.training
     model.eval()
     try:
@@ -90,7 +90,7 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hooked(*handles: RemovableHandle) -> Iterator[None]:
-    """Remove forward hooks when the block ends, however it ends."""
+    """Remove forward hooks at the end of the block, also after an error."""
     try:
         yield
     finally:
@@ -106,7 +106,7 @@ class FinalNorm:
         name: its name in the model.
         module: the module itself.
         projection: (d, d_tap) between it and the head's input, or None.
-        sample: (n, d_tap), inputs that it was seen with.
+        sample: (n, d_tap), observed inputs.
     """
 
     name: str
@@ -116,7 +116,7 @@ class FinalNorm:
 
 
 def _rows(model: PreTrainedModel, seed: int, rows: int = 2, length: int = 6) -> Tensor:
-    """(rows, length) random tokens, the same for every call with a seed."""
+    """Draw random tokens (rows, length), the same for every call with the same seed."""
     size = model.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, size, (rows, length), generator=generator)
@@ -129,7 +129,7 @@ def _rows(model: PreTrainedModel, seed: int, rows: int = 2, length: int = 6) -> 
 def _run(
     model: PreTrainedModel, embedding: nn.Module, seed: int, change: Callable[[Tensor], Tensor] = lambda f: f
 ) -> tuple[Tensor, Tensor]:
-    """One forward pass with the head's input changed: that input (n, d) and the model's logits (n, V), on the CPU."""
+    """Run a forward pass with a changed head input; return that input (n, d) and the logits (n, V), on the CPU."""
     seen: list[Tensor] = []
 
     def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -141,19 +141,19 @@ def _run(
         logits = model(input_ids=_rows(model, seed), use_cache=False).logits
     if len(seen) != 1 or seen[0].shape[:-1] != logits.shape[:-1]:
         raise OwnerError(
-            f"{type(model).__name__} is not understood: its output embedding ran {len(seen)} times in one forward pass."
+            f"{type(model).__name__} is not supported: its output embedding ran {len(seen)} times in one forward pass."
             if len(seen) != 1
-            else f"{type(model).__name__} is not understood: {tuple(seen[0].shape)} goes into its output embedding and "
-            f"logits of shape {tuple(logits.shape)} come out of the model."
+            else f"{type(model).__name__} is not supported: its output embedding reads {tuple(seen[0].shape)}, but the "
+            f"model's logits have shape {tuple(logits.shape)}."
         )
     return seen[0].flatten(0, -2).cpu(), logits.flatten(0, -2).float().cpu()
 
 
 def _require_causal(model: PreTrainedModel, embedding: nn.Module) -> None:
-    """Change the last token: what the head reads before it must not move.
+    """Require that a change of the last token does not change the head's input at earlier positions.
 
     Raises:
-        OwnerError: it does.
+        OwnerError: it changes.
     """
     tokens = _rows(model, seed=5)
     changed = tokens.clone()
@@ -165,21 +165,21 @@ def _require_causal(model: PreTrainedModel, embedding: nn.Module) -> None:
             model(input_ids=rows, use_cache=False)
     if len(seen) == 2 and _relative(seen[1][:, :-1], seen[0][:, :-1]) > 0.05:
         raise OwnerError(
-            f"{type(model).__name__} as configured is not a causal language model: a token changes the representations "
-            "in front of it."
+            f"{type(model).__name__} as configured is not a causal language model: a token changes earlier "
+            "representations."
         )
 
 
 def _post_processing(model: PreTrainedModel, embedding: nn.Module, plain: Head) -> Head:
-    """What the model does with raw = W_hd f + bias, from inputs enlarged until raw spans several magnitudes."""
+    """Fit the model's function of raw = W_hd f + bias, on inputs scaled so that raw spans several magnitudes."""
     plain_cpu = Head(plain.weight, plain.bias).to("cpu", torch.float32)
     f, y = _run(model, embedding, seed=1)
     if y.shape[-1] != plain.vocabulary_size:
         raise OwnerError(
-            f"{type(model).__name__} is not understood: W_hd has {plain.vocabulary_size} rows, the model's logits have "
+            f"{type(model).__name__} is not supported: W_hd has {plain.vocabulary_size} rows, the model's logits have "
             f"{y.shape[-1]} columns."
         )
-    # The enlargement is reckoned without the bias, which does not grow with the input.
+    # The scale factor is computed without the bias, which does not grow with the input.
     natural = (f.float() @ plain_cpu.weight.T).abs().max().item()
     raws, ys = [plain_cpu(f.float())], [y]
     for target in _RANGES:
@@ -189,26 +189,26 @@ def _post_processing(model: PreTrainedModel, embedding: nn.Module, plain: Head) 
         if torch.isfinite(raw).all() and torch.isfinite(y).all():
             raws.append(raw)
             ys.append(y)
-    found = _fit(raws, ys, TOLERANCE.get(plain.weight.dtype, 4e-2), _hints(model.config))
-    if found is None:
+    fitted = _fit(raws, ys, TOLERANCE.get(plain.weight.dtype, 4e-2), _hints(model.config))
+    if fitted is None:
         difference = max(_relative(raw, y) for raw, y in zip(raws, ys, strict=True))
         raise OwnerError(
-            f"{type(model).__name__} is not understood: its logits are not the output embedding's product, scaled or "
-            f"soft-capped (they differ from the bare product by up to {difference:.2e} of their magnitude). "
-            "PEMA can only be plugged into a linear head."
+            f"{type(model).__name__} is not supported: its logits are not the output embedding's product, scaled or "
+            f"soft-capped (they differ from the plain product by up to {difference:.2e} of their magnitude). "
+            "PEMA requires a linear head."
         )
-    return Head(plain.weight, plain.bias, scale=found[0], soft_cap=found[1])
+    return Head(plain.weight, plain.bias, scale=fitted[0], soft_cap=fitted[1])
 
 
 def _hints(config: PreTrainedConfig) -> list[float]:
-    """Numbers of the configuration and their inverses: exact values for what is fitted, used only if they fit."""
+    """Return the numbers of the configuration and their inverses, as candidates for exact values of fitted ones."""
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     numbers = [v for v in vars(config).values() if isinstance(v, int | float) and not isinstance(v, bool) and v > 0]
     return [float(n) for n in numbers] + [1.0 / n for n in numbers]
 
 
 def _snap(value: float, hints: list[float], tolerance: float) -> float:
-    """The hint that `value` is, within rounding; `value` itself if it is none."""
+    """Return the hint that equals `value` within rounding, else `value`."""
     close = [h for h in [1.0, *hints] if abs(h - value) <= tolerance * value]
     return min(close, key=lambda h: abs(h - value)) if close else value
 
@@ -216,13 +216,13 @@ def _snap(value: float, hints: list[float], tolerance: float) -> float:
 def _fit(
     raws: list[Tensor], ys: list[Tensor], tolerance: float, hints: list[float]
 ) -> tuple[float, float | None] | None:
-    """(scale, soft cap) with y = scale raw, or y = cap tanh(scale raw / cap); None if neither explains the data."""
+    """Fit (scale, soft cap) with y = scale raw, or y = cap tanh(scale raw / cap); None if neither explains the data."""
 
     def explains(scale: float, cap: float | None) -> bool:
         for raw, y in zip(raws, ys, strict=True):
             z = raw * scale
-            # A sum over d that is taken in another order, as on another device, differs by this much everywhere; behind
-            # a cap it shows where the sum itself is small.
+            # A sum over d in another order, as on another device, differs by this much everywhere; after a cap the
+            # difference is visible where the sum is small.
             rounding = _SUM * z.abs().max()
             if cap is not None:
                 z = torch.tanh(z / cap) * cap
@@ -249,13 +249,13 @@ def _fit(
     return None
 
 
-def _relative(mine: Tensor, theirs: Tensor) -> float:
-    """Greatest difference, in units of the greatest magnitude of `theirs` or of 1."""
-    return ((mine - theirs).abs().max() / theirs.abs().max().clamp_min(1.0)).item()
+def _relative(actual: Tensor, expected: Tensor) -> float:
+    """Return the maximum difference, relative to the largest magnitude of `expected` (at least 1)."""
+    return ((actual - expected).abs().max() / expected.abs().max().clamp_min(1.0)).item()
 
 
 def _verify(model: PreTrainedModel, head: Head, tap: Tap) -> None:
-    """Compare head(f(c)) with the model's own logits on fresh tokens.
+    """Compare head(f(c)) with the model's logits on fresh tokens.
 
     Raises:
         OwnerError: they differ.
@@ -266,21 +266,21 @@ def _verify(model: PreTrainedModel, head: Head, tap: Tap) -> None:
     seen: list[Tensor] = []
     with hooked(module.register_forward_pre_hook(lambda _m, arguments: seen.append(arguments[0].flatten(0, -2)))):
         logits = model(input_ids=_rows(model, seed=2, rows=3, length=9), use_cache=False).logits
-    theirs = logits.flatten(0, -2).float().cpu()
+    expected = logits.flatten(0, -2).float().cpu()
     bundle = Head(
         head.weight, head.bias, scale=head.scale, soft_cap=head.soft_cap, norm=head.norm, projection=head.projection
     ).to("cpu", torch.float32)
-    difference = _relative(bundle(seen[0].cpu().float()), theirs)
+    difference = _relative(bundle(seen[0].cpu().float()), expected)
     tolerance = TOLERANCE.get(head.weight.dtype, 4e-2)
     if not difference <= tolerance:
         raise OwnerError(
-            f"{name} is not understood: with tap {tap!r} the derived head differs from the model's own logits by "
-            f"{difference:.2e} of their magnitude (at most {tolerance:.0e} is rounding)."
+            f"{name} is not supported: with tap {tap!r} the derived head differs from the model's logits by "
+            f"{difference:.2e} of their magnitude (allowed for rounding: {tolerance:.0e})."
         )
 
 
 def find_final_norm(model: PreTrainedModel) -> FinalNorm:
-    """The module whose output is the head's input, directly or through one bias-free linear projection.
+    """Find the module whose output is the head's input, directly or through one linear projection without bias.
 
     Raises:
         OwnerError: there is none outside the repeated layers.
@@ -329,23 +329,23 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def recognise_norm(module: nn.Module, sample: Tensor, what: str) -> Norm:
-    """A layer norm or RMS norm that computes what `module` does, found by trial on inputs of many magnitudes.
+    """Find a layer norm or RMS norm equivalent to `module`, by trial on inputs of many magnitudes.
 
     Args:
         module: the norm.
-        sample: (n, d), inputs that it was seen with.
-        what: how to call it in a message.
+        sample: (n, d), observed inputs.
+        what: name of the norm, for the message.
 
     Raises:
-        OwnerError: no candidate computes what `module` does.
+        OwnerError: no candidate is equivalent to `module`.
     """
     dtype = sample.dtype
     weight, bias = tensor_of(module, "weight"), tensor_of(module, "bias")
     names = {n for n, _ in module.named_parameters()}
     if not names <= {"weight", "bias"}:
-        raise OwnerError(f"{what} is not understood: it has parameters {sorted(names)}. Use tap 'head_input'.")
+        raise OwnerError(f"{what} is not supported: it has parameters {sorted(names)}. Use tap 'head_input'.")
     factors = [f for f in _SMALL if dtype != torch.float16 or f <= 1]
-    # Random inputs beside the seen ones, so that a mean of zero in the seen ones does not hide its subtraction.
+    # Random inputs in addition to the observed ones: if those have mean zero, its subtraction would be invisible.
     noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(4)) + 0.5
     rows = torch.cat([sample.cpu().float(), noise]).to(sample.device, dtype)
     inputs = [rows * factor for factor in factors]
@@ -365,6 +365,6 @@ def recognise_norm(module: nn.Module, sample: Tensor, what: str) -> Norm:
             return Norm(nearest, weight, bias)
         best = min(best, *errors.values(), float("inf"))
     raise OwnerError(
-        f"{what} ({type(module).__name__}) is not understood: the nearest layer norm or RMS norm differs from it by "
+        f"{what} ({type(module).__name__}) is not supported: the nearest layer norm or RMS norm differs from it by "
         f"{best:.2e} of its magnitude. Use tap 'head_input'."
     )

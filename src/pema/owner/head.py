@@ -1,4 +1,4 @@
-"""The head bundle: everything that a representation passes through on its way to the PLM's logits."""
+"""The head bundle: all layers between a representation and the PLM's logits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from pema.tensors import read_header
 class Norm(nn.Module):
     """norm(x) = (x - m) / sqrt(mean((x - m)^2) + eps) * (offset + weight) + bias, with m = mean(x), or 0 for "rms".
 
-    Computed in float32 whatever the input's type is, as the models do.
+    It is computed in float32 for every input type, as the models do.
     """
 
     weight: Tensor | None
@@ -48,7 +48,7 @@ class Norm(nn.Module):
         self.register_buffer("bias", _frozen(bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., d) -> (..., d), in the type of `x`."""
+        """Normalise (..., d) -> (..., d), in the type of `x`."""
         y = x.float()
         if self.settings.kind == "layer":
             y = y - y.mean(-1, keepdim=True)
@@ -64,13 +64,13 @@ class Head(nn.Module):
     """logits(f) = soft_cap * tanh(scale * (W_hd normalise(f) + bias) / soft_cap); frozen.
 
     Without a soft cap, logits(f) = scale * (W_hd normalise(f) + bias). The tensors are buffers: they move with `.to()`
-    and are never trained. A head that is derived from a model shares the model's memory.
+    and are never trained. A head derived from a model shares the model's memory.
 
     Attributes:
         weight: W_hd, (V, d).
         bias: (V,), or None.
         projection: (d, d_tap) between the final norm and W_hd, or None.
-        norm: the final norm where the tap lies before it, or None.
+        norm: the final norm if the tap is in front of it, or None.
         scale: factor on the raw logits.
         soft_cap: bound on the logits, or None.
     """
@@ -102,7 +102,7 @@ class Head(nn.Module):
 
     @property
     def d(self) -> int:
-        """Width of what W_hd reads."""
+        """Width of the input of W_hd."""
         return self.weight.shape[1]
 
     @property
@@ -112,12 +112,12 @@ class Head(nn.Module):
 
     @property
     def vocabulary_size(self) -> int:
-        """Rows of W_hd."""
+        """Number of rows of W_hd."""
         return self.weight.shape[0]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything but the tensors, JSON-ready."""
+        """Settings (everything except the tensors), JSON-ready."""
         return {
             "scale": self.scale,
             "soft_cap": self.soft_cap,
@@ -126,13 +126,13 @@ class Head(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """What the head was made with, or SHA-256 over its settings and tensors as they were then; a cast keeps it."""
+        """Fingerprint given at construction, or SHA-256 of the original settings and tensors; a cast keeps it."""
         if self._fingerprint is None:
             self._fingerprint = digest_tensors(self.state_dict(), self.settings)
         return self._fingerprint
 
     def normalise(self, f: Tensor) -> Tensor:
-        """A representation at the tap as W_hd reads it; the identity where the tap is the head's input.
+        """Map a representation at the tap to the input of W_hd; the identity if the tap is the head's input.
 
         Args:
             f: (n, d_tap).
@@ -146,11 +146,11 @@ class Head(nn.Module):
         return h
 
     def logits(self, h: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """The PLM's logits for what W_hd reads.
+        """Compute the PLM's logits from the input of W_hd.
 
         Args:
             h: (n, d), normalised.
-            tokens: (k,) int64, the tokens whose logits are wanted; all of them where None.
+            tokens: (k,) int64, the tokens whose logits are computed; None means all.
 
         Returns:
             (n, V) or (n, k), float32; the product itself is computed in the head's type.
@@ -159,14 +159,14 @@ class Head(nn.Module):
         return self.finish(h.to(weight.dtype) @ weight.T, tokens)
 
     def finish(self, raw: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """Raw products h W_hd^T to logits: bias, scale and soft cap.
+        """Apply bias, scale and soft cap to the raw products h W_hd^T.
 
         Args:
             raw: (..., V), or (..., k) for `tokens`.
-            tokens: (k,) int64, the columns of `raw`; all of the vocabulary where None.
+            tokens: (k,) int64, the columns of `raw`; None means the whole vocabulary.
 
         Returns:
-            The shape of `raw`, float32.
+            Logits in the shape of `raw`, float32.
         """
         raw = raw.float()
         if self.bias is not None:
@@ -174,7 +174,7 @@ class Head(nn.Module):
         return self.bound(raw)
 
     def bound(self, raw: Tensor) -> Tensor:
-        """What follows the bias: scale and soft cap, (..., V) to (..., V) float32."""
+        """Apply scale and soft cap, (..., V) -> (..., V) float32."""
         raw = raw.float()
         if self.scale != 1.0:
             raw = raw * self.scale
@@ -183,11 +183,11 @@ class Head(nn.Module):
         return raw
 
     def forward(self, f: Tensor) -> Tensor:
-        """(n, d_tap) -> (n, V) float32."""
+        """Compute logits: (n, d_tap) -> (n, V) float32."""
         return self.logits(self.normalise(f))
 
     def subset(self, tokens: Tensor) -> Head:
-        """The head over some of the vocabulary: column j of its logits is the logit of tokens[j].
+        """Return the head over a part of the vocabulary: column j of its logits is the logit of tokens[j].
 
         Args:
             tokens: (k,) int64.
@@ -203,14 +203,16 @@ class Head(nn.Module):
         )
 
     def save(self, folder: Path) -> None:
-        """Write the bundle to `folder`, whole or not at all.
+        """Write the bundle to `folder`, atomically.
 
         Raises:
-            OwnerError: it was cast after its fingerprint was taken, so its tensors are not those of the fingerprint.
-            StorageError: the disk refused; what stood there before is untouched.
+            OwnerError: it was cast after its fingerprint was computed, so its tensors do not match the fingerprint.
+            StorageError: the write failed; the previous content is unchanged.
         """
         if self._cast:
-            raise OwnerError(f"this head was cast to {self.weight.dtype} after it was made: save it before it is cast.")
+            raise OwnerError(
+                f"this head was cast to {self.weight.dtype} after it was created: save it before the cast."
+            )
         with writing(folder) as temporary:
             write_bundle(self.state_dict(), self.settings, self.fingerprint, temporary)
 
@@ -220,19 +222,19 @@ class Head(nn.Module):
 
         Args:
             folder: the bundle.
-            dtype: what W_hd is cast to while it is read, so that it is never whole in memory twice; as stored where
-                None.
+            dtype: type that W_hd is cast to while it is read, so that it is never in memory twice; None keeps the
+                stored type.
 
         Raises:
-            OwnerError: the folder holds no bundle, one of another format, or what no head is.
-            MismatchError: the bundle was changed after it was written, or is not the head of its fingerprint.
+            OwnerError: the folder contains no bundle, one in another format, or an invalid one.
+            MismatchError: the bundle has changed since it was written, or does not match its fingerprint.
         """
         bundle, path = open_bundle(folder)
         masked = bundle.fingerprint.startswith(MASKED)
         try:
             tensors, digests = read_tensors(path, dtype)
             require_fingerprint(bundle.fingerprint, digests, bundle.settings, f"the head bundle {folder}")
-            # A plain head's fingerprint has told already that every tensor is right.
+            # For a plain head the fingerprint has already verified every tensor.
             if masked and sha256(path) != bundle.tensors_sha256:
                 raise changed(folder)
         except (SafetensorError, OSError) as error:
@@ -249,7 +251,7 @@ class Head(nn.Module):
 
     @staticmethod
     def stored_shape(folder: Path) -> tuple[int, int, int]:
-        """(V, d, d_tap) of the head in a bundle, from its settings and the header of its tensors alone.
+        """Return (V, d, d_tap) of the head in a bundle, from its settings and the header of its tensors only.
 
         Raises:
             OwnerError, MismatchError: see `load`.
@@ -261,11 +263,11 @@ class Head(nn.Module):
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], settings: object, fingerprint: str) -> Head:
-        """The head of a state dict, its `settings` and its fingerprint, which another party wrote.
+        """Build a head from a state dict, its `settings` and its fingerprint, all untrusted input.
 
         Raises:
-            OwnerError: they are what no head has; the message says what.
-            MismatchError: the fingerprint is not theirs.
+            OwnerError: they do not form a head; the message says why.
+            MismatchError: they do not match the fingerprint.
         """
         try:
             parsed = from_json(Settings, settings, "settings")
@@ -290,7 +292,7 @@ class Head(nn.Module):
         )
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Head:
-        # The fingerprint says which head this is, so it is taken before a cast can round the values.
+        # The fingerprint identifies the original head, so it is computed before a cast can round the values.
         if fn(torch.empty(0, dtype=self.weight.dtype)).dtype != self.weight.dtype:
             _ = self.fingerprint
             self._cast = True

@@ -1,4 +1,4 @@
-"""Loading a transformers causal LM with its tokenizer, and saying in one line why it cannot be done."""
+"""Loading of transformers causal LMs and their tokenizers, with one-line error messages."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ DeviceMap = str | torch.device | Mapping[str, int | str | torch.device] | None
 
 
 def resolve(name: str | Path) -> tuple[str, str]:
-    """Where to load a PLM from, and what to call it (never an absolute path).
+    """Return where to load a PLM from, and its name (never an absolute path).
 
     Raises:
-        OwnerError: a folder that does not exist or holds no model.
+        OwnerError: a folder does not exist or contains no model.
     """
     text = str(name)
     if text == EMBEDDED:
@@ -51,7 +51,7 @@ def resolve(name: str | Path) -> tuple[str, str]:
     path = Path(text).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise OwnerError(f"{text} holds no config.json: it is not the folder of a transformers model.")
+            raise OwnerError(f"{text} contains no config.json: it is not the folder of a transformers model.")
         return str(path), path.resolve().name
     if path.exists():
         raise OwnerError(f"{text} is a file: give the folder of a transformers model, or a hub name.")
@@ -63,11 +63,11 @@ def resolve(name: str | Path) -> tuple[str, str]:
 def load(
     name: str | Path, *, dtype: str | torch.dtype | None, device_map: DeviceMap, revision: str | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    """A model in evaluation mode, its tokenizer, and the name to call it by.
+    """Load a model in evaluation mode and its tokenizer; return both and the name.
 
     Raises:
-        OwnerError: either cannot be loaded, or the checkpoint lacks weights.
-        ConfigError: a `dtype` that is none.
+        OwnerError: either cannot be loaded, or weights are missing in the checkpoint.
+        ConfigError: `dtype` is not a floating-point type.
     """
     place, called = resolve(name)
     if device_map is not None and find_spec("accelerate") is None:
@@ -77,7 +77,7 @@ def load(
     wanted = _dtype(dtype, device_map)
     try:
         if wanted is None:
-            # A processor that is fast in bfloat16 is slow in float16, and bfloat16 would round such weights.
+            # A processor that is fast in bfloat16 is slow in float16, and bfloat16 would round float16 weights.
             stored = AutoConfig.from_pretrained(place, **common).dtype
             wanted = torch.float32 if stored == torch.float16 else "auto"
     except Exception as error:
@@ -95,22 +95,22 @@ def load_as(
     revision: str | None = None,
     **options: Any,  # noqa: ANN401
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model in evaluation mode with all of its weights, and its tokenizer.
+    """Load a model in evaluation mode with all of its weights, and its tokenizer.
 
     Args:
-        kind: transformers' class that loads it.
-        what: what such a model is, with its article, for the messages.
+        kind: class of transformers that loads it.
+        what: kind of model, with its article, for the messages.
         place: hub name or folder.
-        called: what messages call it.
-        revision: of the hub's repository.
-        options: further ones of the model's `from_pretrained`.
+        called: name of the model, for the messages.
+        revision: revision of the hub's repository.
+        options: further options of the model's `from_pretrained`.
 
     Raises:
-        OwnerError: either cannot be loaded, or the checkpoint lacks weights.
+        OwnerError: either cannot be loaded, or weights are missing in the checkpoint.
     """
     common = _common(revision)
     try:
-        # Other formats than safetensors are pickles, which run code when they are read.
+        # All other weight formats are pickles, which can execute code when they are read.
         options |= {"output_loading_info": True, "use_safetensors": True}
         model, info = kind.from_pretrained(place, **options, **common)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError and safetensors' own.
@@ -129,12 +129,12 @@ def load_as(
 
 
 def _common(revision: str | None) -> dict[str, Any]:
-    # Said, because a library that is not told asks on the terminal, and code that comes with weights is not run here.
+    # Set explicitly: by default the library asks on the terminal. Code from a model repository is never executed.
     return {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
 
 
 def name_of(model: PreTrainedModel) -> str:
-    """What to call a model that was not loaded here: its hub name, its folder's last component, or its class."""
+    """Return a name for a model that was loaded elsewhere: its hub name, its folder's last component, or its class."""
     name = str(getattr(model.config, "_name_or_path", "") or "").rstrip("/")
     if not name:
         return type(model).__name__
@@ -142,7 +142,7 @@ def name_of(model: PreTrainedModel) -> str:
 
 
 def max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that a context may have; `NO_LIMIT` where neither configuration nor tokenizer knows one."""
+    """Return the maximum tokens of a context; `NO_LIMIT` if neither configuration nor tokenizer sets one."""
     config = model.config.get_text_config()
     for field in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"):
         value = getattr(config, field, None)
@@ -152,57 +152,57 @@ def max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> in
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every token that ends a sequence: what the model's own `generate` stops at, and the tokenizer's."""
-    found: set[int] = set()
+    """Return all tokens that end a sequence: those of the model's generation config and the tokenizer's."""
+    tokens: set[int] = set()
     generation = getattr(model, "generation_config", None)
     for value in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id):
         if value is not None:
-            found.update([value] if isinstance(value, int) else value)
-    if not found:
+            tokens.update([value] if isinstance(value, int) else value)
+    if not tokens:
         value = model.config.get_text_config().eos_token_id
-        found.update([] if value is None else [value] if isinstance(value, int) else value)
-    return tuple(sorted(token for token in found if token >= 0))
+        tokens.update([] if value is None else [value] if isinstance(value, int) else value)
+    return tuple(sorted(token for token in tokens if token >= 0))
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over what the tokenizer computes; see `tokenizer_fingerprints`."""
+    """Return the SHA-256 of the tokenizer; see `tokenizer_fingerprints`."""
     return tokenizer_fingerprints(tokenizer).current
 
 
 def tokenizer_fingerprints(tokenizer: PreTrainedTokenizerBase) -> Fingerprints:
-    """SHA-256 over what the tokenizer makes of texts.
+    """Return the SHA-256 of everything that determines the tokens of a text.
 
-    Vocabulary, merges, normaliser, pre-tokeniser, post-processor, decoder, added tokens, and which tokens begin, end
-    and stand for the unknown. How it pads and cuts changes no token of any text, so the padding token does not count.
+    That is vocabulary, merges, normaliser, pre-tokeniser, post-processor, decoder, added tokens, and the BOS, EOS and
+    unknown tokens. Padding and truncation do not change the tokens of a text, so the padding token does not count.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         content = json.loads(backend.to_str())
-        # How the last call padded and cut is state, not what the tokenizer is.
+        # Padding and truncation settings of the last call are state, not part of the tokenizer.
         content.pop("padding", None)
         content.pop("truncation", None)
     else:
         content = {"vocabulary": tokenizer.get_vocab(), "class": type(tokenizer).__name__}
     special = {name: str(getattr(tokenizer, name, None)) for name in ("bos_token", "eos_token", "unk_token")}
     current = _json_sha256(content | {"special": special})
-    # The padding token once counted: the tokenizer's own, none, or one of the others that took its place.
+    # In earlier versions the padding token counted: the tokenizer's own, None, or another token used in its place.
     pads = {str(getattr(tokenizer, "pad_token", None)), "None", *special.values(), *_added(tokenizer)}
     earlier = _each_sha256(content | {"special": special | {"pad_token": _PLACE}}, sorted(pads))
     return Fingerprints(current, tuple(value for value in earlier if value != current))
 
 
 def _dtype(dtype: str | torch.dtype | None, device_map: DeviceMap) -> str | torch.dtype | None:
-    """The type to load in: the checkpoint's own, but float32 on a processor that is slow in it.
+    """Return the type to load in: the checkpoint's, but float32 on a processor that is slow in it.
 
-    None where that is to be seen from the checkpoint.
+    None means that the checkpoint decides.
     """
     if isinstance(dtype, str) and dtype != "auto":
-        found = getattr(torch, dtype, None)
-        if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        parsed = getattr(torch, dtype, None)
+        if not isinstance(parsed, torch.dtype) or not parsed.is_floating_point:
             raise ConfigError(
                 f"dtype {dtype!r} is not a floating-point type: use 'auto', 'float32', 'bfloat16', 'float16'."
             )
-        return found
+        return parsed
     if dtype is not None:
         return dtype
     on_cpu = device_map in (None, "cpu") or not (torch.cuda.is_available() or torch.backends.mps.is_available())
@@ -220,7 +220,7 @@ _PLACE = "\0pad\0"
 
 
 def _added(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Tokens that look as if they were made to pad."""
+    """Return the added tokens that look like padding tokens."""
     tokens = getattr(tokenizer, "added_tokens_decoder", None) or {}
     return [str(token) for token in tokens.values() if "pad" in str(token).lower()]
 
@@ -230,6 +230,6 @@ def _json_sha256(content: object) -> str:
 
 
 def _each_sha256(content: object, values: list[str]) -> list[str]:
-    """`_json_sha256` of the content with each of the values in the place of `_PLACE`."""
+    """Return `_json_sha256` of the content with each of the values instead of `_PLACE`."""
     before, after = json.dumps(content, sort_keys=True, default=str).split(json.dumps(_PLACE))
     return [hashlib.sha256((before + json.dumps(value) + after).encode()).hexdigest() for value in values]

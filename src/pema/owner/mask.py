@@ -1,7 +1,7 @@
-"""The masked head: a rotation that the PLM owner alone knows, between the PLM and what is handed out.
+"""The masked head: a rotation, known only to the PLM owner, of everything that the PLM returns.
 
-logits = W f = (W Q^T)(Q f) for every orthogonal Q, so a customer works with Q f and W Q^T as with f and W. What that
-hides and what it does not is in docs/masked-head.md.
+logits = W f = (W Q^T)(Q f) for every orthogonal Q, so a data owner uses Q f and W Q^T exactly like f and W. For what
+this protects and what it does not, see docs/masked-head.md.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ logger = logging.getLogger(__name__)
 SECRET_BYTES = 32
 
 _ROWS = 4096
-"""Rows of W_hd that are rotated at a time, so that no whole copy of it is ever alive in a wider type."""
+"""Number of rows of W_hd rotated at a time, so that no full copy in a wider type exists."""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """The PLM owner's secret and what follows from it; the same on every machine and after every restart.
+    """The PLM owner's secret and everything derived from it; identical on every machine and after every restart.
 
     Attributes:
         secret: 32 random bytes.
@@ -54,53 +54,52 @@ class Mask:
 
     @classmethod
     def create(cls, path: Path) -> bool:
-        """Draw a secret and keep it in a new file that its owner alone may read.
+        """Draw a secret and store it in a new file that only its owner may read.
 
         Returns:
-            False where the file exists: it is left as it is.
+            Whether the file was created; False if it existed (it is left unchanged).
 
         Raises:
-            StorageError: the file cannot be written; then there is none.
+            StorageError: the file cannot be written; none is left.
         """
         return not path.exists() and create(path, secrets.token_bytes(SECRET_BYTES))
 
     @classmethod
     def read(cls, path: Path) -> Mask:
-        """The mask whose secret `create` kept.
+        """Read the mask from a file written by `create`.
 
         Raises:
-            OwnerError: there is no such file, it cannot be read, or it holds no secret.
+            OwnerError: the file does not exist, cannot be read, or contains no secret.
         """
         try:
             secret = path.read_bytes()
             mode = path.stat().st_mode
         except FileNotFoundError:
             raise OwnerError(
-                f"the mask's secret {path} does not exist: check the path, or make one with "
+                f"the mask's secret {path} does not exist: check the path, or create one with "
                 f"`pema release PLM -o HEAD --mask rotation --secret {path}`."
             ) from None
         except OSError as error:
             raise OwnerError(f"the mask's secret {path} cannot be read: {error.strerror or error}.") from error
         if len(secret) != SECRET_BYTES:
             raise OwnerError(
-                f"{path} holds {len(secret):,} bytes, a mask's secret has {SECRET_BYTES}: give the file that "
-                "`pema release --mask rotation` made (another secret is another mask, and no adapter fits both)."
+                f"{path} has {len(secret):,} bytes, expected {SECRET_BYTES} for a mask's secret: give the file that "
+                "`pema release --mask rotation` wrote (another secret is another mask, and no adapter fits both)."
             )
         if mode & (stat.S_IRWXG | stat.S_IRWXO):
             logger.warning("others may read the mask's secret %s: `chmod 600` it.", path)
         return cls(secret)
 
     def rotation(self, d: int, purpose: str) -> Tensor:
-        """Q, uniformly distributed over the orthogonal matrices to whom the secret is unknown (Haar measure).
+        """Derive Q, uniformly distributed over the orthogonal matrices (Haar measure) for anyone without the secret.
 
-        The Q of a QR decomposition of Gaussian numbers, with the signs that make the diagonal of R positive (Mezzadri
+        Q comes from a QR decomposition of Gaussian numbers, with signs that make the diagonal of R positive (Mezzadri
         2007, "How to generate random matrices from the classical compact groups"). The numbers come from SHAKE-256 and
-        not from `torch.Generator`, whose seed has 64 bits: those could be tried one after the other until W Q^T fits a
-        known row.
+        not from `torch.Generator`, whose 64-bit seed could be found by exhaustive search with a known row of W Q^T.
 
         Args:
             d: width of the head's input.
-            purpose: what is rotated. Each purpose has a Q of its own, so that who solves for one learns no other.
+            purpose: what is rotated. Each purpose has a separate Q, so that solving for one reveals no other.
 
         Returns:
             (d, d) float64 on the CPU.
@@ -108,7 +107,7 @@ class Mask:
         gaussian = torch.empty(d, d, dtype=torch.float64)
         for i, row in enumerate(gaussian):
             stream = hashlib.shake_256(self.secret + f"rotation {d} {i} {purpose}".encode()).digest(8 * d)
-            # 52 bits and a half: strictly between 0 and 1 in float64, whatever the bits are.
+            # 52 bits plus one half: strictly between 0 and 1 in float64, for all bits.
             uniform = ((np.frombuffer(stream, "<u8") >> 12) + 0.5) * 2.0**-52
             torch.special.ndtri(torch.from_numpy(uniform), out=row)
         Q: Tensor
@@ -116,15 +115,15 @@ class Mask:
         return Q * torch.where(R.diagonal() < 0, -1.0, 1.0).double()
 
     def fingerprint(self, plain: str) -> str:
-        """What stands for a fingerprint: it tells two from each other, but says nothing to who can compute `plain`."""
+        """Return a keyed substitute for a fingerprint: it distinguishes PLMs, but does not reveal `plain`."""
         return hmac.new(self.secret, f"fingerprint {plain}".encode(), hashlib.sha256).hexdigest()
 
 
 class MaskedPLM:
-    """A PLM that hands out Q f and W_hd Q^T: the same logits, to rounding, in coordinates that only its owner knows.
+    """A PLM that returns Q f and W_hd Q^T: the same logits, to rounding, in coordinates that only its owner knows.
 
-    Everything goes through the rotation: the head, represented contexts and decoding sessions. Products are computed
-    in float32 (float64 for a float64 head) and rounded to the type of what was rotated.
+    Everything is rotated: the head, represented contexts and decoding sessions. Products are computed in float32
+    (float64 for a float64 head) and rounded to the type of the input.
 
     Attributes:
         mask: the secret.
@@ -134,14 +133,14 @@ class MaskedPLM:
         description, head = plm.description, plm.head()
         if description.tap != "head_input":
             raise ConfigError(
-                f"a masked head needs tap 'head_input', and {description.name} is read at {description.tap!r}: the "
-                "final norm works on single coordinates, which a rotation mixes. Use tap 'head_input'."
+                f"a masked head needs tap 'head_input', but {description.name} is read at {description.tap!r}: the "
+                "final norm acts on single coordinates, which a rotation mixes. Use tap 'head_input'."
             )
         for name, part in (("norm", head.norm), ("projection", head.projection)):
             if part is not None:
                 raise ConfigError(
-                    f"the head of {description.name} has a {name} in front of W_hd, which a rotation does not leave "
-                    "as it is: a masked head is for what W_hd itself reads. Use tap 'head_input'."
+                    f"the head of {description.name} has a {name} in front of W_hd, which does not commute with a "
+                    "rotation: a masked head needs the input of W_hd itself. Use tap 'head_input'."
                 )
         self.mask = mask
         self._plm = plm
@@ -150,17 +149,17 @@ class MaskedPLM:
 
     @cached_property
     def description(self) -> PLMDescription:
-        """That of the PLM, with fingerprints that say nothing to who has no secret.
+        """Description of the PLM, with fingerprints that reveal nothing without the secret.
 
-        The plain fingerprint of a public model can be computed by everyone. That of W_hd Q^T as rounded would depend
-        on the machine that multiplied it, and an adapter would not outlive the move to another one.
+        The plain fingerprint of a public model can be computed by anyone. A fingerprint of the rounded W_hd Q^T would
+        depend on the machine that computed it, and an adapter would not survive a move to another machine.
         """
         plain = self._plm.description
         return replace(
             plain,
             fingerprint=self.mask.fingerprint(f"PLM {plain.fingerprint}"),
             head_fingerprint=MASKED + self.mask.fingerprint(f"head {plain.head_fingerprint}"),
-            # Another fingerprint gives another rotation, so what was made under an earlier one is of another head.
+            # Another fingerprint gives another rotation, so files made with an earlier one belong to another head.
             earlier=(),
         )
 
@@ -171,18 +170,18 @@ class MaskedPLM:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """A model whose `generate` goes through a decoding session, so that it sees Q f and W_hd Q^T."""
+        """Model whose `generate` runs in a decoding session, so that it uses Q f and W_hd Q^T."""
         from pema.owner.session_model import SessionModel
 
         return SessionModel(self)
 
     @property
     def generator(self) -> PreTrainedModel:
-        """The same."""
+        """The same as `model`."""
         return self.model
 
     def head(self) -> Head:
-        """The masked head: W_hd Q^T, with bias, scale and soft cap as they are."""
+        """Return the masked head: W_hd Q^T, with unchanged bias, scale and soft cap."""
         return self._head
 
     @cached_property
@@ -197,13 +196,13 @@ class MaskedPLM:
     def represent(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 8192
     ) -> Iterator[Represented]:
-        """`teacher` contexts; see `contract.PLM.represent`."""
+        """Represent `teacher` contexts; see `contract.PLM.represent`."""
         return map(self._masked, self._plm.represent(sequences, starts, batch_tokens=batch_tokens))
 
     def predict(
         self, prompts: Sequence[Sequence[int]], steps: Sequence[int], *, batch_tokens: int = 8192
     ) -> Iterator[Represented]:
-        """`predicted` contexts; see `contract.PLM.predict`."""
+        """Represent `predicted` contexts; see `contract.PLM.predict`."""
         return map(self._masked, self._plm.predict(prompts, steps, batch_tokens=batch_tokens))
 
     def open_session(self, prompts: Sequence[Sequence[int]]) -> MaskedSession:
@@ -218,10 +217,10 @@ class MaskedPLM:
 
 
 class MaskedSession:
-    """A decoding session that hands out Q f.
+    """A decoding session that returns Q f.
 
     Attributes:
-        inner: the session of the PLM as it is.
+        inner: the session of the unmasked PLM.
     """
 
     def __init__(self, session: Session, Q: Tensor) -> None:
@@ -230,12 +229,12 @@ class MaskedSession:
 
     @property
     def representations(self) -> Tensor:
-        """(rows, d), Q f of every row's context as it stands, on the CPU."""
+        """(rows, d), Q f of every row's current context, on the CPU."""
         return rotate(self.inner.representations, self._Q)
 
     @property
     def held_bytes(self) -> int:
-        """What the owner keeps for the session."""
+        """Bytes that the owner keeps for the session."""
         return self.inner.held_bytes
 
     def advance(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
@@ -249,5 +248,5 @@ class MaskedSession:
 
 @torch.no_grad()
 def rotate(x: Tensor, Q: Tensor) -> Tensor:
-    """Every row x_i becomes Q x_i: (n, d), (d, d) -> (n, d), in the type and on the device of `x`."""
+    """Replace every row x_i by Q x_i: (n, d), (d, d) -> (n, d), in the type and on the device of `x`."""
     return (x.to(Q.dtype) @ Q.T.to(x.device)).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Opening a PLM by its name: in this process, or behind its owner's server."""
+"""Opening of PLMs by name: in this process, or on their owner's server."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 def open_plm(name: str | Path, **settings: Any) -> PLM:  # noqa: ANN401
-    """Open the PLM of that name: "embedded", a local folder, a hub name, or the address of a `pema serve`.
+    """Open a PLM by name: "embedded", a local folder, a hub name, or the address of a `pema serve`.
 
     Args:
-        name: which PLM.
-        settings: fields of `LoadConfig`. For a server `tap` and `dtype`, which is then the precision that crosses
-            (float16 unless it is given).
+        name: name of the PLM.
+        settings: fields of `LoadConfig`; for a server only `tap` and `dtype`, the precision on the network (default
+            float16).
 
     Raises:
-        OwnerError: it cannot be loaded or reached, its head is not understood, or the secret cannot be read.
-        ConfigError: a tap that cannot be masked, or settings that only the PLM's owner can choose.
+        OwnerError: it cannot be loaded or reached, its head is not supported, or the secret cannot be read.
+        ConfigError: the tap cannot be masked, or a setting can only be chosen by the PLM's owner.
     """
     known(LoadConfig, settings)
     config = LoadConfig(**settings)
@@ -35,9 +35,7 @@ def open_plm(name: str | Path, **settings: Any) -> PLM:  # noqa: ANN401
         for option in ("mask_secret", "device_map", "revision"):
             value = getattr(config, option)
             if value is not None:
-                raise ConfigError(
-                    f"{option}={value} is the PLM owner's to choose: leave it out with a server's address."
-                )
+                raise ConfigError(f"{option}={value} is chosen by the PLM's owner: omit it for a server's address.")
         return RemotePLM(str(name), tap=config.tap, dtype=cast("WireDtype", config.dtype or "float16"))
     mask = None if config.mask_secret is None else Mask.read(config.mask_secret)
     plm = LocalPLM.load(

@@ -1,7 +1,7 @@
 """Position encodings that depend on a context's length: LongRoPE (Phi-3.5, Phi-4-mini), dynamic NTK scaling.
 
-Such a model turns queries and keys by angles that follow from the longest position in the forward pass. Keys that were
-kept from a shorter pass, or a batch with a longer row, then give other representations than the context alone.
+Such a model rotates queries and keys by angles that depend on the largest position in the forward pass. Keys cached
+from a shorter pass, or a batch with a longer row, then give different representations from those of the context alone.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 _FAR = 1 << 24
-"""A length beyond every context window, to see whether the encoding changes at all."""
+"""A length beyond every context window, to test whether the encoding changes at all."""
 
 
 class PositionEncoding:
-    """Which encoding contexts of a length get, as the model's own rotary modules say it.
+    """The position encoding of contexts by their length, computed by the model's own rotary modules.
 
-    They are asked for the angles of position 1 in a pass that reaches to the length, so thresholds, factors and scales
-    come from the code that the forward pass runs. Absolute positions, ALiBi and plain rotary angles never vary.
+    The modules compute the angles of position 1 in a pass of the given length, so thresholds, factors and scales come
+    from the code of the forward pass. Absolute positions, ALiBi and plain rotary angles never vary.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -32,12 +32,12 @@ class PositionEncoding:
 
     @cached_property
     def varies(self) -> bool:
-        """Whether the encoding of a position depends on the length of the context that it is part of."""
-        # Nothing is settled here: frequencies that somebody wrote into stay as they are.
+        """Whether the encoding of a position depends on the length of its context."""
+        # Without `_settle`, so that user-modified frequencies stay unchanged.
         return any(_angles(m, [1])[:, 0].ne(_angles(m, [1, _FAR - 1])[:, 0]).any() for m in self._modules)
 
     def of(self, length: int) -> bytes:
-        """The encoding of a context of that many tokens; two lengths with the same one may share keys and passes."""
+        """Return the encoding of contexts of `length` tokens; equal encodings may share keys and passes."""
         if not self.varies:
             return b""
         if length not in self._known:
@@ -45,19 +45,19 @@ class PositionEncoding:
         return self._known[length]
 
     def settle(self) -> None:
-        """Forget the longest pass so far: dynamic scaling else keeps its factors for contexts that are shorter."""
+        """Reset the modules; otherwise dynamic scaling keeps the factors of the longest pass so far."""
         if self.varies:
             for module in self._modules:
                 _settle(module)
 
     def stretches(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """The lengths from `first` to `last` in stretches (from, to) of one encoding each."""
+        """Split the lengths from `first` to `last` into ranges (from, to) of one encoding each."""
         if not self.varies:
             yield first, last
             return
         while first <= last:
             low, high = first, last
-            while low < high:  # the greatest length with the encoding of `first`; it changes in one direction only
+            while low < high:  # binary search for the largest length with the encoding of `first`
                 middle = (low + high + 1) // 2
                 low, high = (middle, high) if self.of(middle) == self.of(first) else (low, middle - 1)
             yield first, low
@@ -73,7 +73,7 @@ class PositionEncoding:
 
 
 def rotary_modules(model: PreTrainedModel) -> Iterator[nn.Module]:
-    """The modules that compute rotary angles from positions."""
+    """Yield the modules that compute rotary angles from positions."""
     for module in model.modules():
         derived = any(name.endswith("inv_freq") for name in module._non_persistent_buffers_set)
         if derived and "position_ids" in inspect.signature(module.forward).parameters:
@@ -81,7 +81,7 @@ def rotary_modules(model: PreTrainedModel) -> Iterator[nn.Module]:
 
 
 def altered_buffers(model: PreTrainedModel) -> Iterator[Tensor]:
-    """Rotary frequencies that are not those of the configuration, because somebody wrote into them."""
+    """Yield rotary frequencies that differ from the configuration, because a user has modified them."""
     positions = PositionEncoding(model)
     positions.settle()
     for module in rotary_modules(model):
@@ -89,29 +89,29 @@ def altered_buffers(model: PreTrainedModel) -> Iterator[Tensor]:
         try:
             fresh = kind(module.config)
         except (AttributeError, TypeError, ValueError, KeyError):
-            continue  # it is made of something else than its configuration
+            continue  # it cannot be constructed from its configuration
         for name in sorted(module._non_persistent_buffers_set):
             own, derived = getattr(module, name, None), getattr(fresh, name, None)
             if not isinstance(own, Tensor) or not isinstance(derived, Tensor) or own.device.type == "meta":
                 continue
             own = own.detach().float().cpu()
-            # A model that was cast as a whole has rounded frequencies; that is how it runs, not what it is.
+            # A cast of the whole model rounds its frequencies; that is precision, not a modification.
             if own.shape != derived.shape or not torch.allclose(own, derived.float(), rtol=1e-2, atol=0):
                 yield own
 
 
 def _settle(module: nn.Module) -> None:
-    """Take the module to the state that a short pass leaves; some versions of transformers do not come back to it."""
+    """Reset the module to its state after a short pass; some versions of transformers do not reset it."""
     _angles(module, [0])
     for name in [*vars(module), *module._buffers]:
         original, current = getattr(module, name), name.replace("original_inv_freq", "inv_freq")
         if name.endswith("original_inv_freq") and not torch.equal(original, getattr(module, current).to(original)):
-            with torch.inference_mode(False):  # the buffer outlives the pass that it is made in
+            with torch.inference_mode(False):  # the buffer outlives the pass in which it is created
                 module.register_buffer(current, original.clone(), persistent=False)
 
 
 def _angles(module: nn.Module, positions: list[int]) -> Tensor:
-    """What the module makes of positions: (values, len(positions), angles) float32."""
+    """Return the module's output for `positions`: (values, len(positions), angles) float32."""
     device = next((b.device for b in module.buffers() if b.device.type != "meta"), torch.device("cpu"))
     x, ids = torch.zeros(1, 1, 1, device=device), torch.tensor([positions], device=device)
     layer_types: Any = getattr(module, "layer_types", None)

@@ -1,4 +1,4 @@
-"""A decoding session as a causal language model of transformers, so that its `generate` works across the boundary."""
+"""A causal LM of transformers on top of a decoding session, so that `generate` works across the boundary."""
 
 from __future__ import annotations
 
@@ -19,63 +19,63 @@ if TYPE_CHECKING:
 
 
 class SessionConfig(PreTrainedConfig):  # type: ignore[misc]
-    """What `generate` asks a model's configuration for."""
+    """The model configuration that `generate` needs."""
 
     model_type = "pema-session"
 
 
 class SessionCache(Cache):  # type: ignore[misc]
-    """Stands where a key-value cache stands: which row of the session each row of the batch goes on from.
+    """The substitute for a key-value cache: the session row that each batch row continues.
 
     Attributes:
-        session: the owner's end; None once every row has ended.
-        length: positions that the rows take, padding included.
-        rows: the session's row of each row of the batch; -1 for one that has ended.
-        room: tokens that each row may still have.
+        session: the decoding session; None once every row has ended.
+        length: number of positions of the rows, including padding.
+        rows: session row of each batch row; -1 for a row that has ended.
+        remaining: number of further tokens that fit into each row.
     """
 
-    def __init__(self, session: Session, length: int, rows: list[int], room: list[int]) -> None:
+    def __init__(self, session: Session, length: int, rows: list[int], remaining: list[int]) -> None:
         super().__init__(layers=[])
         self.session: Session | None = session
         self.length = length
         self.rows = rows
-        self.room = room
+        self.remaining = remaining
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions that the rows take."""
+        """Return the number of positions of the rows."""
         return self.length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Row i goes on from row beam_idx[i]."""
+        """Continue row beam_idx[i] as row i."""
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the rows `indices`."""
+        """Keep the rows `indices`, in this order."""
         self.rows = [self.rows[i] for i in indices.tolist()]
-        self.room = [self.room[i] for i in indices.tolist()]
+        self.remaining = [self.remaining[i] for i in indices.tolist()]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every row `repeats` times, side by side."""
+        """Repeat every row `repeats` times, consecutively."""
         self.batch_select_indices(torch.arange(len(self.rows)).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Refused: a session does not go back.
+        """Refuse to crop: a session cannot go back.
 
         Raises:
             OwnerError: always.
         """
         raise OwnerError(
-            "A decoding session does not go back, so assisted and contrastive decoding need a PLM in this process: "
+            "A decoding session cannot go back, so assisted and contrastive decoding need a PLM in this process: "
             "use greedy decoding, sampling or beam search."
         )
 
     @property
     def is_compileable(self) -> bool:
-        """Never: the session is elsewhere."""
+        """False: the session runs outside the compiled graph."""
         return False
 
     def close(self) -> None:
-        """End the session."""
+        """Close the session."""
         if self.session is not None:
             self.session.close()
             self.session = None
@@ -83,11 +83,11 @@ class SessionCache(Cache):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One call of `generate`: it lies in its context, so that calls in several threads keep apart.
+    """One call of `generate`, stored in a context variable so that concurrent calls are independent.
 
     Attributes:
         ends: tokens that end a sequence.
-        opened: the sessions that it opened.
+        opened: caches of the sessions opened by the call.
     """
 
     ends: frozenset[int]
@@ -98,13 +98,13 @@ _CALL: ContextVar[_Call | None] = ContextVar("pema_session_call", default=None)
 
 
 class SessionModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """logits = head(f), with f from the decoding session of a PLM that may be anywhere.
+    """A model with logits = head(f), where f comes from a decoding session of a local or remote PLM.
 
-    Its output head is W_hd of the head bundle, so an adapter plugs in as it does into the PLM itself. A row leaves the
-    session behind its end-of-sequence token, and where it fills the context window it is made to end.
+    Its output head is W_hd of the head bundle, so an adapter is plugged in as into the PLM itself. A row leaves the
+    session after its end-of-sequence token, and is forced to end when it fills the context window.
 
     Attributes:
-        lm_head: W_hd and its bias, in the head bundle's memory.
+        lm_head: W_hd and its bias; shares the memory of the head bundle.
     """
 
     config_class = SessionConfig
@@ -132,7 +132,7 @@ class SessionModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.eval()
 
     def get_output_embeddings(self) -> nn.Module:
-        """W_hd."""
+        """Return W_hd."""
         return self.lm_head
 
     @classmethod
@@ -140,7 +140,7 @@ class SessionModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return False
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """As for every model of transformers; the sessions that it opens are closed when it returns."""
+        """Generate as every model of transformers; the sessions that it opens are closed when it returns."""
         config = kwargs.get("generation_config") or (args[0] if args else None) or self.generation_config
         ends = kwargs.get("eos_token_id", config.eos_token_id)
         call = _Call(frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends))
@@ -163,17 +163,17 @@ class SessionModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         past_key_values: SessionCache | None = None,
         **_settings: object,
     ) -> CausalLMOutputWithPast:
-        """Logits of the last position only, (rows, 1, V) float32, of prompts or of what was chosen since.
+        """Compute the logits of the last position only, (rows, 1, V) float32, for prompts or chosen tokens.
 
         Args:
             input_ids: (rows, columns) prompts padded on the left, or (rows, 1) chosen tokens.
-            attention_mask: (rows, columns) 0 where a prompt is padded.
-            cache: what the call before returned.
-            use_cache: whether the session is to stay open.
-            past_key_values: what `cache` is called by older versions of transformers.
+            attention_mask: (rows, columns) 0 at padding.
+            cache: the cache returned by the previous call.
+            use_cache: whether the session stays open.
+            past_key_values: name of `cache` in older versions of transformers.
 
         Raises:
-            OwnerError: more than one token a row behind the prompt.
+            OwnerError: more than one token per row after the prompt.
         """
         cache = past_key_values if cache is None else cache
         if cache is None:
@@ -191,14 +191,14 @@ class SessionModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return CausalLMOutputWithPast(logits=logits, **{OUTPUT_NAME: None if use_cache is False else cache})
 
     def _begin(self, input_ids: Tensor, mask: Tensor | None) -> tuple[SessionCache, Tensor]:
-        shown = torch.ones_like(input_ids) if mask is None else mask[:, -input_ids.shape[1] :]
-        prompts = [tuple(row[keep.bool()].tolist()) for row, keep in zip(input_ids, shown, strict=True)]
-        # The beams of one input begin with the same prompt, which crosses once.
+        attended = torch.ones_like(input_ids) if mask is None else mask[:, -input_ids.shape[1] :]
+        prompts = [tuple(row[keep.bool()].tolist()) for row, keep in zip(input_ids, attended, strict=True)]
+        # The beams of one input start from the same prompt, which is sent once.
         places = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
         session = self._plm.open_session(list(places))
         rows = [places[prompt] for prompt in prompts]
-        room = [self._plm.description.max_length - len(prompt) for prompt in prompts]
-        cache = SessionCache(session, input_ids.shape[1], rows, room)
+        remaining = [self._plm.description.max_length - len(prompt) for prompt in prompts]
+        cache = SessionCache(session, input_ids.shape[1], rows, remaining)
         if (call := _CALL.get()) is not None:
             call.opened.append(cache)
         return cache, session.representations[rows]
@@ -206,27 +206,27 @@ class SessionModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def _advance(self, cache: SessionCache, input_ids: Tensor) -> Tensor:
         if input_ids.shape[1] != 1:
             raise OwnerError(
-                f"A decoding session takes one token a step, not {input_ids.shape[1]}: use greedy decoding, sampling "
+                f"A decoding session takes one token per step, not {input_ids.shape[1]}: use greedy decoding, sampling "
                 "or beam search."
             )
         tokens = input_ids[:, 0].tolist()
         call = _CALL.get()
         ends = frozenset() if call is None else call.ends
         steps = [
-            (row, token) if row >= 0 and room > 1 and token not in ends else None
-            for row, token, room in zip(cache.rows, tokens, cache.room, strict=True)
+            (row, token) if row >= 0 and remaining > 1 and token not in ends else None
+            for row, token, remaining in zip(cache.rows, tokens, cache.remaining, strict=True)
         ]
         places = {step: i for i, step in enumerate(dict.fromkeys(step for step in steps if step is not None))}
         cache.length += 1
-        cache.room = [room - 1 for room in cache.room]
+        cache.remaining = [remaining - 1 for remaining in cache.remaining]
         cache.rows = [-1 if step is None else places[step] for step in steps]
         if not places or cache.session is None:
             cache.close()
             return torch.zeros(len(steps), self._plm.description.d_tap)
         cache.session.advance([token for _, token in places], [row for row, _ in places])
-        found = cache.session.representations
-        return found.index_select(0, torch.tensor(cache.rows).clamp_min(0))
+        representations = cache.session.representations
+        return representations.index_select(0, torch.tensor(cache.rows).clamp_min(0))
 
 
-# A pipeline asks whether the class is one that generates text.
+# Pipelines check that the class is registered as a text generator.
 AutoModelForCausalLM.register(SessionConfig, SessionModel)

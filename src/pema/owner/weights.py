@@ -1,4 +1,4 @@
-"""The weights of a model wherever they lie (on devices, offloaded by accelerate), and a fingerprint of what they do."""
+"""Access to a model's weights on any device or offloaded by accelerate, and fingerprints of the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pema.owner.bundle import digest_tensor
 from pema.owner.positions import altered_buffers
 
-# What a configuration says of where a model comes from and how it is run or trained, but not of what it computes.
+# Fields of a configuration about a model's origin, execution or training, which do not affect its output.
 _FIRST_NOT_ESSENTIAL = frozenset(
     {
         "_name_or_path",
@@ -70,11 +70,11 @@ _DROPOUT = ("dropout", "_pdrop", "layerdrop")
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """A fingerprint, and those that earlier versions of pema gave the same thing.
+    """A fingerprint, and the fingerprints of the same object in earlier versions of pema.
 
     Attributes:
-        current: what is written from now on.
-        earlier: what memories and adapters may hold that were made before; without `current`.
+        current: the fingerprint that is written now.
+        earlier: fingerprints that older memories and adapters may contain; without `current`.
     """
 
     current: str
@@ -82,17 +82,17 @@ class Fingerprints:
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 over what the model computes; see `model_fingerprints`."""
+    """Return the SHA-256 of the model; see `model_fingerprints`."""
     return model_fingerprints(model).current
 
 
 def model_fingerprints(model: PreTrainedModel) -> Fingerprints:
-    """SHA-256 over what the model computes: its architecture, configuration and weights.
+    """Return the SHA-256 of everything that determines the model's output: architecture, configuration, weights.
 
-    Tied weights count once, under the name that comes first, wherever they lie: one matrix that two modules share, the
-    copies that each module reads from the disk, or a checkpoint that holds both. Values are hashed as float32 (see
-    `digest_tensor`), so neither the device nor a wider type changes the result; a checkpoint that is rounded to a
-    narrower type is another PLM. Frequencies of a rotary encoding count where they are not the configuration's own.
+    Tied weights count once, under the first name, however they are stored: one matrix shared by two modules, a copy
+    per module read from the disk, or both in the checkpoint. Values are hashed as float32 (see `digest_tensor`), so
+    neither the device nor a wider type changes the result; a checkpoint rounded to a narrower type is another PLM.
+    Rotary frequencies count only if they differ from the configuration.
     """
     tensors: dict[str, Tensor] = {}
     names_of: dict[int, str] = {}
@@ -133,9 +133,9 @@ def _sha256(architecture: str, config: dict[str, Any], digests: dict[str, bytes]
 
 
 def _tied(model: PreTrainedModel, names_of: dict[int, str]) -> list[tuple[str, str]]:
-    """Names of weights that the model may share: those that it says, and its two embeddings."""
-    said = getattr(model, "all_tied_weights_keys", None) or {}
-    pairs = [(name if "." in name else f".{name}", of if "." in of else f".{of}") for name, of in said.items()]
+    """Return pairs of names of weights that may be tied: those that the model declares, and its two embeddings."""
+    declared = getattr(model, "all_tied_weights_keys", None) or {}
+    pairs = [(name if "." in name else f".{name}", of if "." in of else f".{of}") for name, of in declared.items()]
     ends = [names_of.get(id(m)) for m in (model.get_input_embeddings(), model.get_output_embeddings())]
     if None not in ends:
         pairs.append((f"{ends[0]}.weight", f"{ends[1]}.weight"))
@@ -143,7 +143,7 @@ def _tied(model: PreTrainedModel, names_of: dict[int, str]) -> list[tuple[str, s
 
 
 def essentials(config: PreTrainedConfig) -> dict[str, Any]:
-    """What a transformers configuration says of the function that the model computes."""
+    """Return the fields of a transformers configuration that determine the model's output."""
 
     def keep(values: dict[str, Any]) -> dict[str, Any]:
         kept = {
@@ -152,24 +152,24 @@ def essentials(config: PreTrainedConfig) -> dict[str, Any]:
             if key not in _NOT_ESSENTIAL and not key.endswith((*_DROPOUT, "dropout_prob"))
         }
         if "partial_rotary_factor" in str(kept.get("rope_parameters")):
-            kept.pop("partial_rotary_factor", None)  # versions of transformers differ in whether they repeat it
+            kept.pop("partial_rotary_factor", None)  # only some versions of transformers repeat it
         return kept
 
     return keep(config.to_diff_dict())
 
 
 def _rotary(parameters: object) -> object:
-    """Rotary parameters as the newest transformers writes them; older versions left other names and empty fields."""
+    """Convert rotary parameters to the form of the newest transformers, without older names and empty fields."""
     if not isinstance(parameters, dict):
         return parameters
     nested = any(isinstance(value, dict) for value in parameters.values())
-    if nested:  # one set for each kind of layer
+    if nested:  # one set per kind of layer
         return {key: _rotary(value) for key, value in parameters.items() if isinstance(value, dict)}
     return {key: value for key, value in parameters.items() if key != "type" or "rope_type" not in parameters}
 
 
 def _first_essentials(config: PreTrainedConfig) -> dict[str, Any]:
-    """`essentials` as it stands in memories and adapters that were made earlier."""
+    """Return `essentials` in the form of the first version of pema, for older memories and adapters."""
 
     def keep(values: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -182,7 +182,7 @@ def _first_essentials(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def tensor_of(module: nn.Module, name: str) -> Tensor | None:
-    """A parameter or buffer of `module` with its values, also where accelerate keeps them elsewhere; None if absent."""
+    """Return a parameter or buffer of `module`, with its values also if accelerate offloads them; None if absent."""
     tensor = getattr(module, name, None)
     if not isinstance(tensor, Tensor):
         return None
@@ -195,5 +195,5 @@ def tensor_of(module: nn.Module, name: str) -> Tensor | None:
 
 
 def device_of(model: PreTrainedModel) -> torch.device:
-    """Where the model's inputs go; accelerate moves them on where the weights themselves are offloaded."""
+    """Return the device of the model's inputs; for offloaded weights, accelerate moves them on."""
     return torch.device("cpu") if model.device.type == "meta" else model.device

@@ -1,4 +1,4 @@
-"""What crosses the network: tensors as safetensors with text beside them, never anything that is executed."""
+"""The wire format: tensors as safetensors with text metadata, never anything executable."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from torch import Tensor
 from pema.errors import ConfigError, DataError
 
 VERSION = 1
-"""Of the protocol; a client and a server of different versions refuse each other by name."""
+"""Version of the protocol; a client and a server of different versions refuse each other."""
 
 TENSORS = "application/vnd.safetensors"
-"""Content type of a body that carries tensors."""
+"""Content type of a body with tensors."""
 
 WireDtype = Literal["float32", "float16", "bfloat16"]
-"""Precision of the representations that cross."""
+"""Precision of representations on the network."""
 
 
 def pack(tensors: Mapping[str, Tensor], texts: Mapping[str, str] | None = None) -> bytes:
-    """Tensors, and texts in the header, as the bytes of one safetensors file."""
+    """Pack tensors, and texts in the header, into the bytes of a safetensors file."""
     body: bytes = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, dict(texts or {}))
     return body
 
 
 def unpack(body: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The inverse of `pack`.
+    """Unpack the result of `pack`.
 
     Raises:
         DataError: the body is not a safetensors file.
@@ -41,7 +41,7 @@ def unpack(body: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         (size,) = struct.unpack_from("<Q", body)
         texts = json.loads(body[8 : 8 + size]).get("__metadata__", {})
     except (
-        # What a library says of bytes that somebody made up differs with the byte.
+        # For malformed bytes the library raises different exceptions, depending on the byte.
         SafetensorError,
         struct.error,
         ValueError,
@@ -51,22 +51,25 @@ def unpack(body: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         RuntimeError,
         OverflowError,
     ) as error:
-        raise DataError(f"{len(body):,} bytes that should carry tensors are no safetensors file: {error}.") from error
+        raise DataError(
+            f"a body of {len(body):,} bytes that should contain tensors is not a safetensors file: {error}."
+        ) from error
     return tensors, texts
 
 
 def narrow(f: Tensor, dtype: WireDtype) -> Tensor:
-    """Representations in the precision that crosses.
+    """Convert representations to the precision of the network.
 
     Raises:
-        ConfigError: the precision is not known.
-        DataError: a finite value does not fit into it.
+        ConfigError: the precision is unknown.
+        DataError: a finite value is too large for it.
     """
     if dtype not in get_args(WireDtype):
-        raise ConfigError(f"precision {dtype!r} is not known: use {', '.join(get_args(WireDtype))}.")
+        raise ConfigError(f"unknown precision {dtype!r}: use {', '.join(get_args(WireDtype))}.")
     narrowed = f.to(getattr(torch, dtype))
     if dtype == "float16" and bool((narrowed.isinf() & f.isfinite()).any()):
         raise DataError(
-            f"a representation holds {f.abs().max().item():.4g}, float16 ends at 65,504: ask for bfloat16 or float32."
+            f"a representation contains {f.abs().max().item():.4g}, more than the maximum of float16 (65,504): "
+            "request bfloat16 or float32."
         )
     return narrowed

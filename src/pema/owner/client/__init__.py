@@ -1,1 +1,1 @@
-"""A PLM behind its owner's server, behind the contract."""
+"""The client: a PLM on its owner's server, behind the contract."""

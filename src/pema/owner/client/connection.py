@@ -1,6 +1,6 @@
-"""A connection to a PLM owner's server: one pool, retries with back-off, bounds, errors that say what to do.
+"""The connection to a PLM owner's server: one pool, retries with back-off, limits, clear errors.
 
-The server is another party: what it sends is bounded before it is kept, and nothing of it is obeyed.
+The server is untrusted: the size of its answers is limited, and nothing in them is executed.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from pema.errors import ConfigError, DataError, OwnerError
 logger = logging.getLogger(__name__)
 
 KEY = "PEMA_API_KEY"
-"""Environment variable that holds the API key: an option would show in the list of processes."""
+"""Environment variable with the API key; a command line option would be visible in the list of processes."""
 
 SMALL_ANSWER = 1 << 20
-"""Bytes of an answer whose size the request does not tell."""
+"""Maximum bytes of an answer whose size does not follow from the request."""
 
 _AGAIN = (429, 502, 503, 504)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0
 _ERROR_BYTES = 1 << 16
 _SLOWEST = 1 << 14
-"""Bytes a second below which an answer counts as never coming, once the timeout is used up."""
+"""Minimum bytes per second of an answer after the timeout has passed."""
 
 
 class LostSessionError(OwnerError):
-    """The server no longer knows a decoding session."""
+    """A decoding session that the server no longer knows."""
 
 
 class Connection:
-    """Requests to one server.
+    """A connection to one server.
 
-    What fails on the way, or is answered with 429, 502, 503 or 504, is tried again with growing pauses until `patience`
-    has passed: every request of the protocol can be repeated.
+    Requests that fail in transit, or are answered with 429, 502, 503 or 504, are retried with growing pauses until
+    `patience` (seconds) has passed: every request of the protocol can be repeated.
 
     Attributes:
-        url: the server's address, without a slash at its end.
+        url: the server's address, without a trailing slash.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Connection:
         _require_private(self.url)
         key = key or os.environ.get(KEY)
         if key and not (key.isascii() and key.isprintable()):
-            raise ConfigError(f"the API key holds characters that no key has: check {KEY}.")
+            raise ConfigError(f"the API key contains invalid characters: check {KEY}.")
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._patience, self._timeout = patience, timeout
         self._client = httpx2.Client(
@@ -74,21 +74,23 @@ class Connection:
         )
 
     def get(self, path: str, *, most: int = SMALL_ANSWER) -> Any:  # noqa: ANN401
-        """The JSON that lies at `path`, of at most `most` bytes."""
+        """Get the JSON at `path`, of at most `most` bytes."""
         where = f"GET {self.url}{path}"
         try:
             return json.loads(self.request("GET", path, most=most))
         except (ValueError, RecursionError) as error:
-            raise OwnerError(f"{where} answered with something that is no JSON: is a pema server there?") from error
+            raise OwnerError(
+                f"{where} answered with something that is not JSON: check that a pema server runs there."
+            ) from error
 
     def request(self, method: str, path: str, body: dict[str, Any] | None = None, *, most: int = SMALL_ANSWER) -> bytes:
-        """Send one request and wait for its answer: the body, of at most `most` bytes.
+        """Send a request and return the body of the answer, of at most `most` bytes.
 
         Raises:
-            OwnerError: the server cannot be reached, refuses, or sends more; the message names the request and what it
-                said.
-            DataError: the server does not accept what was sent.
-            LostSessionError: the decoding session is gone.
+            OwnerError: the server cannot be reached, refuses, or sends more; the message names the request and the
+                answer.
+            DataError: the server does not accept the content of the request.
+            LostSessionError: the decoding session no longer exists.
         """
         where = f"{method} {self.url}{path}"
         started, pause, attempts = time.monotonic(), _FIRST_PAUSE, 0
@@ -116,26 +118,26 @@ class Connection:
             if time.monotonic() + wait - started > self._patience:
                 raise OwnerError(
                     f"{where} failed after {attempts} tries in {time.monotonic() - started:.0f} s: {reason}. Check the "
-                    "address and the server, then run the same command again: a build goes on where it stopped."
+                    "address and the server, then run the same command again: a build resumes where it stopped."
                 )
-            logger.warning("%s: %s; trying again in %.1f s.", where, reason, wait)
+            logger.warning("%s: %s; retrying in %.1f s.", where, reason, wait)
             time.sleep(wait)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _read(self, response: httpx2.Response, most: int, where: str) -> bytes:
-        """The body, while it comes: neither larger than `most` nor slower than `_SLOWEST`."""
-        # A compressed body of a megabyte can be a gigabyte.
+        """Read a body that is neither larger than `most` nor slower than `_SLOWEST`."""
+        # A compressed body of one megabyte can expand to a gigabyte.
         encoding = response.headers.get("content-encoding", "identity")
         if encoding.lower() != "identity":
-            raise OwnerError(f"{where} was answered in the encoding {_plain(encoding)!r}, which was not asked for.")
+            raise OwnerError(f"{where} was answered in the encoding {_plain(encoding)!r}, which was not requested.")
         declared = response.headers.get("content-length", "")
         if declared.isdecimal() and len(declared) < 20 and int(declared) > most:
-            raise OwnerError(f"{where} was answered with {int(declared):,} bytes, at most {most:,} belong there.")
+            raise OwnerError(f"{where} was answered with {int(declared):,} bytes, expected at most {most:,}.")
         content, began = bytearray(), time.monotonic()
         for chunk in response.iter_bytes():
             content += chunk
             if len(content) > most:
-                raise OwnerError(f"{where} was answered with over {most:,} bytes, which is more than belongs there.")
+                raise OwnerError(f"{where} was answered with more than {most:,} bytes, the expected maximum.")
             if time.monotonic() - began > self._timeout + len(content) / _SLOWEST:
                 raise OwnerError(
                     f"{where} was answered too slowly: {len(content):,} bytes in {time.monotonic() - began:.0f} s."
@@ -143,23 +145,23 @@ class Connection:
         return bytes(content)
 
     def close(self) -> None:
-        """Close the pool."""
+        """Close the connection pool."""
         self._client.close()
 
 
 def _require_passing(error: httpx2.TransportError, where: str) -> None:
-    """Refuse at once what no patience mends."""
+    """Raise immediately for errors that a retry cannot fix."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             raise OwnerError(
                 f"{where}: the server's certificate is not trusted ({cause.verify_message}). Check the address, or "
-                "name the authority that signed it in SSL_CERT_FILE."
+                "set SSL_CERT_FILE to the certificate of the authority that signed it."
             ) from error
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
             raise OwnerError(
-                f"{where}: no secure connection comes about ({cause.reason or type(cause).__name__}). Check that the "
-                "server speaks https at this port."
+                f"{where}: a secure connection cannot be established ({cause.reason or type(cause).__name__}). "
+                "Check that the server speaks https at this port."
             ) from error
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, httpx2.LocalProtocolError | httpx2.UnsupportedProtocol):
@@ -182,7 +184,7 @@ def _require_success(status: int, content: bytes, where: str) -> None:
 
 
 def _said(content: bytes) -> tuple[str, str]:
-    """The code and the words of an error's body, whoever wrote it, fit for a terminal."""
+    """Extract code and message from the body of an error, sanitised for a terminal."""
     try:
         error = json.loads(content)["error"]
         words = " ".join(filter(None, (str(error["message"]), str(error.get("remedy") or ""))))
@@ -192,12 +194,12 @@ def _said(content: bytes) -> tuple[str, str]:
 
 
 def _plain(text: str, most: int = 600) -> str:
-    """Text of another party without what a terminal obeys, and of bounded length."""
+    """Sanitise untrusted text for a terminal, and limit its length."""
     return "".join(char if char.isprintable() else "?" for char in text[:most])
 
 
 def _require_private(url: str) -> None:
-    """Refuse an address over which prompts and key would travel in the clear."""
+    """Refuse an address that would transmit prompts and key unencrypted."""
     try:
         parts = httpx2.URL(url)
     except (httpx2.InvalidURL, ValueError) as error:
@@ -209,5 +211,5 @@ def _require_private(url: str) -> None:
         loopback = loopback or ipaddress.ip_address(parts.host).is_loopback
     if parts.scheme != "http" or not loopback:
         raise ConfigError(
-            f"{url} is not https: prompts and key would travel in the clear. Use https, or a tunnel to this machine."
+            f"{url} is not https: prompts and key would be sent unencrypted. Use https, or a tunnel to this machine."
         )

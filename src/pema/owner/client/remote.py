@@ -1,4 +1,4 @@
-"""A PLM behind `pema serve`, behind the owner's contract: the data owner's end of the network."""
+"""A PLM on a `pema serve` server, behind the owner's contract: the data owner's end of the network."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from pema.owner.session_model import SessionModel
 from pema.owner.wire import VERSION, WireDtype, unpack
 
 IN_FLIGHT = 2
-"""Requests under way at once: the server works on one while the answer to the other is on its way."""
+"""Number of concurrent requests: the server processes one while the answer to the other is transmitted."""
 
 
 class RemotePLM:
     """A frozen causal language model on its owner's server.
 
-    What crosses to the server: prompts, and in `teacher` mode whole sequences; while generating, the chosen tokens. In
-    `predicted` mode no target crosses, and the number of steps asked for is rounded up to `contract.STEP_BUCKET`,
-    whatever the server says. Contexts of a mode that the server does not give to this key are refused here, before
-    anything of them has crossed.
+    The client sends to the server: prompts, and in `teacher` mode whole sequences; during generation, the chosen
+    tokens. In `predicted` mode no target is sent, and the number of requested steps is always rounded up to a multiple
+    of `contract.STEP_BUCKET`. Contexts of a mode that the server does not offer to this key are refused here, before
+    anything is sent.
 
     Attributes:
-        dtype: precision of the representations that cross.
+        dtype: precision of representations on the network.
     """
 
     def __init__(
         self, url: str, *, tap: Tap = "head_input", dtype: WireDtype = "float16", connection: Connection | None = None
     ) -> None:
         if dtype not in get_args(WireDtype):
-            raise ConfigError(f"dtype {dtype!r} cannot cross: use {', '.join(get_args(WireDtype))}.")
+            raise ConfigError(f"dtype {dtype!r} is not supported on the network: use {', '.join(get_args(WireDtype))}.")
         self.dtype = dtype
         self._connection = connection or Connection(url)
         about = self._connection.get("/v1/plm")
@@ -51,7 +51,7 @@ class RemotePLM:
             said = about.get("wire") if isinstance(about, dict) else None
             raise OwnerError(
                 f"{where} speaks version {ascii(said)[:40]} of the protocol, this is version {VERSION}: use the same "
-                "pema."
+                "version of pema."
             )
         try:
             self._description = PLMDescription.from_dict(about["description"])
@@ -60,7 +60,7 @@ class RemotePLM:
                 int(about["limits"][name]) for name in ("batch_tokens", "batch_sequences")
             )
             if self._batch_tokens < 1 or self._batch_sequences < 1:
-                raise ConfigError("its limits let no request through.")
+                raise ConfigError("its limits allow no request.")
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise OwnerError(f"{where} does not describe its PLM as a pema server does: {str(error)!a}") from error
         if self._description.tap != tap:
@@ -68,7 +68,7 @@ class RemotePLM:
 
     @property
     def description(self) -> PLMDescription:
-        """What the PLM says of itself."""
+        """Description of the PLM."""
         return self._description
 
     @cached_property
@@ -76,8 +76,8 @@ class RemotePLM:
         """The PLM's tokenizer.
 
         Raises:
-            OwnerError: what the server sent is no tokenizer.
-            MismatchError: it is not the one that the server describes.
+            OwnerError: the server sent an invalid tokenizer.
+            MismatchError: it does not match the description.
         """
         files = self._connection.get("/v1/tokenizer", most=TOKENIZER_BYTES)
         return load_tokenizer(files, self._description, self._connection.url)
@@ -89,31 +89,31 @@ class RemotePLM:
         return load_head(tensors, texts, self._description, self._connection.url)
 
     def head(self) -> Head:
-        """The head bundle that the owner hands out.
+        """Download the head bundle from the server, once.
 
         Raises:
-            OwnerError: the owner's policy keeps it, or what the server sent is no head.
-            MismatchError: what the server sent is not the head that it describes.
+            OwnerError: the owner's policy does not release it, or the server sent an invalid head.
+            MismatchError: it does not match the description.
         """
         return self._head
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """A transformers model whose `generate` decodes in a session on the server."""
+        """Model of transformers whose `generate` decodes in a session on the server."""
         return SessionModel(self)
 
     @property
     def generator(self) -> PreTrainedModel:
-        """The same."""
+        """The same as `model`."""
         return self.model
 
     def represent(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 8192
     ) -> Iterator[Represented]:
-        """`teacher` contexts; see `contract.PLM.represent`.
+        """Represent `teacher` contexts; see `contract.PLM.represent`.
 
         Raises:
-            OwnerError: the server does not give them to this key; no sequence has crossed.
+            OwnerError: the server does not offer them to this key; no sequence was sent.
         """
         self._require("teacher")
 
@@ -126,21 +126,21 @@ class RemotePLM:
     def predict(
         self, prompts: Sequence[Sequence[int]], steps: Sequence[int], *, batch_tokens: int = 8192
     ) -> Iterator[Represented]:
-        """`predicted` contexts; see `contract.PLM.predict`.
+        """Represent `predicted` contexts; see `contract.PLM.predict`.
 
         Raises:
-            OwnerError: the server does not give them to this key; no prompt has crossed.
+            OwnerError: the server does not offer them to this key; no prompt was sent.
         """
         self._require("predicted")
         asked = []
         for i, (prompt, count) in enumerate(zip(prompts, steps, strict=True)):
-            room = self._description.max_length - len(prompt)
-            if not 1 <= count <= room:
+            limit = self._description.max_length - len(prompt)
+            if not 1 <= count <= limit:
                 raise DataError(
                     f"prompt {i} has {len(prompt)} tokens and {count} steps, the PLM's context window holds "
                     f"{self._description.max_length}: shorten the prompt or ask for fewer steps."
                 )
-            asked.append(min(padded(count), room))
+            asked.append(min(padded(count), limit))
 
         def body(batch: list[int]) -> dict[str, Any]:
             return {"prompts": [list(prompts[i]) for i in batch], "steps": [asked[i] for i in batch]}
@@ -155,7 +155,7 @@ class RemotePLM:
     def _require(self, mode: Contexts) -> None:
         if mode not in self._contexts:
             raise OwnerError(
-                f"{self._connection.url} does not give {mode} contexts to this key, so nothing was sent: use "
+                f"{self._connection.url} does not offer {mode} contexts to this key, so nothing was sent: use "
                 f"{' or '.join(map(ascii, self._contexts)) or 'another key'}."
             )
 
@@ -168,15 +168,15 @@ class RemotePLM:
         asked: Sequence[int],
         wanted: Sequence[int],
     ) -> Iterator[Represented]:
-        """Send batches of nearly equal length, a few at a time, and yield their answers in turn.
+        """Send batches of similar length, a few concurrently, and yield their answers in order.
 
         Args:
-            path: of the endpoint.
-            body: the request for some of the contexts.
-            lengths: tokens that each takes.
-            batch_tokens: tokens in one request.
-            asked: contexts that the server is asked for, for each.
-            wanted: how many of them are handed on: what the bucket has added is cut off again.
+            path: path of the endpoint.
+            body: builds the request for a batch of indices.
+            lengths: number of tokens of each sequence.
+            batch_tokens: maximum tokens per request.
+            asked: number of contexts requested for each sequence.
+            wanted: number of contexts returned for each; those added by the bucket are dropped.
         """
         tokens, rows = min(batch_tokens, self._batch_tokens), self._batch_sequences
         batches = [batch[k : k + rows] for batch in length_batches(lengths, tokens) for k in range(0, len(batch), rows)]
@@ -186,7 +186,7 @@ class RemotePLM:
             most = row_bytes * sum(asked[i] for i in batch) + 8 * len(batch) + SMALL_ANSWER
             content = self._connection.request("POST", path, body(batch) | {"dtype": self.dtype}, most=most)
             parts = self._answers(content, [asked[i] for i in batch], path)
-            # Clones, so that a part that is kept does not keep the whole answer.
+            # Clones, so that a retained part does not keep the whole answer in memory.
             return [
                 Represented(i, f[: wanted[i]].clone(), None if words is None else words[: wanted[i]].clone())
                 for i, (f, words) in zip(batch, parts, strict=True)
@@ -206,7 +206,7 @@ class RemotePLM:
                     future.cancel()
 
     def _answers(self, content: bytes, asked: list[int], path: str) -> list[tuple[Tensor, Tensor | None]]:
-        """Representations and generated tokens, for each sequence of a request."""
+        """Split an answer into representations and generated tokens per sequence."""
         where = f"{self._connection.url}{path}"
         tensors, _ = unpack(content)
         predicted = path == "/v1/predict"
@@ -226,15 +226,15 @@ class RemotePLM:
         if not fits or f.shape != (total, width) or f.dtype != getattr(torch, self.dtype):
             raise OwnerError(
                 f"{where} answered with representations of shape {tuple(f.shape)} in {f.dtype} for {len(asked)} "
-                f"sequences; asked for were at most {sum(asked)} of width {width} in {self.dtype}."
+                f"sequences; expected at most {sum(asked)} of width {width} in {self.dtype}."
             )
         if words is not None:
             fits = words.dtype == torch.int64 and words.shape == (total,)
             if not fits or not bool(((words >= 0) & (words < self._description.vocabulary_size)).all()):
-                raise OwnerError(f"{where} answered with generated tokens that the PLM does not have, or not one each.")
+                raise OwnerError(f"{where} answered with invalid generated tokens, or not one per representation.")
         if not bool(f.isfinite().all()):
             raise DataError(
-                f"{where} sent representations that are not finite in {self.dtype}: ask for float32 or bfloat16."
+                f"{where} sent representations that are not finite in {self.dtype}: request float32 or bfloat16."
             )
         split = cast("list[int]", counts.tolist())
         parts: Sequence[Tensor | None] = [None] * len(asked) if words is None else torch.split(words, split)

@@ -17,14 +17,14 @@ from pema.owner.wire import WireDtype, unpack
 
 logger = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""A session's name becomes part of an address."""
+"""Valid names of sessions, which become part of a URL."""
 
 
 class RemoteSession:
-    """See `contract.Session`.
+    """A decoding session on a server; see `contract.Session`.
 
-    A session that the server has lost (it was restarted, or the session expired) is opened again from the contexts as
-    they stand, so a generation goes on where it was.
+    If the server has lost the session (after a restart, or because it expired), it is opened again with the current
+    contexts, so that generation continues.
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class RemoteSession:
 
     @property
     def representations(self) -> Tensor:
-        """(rows, d_tap), f of every row's context as it stands, on the CPU."""
+        """(rows, d_tap), f of every row's current context, on the CPU."""
         return self._representations
 
     @property
     def held_bytes(self) -> int:
-        """What lies here; the owner's end is not known."""
+        """Bytes kept on this side; those of the owner are unknown."""
         return self._representations.nbytes
 
     def advance(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
@@ -66,7 +66,7 @@ class RemoteSession:
         self._step += 1
 
     def close(self) -> None:
-        """See `contract.Session.close`; a server that cannot be told lets the session expire."""
+        """Close the session; see `contract.Session.close`. If the server is unreachable, the session expires there."""
         if self._id is not None:
             with contextlib.suppress(OwnerError, DataError):
                 self._connection.request("DELETE", f"/v1/sessions/{self._id}")
@@ -78,7 +78,7 @@ class RemoteSession:
         f, texts = self._read(self._connection.request("POST", "/v1/sessions", body, most=self._most(rows)), rows)
         name = texts.get("session", "")
         if not _NAME.fullmatch(name):
-            raise OwnerError(f"{self._connection.url} opened a session without saying a name that one can have.")
+            raise OwnerError(f"{self._connection.url} opened a session without a valid name.")
         self._id, self._step = name, 0
         return f
 
@@ -95,5 +95,5 @@ class RemoteSession:
                 f"{where} answered a step with representations of shape {answered}, expected {shape} in {dtype}."
             )
         if not bool(f.isfinite().all()):
-            raise DataError(f"{where} sent representations that are not finite in {self._dtype}: ask for float32.")
+            raise DataError(f"{where} sent representations that are not finite in {self._dtype}: request float32.")
         return f, texts

@@ -1,4 +1,4 @@
-"""A causal LM of transformers in this process, behind the contract."""
+"""The local engine: a causal LM of transformers in this process, behind the contract."""
 
 from __future__ import annotations
 

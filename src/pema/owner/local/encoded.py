@@ -1,4 +1,4 @@
-"""Growing contexts of any model: each run under the position encoding that it has alone."""
+"""Growing contexts for any model, each run with the position encoding that it has without a batch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pema.owner.positions import PositionEncoding
 def cached(
     runner: Runner, rows: Sequence[Sequence[int]], prefix: Prefix | None = None, *, padding: bool = True
 ) -> Growing:
-    """Contexts whose keys and values, or other state, are kept as long as their position encoding stays the same.
+    """Create contexts whose state (keys and values, or another) is cached while their position encoding is unchanged.
 
     Args:
         runner: runs the model.
         rows: the contexts.
-        prefix: the cache of what all of them begin with.
-        padding: whether rows of different length may be padded on the left.
+        prefix: the cache of their common prefix.
+        padding: whether rows of different lengths may be padded on the left.
     """
 
     def begin(rows: Sequence[Sequence[int]]) -> Growing:
@@ -35,12 +35,12 @@ def cached(
 
 
 def whole(runner: Runner, rows: Sequence[Sequence[int]], *, together: bool) -> Growing:
-    """Contexts that are run from their first token at every step.
+    """Create contexts that are run from their first token at every step.
 
     Args:
         runner: runs the model.
         rows: the contexts.
-        together: whether rows of different length may go through the model at once.
+        together: whether rows of different lengths may share a forward pass.
     """
 
     def begin(rows: Sequence[Sequence[int]]) -> Growing:
@@ -50,10 +50,10 @@ def whole(runner: Runner, rows: Sequence[Sequence[int]], *, together: bool) -> G
 
 
 class GroupedContexts:
-    """Contexts of which only some may go through the model together: those of one position encoding, or of one length.
+    """Contexts in groups that may share a forward pass: those of one position encoding, or of one length.
 
-    A row that gets another encoding as it grows leaves its group and is run again from its first token: what was kept
-    of it was turned by other angles.
+    A row whose encoding changes as it grows leaves its group and is run again from its first token, because its cached
+    keys were rotated by other angles.
     """
 
     def __init__(
@@ -94,16 +94,16 @@ class GroupedContexts:
 
     @property
     def held_bytes(self) -> int:
-        """What the parts hold, and the tokens."""
+        """Bytes held by the parts, and by the tokens."""
         return sum(part.held_bytes for part, _ in self._parts) + 8 * sum(map(len, self._contexts))
 
     def joinable(self) -> CachedContexts | None:
-        """The only part, where there is one and it keeps all rows in their order."""
+        """Return the only part, if there is exactly one with all rows in order."""
         part, members = self._parts[0]
         return part.joinable() if list(members) == list(range(len(self._contexts))) else None
 
     def _begun(self, rows: Sequence[int]) -> list[tuple[Growing, list[int]]]:
-        """A part for each group among the rows; rows of one length stay so, since each gets a token a step."""
+        """Begin a part per group of rows; rows of equal length stay equal, since each grows by one token per step."""
         members: dict[tuple[bytes, int], list[int]] = {}
         for row in rows:
             length = len(self._contexts[row])

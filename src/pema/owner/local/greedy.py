@@ -10,15 +10,15 @@ from torch import Tensor
 from pema.owner.local.growing import Growing
 
 _DROP = 8
-"""Finished rows leave the batch when they are at least one in this many: then the smaller batch pays for the copy."""
+"""Finished rows are removed when they are at least one in this many, so that the copy pays off."""
 
 
 @torch.inference_mode()
 def greedy(contexts: Growing, limits: Sequence[int], eos: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-    """Follow the PLM's own best token until it ends, or for limits[i] steps.
+    """Decode greedily until an end-of-sequence token, or for limits[i] steps.
 
     Returns:
-        Per row (n, d_tap) representations and the (n,) tokens that the PLM chose after each, on the CPU.
+        Per row (n, d_tap) representations and the (n,) tokens chosen by the PLM after each, on the CPU.
     """
     f, logits = contexts.run(logits=True)
     device = logits.device
@@ -44,6 +44,6 @@ def greedy(contexts: Growing, limits: Sequence[int], eos: Sequence[int]) -> list
         f, logits = contexts.run(logits=True)
     counts = count.tolist()
     wanted = torch.cat([torch.arange(n) + i * chosen.shape[1] for i, n in enumerate(counts)])
-    found = torch.split(store.flatten(0, 1).index_select(0, wanted.to(store.device)).cpu(), counts)
+    representations = torch.split(store.flatten(0, 1).index_select(0, wanted.to(store.device)).cpu(), counts)
     words = chosen.cpu()
-    return [(f, words[i, : counts[i]].clone()) for i, f in enumerate(found)]
+    return [(f, words[i, : counts[i]].clone()) for i, f in enumerate(representations)]

@@ -1,4 +1,4 @@
-"""Contexts that grow by a token at a time: with a key-value cache, or run whole at every step."""
+"""Contexts that grow by one token at a time: with a key-value cache, or run from the start at every step."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ class Growing(Protocol):
     """The contexts of one batch."""
 
     def run(self, *, logits: bool) -> tuple[Tensor, Tensor]:
-        """Run what is new: (rows, d_tap) of every context, and the PLM's (rows, V) logits ((rows, 0) unless asked)."""
+        """Run the new tokens: return f (rows, d_tap) and the PLM's logits (rows, V), or (rows, 0) without `logits`."""
 
     def extend(self, tokens: Tensor, parents: Tensor | None) -> None:
-        """Row i becomes row parents[i] (None: row i) with tokens[i] behind it."""
+        """Replace row i by row parents[i] (None: row i), extended by tokens[i]."""
 
     @property
     def held_bytes(self) -> int:
-        """What is kept between two steps."""
+        """Bytes kept between two steps."""
 
     def joinable(self) -> CachedContexts | None:
-        """What `CachedContexts.run_together` can take; None where the next step has to be run by itself."""
+        """Return the contexts for `CachedContexts.run_together`; None if the next step must be run separately."""
 
 
 class CachedContexts:
-    """Contexts whose keys and values are kept; rows are padded on the left, so that all end in the same column.
+    """Contexts with cached keys and values; rows are padded on the left, so that all end in the same column.
 
     Attributes:
         runner: runs the model.
-        encoding: the position encoding that all rows have, now and after every step.
+        encoding: the position encoding of all rows, now and after every step.
     """
 
     def __init__(self, runner: Runner, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> None:
@@ -53,7 +53,7 @@ class CachedContexts:
         else:
             width = max(map(len, rows)) - prefix.length
             gaps = torch.tensor([max(map(len, rows)) - len(row) for row in rows])
-            # A row shorter than the longest runs the end of the prefix again in front of its own tokens.
+            # A shorter row runs the end of the prefix again in front of its tokens.
             tokens, _ = pad_left([row[-width:] for row in rows], width)
             mask = (torch.arange(prefix.length + width) >= gaps[:, None]).long()
             self._cache = prefix.shifted(gaps.clamp_max(prefix.length))
@@ -65,7 +65,7 @@ class CachedContexts:
     def run(self, *, logits: bool) -> tuple[Tensor, Tensor]:
         """See `Growing.run`."""
         arguments: dict[str, Any] = {"use_cache": True, **self.runner.state(self._cache)}
-        if self._padded:  # some models take a mask for padding among the new tokens, which without any there is not
+        if self._padded:  # some models assume that a mask means padding among the new tokens
             arguments["attention_mask"] = self._mask
         if self.runner.takes_positions:
             arguments["position_ids"] = self._positions
@@ -85,20 +85,20 @@ class CachedContexts:
 
     @property
     def held_bytes(self) -> int:
-        """Keys, values and whatever else the cache's layers hold."""
+        """Bytes of keys, values and other state in the cache's layers."""
         return sum(tensor.nbytes for tensor in _tensors(self._cache))
 
     def joinable(self) -> CachedContexts | None:
-        """These contexts where every layer holds whole keys and values, and nothing else."""
+        """Return these contexts if every layer has complete keys and values, and nothing else."""
         plain = type(self._cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in self._cache.layers)
         return self if plain else None
 
     @classmethod
     def run_together(cls, parts: Sequence[CachedContexts]) -> list[Tensor]:
-        """One forward pass for the next token of several batches that were begun apart: (rows, d_tap) for each.
+        """Run the next token of several batches in one forward pass: return (rows, d_tap) for each.
 
-        All are of one position encoding. Their caches are put below one another, padded on the left. What each row
-        attends to is as in a pass of its own; only the padding differs.
+        All have the same position encoding. Their caches are stacked, padded on the left. Each row attends to the same
+        tokens as in a separate pass; only the padding differs.
         """
         runner, width = parts[0].runner, max(part._mask.shape[1] for part in parts)
         mask = torch.cat([nn.functional.pad(part._mask, (width - part._mask.shape[1], 0)) for part in parts])
@@ -114,20 +114,20 @@ class CachedContexts:
         for i, layer in enumerate(state_of(output).layers):
             news = (torch.split(tensor[:, :, -1:], rows) for tensor in (layer.keys, layer.values))
             for part, key, value in zip(parts, *news, strict=True):
-                mine = part._cache.layers[i]
-                mine.keys, mine.values = torch.cat((mine.keys, key), -2), torch.cat((mine.values, value), -2)
+                own = part._cache.layers[i]
+                own.keys, own.values = torch.cat((own.keys, key), -2), torch.cat((own.values, value), -2)
         return list(torch.split(f, rows))
 
 
 WHOLE_TOKENS = 8192
-"""Of whole contexts in one forward pass, padding among them."""
+"""Maximum tokens of whole contexts per forward pass, including padding."""
 
 
 class WholeContexts:
-    """Contexts that are run from their first token at every step: slow, and right for every causal model.
+    """Contexts that are run from their first token at every step: slow, but correct for every causal model.
 
     Attributes:
-        together: whether rows of different length may go through the model at once.
+        together: whether rows of different lengths may share a forward pass.
     """
 
     def __init__(self, runner: Runner, rows: Sequence[Sequence[int]], *, together: bool) -> None:
@@ -137,11 +137,11 @@ class WholeContexts:
 
     def run(self, *, logits: bool) -> tuple[Tensor, Tensor]:
         """See `Growing.run`."""
-        found = [self._run(batch, logits) for batch in self._batches()]
-        return torch.cat([f for f, _ in found]), torch.cat([words for _, words in found])
+        results = [self._run(batch, logits) for batch in self._batches()]
+        return torch.cat([f for f, _ in results]), torch.cat([words for _, words in results])
 
     def _batches(self) -> Iterator[list[list[int]]]:
-        """The contexts in order, as many at a time as fit into one pass: a session's rows grow without asking."""
+        """Yield the contexts in order, in batches that fit into one pass: a session's rows grow without limit."""
         begin = longest = 0
         for end, context in enumerate(self._contexts):
             longest = max(longest, len(context))
@@ -169,15 +169,15 @@ class WholeContexts:
 
     @property
     def held_bytes(self) -> int:
-        """Eight a token."""
+        """Bytes of the tokens (8 per token)."""
         return 8 * sum(map(len, self._contexts))
 
     def joinable(self) -> None:
-        """Nothing is kept that could be joined."""
+        """Return None: there is no cache to join."""
 
 
 def _below_one_another(layers: Sequence[DynamicLayer], width: int) -> DynamicLayer:
-    """One layer with the rows of all, each padded on the left to `width` positions."""
+    """Stack the rows of several layers, each padded on the left to `width` positions."""
     merged = copy.copy(layers[0])
     for name in ("keys", "values"):
         tensors = [getattr(layer, name) for layer in layers]
@@ -186,7 +186,7 @@ def _below_one_another(layers: Sequence[DynamicLayer], width: int) -> DynamicLay
 
 
 def _tensors(held: object) -> Iterator[Tensor]:
-    """All tensors that a cache holds, in its layers, lists and dictionaries of states."""
+    """Yield all tensors of a cache, in its layers, lists and dictionaries of states."""
     if isinstance(held, Tensor):
         yield held
     elif isinstance(held, dict):
@@ -198,5 +198,5 @@ def _tensors(held: object) -> Iterator[Tensor]:
 
 
 def _select_rows(cache: Cache, rows: Tensor) -> None:
-    # Layers with a recurrent state select its rows in reorder_cache only.
+    # Layers with a recurrent state select rows only in reorder_cache.
     cache.reorder_cache(rows)

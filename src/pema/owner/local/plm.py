@@ -30,17 +30,16 @@ from pema.owner.session_model import SessionModel
 from pema.owner.weights import device_of, model_fingerprints
 
 _LEAST_SHARED = 4
-"""Tokens below which a shared prefix does not pay for its own forward pass."""
+"""Minimum length of a shared prefix that pays for its separate forward pass."""
 
 
 class LocalPLM:
     """A frozen causal language model in this process.
 
-    Which short cuts hold for an architecture (padding, key-value cache, a shared prefix) is tried on its first use,
-    against the plain forward pass; what does not hold is not used, and the log says so. With what holds, and
-    whatever is in the same batch, representations are those of a plain forward pass of each context alone: to
-    rounding, which with the embedded PLM is at most 1e-6 of their magnitude in float32, 3e-3 in float16 and 2e-2 in
-    bfloat16.
+    Each shortcut (padding, key-value cache, a shared prefix) is verified on first use against the plain forward pass;
+    a shortcut that is not exact for the architecture is not used, and logged. The representations equal those of a
+    plain forward pass of each context alone, for every batch, to rounding: with the bundled PLM at most 1e-6 of their
+    magnitude in float32, 3e-3 in float16 and 2e-2 in bfloat16.
 
     Attributes:
         model: the transformers model, in evaluation mode.
@@ -56,17 +55,17 @@ class LocalPLM:
         tap: Tap = "head_input",
         name: str | None = None,
     ) -> None:
-        """Take a model and its tokenizer.
+        """Wrap a model and its tokenizer.
 
         Args:
             model: an unmodified causal language model of transformers, with its weights.
             tokenizer: its tokenizer.
             tap: where representations are read.
-            name: what to call it; its own name where not given.
+            name: name of the PLM; default: the model's name.
 
         Raises:
-            OwnerError: another kind of model, one that holds a PEFT adapter or no weights, or one whose head is not
-                understood.
+            OwnerError: the model is of another kind, contains a PEFT adapter, has no weights, or its head is not
+                supported.
             ConfigError: an unknown tap.
         """
         require_supported(model, tokenizer)
@@ -94,13 +93,13 @@ class LocalPLM:
         Args:
             name: a hub name, a local folder, or "embedded".
             tap: where representations are read.
-            dtype: a type, its name, or "auto" (the checkpoint's); None is "auto", but float32 on a processor without
-                fast half precision.
-            device_map: as in transformers; None is the CPU.
+            dtype: a type, its name, or "auto" (the checkpoint's); None means "auto", but float32 on a processor
+                without fast half precision.
+            device_map: as in transformers; None means the CPU.
             revision: branch, tag or commit on the hub.
 
         Raises:
-            OwnerError: it cannot be loaded, or its head is not understood.
+            OwnerError: it cannot be loaded, or its head is not supported.
         """
         model, tokenizer, called = loading.load(name, dtype=dtype, device_map=device_map, revision=revision)
         return cls(model, tokenizer, tap=tap, name=called)
@@ -112,16 +111,16 @@ class LocalPLM:
 
     @cached_property
     def generator(self) -> PreTrainedModel:
-        """The model itself; one over decoding sessions where its own `generate` lets a row depend on its batch."""
+        """The model itself, or one over decoding sessions if its own `generate` makes rows depend on their batch."""
         return self.model if self._short_cuts.generate else SessionModel(self)
 
     def head(self) -> Head:
-        """The head bundle; it shares the model's memory."""
+        """Return the head bundle, which shares the model's memory."""
         return self._head
 
     @cached_property
     def description(self) -> PLMDescription:
-        """What the PLM says of itself; the weights are hashed on first use."""
+        """Description of the PLM; the weights are hashed on first use."""
         model, tokenizer = model_fingerprints(self.model), loading.tokenizer_fingerprints(self._tokenizer)
         return PLMDescription(
             name=self._name,
@@ -142,13 +141,13 @@ class LocalPLM:
 
     @cached_property
     def max_length(self) -> int:
-        """Tokens that a context may have."""
+        """Maximum number of tokens of a context."""
         return loading.max_length(self.model, self._tokenizer)
 
     def represent(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 8192
     ) -> Iterator[Represented]:
-        """`teacher` contexts; see `contract.PLM.represent`."""
+        """Represent `teacher` contexts; see `contract.PLM.represent`."""
         for i, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
             if len(sequence) > self.max_length:
                 raise DataError(
@@ -165,16 +164,16 @@ class LocalPLM:
     def predict(
         self, prompts: Sequence[Sequence[int]], steps: Sequence[int], *, batch_tokens: int = 8192
     ) -> Iterator[Represented]:
-        """`predicted` contexts; see `contract.PLM.predict`."""
+        """Represent `predicted` contexts; see `contract.PLM.predict`."""
         for i, (prompt, count) in enumerate(zip(prompts, steps, strict=True)):
             if len(prompt) == 0:
                 raise DataError(f"prompt {i} is empty: a context needs at least one token.")
             if count < 1:
-                raise DataError(f"prompt {i} is given {count} steps: ask for at least one.")
+                raise DataError(f"prompt {i} has {count} steps: request at least one.")
             if len(prompt) + count > self.max_length:
                 raise DataError(
                     f"prompt {i} has {len(prompt)} tokens and {count} steps, the PLM's context window holds "
-                    f"{self.max_length}: shorten the prompt or ask for fewer steps."
+                    f"{self.max_length}: shorten the prompt or request fewer steps."
                 )
         return self._predict(prompts, steps, batch_tokens)
 
@@ -193,7 +192,7 @@ class LocalPLM:
                 )
             wrong = next((token for token in prompt if not 0 <= token < size), None)
             if wrong is not None:
-                raise DataError(f"prompt {i} holds token {wrong}, outside the vocabulary of {size} tokens.")
+                raise DataError(f"prompt {i} contains token {wrong}, outside the vocabulary of {size} tokens.")
         return LocalSession(
             self._growing(prompts),
             [len(prompt) for prompt in prompts],
@@ -207,8 +206,8 @@ class LocalPLM:
     ) -> Iterator[Represented]:
         if not sequences:
             return
-        # A context is never longer than its sequence without the last token, which is a target only. Where the position
-        # encoding depends on the length, the contexts of a sequence are run in stretches of one encoding each.
+        # The last token of a sequence is only a target, so no context contains it. If the position encoding depends on
+        # the length, the contexts of a sequence are run in ranges of one encoding each.
         pieces: dict[bytes, list[tuple[int, int, int]]] = {}
         count = [0] * len(sequences)
         for i, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
@@ -232,14 +231,14 @@ class LocalPLM:
         encoding: bytes,
         batch_tokens: int,
     ) -> Iterator[tuple[tuple[int, int, int], Tensor]]:
-        """Contexts of one position encoding in batches of nearly equal length.
+        """Run contexts of one position encoding in batches of similar length.
 
         Args:
             sequences: the tokens.
-            pieces: (i, first, last), for the contexts of first to last tokens of sequence i.
-            shared: tokens that all sequences begin with.
-            encoding: that of the pieces.
-            batch_tokens: rows times longest, at most.
+            pieces: (i, first, last), the contexts with first to last tokens of sequence i.
+            shared: length of the common prefix of all sequences.
+            encoding: position encoding of the pieces.
+            batch_tokens: maximum of rows times longest.
         """
         rows = [sequences[i][:last] for i, _, last in pieces]
         fits = pays(shared, rows) and self._runner.positions.of(shared) == encoding
@@ -260,15 +259,15 @@ class LocalPLM:
         lengths = [len(prompt) + count for prompt, count in zip(prompts, steps, strict=True)]
         for batch in length_batches(lengths, batch_tokens if self._short_cuts.padding else 0):
             contexts = self._growing([prompts[i] for i in batch], prefix)
-            found = greedy(contexts, [steps[i] for i in batch], self._eos)
-            for i, (representations, generated) in zip(batch, found, strict=True):
+            results = greedy(contexts, [steps[i] for i in batch], self._eos)
+            for i, (representations, generated) in zip(batch, results, strict=True):
                 yield Represented(i, representations, generated)
 
     def _prompt_prefix(self, prompts: Sequence[Sequence[int]]) -> Prefix | None:
         if len(prompts) < 2 or not self._short_cuts.greedy_prefix:
             return None
         shared = common_prefix(prompts, min(map(len, prompts)) - 1)
-        # Left padding needs a mask in any case, so here the prefix costs nothing.
+        # Left padding needs a mask anyway, so the prefix costs nothing here.
         prefix = self._runner.prefix(prompts[0][:shared]) if shared >= _LEAST_SHARED else None
         return prefix if prefix is None or prefix.movable() else None
 
@@ -282,10 +281,10 @@ class LocalPLM:
 
 
 def pays(shared: int, sequences: Sequence[Sequence[int]]) -> bool:
-    """Whether sharing the first `shared` tokens of `teacher` contexts saves more than it costs.
+    """Return whether sharing the first `shared` tokens of `teacher` contexts saves more than it costs.
 
-    The rows that attend to a shared prefix need a mask and a copy of its keys and values, where whole rows take the
-    plain causal attention. On a CPU the two break even at a tenth of the tokens, and never below a few.
+    Rows with a shared prefix need a mask and a copy of its keys and values, whereas whole rows use plain causal
+    attention. On a CPU the two break even at a tenth of the tokens, and never below a few tokens.
     """
     mean = sum(map(len, sequences)) / max(1, len(sequences))
     return len(sequences) > 1 and shared >= max(_LEAST_SHARED, mean / 8)

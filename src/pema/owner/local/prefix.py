@@ -1,4 +1,4 @@
-"""The instruction that all contexts begin with: its keys and values, computed once and shared by every batch."""
+"""The common prefix of all contexts (the instruction): its keys and values, computed once for all batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Prefix:
     """The key-value cache of the first `length` tokens, for one row.
 
     Attributes:
-        length: tokens that it covers.
+        length: number of tokens of the prefix.
     """
 
     def __init__(self, cache: DynamicCache, length: int) -> None:
@@ -22,7 +22,7 @@ class Prefix:
 
     @staticmethod
     def understands(cache: Cache | None) -> bool:
-        """Whether every layer of the cache is a plain one: keys and values (1, heads, tokens, width), nothing else."""
+        """Return whether every cache layer is plain: keys and values (1, heads, tokens, width), nothing else."""
         return (
             cache is not None
             and type(cache) is DynamicCache
@@ -32,11 +32,11 @@ class Prefix:
         )
 
     def movable(self) -> bool:
-        """Whether every layer still holds the whole prefix (a sliding window drops what has left it)."""
+        """Return whether every layer still has the whole prefix (a sliding window drops tokens that left it)."""
         return all(layer.keys.shape[-2] == self.length for layer in self._cache.layers)
 
     def expanded(self, rows: int) -> DynamicCache:
-        """The cache for `rows` rows, without a copy of the keys and values."""
+        """Expand the cache to `rows` rows, without a copy of the keys and values."""
         cache = self._copy()
         for layer in cache.layers:
             layer.keys = layer.keys.expand(rows, -1, -1, -1)
@@ -44,10 +44,10 @@ class Prefix:
         return cache
 
     def shifted(self, by: Tensor) -> DynamicCache:
-        """The cache for len(by) rows, row i moved by[i] places to the right.
+        """Expand the cache to len(by) rows, with row i shifted by[i] positions to the right.
 
-        The tokens that it loses at the right are run again in front of the row's own; the places that it gains at the
-        left are padding. So a row's tokens lie next to one another, as positions, windows and ALiBi want them.
+        The tokens lost on the right are run again in front of the row's other tokens; the positions gained on the left
+        are padding. A row's tokens are thus contiguous, as positions, windows and ALiBi require.
 
         Args:
             by: (rows,) int64, each at most `length`.

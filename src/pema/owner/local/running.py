@@ -1,4 +1,4 @@
-"""Running a transformers causal LM, unmodified, and reading f(c) at the tap on the way."""
+"""Forward passes of an unmodified transformers causal LM that read f(c) at the tap."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pema.owner.weights import device_of
 
 
 class Runner:
-    """Forward passes of one model.
+    """A runner of forward passes of one model.
 
     f(c) is read by a hook at the tap, so every architecture works unmodified.
 
@@ -49,16 +49,16 @@ class Runner:
         head: Callable[[Tensor], Tensor] | None = None,
         **arguments: object,
     ) -> tuple[Tensor, CausalLMOutputWithPast]:
-        """One forward pass of the model that reads the tap and spares the LM head.
+        """Run a forward pass that reads the tap and skips the LM head.
 
         Args:
             tokens: (rows, length).
-            select: which of the (rows, length, d_tap) at the tap are wanted.
-            head: what of (rows, length, d) goes into the LM head; where None it multiplies nothing at all.
-            arguments: the model's own.
+            select: selects from the (rows, length, d_tap) at the tap.
+            head: selects the input of the LM head from (rows, length, d); None selects nothing.
+            arguments: further arguments of the model.
 
         Returns:
-            What `select` gave, and the model's output.
+            The result of `select`, and the model's output.
         """
         self.positions.settle()
         seen: list[Tensor] = []
@@ -77,15 +77,15 @@ class Runner:
         return seen[0], output
 
     def state(self, state: object) -> dict[str, Any]:
-        """The argument of a forward pass that goes on from `state`; none for a model that keeps no state."""
+        """Return the argument of a forward pass that continues from `state`; empty for a model without state."""
         return {} if self.state_argument is None else {self.state_argument: state}
 
     @torch.inference_mode()
     def teacher(self, rows: Sequence[Sequence[int]], starts: Sequence[int], prefix: Prefix | None) -> Tensor:
-        """One forward pass over the longest context of each row: every context of at least starts[i] tokens.
+        """Represent every context of row i with at least starts[i] tokens, in one forward pass.
 
-        A causal model never looks at the padding on its right, so no mask is given and the fast attention is taken. All
-        rows, and the prefix, are of one position encoding.
+        A causal model never attends to padding on the right, so no mask is needed and fast attention can be used. All
+        rows and the prefix have the same position encoding.
 
         Returns:
             (sum of len(row) - start + 1, d_tap) representations, on the CPU.
@@ -101,17 +101,19 @@ class Runner:
         arguments: dict[str, Any] = {"use_cache": False}
         if prefix is not None:
             arguments = {"use_cache": True, **self.state(prefix.expanded(len(rows)))}
-        found, _ = self.forward(tokens, lambda x: x.flatten(0, -2).index_select(0, wanted.to(x.device)), **arguments)
-        return found.cpu()
+        representations, _ = self.forward(
+            tokens, lambda x: x.flatten(0, -2).index_select(0, wanted.to(x.device)), **arguments
+        )
+        return representations.cpu()
 
     @torch.inference_mode()
     def prefix(self, tokens: Sequence[int]) -> Prefix | None:
-        """The cache of the tokens that all contexts begin with; None where it is not of a kind that can be shared."""
+        """Compute the cache of the common prefix of all contexts; None if this kind of cache cannot be shared."""
         _, output = self.forward(torch.tensor([list(tokens)]), lambda x: x[:, -1], use_cache=True)
         cache = state_of(output)
         return Prefix(cache, len(tokens)) if Prefix.understands(cache) else None
 
     @cached_property
     def tapped(self) -> nn.Module:
-        """The module whose input is f(c): the LM head, or the norm in front of it."""
+        """Module whose input is f(c): the LM head, or the norm in front of it."""
         return output_embedding(self.model) if self.tap == "head_input" else find_final_norm(self.model).module

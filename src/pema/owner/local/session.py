@@ -15,7 +15,7 @@ from pema.owner.local.running import Runner
 
 
 class LocalSession:
-    """See `contract.Session`."""
+    """A decoding session on a model in this process; see `contract.Session`."""
 
     def __init__(
         self, contexts: Growing, lengths: Sequence[int], *, max_length: int, vocabulary_size: int, device: torch.device
@@ -28,12 +28,12 @@ class LocalSession:
 
     @property
     def representations(self) -> Tensor:
-        """(rows, d_tap), f of every row's context as it stands, on the CPU."""
+        """(rows, d_tap), f of every row's current context, on the CPU."""
         return self._representations
 
     @property
     def held_bytes(self) -> int:
-        """What the owner keeps for the session."""
+        """Bytes that the owner keeps for the session."""
         return 0 if self._contexts is None else self._contexts.held_bytes + self._representations.nbytes
 
     def advance(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
@@ -69,19 +69,19 @@ class LocalSession:
                 )
             if self._lengths[row] >= self._max_length:
                 raise DataError(
-                    f"row {i} has {self._lengths[row]} tokens and fills the PLM's context window: it cannot go on."
+                    f"row {i} has {self._lengths[row]} tokens and fills the PLM's context window: it cannot continue."
                 )
 
     @torch.inference_mode()
     def _run(self, contexts: Growing) -> Tensor:
         f, _ = contexts.run(logits=False)
-        # Kept on the owner's side for a client that asks again, so it must not be a view of what the model holds.
+        # Kept on the owner's side for repeated requests, so it must not be a view of the model's state.
         return f.detach().cpu().clone()
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of one session: the arguments of its `advance`."""
+    """A step of a session: the arguments of its `advance`."""
 
     session: Session
     tokens: Sequence[int]
@@ -90,17 +90,17 @@ class Step:
 
 @torch.inference_mode()
 def advance_together(steps: Sequence[Step]) -> None:
-    """Take a step in each of several sessions of one PLM, in one forward pass where their caches can be joined.
+    """Advance several sessions of one PLM, in one forward pass if their caches can be joined.
 
-    What a session's representations are does not depend on the others: in float32 they agree to rounding with those of
-    a step alone. After an error every session may have half a step behind it, so all of them are to be closed.
+    The representations of a session do not depend on the others: in float32 they agree to rounding with those of a
+    separate step. After an error every session may be inconsistent, so all of them must be closed.
 
     Raises:
-        DataError: a step that its session refuses.
+        DataError: a session refuses its step.
     """
     joined: dict[tuple[Runner, bytes], list[tuple[LocalSession, CachedContexts]]] = {}
     for step in steps:
-        # What stands around a local session changes what it hands out, not how it goes on.
+        # A wrapper around a local session (the mask) changes its output, not how it advances.
         session = getattr(step.session, "inner", step.session)
         if not isinstance(session, LocalSession):
             step.session.advance(step.tokens, step.parents)
@@ -116,6 +116,6 @@ def advance_together(steps: Sequence[Step]) -> None:
             session, part = pairs[0]
             session._representations = session._run(part)
             continue
-        found = CachedContexts.run_together([part for _, part in pairs])
-        for (session, _), f in zip(pairs, found, strict=True):
+        results = CachedContexts.run_together([part for _, part in pairs])
+        for (session, _), f in zip(pairs, results, strict=True):
             session._representations = f.cpu().clone()

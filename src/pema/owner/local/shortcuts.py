@@ -1,4 +1,4 @@
-"""Which short cuts hold for a model: tried on first use against the plain forward pass; the rest are not used."""
+"""Shortcuts of a model, verified on first use against the plain forward pass; those that fail are not used."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from pema.owner.weights import device_of
 logger = logging.getLogger(__name__)
 
 _UNFIT = (AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
-"""What the code of an architecture raises where a short cut does not fit it."""
+"""Exceptions from the code of an architecture that does not support a shortcut."""
 
 _DEVICE = ("memory", "ALLOC_FAILED", "CUDA error", "HIP error", "cuDNN error")
-"""Words of a RuntimeError that tells of the machine's state, not of the architecture."""
+"""Words in a RuntimeError caused by the machine's state, not by the architecture."""
 
 _LIMITS, _TWICE = (4, 1, 3), (4, 1, 3, 2, 3, 1)
-"""Steps of the rows of the trial, so that rows leave at different times."""
+"""Number of steps per row of the trial, so that rows end at different times."""
 
 _SPAN = 64
-"""Longest window or chunk of attention that the trial goes beyond."""
+"""Longest attention window or chunk that the trial exceeds."""
 
 _TRIAL = 13
-"""Tokens of the longest sequence in the shortest trial, with what is generated."""
+"""Tokens of the longest sequence in the shortest trial, including generated tokens."""
 
 
 class ShortCuts:
-    """Padding, the key-value cache and a shared prefix, each true or false for one model; the log says what is not."""
+    """The shortcuts (padding, key-value cache, shared prefix) that are exact for a model; the others are logged."""
 
     def __init__(self, runner: Runner, longest: int) -> None:
         self._runner = runner
@@ -48,7 +48,7 @@ class ShortCuts:
 
     @cached_property
     def padding(self) -> bool:
-        """Whether rows of different length may go through the model together."""
+        """Whether rows of different lengths may share a forward pass."""
         return self._holds(
             "padding",
             lambda: torch.split(
@@ -59,7 +59,7 @@ class ShortCuts:
 
     @cached_property
     def teacher_prefix(self) -> bool:
-        """Whether whole sequences may share the cache of their beginning."""
+        """Whether whole sequences may share the cache of their common prefix."""
 
         def attempt() -> Sequence[Tensor]:
             rows = [row[3:] for row in self._trial]
@@ -69,7 +69,7 @@ class ShortCuts:
 
     @cached_property
     def cache(self) -> bool:
-        """Whether decoding may keep keys and values, with padding on the left."""
+        """Whether decoding may cache keys and values, with padding on the left."""
         return (
             self.padding
             and not self._counts_columns
@@ -82,7 +82,7 @@ class ShortCuts:
 
     @cached_property
     def unpadded_cache(self) -> bool:
-        """Whether decoding may keep keys and values, or another state, for rows of one length."""
+        """Whether decoding may cache keys and values, or another state, for rows of equal length."""
         return self.padding and self._holds(
             "the key-value cache",
             lambda: self._greedy(cached(self._runner, self._trial * 2, padding=False), _TWICE),
@@ -91,7 +91,7 @@ class ShortCuts:
 
     @cached_property
     def generate(self) -> bool:
-        """Whether the model's own `generate` gives rows of different length what each has alone."""
+        """Whether the model's own `generate` gives rows of different lengths the result of each alone."""
         return (
             self.padding
             and not self._runner.positions.varies
@@ -101,37 +101,37 @@ class ShortCuts:
 
     @cached_property
     def greedy_prefix(self) -> bool:
-        """Whether decoding may begin from the shared cache of its prompts' beginning."""
+        """Whether decoding may start from the cache of the prompts' common prefix."""
 
         def attempt() -> Sequence[Tensor]:
             prefix = self._prefix()
             if not prefix.movable():
-                raise TypeError("its cache is of a kind that is not known")
+                raise TypeError("its kind of cache is unknown")
             return self._greedy(cached(self._runner, self._trial, prefix))
 
         return self.cache and self._holds("the shared prefix", attempt, lambda: self._greedy_truth)
 
     def _holds(self, what: str, attempt: Callable[[], Sequence[Tensor]], truth: Callable[[], Sequence[Tensor]]) -> bool:
-        """Whether a short cut computes what the plain forward pass does."""
+        """Return whether a shortcut agrees with the plain forward pass."""
         model = self._runner.model
         with evaluating(model):
             expected = truth()
             try:
-                found = attempt()
+                actual = attempt()
                 worst = max(
                     ((a.float() - b.float()).abs().max() / b.float().abs().max().clamp_min(1e-6)).item()
-                    for a, b in zip(found, expected, strict=True)
+                    for a, b in zip(actual, expected, strict=True)
                 )
             except _UNFIT as error:
                 if _passing(error):
                     raise
                 logger.warning("%s: %s is not used: %s", type(model).__name__, what, error)
                 return False
-        # A wrong mask or position moves representations by their own magnitude; half precision by a few hundredths.
+        # A wrong mask or position changes representations by their magnitude, half precision by a few hundredths of it.
         good = worst < (1e-3 if output_embedding(model).weight.dtype == torch.float32 else 0.1)
         if not good:
             logger.warning(
-                "%s: %s is not used, it moves representations by %.1e of their magnitude.",
+                "%s: %s is not used, it changes representations by %.1e of their magnitude.",
                 type(model).__name__,
                 what,
                 worst,
@@ -141,16 +141,16 @@ class ShortCuts:
     def _prefix(self) -> Prefix:
         prefix = self._runner.prefix(self._trial[0][:3])
         if prefix is None:
-            raise TypeError("its cache is of a kind that is not known")
+            raise TypeError("its kind of cache is unknown")
         return prefix
 
     @property
     def _counts_columns(self) -> bool:
-        """Whether attention is scaled by the column that a token stands in, as in Llama 4: in steps of thousands."""
+        """Whether attention is scaled by the column of a token, as in Llama 4 (in steps of thousands)."""
         return bool(getattr(self._runner.model.config.get_text_config(), "attn_temperature_tuning", False))
 
     def _generated(self) -> Sequence[Tensor]:
-        """What stands at the tap while the model generates what it is made to, (steps, d_tap) for each row."""
+        """Record the tap while `generate` is forced to produce given tokens, (steps, d_tap) for each row."""
         model, width = self._runner.model, max(map(len, self._trial))
         tokens, mask = pad_left(self._trial, width)
         seen: list[Tensor] = []
@@ -172,7 +172,7 @@ class ShortCuts:
     @property
     @torch.inference_mode()
     def _forced(self) -> Sequence[Tensor]:
-        """The same from plain forward passes."""
+        """The result of `_generated`, from plain forward passes."""
         contexts, forced = whole(self._runner, self._trial, together=True), self._trial[0]
         rows = [contexts.run(logits=False)[0]]
         for token in forced[: _LIMITS[0] - 1]:
@@ -186,7 +186,7 @@ class ShortCuts:
 
     @cached_property
     def _trial(self) -> list[list[int]]:
-        """Three short sequences of different length with a common beginning, to try short cuts on."""
+        """Three short sequences of different lengths with a common prefix, to test shortcuts."""
         model, eos, more = self._runner.model, self._runner.eos, self._more
         size, count = model.get_input_embeddings().weight.shape[0], 20 + 3 * more
         words = torch.randint(0, size, (count,), generator=torch.Generator().manual_seed(6)).tolist()
@@ -197,9 +197,9 @@ class ShortCuts:
 
     @property
     def _more(self) -> int:
-        """By how many tokens the trial is longer, so that it leaves small windows and chunks of attention behind.
+        """Number of extra tokens of the trial, so that it exceeds small attention windows and chunks.
 
-        Large ones are not tried: they work as small ones do. The rows are of one position encoding.
+        Large ones are not tested: they work like small ones. All rows have the same position encoding.
         """
         settings = self._runner.model.config.get_text_config().to_dict().items()
         spans = [v for k, v in settings if isinstance(v, int) and ("window" in k or "chunk" in k) and v <= _SPAN]
@@ -213,7 +213,7 @@ class ShortCuts:
 
     @property
     def _first_alone(self) -> Sequence[Tensor]:
-        """The first row of the trial by itself: without padding there is no mask, so that is another path."""
+        """The first row of the trial alone: without padding there is no mask, which is a different code path."""
         return self._greedy(cached(self._runner, self._trial[:1]), _LIMITS[:1])
 
     @cached_property
@@ -222,10 +222,10 @@ class ShortCuts:
 
 
 def _passing(error: Exception) -> bool:
-    """Whether an error is not of the architecture, so that the next try may succeed.
+    """Return whether an error is temporary and not due to the architecture, so that the next attempt may succeed.
 
-    The machine was short of something, or pema itself refuses: an adapter is attached, say.
+    The machine was out of resources, or pema refused, for example because an adapter is attached.
     """
     kinds = [getattr(torch, name, PemaError) for name in ("OutOfMemoryError", "AcceleratorError")]
-    said = isinstance(error, RuntimeError) and any(words in str(error) for words in _DEVICE)
-    return said or isinstance(error, (PemaError, *kinds))
+    temporary = isinstance(error, RuntimeError) and any(words in str(error) for words in _DEVICE)
+    return temporary or isinstance(error, (PemaError, *kinds))
