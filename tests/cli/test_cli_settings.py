@@ -161,15 +161,18 @@ except SystemExit as stop:
 
 
 def test_the_help_shows_limits_defaults_and_the_others(monkeypatch, capsys):
-    for verb, words in (
-        ("train", ["Peak learning rate. (at least 0)", "full|seen", "reconstruction_epochs"]),
-        ("build", ["Maximum tokens per PLM batch. (at least 1; default 8192)", "examples_per_shard"]),
-        ("generate", ["Beams; 1 is greedy decoding, or sampling. (at least 1; default 1)", "do_sample, seed"]),
+    monkeypatch.setenv("COLUMNS", "250")
+    for verb, kind, common, rest in (
+        ("train", TrainConfig, {"learning_rate": "(at least 0)", "kappa": "(0 to 1)"}, "reconstruction_epochs"),
+        ("build", BuildConfig, {"batch_tokens": "(at least 1; default 8192)"}, "examples_per_shard"),
+        ("generate", GenerateConfig, {"num_beams": "(at least 1; default 1)"}, "do_sample, seed"),
     ):
-        monkeypatch.setenv("COLUMNS", "200")
         assert run(monkeypatch, verb, "--help") == 0
-        shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
-        assert all(word in shown for word in words)
+        help_text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+        fields = {field.name: field for field in fields_of(kind)}
+        for name, limits in common.items():
+            assert f"--{name.replace('_', '-')} {fields[name].form()} {fields[name].help} {limits}" in help_text
+        assert rest in help_text
 
 
 def test_a_flag_that_is_given_is_handed_on():
