@@ -255,21 +255,21 @@ def sha256(path: Path) -> str:
 
 
 def digest(values: Mapping[str, Any]) -> str:
-    """SHA-256 over `values` as JSON with sorted keys and no spaces, in UTF-8."""
+    """Return the SHA-256 of `values` as UTF-8 JSON with sorted keys and no spaces."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def seal(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with, last, the digest of all of them."""
+    """Return `values` with their digest as the last entry."""
     return {**values, "digest": digest(values)}
 
 
 def unseal(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What `seal` was given.
+    """Verify and remove the digest that `seal` added.
 
     Raises:
-        DataError: the digest is missing or another.
+        DataError: the digest is missing or does not match.
     """
     content = {name: value for name, value in values.items() if name != "digest"}
     if values.get("digest") != digest(content):

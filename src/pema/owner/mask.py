@@ -206,7 +206,7 @@ class MaskedPLM:
         return map(self._masked, self._plm.predict(prompts, steps, batch_tokens=batch_tokens))
 
     def open_session(self, prompts: Sequence[Sequence[int]]) -> MaskedSession:
-        """See `contract.PLM.open_session`."""
+        """Open a decoding session; see `contract.PLM.open_session`."""
         return MaskedSession(self._plm.open_session(prompts), self._Q)
 
     def _masked(self, answer: Represented) -> Represented:
@@ -238,11 +238,11 @@ class MaskedSession:
         return self.inner.held_bytes
 
     def advance(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
-        """See `contract.Session.advance`."""
+        """Advance the session; see `contract.Session.advance`."""
         self.inner.advance(tokens, parents)
 
     def close(self) -> None:
-        """See `contract.Session.close`."""
+        """Close the session; see `contract.Session.close`."""
         self.inner.close()
 
 

@@ -149,7 +149,7 @@ class RemotePLM:
         yield from self._ask("/v1/predict", body, lengths, batch_tokens, asked, steps)
 
     def open_session(self, prompts: Sequence[Sequence[int]]) -> RemoteSession:
-        """See `contract.PLM.open_session`."""
+        """Open a decoding session; see `contract.PLM.open_session`."""
         return RemoteSession(self._connection, prompts, self.dtype, self._description)
 
     def _require(self, mode: Contexts) -> None:

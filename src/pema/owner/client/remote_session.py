@@ -47,7 +47,7 @@ class RemoteSession:
         return self._representations.nbytes
 
     def advance(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
-        """See `contract.Session.advance`."""
+        """Advance the session; see `contract.Session.advance`."""
         if self._id is None:
             raise DataError("the session is closed: open another.")
         body = {"step": self._step + 1, "tokens": list(tokens), "parents": None if parents is None else list(parents)}

@@ -69,14 +69,14 @@ class GroupedContexts:
         self._parts = self._begun(range(len(rows)))
 
     def run(self, *, logits: bool) -> tuple[Tensor, Tensor]:
-        """See `Growing.run`."""
+        """Run the new tokens; see `Growing.run`."""
         ran = [part.run(logits=logits) for part, _ in self._parts]
         order = torch.tensor([row for _, members in self._parts for row in members]).argsort()
         f, words = (torch.cat(tensors) for tensors in zip(*ran, strict=True))
         return f[order.to(f.device)], words[order.to(words.device)]
 
     def extend(self, tokens: Tensor, parents: Tensor | None) -> None:
-        """See `Growing.extend`."""
+        """Extend the rows; see `Growing.extend`."""
         rows = list(range(len(self._contexts))) if parents is None else parents.tolist()
         before = [self._positions.of(len(context)) for context in self._contexts]
         self._contexts = [[*self._contexts[row], token] for row, token in zip(rows, tokens.tolist(), strict=True)]

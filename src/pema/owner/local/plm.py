@@ -178,7 +178,7 @@ class LocalPLM:
         return self._predict(prompts, steps, batch_tokens)
 
     def open_session(self, prompts: Sequence[Sequence[int]]) -> LocalSession:
-        """See `contract.PLM.open_session`."""
+        """Open a decoding session; see `contract.PLM.open_session`."""
         if not prompts:
             raise DataError("a decoding session needs at least one prompt.")
         size = self._head.vocabulary_size

@@ -37,7 +37,7 @@ class LocalSession:
         return 0 if self._contexts is None else self._contexts.held_bytes + self._representations.nbytes
 
     def advance(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
-        """See `contract.Session.advance`."""
+        """Advance the session; see `contract.Session.advance`."""
         contexts = self._extend(tokens, parents)
         self._representations = self._run(contexts)
 
@@ -54,7 +54,7 @@ class LocalSession:
         return self._contexts
 
     def close(self) -> None:
-        """See `contract.Session.close`."""
+        """Close the session; see `contract.Session.close`."""
         self._contexts = None
 
     def _check(self, tokens: Sequence[int], rows: Sequence[int]) -> None:
