@@ -112,7 +112,7 @@ def test_what_is_turned_away_is_not_charged(plm):
         _, texts = tensors(client.post("/v1/sessions", json={"prompts": [[1, 5]]}), 201)
         batcher = client.app.state.lifecycle.service().batcher
         with Blocked(batcher):
-            batcher.call(lambda: None, key="acme", tokens=0)
+            waiting = batcher.call(lambda: None, key="acme", tokens=0)
             before = window(client)
             for path, body in (
                 ("represent", GOOD),
@@ -122,6 +122,7 @@ def test_what_is_turned_away_is_not_charged(plm):
             ):
                 refusal(client.post(f"/v1/{path}", json=body), 503, "busy")
             assert window(client) == before == 2
+        waiting.result(10)
         # The session is as it was: its step can be taken.
         tensors(client.post(f"/v1/sessions/{texts['session']}/advance", json={"step": 1, "tokens": [3]}))
         assert window(client) == 3
