@@ -111,7 +111,7 @@ def serving(code: Path, policy: str = "") -> Iterator[Server]:
             process.stdout.close()
 
 
-class Watched:
+class HealthWatch:
     """Asks for health all the time, and notes the longest wait and the most memory."""
 
     def __init__(self, server: Server) -> None:
@@ -120,7 +120,7 @@ class Watched:
         self.wait, self.peak = 0.0, 0
         self.before = server.resident()
 
-    def __enter__(self) -> Watched:
+    def __enter__(self) -> HealthWatch:
         self._thread.start()
         return self
 
@@ -171,7 +171,7 @@ BODIES = {
 def malformed_bodies(code: Path) -> Held:
     """Bodies of 1 MiB that are no request, while another client asks for health."""
     held, worst, slowest = 0, "", 0.0
-    with serving(code) as server, server.client() as client, Watched(server) as watched:
+    with serving(code) as server, server.client() as client, HealthWatch(server) as watched:
         for name, body in BODIES.items():
             before, watched.wait = watched.wait, 0.0
             began = time.monotonic()
@@ -190,7 +190,7 @@ def padded_steps(code: Path) -> Held:
     with serving(code) as server, server.client() as client:
         sessions = [_open(client, [[1] * 500])]
         sessions += [_open(client, [[1, 2]] * 256) for _ in range(7)]
-        with Watched(server) as watched, ThreadPoolExecutor(9) as pool:
+        with HealthWatch(server) as watched, ThreadPoolExecutor(9) as pool:
             blocking = pool.submit(client.post, "/v1/represent", json=LARGE)
             time.sleep(0.1)
             rows = [1, *[256] * 7]
@@ -203,7 +203,7 @@ def padded_steps(code: Path) -> Held:
         joined = watched.grown
     with serving(code, "[limits]\nsession_bytes = 20_000_000\n") as server, server.client() as client:
         path = _open(client, [[1] * 500])
-        with Watched(server) as watched:
+        with HealthWatch(server) as watched:
             grown = client.post(f"{path}/advance", json={"step": 1, "tokens": [5] * 256, "parents": [0] * 256})
             after = client.post(f"{path}/advance", json={"step": 1, "tokens": [5]})
         refused = grown.status_code == 413 and after.status_code == 200
@@ -269,7 +269,7 @@ def unread_answers(code: Path) -> Held:
     with serving(code) as server:
         with server.client() as client:
             client.post("/v1/represent", json=LARGE)  # What the PLM itself takes is no fault.
-        with contextlib.ExitStack() as stack, Watched(server) as watched:
+        with contextlib.ExitStack() as stack, HealthWatch(server) as watched:
             for _ in range(30):
                 connection = stack.enter_context(server.dial(4096))
                 connection.sendall(_request(LARGE))

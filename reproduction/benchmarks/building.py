@@ -35,7 +35,7 @@ BATCH_TOKENS = 8192
 AIM = ">= 0.85"
 
 
-class Building:
+class BuildingCase:
     """A PLM and a corpus, and the variants that are timed on them."""
 
     def __init__(self, options: Options, folder: Path) -> None:
@@ -135,7 +135,7 @@ def fresh(cache: Any) -> Any:  # noqa: ANN401
 
 def run(options: Options, folder: Path) -> dict[str, Any]:
     """Measure every variant in alternation."""
-    building = Building(options, folder)
+    building = BuildingCase(options, folder)
     building.represent()  # The first use tries the short cuts.
     building.clear()
     building.build()  # The first build hashes the weights.
@@ -188,16 +188,16 @@ def parts(options: Options, folder: Path) -> dict[str, Run]:
     """What is run once more in a process of its own, for its peak memory; the PLM's weights are in all of them."""
 
     def represent() -> None:
-        Building(options, folder / "peak").represent()
+        BuildingCase(options, folder / "peak").represent()
 
     def build() -> None:
-        building = Building(options, folder / "peak")
+        building = BuildingCase(options, folder / "peak")
         building.clear()
         building.build()
         building.clear()
 
     def forward() -> None:
-        building = Building(options, folder / "peak")
+        building = BuildingCase(options, folder / "peak")
         building.unshared()
 
     return {"represent": represent, "build_memory": build, "forward, unshared": forward}

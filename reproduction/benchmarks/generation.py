@@ -29,7 +29,7 @@ ROUNDS = {1: 4, 32: 2}
 """Timed rounds for each of `Options.repeats`, by batch size: short runs are repeated more."""
 
 
-class Generating:
+class GenerationCase:
     """A PLM and one batch of prompts."""
 
     def __init__(self, plm: LocalPLM, options: Options, batch_size: int) -> None:
@@ -75,7 +75,7 @@ def run(options: Options, _folder: Path) -> dict[str, Any]:
         "batches": [],
     }
     for batch_size in options.batch_sizes:
-        generating = Generating(plm, options, batch_size)
+        generating = GenerationCase(plm, options, batch_size)
         runs: dict[str, Run] = {"without": generating.generate}
         runs |= {name: _with(generating, adapter) for name, adapter in adapters.items()}
         times = alternate(runs, options.repeats * ROUNDS.get(batch_size, 1))
@@ -99,7 +99,7 @@ def run(options: Options, _folder: Path) -> dict[str, Any]:
     return result
 
 
-def _with(generating: Generating, adapter: Adapter) -> Run:
+def _with(generating: GenerationCase, adapter: Adapter) -> Run:
     return lambda: generating.with_adapter(adapter)
 
 
@@ -131,7 +131,7 @@ def parts(options: Options, _folder: Path) -> dict[str, Run]:
                     described = plm.description
                     adapter = random_adapter(name, described.d, described.vocabulary_size, options.seed)
                     stack.enter_context(attach(plm.model, adapter, plm.head(), Constant(0.5)))
-                Generating(plm, options, batch_size).generate()
+                GenerationCase(plm, options, batch_size).generate()
 
         return generate
 

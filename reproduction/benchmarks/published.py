@@ -134,7 +134,7 @@ PROCEDURES = {
 
 
 @dataclass
-class Learnt:
+class DescentResult:
     """What a run of gradient descent came to: errors are means over pairs and entries of (f - B A f)^2."""
 
     seconds: float
@@ -149,7 +149,7 @@ class Learnt:
         return asdict(self)
 
 
-def learn_reconstruction(f: Tensor, held_out: Tensor, rank: int, how: Procedure, limit_seconds: float) -> Learnt:
+def learn_reconstruction(f: Tensor, held_out: Tensor, rank: int, how: Procedure, limit_seconds: float) -> DescentResult:
     """Adam on A and B over f (n, d), in RAM, for at most `limit_seconds`; the best it reached on `held_out` (m, d)."""
     n, d = f.shape
     adapter = PublishedAdapter(d, rank, how.dropout)
@@ -171,13 +171,15 @@ def learn_reconstruction(f: Tensor, held_out: Tensor, rank: int, how: Procedure,
         adapter.train()
         return error
 
-    def done(stopped: str) -> Learnt:
+    def done(stopped: str) -> DescentResult:
         nonlocal best, best_at
         error = check()
         spent = time.perf_counter() - started
         if error < best:
             best, best_at = error, spent
-        return Learnt(significant(spent), significant(best_at), best, step, round(step / steps_an_epoch, 2), stopped)
+        return DescentResult(
+            significant(spent), significant(best_at), best, step, round(step / steps_an_epoch, 2), stopped
+        )
 
     for _ in range(how.epochs):
         order = torch.randperm(n, generator=random) if how.shuffled else None

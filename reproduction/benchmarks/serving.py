@@ -40,7 +40,7 @@ SEQUENCES = 8
 BATCH_TOKENS = 8192
 
 
-class Counting(httpx2.HTTPTransport):
+class CountingTransport(httpx2.HTTPTransport):
     """Counts the bytes of bodies that cross."""
 
     def __init__(self) -> None:
@@ -172,7 +172,7 @@ def under_load(url: str, requests: list[Any], clients: int, bare: float, serve_s
 def build(plm: LocalPLM, url: str, options: Options, folder: Path) -> dict[str, Any]:
     """A memory built through the server against one built in the process."""
     corpus = examples(options)
-    counting = Counting()
+    counting = CountingTransport()
     remote = RemotePLM(url, connection=Connection(url, transport=counting))
 
     def into(name: str, owner: Any) -> Run:  # noqa: ANN401
@@ -202,7 +202,7 @@ def generation(plm: LocalPLM, url: str, options: Options) -> list[dict[str, Any]
     results = []
     for batch_size in options.batch_sizes:
         sources = [one.source for one in examples(options)[:batch_size]]
-        counting = Counting()
+        counting = CountingTransport()
         remote = RemotePLM(url, connection=Connection(url, transport=counting))
 
         def texts(owner: Any, sources: list[str] = sources, size: int = batch_size) -> Run:  # noqa: ANN401

@@ -41,7 +41,7 @@ def grammar(name: str) -> dict[str, Any]:
     return tomllib.loads((GRAMMARS / f"{name}.toml").read_text(encoding="utf-8"))
 
 
-class Filling:
+class SlotWords:
     """Words for the slots of one example, drawn when they are first asked for: `object1` and `object2` differ."""
 
     def __init__(self, words: Words, draw: random.Random) -> None:
@@ -74,7 +74,7 @@ def classification(part: str, words: Words, draw: random.Random) -> Iterator[Mak
         return draw.choice(frames).replace("{phrase}", draw.choice(phrases[label]))
 
     def make(label: str) -> Pair:
-        filling = Filling(words, draw)
+        filling = SlotWords(words, draw)
         sentences = [next(requests[label]) if draw.random() < 0.5 else phrased(given["wishes"], label)]
         if draw.random() < 0.7:
             other = draw.choice([each for each in labels if each != label])
@@ -96,7 +96,7 @@ def qa(part: str, words: Words, draw: random.Random) -> Iterator[Maker]:
     ]
 
     def make(context: str, question: str, slot: str) -> Pair:
-        filling = Filling(words, draw)
+        filling = SlotWords(words, draw)
         return f"{filling.english(context)}\n{filling.english(question)}", filling[slot][1]
 
     return (partial(make, *each) for each in cycle(shuffled(asked, draw)))
@@ -108,7 +108,7 @@ def summarisation(part: str, words: Words, draw: random.Random) -> Iterator[Make
     requests = {kind: cycle(shuffled(given["requests"][kind], draw)) for kind in summaries}
 
     def make(kind: str) -> Pair:
-        filling = Filling(words, draw)
+        filling = SlotWords(words, draw)
         sentences = draw.sample(given["asides"], draw.choice((1, 2)))
         sentences.insert(draw.randrange(len(sentences) + 1), next(requests[kind]))
         ticket = [draw.choice(given["openings"]), *sentences]

@@ -13,7 +13,7 @@ from pema.evaluation.notation import metric_name, score_text
 from pema.experiments.formats import scaled, seconds
 from pema.experiments.layout import COMET
 from pema.experiments.reader import assemble, record, scored_elsewhere
-from pema.experiments.records import About, Comparison, Results, Run
+from pema.experiments.records import Comparison, ExperimentFacts, Results, Run
 from reproduction.lines import RUN, TEXTS, read_lines, read_runs
 
 DEV, SECONDS, PARAMETERS = "dev_perplexity", "train_seconds", "trainable_parameters"
@@ -132,7 +132,7 @@ def read_results(file: Path) -> Results:
     parts = {name: value for line in read_lines(file) if RUN not in line for name, value in line.items()}
     if not {"experiment", "comparison"} <= parts.keys():
         raise DataError(f"{file} holds no line `experiment` or none `comparison`: pack the folder of an experiment.")
-    about = record(About, parts["experiment"], str(file))
+    about = record(ExperimentFacts, parts["experiment"], str(file))
     comparison = record(Comparison, parts["comparison"], str(file))
     runs = [
         scored_elsewhere(read_run(line, f"{file}, run {name}"), line.get(COMET), comparison, f"{file}, run {name}")

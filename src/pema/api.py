@@ -14,8 +14,8 @@ from pema.adapter.presets import preset
 from pema.adapter.task import task_of
 from pema.adapter.training import train
 from pema.errors import ConfigError
-from pema.generation.decoding import Generated, adapters_task, draw, generate_counted, schedule_of
-from pema.generation.plugin import Attached, attach
+from pema.generation.decoding import GeneratedTexts, adapters_task, draw, generate_counted, schedule_of
+from pema.generation.plugin import AttachedAdapter, attach
 from pema.memory.build import build_memory
 from pema.memory.config import BuildConfig
 from pema.owner.opening import open_plm
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from pema.adapter.schedule import Schedule
     from pema.owner import contract
-    from pema.owner.contract import PLMDescription, Represented, Session
+    from pema.owner.contract import ContextRepresentations, PLMDescription, Session
     from pema.owner.head import Head
     from pema.tasks.example import Example
 
@@ -106,7 +106,7 @@ class PLM:
     @contextlib.contextmanager
     def use(
         self, adapter: Adapter, schedule: Schedule | str | None = None, *, lambda_max: float | None = None
-    ) -> Iterator[Attached]:
+    ) -> Iterator[AttachedAdapter]:
         """Plug an adapter into `model` for as long as the block runs: its own `generate` and pipelines mix.
 
         Args:
@@ -164,7 +164,7 @@ class PLM:
         task: str | Task | None = None,
         schedule: Schedule | str | None = None,
         **settings: Any,  # noqa: ANN401
-    ) -> Generated:
+    ) -> GeneratedTexts:
         """The same as `generate`, with what was counted on the way."""
         chosen = get_task(task) if isinstance(task, str) else task
         used = self._used
@@ -202,13 +202,13 @@ class PLM:
 
     def represent(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 8192
-    ) -> Iterator[Represented]:
+    ) -> Iterator[ContextRepresentations]:
         """`teacher` contexts; see `pema.owner.contract.PLM.represent`."""
         return self._plm.represent(sequences, starts, batch_tokens=batch_tokens)
 
     def predict(
         self, prompts: Sequence[Sequence[int]], steps: Sequence[int], *, batch_tokens: int = 8192
-    ) -> Iterator[Represented]:
+    ) -> Iterator[ContextRepresentations]:
         """`predicted` contexts; see `pema.owner.contract.PLM.predict`."""
         return self._plm.predict(prompts, steps, batch_tokens=batch_tokens)
 
@@ -222,4 +222,4 @@ class _Used(NamedTuple):
 
     adapter: Adapter
     schedule: Schedule
-    attached: Attached
+    attached: AttachedAdapter

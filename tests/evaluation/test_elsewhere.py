@@ -9,7 +9,7 @@ import pytest
 
 from pema.cli import main as pema
 from pema.errors import DataError
-from pema.evaluation.elsewhere import ScoredElsewhere, digest
+from pema.evaluation.elsewhere import ExternalScores, digest
 from pema.evaluation.outputs import write_hypotheses
 from pema.evaluation.score import score
 from pema.evaluation.significance import paired_bootstrap
@@ -121,7 +121,7 @@ def scored(folder, comet):
 
 
 def test_scores_from_elsewhere_are_a_metric(folder, scored):
-    metric = ScoredElsewhere(scored)
+    metric = ExternalScores(scored)
     hypotheses = {name: read_lines(folder / f"{name}.txt") for name in SYSTEMS}
     references = read_lines(folder / "ref")
     found = score(metric, hypotheses["plm"], references)
@@ -146,7 +146,7 @@ def test_evaluate_takes_the_scores(folder, scored, capsys, monkeypatch):
 
 
 def test_scores_of_other_texts_are_refused(folder, scored):
-    metric = ScoredElsewhere(scored[:1])
+    metric = ExternalScores(scored[:1])
     references = read_lines(folder / "ref")
     with pytest.raises(DataError, match=r"comet was computed on other hypotheses \(.*lora-seed0.json\): score"):
         metric.statistics(SYSTEMS["plm"], references)
@@ -161,18 +161,18 @@ def change(path, **changes):
 
 def test_files_that_hold_no_scores_are_refused(folder, scored):
     with pytest.raises(DataError, match="no score file is given"):
-        ScoredElsewhere([])
+        ExternalScores([])
     with pytest.raises(DataError, match=r"nowhere.json does not exist"):
-        ScoredElsewhere([folder / "nowhere.json"])
+        ExternalScores([folder / "nowhere.json"])
     change(scored[0], metric=None)
     with pytest.raises(DataError, match=r"is not a score file .*KeyError"):
-        ScoredElsewhere(scored)
+        ExternalScores(scored)
     change(scored[0], metric="metricx")
     with pytest.raises(DataError, match="score files hold different metrics, comet and metricx: give"):
-        ScoredElsewhere(scored)
+        ExternalScores(scored)
     change(scored[0], metric="comet", signature="COMET|model:other")
     with pytest.raises(DataError, match=r"the scores have different signatures, .*other.*: score all"):
-        ScoredElsewhere(scored)
+        ExternalScores(scored)
     for segments, reason in (
         ([], "one finite number per segment"),
         ([[1.0]], "one finite number per segment"),
@@ -181,7 +181,7 @@ def test_files_that_hold_no_scores_are_refused(folder, scored):
     ):
         change(scored[0], segments=segments)
         with pytest.raises(DataError, match=reason):
-            ScoredElsewhere(scored[:1])
+            ExternalScores(scored[:1])
     change(scored[0], segments=[0.5], hypotheses_sha256=digest(["a", "b"]), references_sha256=digest(["c", "d"]))
     with pytest.raises(DataError, match="not aligned: 2 hypotheses, 1 scores"):
-        ScoredElsewhere(scored[:1]).statistics(["a", "b"], ["c", "d"])
+        ExternalScores(scored[:1]).statistics(["a", "b"], ["c", "d"])

@@ -9,10 +9,10 @@ import torch
 
 from pema.memory.build import build_memory
 from pema.owner.bundle import NormSettings
-from pema.owner.contract import PLMDescription, Represented
+from pema.owner.contract import ContextRepresentations, PLMDescription
 from pema.owner.head import Head, Norm
 from pema.tasks.example import Example
-from pema.tasks.template import Encoded
+from pema.tasks.template import EncodedExample
 
 V, D, EOS = 101, 8, 2
 
@@ -34,7 +34,7 @@ class FakeTemplate:
 
     def encode(self, tokenizer, examples, *, apart=False):
         return [
-            Encoded(
+            EncodedExample(
                 (1, *self.ids(example.source), 3),
                 (*self.ids(example.target), EOS) if example.target else (),
                 max(1, len(example.source)),
@@ -96,7 +96,7 @@ class FakePLM:
         d = self.description.d_tap
         return self._answers(
             [
-                (s, Represented(i, torch.stack([f(s[:k], d) for k in range(start, len(s))])))
+                (s, ContextRepresentations(i, torch.stack([f(s[:k], d) for k in range(start, len(s))])))
                 for i, (s, start) in enumerate(zip(sequences, starts, strict=True))
             ]
         )
@@ -111,7 +111,7 @@ class FakePLM:
                 context = [*prompt, *generated]
                 rows.append(f(context, self.description.d_tap))
                 generated.append(g(context))
-            answers.append((prompt, Represented(i, torch.stack(rows), torch.tensor(generated))))
+            answers.append((prompt, ContextRepresentations(i, torch.stack(rows), torch.tensor(generated))))
         return self._answers(answers)
 
 

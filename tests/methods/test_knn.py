@@ -20,7 +20,7 @@ from pema.methods import knn_index, knn_mixture
 from pema.methods.contract import Budget, Job
 from pema.methods.knn import INDEX, KNN, KS, measure
 from pema.methods.knn_index import FILE, TARGETS, VECTORS, Index, Neighbours
-from pema.methods.knn_mixture import SHARES, Chosen, Measured, choose, log_p_mixed, mixed, plugged
+from pema.methods.knn_mixture import SHARES, MixtureSettings, TokenMeasurements, choose, log_p_mixed, mixed, plugged
 from pema.methods.on_memory import MEMORY, memory_of
 from pema.methods.pema import PEMA
 from pema.methods.plm_alone import PLMAlone
@@ -134,7 +134,9 @@ def test_where_no_neighbour_is_found_the_plm_is_alone():
     logits = torch.randn(1, 11, generator=torch.Generator().manual_seed(0))
     alone = torch.log_softmax(logits, -1)
     assert torch.equal(mixed(logits, none, 1.0, 0.9), alone)
-    assert torch.equal(log_p_mixed(Measured(alone[:, 4], none, torch.tensor([4])), Chosen(3, 1.0, 0.9)), alone[:, 4])
+    assert torch.equal(
+        log_p_mixed(TokenMeasurements(alone[:, 4], none, torch.tensor([4])), MixtureSettings(3, 1.0, 0.9)), alone[:, 4]
+    )
 
 
 def test_neighbours_that_are_missing_have_no_share():
@@ -206,7 +208,7 @@ def test_beams_and_samples_are_those_of_the_slow_mixture(plm, made, index, pairs
         return decode(plm, plm.model, SOURCES[:3], TASK, plain, **settings, **more).texts
 
     slowly = texts(logits_processor=[slow])
-    with plugged(plm.model, index, Chosen(**FIXED)):
+    with plugged(plm.model, index, MixtureSettings(**FIXED)):
         assert texts() == slowly
     assert texts() != slowly
 
@@ -219,7 +221,7 @@ def test_only_the_last_position_is_mixed_whatever_the_model_does_to_its_logits(f
     ids = torch.randint(3, 300, (2, 6), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         before = model(ids).logits
-        with plugged(model, Index.load(made[1] / INDEX, plm.description), Chosen(5, 2.0, 0.7)):
+        with plugged(model, Index.load(made[1] / INDEX, plm.description), MixtureSettings(5, 2.0, 0.7)):
             found, as_tuple = model(ids).logits, model(ids, return_dict=False)[0]
         after = model(ids).logits
     assert torch.equal(found, as_tuple)
@@ -246,7 +248,7 @@ def test_the_model_is_restored_even_after_an_error(plm, made, index):
     with opened(plm, made, **FIXED) as adapted:
         adapted.generate(SOURCES)
         assert parts() == before
-    with pytest.raises(IndexError), plugged(plm.model, index, Chosen(**FIXED)):
+    with pytest.raises(IndexError), plugged(plm.model, index, MixtureSettings(**FIXED)):
         plm.model(torch.tensor([[10**6]]))
     assert parts() == before
     assert all(torch.equal(tensor, weights[name]) for name, tensor in plm.model.state_dict().items())
@@ -279,7 +281,7 @@ def test_what_is_chosen_makes_dev_likeliest(plm, made, index):
     assert min(abs(chosen["temperature"] / mean / share - 1) for share in SHARES) < 1e-5
     for k, share, weight in itertools.product(KS, SHARES, np.linspace(0, 1, 21)):
         if k <= len(index):
-            found = log_p_mixed(replace_k(measured, k), Chosen(k, share * mean, float(weight)))
+            found = log_p_mixed(replace_k(measured, k), MixtureSettings(k, share * mean, float(weight)))
             assert -float(found.double().mean()) >= best - 1e-5
 
 
@@ -312,7 +314,7 @@ def test_where_all_settings_are_given_no_dev_examples_are_needed(plm, made):
 
 def test_where_every_distance_is_zero_any_temperature_will_do():
     zeros = Neighbours(torch.zeros(2, 1), torch.tensor([[1], [2]]))
-    chosen = choose(Measured(torch.tensor([-1.0, -2.0]), zeros, torch.tensor([1, 3])), [1], None, None)
+    chosen = choose(TokenMeasurements(torch.tensor([-1.0, -2.0]), zeros, torch.tensor([1, 3])), [1], None, None)
     assert chosen.temperature > 0
     assert 0 < chosen.weight < 1
 

@@ -71,7 +71,7 @@ def test_a_pipeline(tiny_plm, caplog):
     assert "not supported" not in caplog.text
 
 
-class Counting:
+class CountingTransport:
     """A PLM that counts what its sessions are asked."""
 
     def __init__(self, plm):
@@ -84,7 +84,7 @@ class Counting:
         self.opened.append(len(prompts))
         session, counting = self.plm.open_session(prompts), self
 
-        class Watched:
+        class HealthWatch:
             representations = property(lambda _: session.representations)
 
             def advance(self, tokens, parents=None):
@@ -95,11 +95,11 @@ class Counting:
                 counting.closed += 1
                 session.close()
 
-        return Watched()
+        return HealthWatch()
 
 
 def test_equal_prompts_cross_once_and_finished_rows_leave(tiny_plm):
-    plm = Counting(tiny_plm())
+    plm = CountingTransport(tiny_plm())
     steps = plm.model.generate(**batch(), pad_token_id=PAD, max_new_tokens=30)[:, 12:]
     lengths = [row.index(EOS) + 1 if EOS in row else 30 for row in steps.tolist()]
     assert min(lengths) < 30  # a row ends early, or this shows nothing
@@ -112,7 +112,7 @@ def test_equal_prompts_cross_once_and_finished_rows_leave(tiny_plm):
 
 
 def test_sessions_are_closed_when_generate_fails(tiny_plm):
-    plm = Counting(tiny_plm())
+    plm = CountingTransport(tiny_plm())
 
     def stop(*_):
         raise RuntimeError("stop here")
@@ -123,7 +123,7 @@ def test_sessions_are_closed_when_generate_fails(tiny_plm):
 
 
 def test_calls_that_overlap_close_their_own_sessions(tiny_plm):
-    plm = Counting(tiny_plm())
+    plm = CountingTransport(tiny_plm())
     model, settings = SessionModel(plm), {"max_new_tokens": 6, "pad_token_id": PAD}
     expected = model.generate(**batch(), **settings).tolist()
     open_by_then, turns, found = [], [threading.Event() for _ in range(3)], [None, None]

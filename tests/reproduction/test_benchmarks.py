@@ -90,7 +90,7 @@ def test_building_is_measured_against_the_calls_it_makes(results, options, folde
 def test_replaying_a_call_gives_what_the_build_saw(family, options, tmp_path, tiny_model, tiny_tokenizer):
     tiny_model(family).save_pretrained(tmp_path / "plm")
     tiny_tokenizer().save_pretrained(tmp_path / "plm")
-    one = building.Building(replace(options, plm=str(tmp_path / "plm")), tmp_path)
+    one = building.BuildingCase(replace(options, plm=str(tmp_path / "plm")), tmp_path)
     one.represent()
     seen = []
     handle = one.base.register_forward_hook(lambda _module, _args, output: seen.append(output.last_hidden_state))
@@ -149,7 +149,7 @@ def test_generation_makes_exactly_as_many_tokens_as_asked_for(options):
     from pema.owner.local import LocalPLM
 
     plm = LocalPLM.load(options.plm)
-    generating = generation.Generating(plm, options, 2)
+    generating = generation.GenerationCase(plm, options, 2)
     columns = generating.ids.shape[1]
     assert generating.generate().shape == (2, columns + options.new_tokens)
     adapter = random_adapter("best", plm.description.d, plm.description.vocabulary_size)

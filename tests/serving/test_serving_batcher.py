@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pema.errors import DataError
-from pema.owner.contract import Represented
+from pema.owner.contract import ContextRepresentations
 from pema.serving.batcher import Batcher, Sequences
 from pema.serving.refusal import Refusal
 
@@ -21,7 +21,7 @@ class CountingPLM:
         if any(13 in sequence for sequence in sequences):
             raise DataError("13 is bad luck")
         for i in reversed(range(len(sequences))):
-            yield Represented(i, torch.tensor([[float(sum(sequences[i]) + starts[i])]]))
+            yield ContextRepresentations(i, torch.tensor([[float(sum(sequences[i]) + starts[i])]]))
 
     predict = represent
 

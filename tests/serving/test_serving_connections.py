@@ -14,7 +14,7 @@ from served import bearer, key, listening, refusal, served
 from pema.serving import connections as module
 from pema.serving import gate
 from pema.serving.connections import Connections, host_of, is_loopback
-from pema.serving.logs import JSONLines, Seldom
+from pema.serving.logs import JSONLines, RateFilter
 from pema.serving.policy import Limits, Policy
 from pema.serving.server import Address
 
@@ -280,7 +280,7 @@ def test_the_page_of_documentation_loads_and_runs_nothing(plm):
 
 
 def test_what_a_library_says_again_and_again_is_written_once_in_a_while():
-    seldom = Seldom(10.0)
+    seldom = RateFilter(10.0)
 
     def record(name, line, created, message="x"):
         made = logging.LogRecord(name, logging.WARNING, "file.py", line, message, (), None)

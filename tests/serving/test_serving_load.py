@@ -18,7 +18,7 @@ from pema.owner.local.session import Step
 from pema.serving import lifecycle
 from pema.serving import service as service_module
 from pema.serving.batcher import Batcher
-from pema.serving.pending import Pending
+from pema.serving.pending import PendingBytes
 from pema.serving.policy import Limits, Policy
 from pema.serving.quota import Quota
 from pema.serving.refusal import Refusal
@@ -339,7 +339,7 @@ def test_steps_go_together_only_as_long_as_their_padded_rows_fit(monkeypatch):
 
 
 def test_pending_bytes_of_a_key():
-    pending = Pending(100)
+    pending = PendingBytes(100)
     give = pending.take(500)  # alone, whatever its size
     with pytest.raises(
         Refusal, match="500 bytes of this key's requests and answers are under way, 100 may be"

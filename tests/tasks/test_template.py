@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pema.errors import ConfigError, DataError
 from pema.tasks.example import Example
-from pema.tasks.template import Encoded, Template, shared_length
+from pema.tasks.template import EncodedExample, Template, shared_length
 
 CORPUS = [
     "Translate this from English to German: \nThe house is small.\nGerman: Das Haus ist klein.",
@@ -98,7 +98,7 @@ def slowly(name, template, example):
     target = whole[cut:]
     if not target or target[-1] != tokenizer.eos_token_id:
         target = (*target, tokenizer.eos_token_id)
-    return Encoded(whole[:cut], target, max(1, len(ids(tokenizer, example.source))))
+    return EncodedExample(whole[:cut], target, max(1, len(ids(tokenizer, example.source))))
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -153,7 +153,7 @@ def test_a_merge_across_the_border_is_cut_at_the_last_shared_token():
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>")
     (found,) = Template("{source}:").encode(tokenizer, [Example("a", "ba")])
-    assert found == Encoded((1,), (6, 1, 0), 1)
+    assert found == EncodedExample((1,), (6, 1, 0), 1)
     (prompt,) = Template("{source}:").encode_prompts(tokenizer, ["a"])
     assert prompt.prompt == (1, 3)
     raw.model = models.BPE(vocab={**vocabulary, "a:": 7, "a:Ġ": 8}, merges=[("a", ":"), ("a:", "Ġ")])
@@ -192,7 +192,7 @@ def test_a_merge_across_the_border_does_not_reach_a_prompt_apart():
     template, pairs = Template("{source}:\n"), [Example("a", "b"), Example("a", "\nb")]
     assert [one.prompt for one in template.encode(tokenizer, pairs)] == [(1, 3, 4), (1, 3)]
     apart = template.encode(tokenizer, pairs, apart=True)
-    assert apart == [Encoded((1, 3, 4), (2, 0), 1), Encoded((1, 3, 4), (4, 2, 0), 1)]
+    assert apart == [EncodedExample((1, 3, 4), (2, 0), 1), EncodedExample((1, 3, 4), (4, 2, 0), 1)]
 
 
 def test_eos_is_there_once_even_where_the_text_holds_its_characters():
@@ -208,7 +208,7 @@ def test_many_examples_keep_their_order_across_chunks(monkeypatch):
     found = Template("{source} =").encode(TOKENIZERS["bos"], examples)
     assert found == [slowly("bos", "{source} =", example) for example in examples]
     assert Template("{source} =").encode_prompts(TOKENIZERS["bos"], [e.source for e in examples]) == [
-        Encoded(one.prompt, (), one.source_length) for one in found
+        EncodedExample(one.prompt, (), one.source_length) for one in found
     ]
     with pytest.raises(DataError, match=r"example 8: the target is blank"):
         Template("{source} =").encode(TOKENIZERS["bos"], [*examples[:7], Example("a", " ")])

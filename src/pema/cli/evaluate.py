@@ -43,7 +43,7 @@ def evaluate(
     Example: pema evaluate --task translation --hypotheses out.de --references test.de --json
     """
     from pema.errors import ConfigError
-    from pema.evaluation.elsewhere import ScoredElsewhere
+    from pema.evaluation.elsewhere import ExternalScores
     from pema.evaluation.evaluate import evaluate as evaluated
     from pema.evaluation.notation import score_text
     from pema.evaluation.score import score
@@ -62,7 +62,7 @@ def evaluate(
         metrics=metrics or None,
     )
     for path in scores or []:
-        elsewhere = ScoredElsewhere([path])
+        elsewhere = ExternalScores([path])
         found[elsewhere.name] = score(elsewhere, *texts)
     if as_json:
         show({name: {"value": each.value, "signature": each.signature} for name, each in found.items()}, True)

@@ -28,7 +28,7 @@ class _File:
     references: str
 
 
-class ScoredElsewhere:
+class ExternalScores:
     """Metric that is the mean of segment scores read from files, one file per system."""
 
     def __init__(self, paths: Iterable[str | Path]) -> None:

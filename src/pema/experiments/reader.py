@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pema.errors import ConfigError, DataError
 from pema.experiments.layout import COMET, COMPARISON, EXPERIMENT, TEST
-from pema.experiments.records import About, Comparison, Record, Results, Run, Score
+from pema.experiments.records import Comparison, ExperimentFacts, Record, Results, Run, Score
 from pema.files import read_json
 from pema.schema import from_json, require
 from pema.tasks.readers import read_examples, read_lines
@@ -45,7 +45,7 @@ def read_folder(folder: Path) -> Results:
     Raises:
         DataError: see `read_results`.
     """
-    about = record(About, read_json(folder / EXPERIMENT), str(folder / EXPERIMENT))
+    about = record(ExperimentFacts, read_json(folder / EXPERIMENT), str(folder / EXPERIMENT))
     comparison = record(Comparison, read_json(folder / COMPARISON), str(folder / COMPARISON))
     runs = []
     for path in sorted(folder.glob("*.json")):
@@ -112,7 +112,7 @@ def scored_elsewhere(run: Run, scores: object, comparison: Comparison, where: st
     return replace(run, scores={**run.scores, metric: score})
 
 
-def assemble(about: About, comparison: Comparison, runs: Iterable[Run], where: str) -> Results:
+def assemble(about: ExperimentFacts, comparison: Comparison, runs: Iterable[Run], where: str) -> Results:
     """Hold the records of an experiment to one another.
 
     Raises:
@@ -152,7 +152,7 @@ def assemble(about: About, comparison: Comparison, runs: Iterable[Run], where: s
     return results
 
 
-def again(about: About, start: str = "Make") -> str:
+def again(about: ExperimentFacts, start: str = "Make") -> str:
     """What to do about results that cannot be used."""
     return f"{start} the results again with `pema {about.kind}`."
 
@@ -171,7 +171,7 @@ def _with_texts(folder: Path) -> Results:
     return replace(results, outputs=outputs, examples=examples)
 
 
-def _require_count(path: Path, count: int, about: About) -> None:
+def _require_count(path: Path, count: int, about: ExperimentFacts) -> None:
     if count != about.data.test:
         raise DataError(f"{path} holds {count} lines for {about.data.test} test examples. {again(about)}")
 

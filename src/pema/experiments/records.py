@@ -165,7 +165,7 @@ OF_PLM: dict[str, type] = {"name": str, "d": int, "vocabulary_size": int, "param
 
 
 @dataclass(frozen=True, kw_only=True)
-class About(Record):
+class ExperimentFacts(Record):
     """What all runs of an experiment have in common: `experiment.json`.
 
     Attributes:
@@ -283,7 +283,7 @@ class Results:
         examples: the test examples, or None where the results do not hold them.
     """
 
-    about: About
+    about: ExperimentFacts
     comparison: Comparison
     runs: Mapping[str, tuple[Run, ...]]
     outputs: Mapping[str, Sequence[str]] = field(default_factory=dict)

@@ -10,14 +10,14 @@ from typing import Any
 
 from pema.console import note
 from pema.errors import MismatchError
-from pema.evaluation.elsewhere import ScoredElsewhere
+from pema.evaluation.elsewhere import ExternalScores
 from pema.evaluation.evaluate import get_metric
 from pema.evaluation.score import Metric
 from pema.evaluation.significance import SAMPLES, SEED, compare_means
 from pema.experiments.experiment import Experiment
 from pema.experiments.layout import COMET, COMPARISON, EXPERIMENT, TEST
 from pema.experiments.reader import read_run
-from pema.experiments.records import About, Comparison, DataFacts, Difference, Interval, Row, Signature
+from pema.experiments.records import Comparison, DataFacts, Difference, ExperimentFacts, Interval, Row, Signature
 from pema.files import write_json, writing
 from pema.signature import signature
 from pema.tasks.readers import read_lines
@@ -70,7 +70,7 @@ def write_experiment(folder: Path, experiment: Experiment, labels: Sequence[str]
     parts = {part: len(getattr(data, part)) for part in ("train", "dev", "test")}
     facts = DataFacts(name=data.name, sha256=data.digest(), **parts)
     config = common | {"data": facts.to_dict()}
-    about = About(**common, data=facts, signature=Signature(**signature(config, None)))
+    about = ExperimentFacts(**common, data=facts, signature=Signature(**signature(config, None)))
     write_json(folder / EXPERIMENT, about.to_dict())
     with writing(folder / TEST) as temporary:
         lines = (json.dumps({"source": e.source, "target": e.target}, ensure_ascii=False) for e in data.test)
@@ -125,5 +125,5 @@ def _comet(folder: Path, runs: Sequence[str]) -> dict[str, Metric]:
     if missing:
         note(f"{folder / COMET} lacks {', '.join(missing)}: its scores are left out of the comparison.")
         return {}
-    metric = ScoredElsewhere(files)
+    metric = ExternalScores(files)
     return {metric.name: metric}

@@ -12,7 +12,7 @@ from typing import Any
 from pema.experiments.experiment import EXAMPLES, PLM, Experiment, made
 from pema.experiments.training_process import TRAINED, train_in_process
 from pema.files import digest, read_json, write_json, writing
-from pema.methods.contract import Adapted, Job, Method
+from pema.methods.contract import AdaptedModel, Job, Method
 from pema.owner.local import LocalPLM
 
 PREPARED, DEV = "prepared.json", "dev.json"
@@ -91,11 +91,11 @@ class Workplace:
             train_in_process(method, place.job, place.prepared, place.trained)
         return prepared | read_json(place.trained / TRAINED)
 
-    def open(self, place: Place, plm: LocalPLM) -> Adapted:
+    def open(self, place: Place, plm: LocalPLM) -> AdaptedModel:
         """The adapted PLM of a place whose stages are done."""
         return place.method.open(plm, place.job, place.prepared, place.trained)
 
-    def dev_perplexity(self, place: Place, plm: LocalPLM, adapted: Adapted | None = None) -> float | None:
+    def dev_perplexity(self, place: Place, plm: LocalPLM, adapted: AdaptedModel | None = None) -> float | None:
         """Perplexity of the dev targets, kept beside what was trained; None where it is infinite, as in JSON.
 
         Args:

@@ -24,7 +24,7 @@ from pema.generation.settings import ARGUMENTS, OF_THE_HISTORY, STOPS, check, wi
 from pema.owner.positions import PositionEncoding
 from pema.schema import require
 from pema.tasks.registry import Task
-from pema.tasks.template import Encoded
+from pema.tasks.template import EncodedExample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ Inputs = Callable[[list[int]], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
-class Generated:
+class GeneratedTexts:
     """Texts generated for a list of sources, with counts.
 
     Attributes:
@@ -99,7 +99,7 @@ def generate_counted(
     task: Task | None = None,
     schedule: Schedule | str | None = None,
     **settings: Any,  # noqa: ANN401
-) -> Generated:
+) -> GeneratedTexts:
     """Generate one text per source as `generate` does, and return the counts as well."""
     task = task or adapters_task(adapter)
     mixture = schedule_of(adapter, schedule, settings.pop("lambda_max", None))
@@ -114,7 +114,7 @@ def generate_counted(
         return draw(plm, sources, task, inputs, **settings)
 
 
-def draw(plm: PLM, sources: Sequence[str], task: Task, inputs: Inputs, /, **settings: Any) -> Generated:  # noqa: ANN401
+def draw(plm: PLM, sources: Sequence[str], task: Task, inputs: Inputs, /, **settings: Any) -> GeneratedTexts:  # noqa: ANN401
     """Generate from the PLM in its current state, plug-ins included; seed the sampling."""
     config, _ = GenerateConfig.split(settings)
     with contextlib.ExitStack() as stack:
@@ -170,7 +170,7 @@ def decode(
     *,
     max_length: int | None = None,
     **settings: Any,  # noqa: ANN401
-) -> Generated:
+) -> GeneratedTexts:
     """Generate from a model in its current state, plug-ins included; greedily unless `settings` say otherwise.
 
     The model's own generation settings are ignored: sampling by default would make comparisons random.
@@ -216,7 +216,7 @@ def decode(
             f"{cut:,} of {len(texts):,} texts are truncated at their token limit ({limit}, within the PLM's context "
             "window): raise max_new_tokens for longer texts."
         )
-    return Generated(texts, tokens, cut)
+    return GeneratedTexts(texts, tokens, cut)
 
 
 def plain(source_lengths: list[int]) -> AbstractContextManager[None]:
@@ -239,7 +239,9 @@ class Stop:
         return input_ids.shape[1] >= self._last.to(input_ids.device).repeat_interleave(rows)
 
 
-def _batches(prompts: Sequence[Encoded], limits: Sequence[int], size: int, *, alike: bool) -> Iterator[list[int]]:
+def _batches(
+    prompts: Sequence[EncodedExample], limits: Sequence[int], size: int, *, alike: bool
+) -> Iterator[list[int]]:
     """Yield the prompt indices of each batch; with `alike`, batches hold prompts of equal length, without padding.
 
     The longest come first: a batch that does not fit into memory fails at once, and padding is minimal.
@@ -260,7 +262,11 @@ def _ends(given: Any) -> list[int]:  # noqa: ANN401
 
 @torch.no_grad()
 def _generate_batch(
-    plm: PLM, model: PreTrainedModel, batch: Sequence[Encoded], limits: Sequence[int], settings: Mapping[str, Any]
+    plm: PLM,
+    model: PreTrainedModel,
+    batch: Sequence[EncodedExample],
+    limits: Sequence[int],
+    settings: Mapping[str, Any],
 ) -> list[list[int]]:
     """Return the new tokens of each row, up to its limit or to its end-of-sequence token, which is included.
 
@@ -321,7 +327,7 @@ def one_line(text: str) -> str:
     return " ".join(part for line in text.splitlines() if (part := line.strip()))
 
 
-def token_limit(number: int, encoded: Encoded, max_length: int, max_new_tokens: int | None) -> int:
+def token_limit(number: int, encoded: EncodedExample, max_length: int, max_new_tokens: int | None) -> int:
     """Return the maximum number of new tokens: `max_new_tokens`, or 2 SL + 16, within the PLM's context window.
 
     Args:

@@ -33,7 +33,7 @@ class Method:
         raise ConfigError("A model with an adapter attached cannot be copied or pickled: detach the adapter first.")
 
 
-class Around(Protocol):
+class PassHooks(Protocol):
     """Actions before and after a forward pass."""
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -52,7 +52,7 @@ class ForwardMethod(Method):
     Only the forward pass in between is compiled, so a changing step number does not trigger recompilation.
     """
 
-    def __init__(self, method: Callable[..., Any], passes: Around) -> None:
+    def __init__(self, method: Callable[..., Any], passes: PassHooks) -> None:
         super().__init__(method, passes.begin)
         self._passes = passes
 

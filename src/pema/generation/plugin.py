@@ -36,7 +36,7 @@ def attach(
     *,
     overhead: int | None = None,
     description: PLMDescription | None = None,
-) -> Attached:
+) -> AttachedAdapter:
     """Plug `adapter` into `model`, until `detach()` or the end of a `with` block.
 
     Args:
@@ -54,10 +54,10 @@ def attach(
         OwnerError: the model is not a causal language model of transformers, or is a wrapper around one.
         MismatchError: the adapter belongs to another PLM, or has other dimensions.
     """
-    return Attached(model, adapter, head, schedule, overhead=overhead, description=description)
+    return AttachedAdapter(model, adapter, head, schedule, overhead=overhead, description=description)
 
 
-class Attached:
+class AttachedAdapter:
     """P = lambda_t softmax(W_hd h_pd) + (1 - lambda_t) softmax(W_hd f), with h_pd = adapter(f), in the model's logits.
 
     softmax(logits) is P at the positions that predict generated tokens, and the logits have the PLM's own zero point
@@ -110,7 +110,7 @@ class Attached:
         self._replaced.append(Replacement(output_head, "forward", Method(output_head.forward, self._in_head)))
         _ATTACHED.add(model)
 
-    def __enter__(self) -> Attached:
+    def __enter__(self) -> AttachedAdapter:
         return self
 
     def __exit__(
@@ -144,7 +144,7 @@ class Attached:
     @contextlib.contextmanager
     def inputs(
         self, source_lengths: Tensor | list[int] | None = None, columns: int | None = None
-    ) -> Iterator[Attached]:
+    ) -> Iterator[AttachedAdapter]:
         """Describe the inputs of the model's calls inside the block, where the calls themselves do not tell.
 
         Args:

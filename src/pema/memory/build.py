@@ -28,7 +28,7 @@ from pema.memory.pairing import pair
 from pema.memory.precision import StorageLoss
 from pema.memory.reader import Memory
 from pema.memory.shard import Contents, Integers, ShardFile, channel_scales_of, restore, store, write_shard
-from pema.owner.contract import PLM, Contexts, PLMDescription, Represented, padded
+from pema.owner.contract import PLM, ContextRepresentations, Contexts, PLMDescription, padded
 from pema.schema import known
 from pema.tasks.example import Example
 
@@ -181,7 +181,7 @@ def _write_shards(
             lengths if manifest.contexts == "teacher" else _steps(plm, manifest.targets, tokens, range(len(lengths)))
         )
         for start, stop in _groups(asked, done, manifest.inputs[-1].examples_per_shard, row_bytes):
-            answers: list[Represented | None] = [None] * (stop - start)
+            answers: list[ContextRepresentations | None] = [None] * (stop - start)
             for answer in _ask(plm, manifest.contexts, manifest.targets, tokens, start, stop, batch_tokens):
                 if not 0 <= answer.index < stop - start or answers[answer.index] is not None:
                     raise OwnerError(
@@ -199,7 +199,7 @@ def _write_shards(
 
 def _ask(
     plm: PLM, contexts: Contexts, targets: Targets, tokens: Tokens, start: int, stop: int, batch_tokens: int
-) -> Iterator[Represented]:
+) -> Iterator[ContextRepresentations]:
     group = range(start, stop)
     if contexts == "teacher":
         cuts = [int(tokens.cuts[i] - tokens.starts[i]) for i in group]
@@ -228,7 +228,7 @@ def steps_for(length: int, targets: Targets) -> int:
 
 def _write(
     manifest: Manifest,
-    answers: Sequence[Represented | None],
+    answers: Sequence[ContextRepresentations | None],
     examples: Sequence[Example],
     tokens: Tokens,
     start: int,
@@ -288,7 +288,7 @@ def _channel_scales(manifest: Manifest, f: Tensor, output: Path) -> Tensor | Non
     return channel_scales_of(f)
 
 
-def _generated(answer: Represented, plm: PLMDescription) -> list[int]:
+def _generated(answer: ContextRepresentations, plm: PLMDescription) -> list[int]:
     generated: Tensor | None = answer.generated
     if generated is None or len(generated) != len(answer.representations):
         raise OwnerError(f"{plm.name} did not return one generated token per predicted context.")

@@ -21,7 +21,7 @@ from pema.errors import ConfigError
 from pema.schema import among, check, documented, option
 
 if TYPE_CHECKING:
-    from pema.generation.decoding import Generated
+    from pema.generation.decoding import GeneratedTexts
     from pema.owner.local import LocalPLM
     from pema.tasks.example import Example
     from pema.tasks.registry import Task
@@ -102,7 +102,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingReport:
     """Report of `train`.
 
     Attributes:
@@ -121,12 +121,12 @@ class Trained:
         return asdict(self) | {"curve": [dict(point) for point in self.curve]}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Trained:
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainingReport:
         """Build the report from the values of `to_dict`."""
         return cls(values["trainable_parameters"], values["seconds"], tuple(values["curve"]))
 
 
-class Adapted(ABC):
+class AdaptedModel(ABC):
     """Adapted PLM; a context manager that restores the PLM on exit."""
 
     @property
@@ -140,7 +140,7 @@ class Adapted(ABC):
         """Bytes that must be stored to generate with it, apart from the PLM."""
 
     @abstractmethod
-    def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> Generated:
+    def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> GeneratedTexts:
         """Generate one text per source, greedily, in the order of the sources; see `pema.generation.decoding`."""
 
     @abstractmethod
@@ -217,7 +217,7 @@ class Method(ABC):
         """Write what the PLM owner hands out to the new folder `output`."""
 
     @abstractmethod
-    def train(self, job: Job, prepared: Path, output: Path) -> Trained:
+    def train(self, job: Job, prepared: Path, output: Path) -> TrainingReport:
         """Adapt to `job.train`, and write what `open` needs to the new folder `output`.
 
         Args:
@@ -230,5 +230,5 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:
+    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """Load the adapted PLM from the output of the other stages; `plm` is the PLM that `prepare` received."""

@@ -19,7 +19,7 @@ from pema.console import progress
 from pema.devices import device_named
 from pema.errors import AdapterError
 from pema.memory.encoding import Tokens
-from pema.methods.contract import MOST, Job, Method, Needs, Trained
+from pema.methods.contract import MOST, Job, Method, Needs, TrainingReport
 from pema.methods.targets import cross_entropy, encode, mean_cross_entropy
 from pema.owner.local import LocalPLM
 from pema.schema import option
@@ -82,7 +82,7 @@ class FineTuning(Method):
         """Return the name or folder of the model to load and train."""
         return job.plm
 
-    def train(self, job: Job, prepared: Path, output: Path) -> Trained:
+    def train(self, job: Job, prepared: Path, output: Path) -> TrainingReport:
         """See `Method.train`; load the model in float32 unless the job says otherwise, then start measuring seconds.
 
         Raises:
@@ -98,7 +98,7 @@ class FineTuning(Method):
             tokens = encode(plm, job.task.template, job.train, self.virtual_tokens)
             curve = fine_tune(model, tokens, self, job, lambda: keep(output))
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        return Trained(parameters, round(time.perf_counter() - started, 3), tuple(curve))
+        return TrainingReport(parameters, round(time.perf_counter() - started, 3), tuple(curve))
 
 
 def fine_tune(
@@ -119,7 +119,7 @@ def fine_tune(
             best weights are on disk, without a second copy in memory.
 
     Returns:
-        The learning curve, see `Trained.curve`.
+        The learning curve, see `TrainingReport.curve`.
 
     Raises:
         AdapterError: a loss is not finite; the message names the step and the remedy.

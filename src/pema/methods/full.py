@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pema.adapter.config import LARGEST
-from pema.methods.contract import Adapted, Job
+from pema.methods.contract import AdaptedModel, Job
 from pema.methods.fine_tuning import FineTuning
-from pema.methods.tuned import Tuned, load_trained, save_trained, twin
+from pema.methods.tuned import TunedModel, load_trained, save_trained, twin
 from pema.owner.local import LocalPLM
 from pema.schema import option
 
@@ -30,8 +30,8 @@ class FullFineTuning(FineTuning):
         plm.model.requires_grad_(True)
         return plm.model, lambda output: save_trained(dict(plm.model.named_parameters()), output / FILE)
 
-    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:
+    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`."""
         model = twin(plm.model)
         load_trained(dict(model.named_parameters()), trained / FILE)
-        return Tuned(plm, model, job, trained / FILE)
+        return TunedModel(plm, model, job, trained / FILE)

@@ -14,12 +14,12 @@ from pema.adapter.likelihood import log_p
 from pema.errors import ConfigError
 from pema.evaluation.perplexity import LOGITS_BYTES
 from pema.files import size
-from pema.generation.decoding import Generated, decode, plain
+from pema.generation.decoding import GeneratedTexts, decode, plain
 from pema.memory.reader import Memory
-from pema.methods.contract import Adapted, Job, Trained
+from pema.methods.contract import AdaptedModel, Job, TrainingReport
 from pema.methods.knn_index import Index, Neighbours, faiss_library
-from pema.methods.knn_mixture import Chosen, Measured, choose, log_p_mixed, plugged
-from pema.methods.on_memory import MEMORY, OnMemory, memory_of
+from pema.methods.knn_mixture import MixtureSettings, TokenMeasurements, choose, log_p_mixed, plugged
+from pema.methods.on_memory import MEMORY, MemoryMethod, memory_of
 from pema.owner.local import LocalPLM
 from pema.schema import option
 from pema.tasks.example import Example
@@ -30,7 +30,7 @@ KS = tuple(2**power for power in range(11))
 
 
 @dataclass(frozen=True)
-class KNN(OnMemory):
+class KNN(MemoryMethod):
     """P(y|c) = lambda P_kNN(y|c) + (1 - lambda) P_LM(y|c), with P_kNN over the k pairs whose f is nearest.
 
     Those of k, temperature and weight that are not given are chosen to maximise the likelihood of the dev targets. The
@@ -57,15 +57,15 @@ class KNN(OnMemory):
         """All settings except those chosen on dev: one index serves all values of k, temperature and weight."""
         return {n: value for n, value in self.settings().items() if n not in ("k", "temperature", "weight")}
 
-    def train(self, job: Job, prepared: Path, output: Path) -> Trained:
+    def train(self, job: Job, prepared: Path, output: Path) -> TrainingReport:
         """Index the memory; there is nothing to train."""
         memory = Memory.open(prepared / MEMORY)
         faiss_library()  # Import FAISS before the time is measured.
         started = time.perf_counter()
         Index.build(memory, self.index).save(output / INDEX)
-        return Trained(0, round(time.perf_counter() - started, 3))
+        return TrainingReport(0, round(time.perf_counter() - started, 3))
 
-    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:
+    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`; choose the settings that are not given.
 
         Raises:
@@ -75,10 +75,10 @@ class KNN(OnMemory):
         index = Index.load(trained / INDEX, plm.description)
         return _Neighbouring(plm, job, index, self.choose(plm, job, index), trained / INDEX)
 
-    def choose(self, plm: LocalPLM, job: Job, index: Index) -> Chosen:
+    def choose(self, plm: LocalPLM, job: Job, index: Index) -> MixtureSettings:
         """Return the given settings; choose the others to maximise the likelihood of `job.dev`."""
         if self.k is not None and self.temperature is not None and self.weight is not None:
-            return Chosen(self.k, self.temperature, self.weight)
+            return MixtureSettings(self.k, self.temperature, self.weight)
         if not job.dev:
             raise ConfigError(
                 "knn-lm chooses k, temperature and weight on dev examples, and there are none: give dev examples, or "
@@ -88,8 +88,8 @@ class KNN(OnMemory):
         return choose(measure(plm, job, job.dev, index, max(ks)), ks, self.temperature, self.weight)
 
 
-class _Neighbouring(Adapted):
-    def __init__(self, plm: LocalPLM, job: Job, index: Index, chosen: Chosen, folder: Path) -> None:
+class _Neighbouring(AdaptedModel):
+    def __init__(self, plm: LocalPLM, job: Job, index: Index, chosen: MixtureSettings, folder: Path) -> None:
         self._plm, self._job, self._index, self._chosen, self._folder = plm, job, index, chosen, folder
 
     @property
@@ -100,7 +100,7 @@ class _Neighbouring(Adapted):
     def chosen(self) -> Mapping[str, Any]:
         return self._chosen.to_dict()
 
-    def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> Generated:
+    def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> GeneratedTexts:
         plm = self._plm
         with plugged(plm.model, self._index, self._chosen):
             return decode(plm, plm.model, sources, self._job.task, plain, batch_size=batch_size)
@@ -111,7 +111,7 @@ class _Neighbouring(Adapted):
 
 
 @torch.no_grad()
-def measure(plm: LocalPLM, job: Job, examples: Sequence[Example], index: Index, k: int) -> Measured:
+def measure(plm: LocalPLM, job: Job, examples: Sequence[Example], index: Index, k: int) -> TokenMeasurements:
     """Measure the targets of examples after c = [I; X; y_<i]: log P_LM, and the k neighbours of their contexts."""
     plm_parts, distances, neighbour_targets, targets = [], [], [], []
     with memory_of(plm, job.task, examples) as memory:
@@ -123,4 +123,4 @@ def measure(plm: LocalPLM, job: Job, examples: Sequence[Example], index: Index, 
             neighbour_targets.append(neighbours.targets)
             targets.append(batch.targets)
     neighbours = Neighbours(torch.cat(distances), torch.cat(neighbour_targets))
-    return Measured(torch.cat(plm_parts), neighbours, torch.cat(targets))
+    return TokenMeasurements(torch.cat(plm_parts), neighbours, torch.cat(targets))

@@ -24,7 +24,7 @@ SHARES = tuple(2.0 ** (power / 2) for power in range(-14, 3))
 
 
 @dataclass(frozen=True)
-class Chosen:
+class MixtureSettings:
     """Settings of the mixture.
 
     Attributes:
@@ -43,7 +43,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Measured:
+class TokenMeasurements:
     """Measurements of gold tokens from which their likelihood follows for any k, T and lambda.
 
     Attributes:
@@ -86,7 +86,7 @@ def mixed(logits: Tensor, neighbours: Neighbours, temperature: float, weight: fl
 
 
 @contextlib.contextmanager
-def plugged(model: PreTrainedModel, index: Index, chosen: Chosen) -> Iterator[None]:
+def plugged(model: PreTrainedModel, index: Index, chosen: MixtureSettings) -> Iterator[None]:
     """Mix neighbours into the model's distribution over the next token, inside the block.
 
     f is read at the input of the output head, and the logits are replaced after the complete forward pass, so the
@@ -120,7 +120,7 @@ def plugged(model: PreTrainedModel, index: Index, chosen: Chosen) -> Iterator[No
         yield
 
 
-def log_p_knn(measured: Measured, ks: Sequence[int], temperatures: Sequence[float]) -> Tensor:
+def log_p_knn(measured: TokenMeasurements, ks: Sequence[int], temperatures: Sequence[float]) -> Tensor:
     """Compute log P_kNN(y) of gold tokens for all T and k, from one search.
 
     Returns:
@@ -138,14 +138,16 @@ def log_p_knn(measured: Measured, ks: Sequence[int], temperatures: Sequence[floa
     return torch.stack(log_p)
 
 
-def log_p_mixed(measured: Measured, chosen: Chosen) -> Tensor:
+def log_p_mixed(measured: TokenMeasurements, chosen: MixtureSettings) -> Tensor:
     """Compute log P(y) of gold tokens under the mixture, (n,) float32; see `mixed`."""
     p = log_p_knn(measured, [chosen.k], [chosen.temperature])[0, 0]
     weights = chosen.weight * measured.neighbours.distances[:, 0].isfinite().float()
     return mix(measured.log_p_plm[:, None], p[:, None], weights)[:, 0]
 
 
-def choose(measured: Measured, ks: Sequence[int], temperature: float | None, weight: float | None) -> Chosen:
+def choose(
+    measured: TokenMeasurements, ks: Sequence[int], temperature: float | None, weight: float | None
+) -> MixtureSettings:
     """Choose the k, T and lambda that maximise the likelihood of dev targets.
 
     k and T come from a grid; lambda comes from EM for each grid point (the likelihood is concave in lambda).
@@ -170,4 +172,4 @@ def choose(measured: Measured, ks: Sequence[int], temperature: float | None, wei
         weights = torch.full((settings,), weight, dtype=torch.float64)
     likelihood = mix(measured.log_p_plm.expand(settings, pairs), log_p, weights).double().mean(1)
     best = int(likelihood.argmax())
-    return Chosen(ks[best % len(ks)], temperatures[best // len(ks)], float(weights[best]))
+    return MixtureSettings(ks[best % len(ks)], temperatures[best // len(ks)], float(weights[best]))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pema.adapter.config import LARGEST
-from pema.methods.contract import MOST, Adapted, Job, Needs
+from pema.methods.contract import MOST, AdaptedModel, Job, Needs
 from pema.methods.distillation import distil
 from pema.methods.emulator import (
     MODEL,
@@ -21,7 +21,7 @@ from pema.methods.emulator import (
     shortened,
 )
 from pema.methods.fine_tuning import FineTuning
-from pema.methods.tuned import Tuned, load_trained, perplexity, save_trained, twin
+from pema.methods.tuned import TunedModel, load_trained, perplexity, save_trained, twin
 from pema.owner.local import LocalPLM
 from pema.schema import option
 
@@ -92,14 +92,14 @@ class OffsiteTuning(FineTuning):
             parameter.requires_grad_(True)
         return plm.model, lambda output: save_trained(parameters, output / FILE)
 
-    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:
+    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`; the adapter is put into the complete PLM."""
         model = twin(plm.model)
         load_trained(adapter_parameters(model, Plan.read(prepared).adapters), trained / FILE)
         return _PluggedIn(plm, model, job, trained / FILE, prepared)
 
 
-class _PluggedIn(Tuned):
+class _PluggedIn(TunedModel):
     def __init__(self, plm: LocalPLM, model: Any, job: Job, kept: Path, prepared: Path) -> None:  # noqa: ANN401
         super().__init__(plm, model, job, kept)
         self._prepared = prepared

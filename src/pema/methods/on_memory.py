@@ -26,7 +26,7 @@ MEMORY = "memory"
 
 
 @dataclass(frozen=True)
-class OnMemory(Method):
+class MemoryMethod(Method):
     """Method that learns from the pairs (f(c_i), y_i) only; it has the settings of its memory."""
 
     shared: ClassVar[bool] = True

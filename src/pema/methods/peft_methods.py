@@ -12,9 +12,9 @@ import torch
 
 from pema.adapter.config import LARGEST, WIDEST
 from pema.errors import AdapterError, ConfigError
-from pema.methods.contract import Adapted, Job
+from pema.methods.contract import AdaptedModel, Job
 from pema.methods.fine_tuning import FineTuning
-from pema.methods.tuned import Tuned, twin
+from pema.methods.tuned import TunedModel, twin
 from pema.owner.causal_lm import state_argument
 from pema.owner.local import LocalPLM
 from pema.schema import option
@@ -75,11 +75,11 @@ class _Merged:
 
     adapted: Callable[..., Any]
 
-    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:
+    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`; the adapter is merged into a separate copy of the weights."""
         # Without safe_merge peft changes the weights in place, and they are shared with the PLM.
         model: PreTrainedModel = self.adapted(plm, trained).merge_and_unload(safe_merge=True)
-        return Tuned(plm, model, job, trained / FILE)
+        return TunedModel(plm, model, job, trained / FILE)
 
 
 @dataclass(frozen=True)
@@ -183,9 +183,9 @@ class PrefixTuning(PeftMethod):
             raise self.misfit(plm, str(error)) from error
         return model, keep
 
-    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:
+    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`."""
-        return Tuned(plm, _by_state(self.adapted(plm, trained)), job, trained / FILE, self.prefix_length)
+        return TunedModel(plm, _by_state(self.adapted(plm, trained)), job, trained / FILE, self.prefix_length)
 
 
 def _by_state(model: Any) -> Any:  # noqa: ANN401

@@ -19,11 +19,11 @@ from pema.errors import ConfigError
 from pema.evaluation.perplexity import perplexity
 from pema.files import size
 from pema.generation.config import GenerateConfig
-from pema.generation.decoding import Generated, decode
+from pema.generation.decoding import GeneratedTexts, decode
 from pema.generation.plugin import attach
 from pema.memory.reader import Memory
-from pema.methods.contract import Adapted, Job, Trained
-from pema.methods.on_memory import MEMORY, OnMemory, memory_of
+from pema.methods.contract import AdaptedModel, Job, TrainingReport
+from pema.methods.on_memory import MEMORY, MemoryMethod, memory_of
 from pema.owner.local import LocalPLM
 from pema.schema import among, same
 from pema.tasks.example import Example
@@ -32,7 +32,7 @@ ADAPTER, LOG = "adapter", "training.jsonl"
 
 
 @dataclass(frozen=True)
-class PEMA(OnMemory):
+class PEMA(MemoryMethod):
     """P = lambda_t P_PEMA + (1 - lambda_t) P_LM; every setting of `TrainConfig` may be given beside these.
 
     Attributes:
@@ -91,7 +91,7 @@ class PEMA(OnMemory):
             dev_fraction=budget.dev_fraction,
         )
 
-    def train(self, job: Job, prepared: Path, output: Path) -> Trained:
+    def train(self, job: Job, prepared: Path, output: Path) -> TrainingReport:
         """See `Method.train`; the memory and the head are all that it reads."""
         memory = Memory.open(prepared / MEMORY)
         config = self.config(job)
@@ -100,16 +100,16 @@ class PEMA(OnMemory):
         seconds = round(time.perf_counter() - started, 3)
         # Private training writes no losses: they are read off the examples without noise.
         points = () if config.dp_epsilon is not None else tuple(curve(output / ADAPTER / LOG))
-        return Trained(figures["parameters"], seconds, points)
+        return TrainingReport(figures["parameters"], seconds, points)
 
-    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:
+    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`."""
         adapter = Adapter.from_pretrained(trained / ADAPTER)
         schedule = adapter.config.choose_schedule(self.schedule, self.lambda_max)
         return _Mixed(plm, job, adapter, schedule, trained / ADAPTER)
 
 
-class _Mixed(Adapted):
+class _Mixed(AdaptedModel):
     def __init__(self, plm: LocalPLM, job: Job, adapter: Adapter, schedule: Schedule, folder: Path) -> None:
         self._plm, self._job, self._adapter, self._schedule = plm, job, adapter, schedule
         self._folder = folder
@@ -118,7 +118,7 @@ class _Mixed(Adapted):
     def disk_bytes(self) -> int:
         return size(self._folder)
 
-    def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> Generated:
+    def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> GeneratedTexts:
         plm = self._plm
         with attach(plm.generator, self._adapter, plm.head(), self._schedule, description=plm.description) as attached:
             return decode(plm, plm.generator, sources, self._job.task, attached.inputs, batch_size=batch_size)
@@ -129,7 +129,7 @@ class _Mixed(Adapted):
 
 
 def curve(log: Path) -> list[dict[str, float]]:
-    """The learning curve in a training's log; see `Trained.curve`."""
+    """The learning curve in a training's log; see `TrainingReport.curve`."""
     points: list[dict[str, float]] = []
     seconds = 0.0
     for line in log.read_text(encoding="utf-8").splitlines():

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from pema.evaluation.perplexity import perplexity
-from pema.generation.decoding import Generated, decode, plain
-from pema.methods.contract import Adapted, Job, Method, Needs, Trained
+from pema.generation.decoding import GeneratedTexts, decode, plain
+from pema.methods.contract import AdaptedModel, Job, Method, Needs, TrainingReport
 from pema.methods.on_memory import memory_of
 from pema.owner.local import LocalPLM
 from pema.tasks.example import Example
@@ -27,16 +27,16 @@ class PLMAlone(Method):
         """Nothing."""
         return Needs("none", targets_at_owner=False, gradients=False)
 
-    def train(self, job: Job, prepared: Path, output: Path) -> Trained:
+    def train(self, job: Job, prepared: Path, output: Path) -> TrainingReport:
         """Return an empty report; there is nothing to train."""
-        return Trained(0, 0.0)
+        return TrainingReport(0, 0.0)
 
-    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> Adapted:
+    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`."""
         return _Plain(plm, job)
 
 
-class _Plain(Adapted):
+class _Plain(AdaptedModel):
     def __init__(self, plm: LocalPLM, job: Job) -> None:
         self._plm, self._job = plm, job
 
@@ -44,7 +44,7 @@ class _Plain(Adapted):
     def disk_bytes(self) -> int:
         return 0
 
-    def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> Generated:
+    def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> GeneratedTexts:
         return decode(self._plm, self._plm.generator, sources, self._job.task, plain, batch_size=batch_size)
 
     def perplexity(self, examples: Sequence[Example]) -> float:

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from pema.errors import AdapterError, MismatchError, OwnerError
 from pema.files import writing
-from pema.generation.decoding import Generated, decode, plain
-from pema.methods.contract import Adapted, Job
+from pema.generation.decoding import GeneratedTexts, decode, plain
+from pema.methods.contract import AdaptedModel, Job
 from pema.methods.targets import encode, mean_cross_entropy, perplexity_of
 from pema.owner.local import LocalPLM
 from pema.tasks.example import Example
@@ -68,7 +68,7 @@ def load_trained(parameters: Mapping[str, nn.Parameter], path: Path) -> None:
         parameter.data = value.to(parameter.device, parameter.dtype)
 
 
-class Tuned(Adapted):
+class TunedModel(AdaptedModel):
     """Adapted PLM that is a separate model, so the original PLM stays unchanged.
 
     Attributes:
@@ -91,8 +91,8 @@ class Tuned(Adapted):
         """Bytes of the file that training stored."""
         return self._kept.stat().st_size
 
-    def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> Generated:
-        """See `Adapted.generate`."""
+    def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> GeneratedTexts:
+        """See `AdaptedModel.generate`."""
         return decode(
             self._plm,
             self.model,
@@ -104,7 +104,7 @@ class Tuned(Adapted):
         )
 
     def perplexity(self, examples: Sequence[Example]) -> float:
-        """See `Adapted.perplexity`."""
+        """See `AdaptedModel.perplexity`."""
         return perplexity(self._plm, self.model, self._job, examples, self._virtual_tokens)
 
 
@@ -115,6 +115,6 @@ def perplexity(
     examples: Sequence[Example],
     virtual_tokens: int = 0,
 ) -> float:
-    """Compute the perplexity of examples under a model derived from the PLM; see `Adapted.perplexity`."""
+    """Compute the perplexity of examples under a model derived from the PLM; see `AdaptedModel.perplexity`."""
     tokens = encode(plm, job.task.template, examples, virtual_tokens)
     return perplexity_of(mean_cross_entropy(model, tokens, range(len(examples))))

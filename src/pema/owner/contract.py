@@ -119,7 +119,7 @@ class PLMDescription:
 
 
 @dataclass(frozen=True)
-class Represented:
+class ContextRepresentations:
     """The representations of one example's contexts.
 
     Attributes:
@@ -191,7 +191,7 @@ class PLM(Protocol):
 
     def represent(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 8192
-    ) -> Iterator[Represented]:
+    ) -> Iterator[ContextRepresentations]:
         """Represent `teacher` contexts: for each sequence those whose next token is at starts[i] .. len - 1.
 
         n = len(sequences[i]) - starts[i]; row j is f(sequence[: starts[i] + j]). Yields each sequence once, in any
@@ -203,7 +203,7 @@ class PLM(Protocol):
 
     def predict(
         self, prompts: Sequence[Sequence[int]], steps: Sequence[int], *, batch_tokens: int = 8192
-    ) -> Iterator[Represented]:
+    ) -> Iterator[ContextRepresentations]:
         """Represent `predicted` contexts: decode greedily from each prompt for at most steps[i] tokens.
 
         Row j is f(prompt + the first j generated tokens); decoding stops after the first end-of-sequence token. Yields

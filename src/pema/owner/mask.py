@@ -24,7 +24,7 @@ from torch import Tensor
 from pema.errors import ConfigError, OwnerError
 from pema.files import create
 from pema.owner.bundle import MASKED
-from pema.owner.contract import PLM, PLMDescription, Represented, Session
+from pema.owner.contract import PLM, ContextRepresentations, PLMDescription, Session
 from pema.owner.head import Head
 
 if TYPE_CHECKING:
@@ -195,13 +195,13 @@ class MaskedPLM:
 
     def represent(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 8192
-    ) -> Iterator[Represented]:
+    ) -> Iterator[ContextRepresentations]:
         """Represent `teacher` contexts; see `contract.PLM.represent`."""
         return map(self._masked, self._plm.represent(sequences, starts, batch_tokens=batch_tokens))
 
     def predict(
         self, prompts: Sequence[Sequence[int]], steps: Sequence[int], *, batch_tokens: int = 8192
-    ) -> Iterator[Represented]:
+    ) -> Iterator[ContextRepresentations]:
         """Represent `predicted` contexts; see `contract.PLM.predict`."""
         return map(self._masked, self._plm.predict(prompts, steps, batch_tokens=batch_tokens))
 
@@ -209,7 +209,7 @@ class MaskedPLM:
         """Open a decoding session; see `contract.PLM.open_session`."""
         return MaskedSession(self._plm.open_session(prompts), self._Q)
 
-    def _masked(self, answer: Represented) -> Represented:
+    def _masked(self, answer: ContextRepresentations) -> ContextRepresentations:
         return replace(answer, representations=self._rotate(answer.representations))
 
     def _rotate(self, x: Tensor) -> Tensor:

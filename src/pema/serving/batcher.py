@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
-from pema.owner.contract import PLM, Represented
+from pema.owner.contract import PLM, ContextRepresentations
 from pema.owner.local.session import Step, advance_together
 from pema.serving.refusal import Refusal, session_expired
 
@@ -97,7 +97,7 @@ class Batcher:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
-    def contexts(self, work: Sequences, *, key: str, tokens: int) -> Future[list[Represented]]:
+    def contexts(self, work: Sequences, *, key: str, tokens: int) -> Future[list[ContextRepresentations]]:
         """The answers of one request, in its order.
 
         Raises:
@@ -266,7 +266,7 @@ def _answer(jobs: list[_Job], tokens: int) -> None:
         job.future.set_result(answer)
 
 
-def _together(jobs: list[_Job], tokens: int) -> list[list[Represented]]:
+def _together(jobs: list[_Job], tokens: int) -> list[list[ContextRepresentations]]:
     works = [job.work for job in jobs if isinstance(job.work, Sequences)]
     first = works[0]
     sequences = [sequence for work in works for sequence in work.sequences]

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from pema.serving.messages import Message
-from pema.serving.pending import Pending
+from pema.serving.pending import PendingBytes
 from pema.serving.policy import Limits
 from pema.serving.refusal import Refusal
 
@@ -27,7 +27,7 @@ _LARGE = 1 << 15
 _PARSER = ThreadPoolExecutor(1, "pema-parser")
 
 
-async def read(request: Request, model: type[M], limits: Limits, pending: Pending) -> M:
+async def read(request: Request, model: type[M], limits: Limits, pending: PendingBytes) -> M:
     """The body of a request, refused before it is read to its end where it is too large.
 
     Args:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import Response, StreamingResponse
 from starlette.requests import Request
 
-from pema.owner.contract import Represented
+from pema.owner.contract import ContextRepresentations
 from pema.owner.wire import TENSORS, WireDtype, narrow, pack
 from pema.serving import documented
 from pema.serving.admission import Caller, admit
@@ -112,7 +112,7 @@ async def _answered(request: Request, caller: Caller, work: Sequences, tokens: i
     return TensorResponse(packed)
 
 
-def _packed(found: Sequence[Represented], dtype: WireDtype) -> bytes:
+def _packed(found: Sequence[ContextRepresentations], dtype: WireDtype) -> bytes:
     tensors = {
         "representations": narrow(torch.cat([answer.representations for answer in found]), dtype),
         "counts": torch.tensor([len(answer.representations) for answer in found]),

@@ -35,7 +35,7 @@ class JSONLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-class Seldom(logging.Filter):
+class RateFilter(logging.Filter):
     """Lets a library say the same thing once in a while: what clients can cause must not fill a disk.
 
     Requests are logged one by one, whatever they are.
@@ -64,7 +64,7 @@ def log_to_stderr() -> None:
     disable_progress_bar()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines())
-    handler.addFilter(Seldom())
+    handler.addFilter(RateFilter())
     logging.captureWarnings(True)
     # The root takes what any library says, asyncio and Python's warnings among them.
     levels = (

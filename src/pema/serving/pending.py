@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pema.serving.refusal import Refusal
 
 
-class Pending:
+class PendingBytes:
     """The bytes of one key.
 
     Args:

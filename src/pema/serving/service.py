@@ -13,7 +13,7 @@ from pema.serving.batcher import Batcher
 from pema.serving.checks import Checks
 from pema.serving.messages import LimitsMessage, PLMMessage
 from pema.serving.metrics import Metrics
-from pema.serving.pending import Pending
+from pema.serving.pending import PendingBytes
 from pema.serving.policy import ANYBODY, HeadForm, Key, Policy
 from pema.serving.quota import Quota
 from pema.serving.sessions import Cost, Sessions
@@ -49,7 +49,7 @@ class Service:
         self.tokenizer_files = tokenizer_files(plm.tokenizer)
         keys, limits = policy.keys or (ANYBODY,), policy.limits
         self.quotas = {key.name: Quota(key, heads_per_hour=limits.heads_per_hour) for key in keys}
-        self.pending = {key.name: Pending(limits.pending_bytes) for key in keys}
+        self.pending = {key.name: PendingBytes(limits.pending_bytes) for key in keys}
         self.representation_bytes = 4 * plm.description.d_tap
         self._heads: dict[HeadForm, bytes] = {}
         self._packing = threading.Lock()

@@ -19,7 +19,7 @@ CHUNK = 4096
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedExample:
     """An example in token ids.
 
     Attributes:
@@ -70,7 +70,7 @@ class Template:
 
     def encode(
         self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], *, apart: bool = False
-    ) -> list[Encoded]:
+    ) -> list[EncodedExample]:
         """Encode prompts and targets.
 
         `prompt + target` are the tokens of the whole text and one end-of-sequence token. They are split where the
@@ -91,7 +91,7 @@ class Template:
         eos = int(tokenizer.eos_token_id)
         encoding = Encoding(tokenizer)
         marked = Template(encoding.mark(self.text))
-        encoded: list[Encoded] = []
+        encoded: list[EncodedExample] = []
         for start in range(0, len(examples), CHUNK):
             chunk = examples[start : start + CHUNK]
             places = [example.where or f"example {start + i + 1}" for i, example in enumerate(chunk)]
@@ -125,10 +125,10 @@ class Template:
                     )
                 if target[-1] != eos:
                     target += (eos,)
-                encoded.append(Encoded(whole[:cut], target, prompt.source_length))
+                encoded.append(EncodedExample(whole[:cut], target, prompt.source_length))
         return encoded
 
-    def encode_prompts(self, tokenizer: PreTrainedTokenizerBase, sources: Sequence[str]) -> list[Encoded]:
+    def encode_prompts(self, tokenizer: PreTrainedTokenizerBase, sources: Sequence[str]) -> list[EncodedExample]:
         """Encode prompts alone, in the order of `sources`.
 
         Raises:
@@ -136,7 +136,7 @@ class Template:
         """
         encoding = Encoding(tokenizer)
         marked = Template(encoding.mark(self.text))
-        encoded: list[Encoded] = []
+        encoded: list[EncodedExample] = []
         for start in range(0, len(sources), CHUNK):
             chunk = sources[start : start + CHUNK]
             encoded += marked._prompts(encoding, chunk, [f"source {start + i + 1}" for i in range(len(chunk))])
@@ -150,7 +150,7 @@ class Template:
         (typical,) = self.encode_prompts(tokenizer, [TYPICAL])
         return len(typical.prompt) - typical.source_length
 
-    def _prompts(self, encoding: Encoding, sources: Sequence[str], places: Sequence[str]) -> list[Encoded]:
+    def _prompts(self, encoding: Encoding, sources: Sequence[str], places: Sequence[str]) -> list[EncodedExample]:
         """Encode the prompts of this template, whose control tokens are already marked."""
         for source, where in zip(sources, places, strict=True):
             if not source.strip():
@@ -161,7 +161,7 @@ class Template:
             if not prompt:
                 raise DataError(f"{where}: the prompt tokenises to nothing. Remove it or give the template some words.")
         lengths = [max(1, len(ids)) for ids in encoding.encode(sources)]
-        return [Encoded(prompt, (), length) for prompt, length in zip(prompts, lengths, strict=True)]
+        return [EncodedExample(prompt, (), length) for prompt, length in zip(prompts, lengths, strict=True)]
 
 
 def shared_length(a: Sequence[int], b: Sequence[int]) -> int:

@@ -17,7 +17,7 @@ from pema.owner.batching import length_batches
 from pema.owner.client.connection import SMALL_ANSWER, Connection
 from pema.owner.client.received import TOKENIZER_BYTES, head_bytes, load_head, load_tokenizer
 from pema.owner.client.remote_session import RemoteSession
-from pema.owner.contract import Contexts, PLMDescription, Represented, Tap, padded
+from pema.owner.contract import ContextRepresentations, Contexts, PLMDescription, Tap, padded
 from pema.owner.head import Head
 from pema.owner.session_model import SessionModel
 from pema.owner.wire import VERSION, WireDtype, unpack
@@ -109,7 +109,7 @@ class RemotePLM:
 
     def represent(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 8192
-    ) -> Iterator[Represented]:
+    ) -> Iterator[ContextRepresentations]:
         """Represent `teacher` contexts; see `contract.PLM.represent`.
 
         Raises:
@@ -125,7 +125,7 @@ class RemotePLM:
 
     def predict(
         self, prompts: Sequence[Sequence[int]], steps: Sequence[int], *, batch_tokens: int = 8192
-    ) -> Iterator[Represented]:
+    ) -> Iterator[ContextRepresentations]:
         """Represent `predicted` contexts; see `contract.PLM.predict`.
 
         Raises:
@@ -167,7 +167,7 @@ class RemotePLM:
         batch_tokens: int,
         asked: Sequence[int],
         wanted: Sequence[int],
-    ) -> Iterator[Represented]:
+    ) -> Iterator[ContextRepresentations]:
         """Send batches of similar length, a few concurrently, and yield their answers in order.
 
         Args:
@@ -182,18 +182,18 @@ class RemotePLM:
         batches = [batch[k : k + rows] for batch in length_batches(lengths, tokens) for k in range(0, len(batch), rows)]
         row_bytes = self._description.d_tap * getattr(torch, self.dtype).itemsize + 8
 
-        def send(batch: list[int]) -> list[Represented]:
+        def send(batch: list[int]) -> list[ContextRepresentations]:
             most = row_bytes * sum(asked[i] for i in batch) + 8 * len(batch) + SMALL_ANSWER
             content = self._connection.request("POST", path, body(batch) | {"dtype": self.dtype}, most=most)
             parts = self._answers(content, [asked[i] for i in batch], path)
             # Clones, so that a retained part does not keep the whole answer in memory.
             return [
-                Represented(i, f[: wanted[i]].clone(), None if words is None else words[: wanted[i]].clone())
+                ContextRepresentations(i, f[: wanted[i]].clone(), None if words is None else words[: wanted[i]].clone())
                 for i, (f, words) in zip(batch, parts, strict=True)
             ]
 
         with ThreadPoolExecutor(IN_FLIGHT, "pema-client") as pool:
-            waiting: deque[Future[list[Represented]]] = deque()
+            waiting: deque[Future[list[ContextRepresentations]]] = deque()
             try:
                 for batch in batches:
                     if len(waiting) == IN_FLIGHT:

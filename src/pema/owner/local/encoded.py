@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pema.owner.local.growing import CachedContexts, Growing, WholeContexts
+from pema.owner.local.growing import CachedContexts, GrowingContexts, WholeContexts
 from pema.owner.local.prefix import Prefix
 from pema.owner.local.running import Runner
 from pema.owner.positions import PositionEncoding
@@ -15,7 +15,7 @@ from pema.owner.positions import PositionEncoding
 
 def cached(
     runner: Runner, rows: Sequence[Sequence[int]], prefix: Prefix | None = None, *, padding: bool = True
-) -> Growing:
+) -> GrowingContexts:
     """Create contexts whose state (keys and values, or another) is cached while their position encoding is unchanged.
 
     Args:
@@ -25,7 +25,7 @@ def cached(
         padding: whether rows of different lengths may be padded on the left.
     """
 
-    def begin(rows: Sequence[Sequence[int]]) -> Growing:
+    def begin(rows: Sequence[Sequence[int]]) -> GrowingContexts:
         of = runner.positions.of
         return CachedContexts(runner, rows, prefix if prefix and of(prefix.length) == of(len(rows[0])) else None)
 
@@ -34,7 +34,7 @@ def cached(
     return GroupedContexts(begin, runner.positions, rows, padding=padding)
 
 
-def whole(runner: Runner, rows: Sequence[Sequence[int]], *, together: bool) -> Growing:
+def whole(runner: Runner, rows: Sequence[Sequence[int]], *, together: bool) -> GrowingContexts:
     """Create contexts that are run from their first token at every step.
 
     Args:
@@ -43,7 +43,7 @@ def whole(runner: Runner, rows: Sequence[Sequence[int]], *, together: bool) -> G
         together: whether rows of different lengths may share a forward pass.
     """
 
-    def begin(rows: Sequence[Sequence[int]]) -> Growing:
+    def begin(rows: Sequence[Sequence[int]]) -> GrowingContexts:
         return WholeContexts(runner, rows, together=together)
 
     return GroupedContexts(begin, runner.positions, rows) if runner.positions.varies else begin(rows)
@@ -58,7 +58,7 @@ class GroupedContexts:
 
     def __init__(
         self,
-        begin: Callable[[Sequence[Sequence[int]]], Growing],
+        begin: Callable[[Sequence[Sequence[int]]], GrowingContexts],
         positions: PositionEncoding,
         rows: Sequence[Sequence[int]],
         *,
@@ -69,14 +69,14 @@ class GroupedContexts:
         self._parts = self._begun(range(len(rows)))
 
     def run(self, *, logits: bool) -> tuple[Tensor, Tensor]:
-        """Run the new tokens; see `Growing.run`."""
+        """Run the new tokens; see `GrowingContexts.run`."""
         ran = [part.run(logits=logits) for part, _ in self._parts]
         order = torch.tensor([row for _, members in self._parts for row in members]).argsort()
         f, words = (torch.cat(tensors) for tensors in zip(*ran, strict=True))
         return f[order.to(f.device)], words[order.to(words.device)]
 
     def extend(self, tokens: Tensor, parents: Tensor | None) -> None:
-        """Extend the rows; see `Growing.extend`."""
+        """Extend the rows; see `GrowingContexts.extend`."""
         rows = list(range(len(self._contexts))) if parents is None else parents.tolist()
         before = [self._positions.of(len(context)) for context in self._contexts]
         self._contexts = [[*self._contexts[row], token] for row, token in zip(rows, tokens.tolist(), strict=True)]
@@ -102,7 +102,7 @@ class GroupedContexts:
         part, members = self._parts[0]
         return part.joinable() if list(members) == list(range(len(self._contexts))) else None
 
-    def _begun(self, rows: Sequence[int]) -> list[tuple[Growing, list[int]]]:
+    def _begun(self, rows: Sequence[int]) -> list[tuple[GrowingContexts, list[int]]]:
         """Begin a part per group of rows; rows of equal length stay equal, since each grows by one token per step."""
         members: dict[tuple[bytes, int], list[int]] = {}
         for row in rows:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pema.owner.local.growing import Growing
+from pema.owner.local.growing import GrowingContexts
 
 _DROP = 8
 """Finished rows are removed when they are at least one in this many, so that the copy pays off."""
 
 
 @torch.inference_mode()
-def greedy(contexts: Growing, limits: Sequence[int], eos: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+def greedy(contexts: GrowingContexts, limits: Sequence[int], eos: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
     """Decode greedily until an end-of-sequence token, or for limits[i] steps.
 
     Returns:

@@ -19,7 +19,7 @@ from pema.owner.local.running import Runner
 from pema.owner.weights import device_of
 
 
-class Growing(Protocol):
+class GrowingContexts(Protocol):
     """The contexts of one batch."""
 
     def run(self, *, logits: bool) -> tuple[Tensor, Tensor]:
@@ -63,7 +63,7 @@ class CachedContexts:
         self._tokens, self._mask, self._positions = tokens.to(device), mask.to(device), positions.to(device)
 
     def run(self, *, logits: bool) -> tuple[Tensor, Tensor]:
-        """Run the new tokens; see `Growing.run`."""
+        """Run the new tokens; see `GrowingContexts.run`."""
         arguments: dict[str, Any] = {"use_cache": True, **self.runner.state(self._cache)}
         if self._padded:  # some models assume that a mask means padding among the new tokens
             arguments["attention_mask"] = self._mask
@@ -75,7 +75,7 @@ class CachedContexts:
         return f, output.logits[:, -1] if logits else f.new_empty(len(f), 0)
 
     def extend(self, tokens: Tensor, parents: Tensor | None) -> None:
-        """Extend the rows; see `Growing.extend`."""
+        """Extend the rows; see `GrowingContexts.extend`."""
         if parents is not None:
             _select_rows(self._cache, parents)
             self._mask, self._positions = self._mask[parents], self._positions[parents]
@@ -136,7 +136,7 @@ class WholeContexts:
         self.together = together
 
     def run(self, *, logits: bool) -> tuple[Tensor, Tensor]:
-        """Run the new tokens; see `Growing.run`."""
+        """Run the new tokens; see `GrowingContexts.run`."""
         results = [self._run(batch, logits) for batch in self._batches()]
         return torch.cat([f for f, _ in results]), torch.cat([words for _, words in results])
 
@@ -162,7 +162,7 @@ class WholeContexts:
         return f, output.logits[0] if logits else f.new_empty(len(f), 0)
 
     def extend(self, tokens: Tensor, parents: Tensor | None) -> None:
-        """Extend the rows; see `Growing.extend`."""
+        """Extend the rows; see `GrowingContexts.extend`."""
         rows = range(len(self._contexts)) if parents is None else parents.tolist()
         pairs = zip(rows, tokens.tolist(), strict=True)
         self._contexts = [[*self._contexts[row], token] for row, token in pairs]

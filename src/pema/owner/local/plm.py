@@ -14,13 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pema.errors import DataError
 from pema.owner import loading
 from pema.owner.batching import common_prefix, length_batches
-from pema.owner.contract import PLMDescription, Represented, Tap
+from pema.owner.contract import ContextRepresentations, PLMDescription, Tap
 from pema.owner.derivation import derive_head
 from pema.owner.head import Head
 from pema.owner.loading import DeviceMap
 from pema.owner.local.encoded import cached, whole
 from pema.owner.local.greedy import greedy
-from pema.owner.local.growing import Growing
+from pema.owner.local.growing import GrowingContexts
 from pema.owner.local.prefix import Prefix
 from pema.owner.local.running import Runner
 from pema.owner.local.session import LocalSession
@@ -146,7 +146,7 @@ class LocalPLM:
 
     def represent(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 8192
-    ) -> Iterator[Represented]:
+    ) -> Iterator[ContextRepresentations]:
         """Represent `teacher` contexts; see `contract.PLM.represent`."""
         for i, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
             if len(sequence) > self.max_length:
@@ -163,7 +163,7 @@ class LocalPLM:
 
     def predict(
         self, prompts: Sequence[Sequence[int]], steps: Sequence[int], *, batch_tokens: int = 8192
-    ) -> Iterator[Represented]:
+    ) -> Iterator[ContextRepresentations]:
         """Represent `predicted` contexts; see `contract.PLM.predict`."""
         for i, (prompt, count) in enumerate(zip(prompts, steps, strict=True)):
             if len(prompt) == 0:
@@ -203,7 +203,7 @@ class LocalPLM:
 
     def _represent(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], batch_tokens: int
-    ) -> Iterator[Represented]:
+    ) -> Iterator[ContextRepresentations]:
         if not sequences:
             return
         # The last token of a sequence is only a target, so no context contains it. If the position encoding depends on
@@ -221,7 +221,7 @@ class LocalPLM:
                 parts.setdefault(i, []).append((first, f))
                 if len(parts[i]) == count[i]:
                     ordered = [part for _, part in sorted(parts.pop(i), key=itemgetter(0))]
-                    yield Represented(i, ordered[0] if len(ordered) == 1 else torch.cat(ordered))
+                    yield ContextRepresentations(i, ordered[0] if len(ordered) == 1 else torch.cat(ordered))
 
     def _passes(
         self,
@@ -252,7 +252,7 @@ class LocalPLM:
 
     def _predict(
         self, prompts: Sequence[Sequence[int]], steps: Sequence[int], batch_tokens: int
-    ) -> Iterator[Represented]:
+    ) -> Iterator[ContextRepresentations]:
         if not prompts:
             return
         prefix = self._prompt_prefix(prompts)
@@ -261,7 +261,7 @@ class LocalPLM:
             contexts = self._growing([prompts[i] for i in batch], prefix)
             results = greedy(contexts, [steps[i] for i in batch], self._eos)
             for i, (representations, generated) in zip(batch, results, strict=True):
-                yield Represented(i, representations, generated)
+                yield ContextRepresentations(i, representations, generated)
 
     def _prompt_prefix(self, prompts: Sequence[Sequence[int]]) -> Prefix | None:
         if len(prompts) < 2 or not self._short_cuts.greedy_prefix:
@@ -272,7 +272,7 @@ class LocalPLM:
         return prefix if prefix is None or prefix.movable() else None
 
     @torch.inference_mode()
-    def _growing(self, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> Growing:
+    def _growing(self, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> GrowingContexts:
         if self._short_cuts.cache:
             return cached(self._runner, rows, prefix)
         if self._short_cuts.unpadded_cache:

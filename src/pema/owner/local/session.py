@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pema.errors import DataError
 from pema.owner.contract import Session
-from pema.owner.local.growing import CachedContexts, Growing
+from pema.owner.local.growing import CachedContexts, GrowingContexts
 from pema.owner.local.running import Runner
 
 
@@ -18,9 +18,15 @@ class LocalSession:
     """A decoding session on a model in this process; see `contract.Session`."""
 
     def __init__(
-        self, contexts: Growing, lengths: Sequence[int], *, max_length: int, vocabulary_size: int, device: torch.device
+        self,
+        contexts: GrowingContexts,
+        lengths: Sequence[int],
+        *,
+        max_length: int,
+        vocabulary_size: int,
+        device: torch.device,
     ) -> None:
-        self._contexts: Growing | None = contexts
+        self._contexts: GrowingContexts | None = contexts
         self._lengths = list(lengths)
         self._max_length, self._vocabulary_size = max_length, vocabulary_size
         self._device = device
@@ -41,7 +47,7 @@ class LocalSession:
         contexts = self._extend(tokens, parents)
         self._representations = self._run(contexts)
 
-    def _extend(self, tokens: Sequence[int], parents: Sequence[int] | None) -> Growing:
+    def _extend(self, tokens: Sequence[int], parents: Sequence[int] | None) -> GrowingContexts:
         if self._contexts is None:
             raise DataError("the session is closed: open another.")
         rows = range(len(self._lengths)) if parents is None else parents
@@ -73,7 +79,7 @@ class LocalSession:
                 )
 
     @torch.inference_mode()
-    def _run(self, contexts: Growing) -> Tensor:
+    def _run(self, contexts: GrowingContexts) -> Tensor:
         f, _ = contexts.run(logits=False)
         # Kept on the owner's side for repeated requests, so it must not be a view of the model's state.
         return f.detach().cpu().clone()

@@ -16,7 +16,7 @@ from pema.owner.causal_lm import output_embedding
 from pema.owner.derivation import evaluating, hooked
 from pema.owner.local.encoded import cached, whole
 from pema.owner.local.greedy import greedy
-from pema.owner.local.growing import Growing
+from pema.owner.local.growing import GrowingContexts
 from pema.owner.local.prefix import Prefix
 from pema.owner.local.running import Runner
 from pema.owner.weights import device_of
@@ -181,7 +181,7 @@ class ShortCuts:
         return list(torch.stack(rows, 1))
 
     @torch.inference_mode()
-    def _greedy(self, contexts: Growing, limits: Sequence[int] = _LIMITS) -> Sequence[Tensor]:
+    def _greedy(self, contexts: GrowingContexts, limits: Sequence[int] = _LIMITS) -> Sequence[Tensor]:
         return [f for f, _ in greedy(contexts, limits, self._runner.eos)]
 
     @cached_property
