@@ -40,6 +40,12 @@ def test_what_a_csv_writer_wrote_means_what_was_written(tmp_path, rows, quoting,
     assert read(put(tmp_path, written([header, *rows], quoting, end))) == [list(header), *map(list, rows)]
 
 
+def test_a_line_of_a_quoted_cell_may_look_like_an_escaped_one(tmp_path):
+    rows = [["source", "target", "id"], ["x", "\n", '\\"\n']]
+    assert '"\t"\\""' in written(rows, end="\n").splitlines()
+    assert read(put(tmp_path, written(rows))) == rows
+
+
 @on_one_folder
 @given(
     rows=st.lists(st.tuples(cells, cells), min_size=1, max_size=5), bare=st.sampled_from(['a "b"', '"Yes," he', 'b"'])

@@ -56,14 +56,17 @@ class _Seen:
         ragged: whether another line has more or fewer columns.
         all_quoted: whether every cell, except numbers and empty cells, is quoted.
         needy: number of the first line with a quoted cell that contains quotation marks; 0 if there is none.
+        escaped: number of the first line with a cell whose quotation marks are escaped by a backslash; 0 if there is
+            none. It may be part of a quoted cell with several lines.
     """
 
     width: int = 0
     ragged: bool = False
     all_quoted: bool = True
     needy: int = 0
+    escaped: int = 0
 
-    def look(self, number: int, cells: list[str], path: Path) -> None:
+    def look(self, number: int, cells: list[str]) -> None:
         """Update the evidence with a line that is not blank."""
         self.width = self.width or len(cells)
         self.ragged |= len(cells) != self.width
@@ -73,9 +76,7 @@ class _Seen:
                 if not self.needy and (QUOTE in quoted[1] or "\r" in quoted[1]):
                     self.needy = number
             elif BACKSLASHED.fullmatch(cell):
-                raise DataError(
-                    f"{path}:{number}: a cell escapes its quotation marks by a backslash: double them. {REMEDY}"
-                )
+                self.escaped = self.escaped or number
             else:
                 self.all_quoted &= not cell or NUMBER.fullmatch(cell) is not None
 
@@ -91,7 +92,7 @@ def _is_quoted(path: Path) -> bool:
     def looked_at() -> Iterator[tuple[int, str]]:
         for number, line in text_lines(path):
             if line:
-                seen.look(number, line.split(TAB), path)
+                seen.look(number, line.split(TAB))
             yield number, line
 
     for number, text in _logical(looked_at()):
@@ -100,7 +101,11 @@ def _is_quoted(path: Path) -> bool:
             width = width or len(cells or ())
             wrong = number if cells is None or len(cells) != width else 0
     if not wrong:
-        return bool(seen.needy) or seen.all_quoted or seen.ragged or width != seen.width
+        return bool(seen.needy or seen.escaped) or seen.all_quoted or seen.ragged or width != seen.width
+    if seen.escaped:
+        raise DataError(
+            f"{path}:{seen.escaped}: a cell escapes its quotation marks by a backslash: double them. {REMEDY}"
+        )
     if seen.needy:
         raise DataError(
             f"{path}:{seen.needy}: a cell is quoted as by a csv writer, but line {wrong} is not: it has a different "
