@@ -64,7 +64,7 @@ INEXACT = (
 )
 """Where a PLM with a cache by itself gives other text than its own passes over the whole sequence, in transformers."""
 
-BEFORE = ("phi3-longrope * *", "mamba2 guided* *")
+BEFORE = ("phi3-longrope * *", "mamba2 guided* *", "recurrent-gemma * *")
 """The same in older versions of transformers; there the PLM by itself must be inexact too."""
 
 STEPS, OVERHEAD, COLUMNS = 5, 3, 14
