@@ -290,7 +290,7 @@ AGAIN = r"Make the results again with `pema compare`"
         ("experiment.json", put("reference", 3), "reference=3 must be a text"),
         ("experiment.json", put("reference", "none"), rf"names .*'LoRA'.* and the reference 'none'\. {AGAIN}"),
         ("experiment.json", put("data.test", 21), rf"seed0\.txt holds 20 lines for 21 test examples\. {AGAIN}"),
-        ("experiment.json", put("metric", "bleu"), "'metric' is not a setting of ExperimentFacts: did you mean 'metrics'"),
+        ("experiment.json", put("metric", "bleu"), r"'metric' is not a setting of \w+: did you mean 'metrics'"),
         ("comparison.json", put("rows.0.label", "x"), r"comparison\.json has rows of 'x', .*, experiment\.json names"),
         ("comparison.json", put("rows.0.seeds", 9), "counts 9 seeds of 'PLM alone', but 1 runs lie beside it"),
         ("comparison.json", drop("rows"), r"comparison\.json: 'rows' is missing"),
