@@ -135,12 +135,16 @@ def test_tied_embeddings_count_once_wherever_they_lie(tmp_path):
         whole.lm_head.weight[5, 5] += 1
     assert fingerprint(whole) != expected
     tied().save_pretrained(tmp_path / "plm")
-    on_disk = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "plm", device_map={"": "disk"}, offload_folder=tmp_path / "offloaded"
-    )
-    assert any(p.device.type == "meta" for p in on_disk.parameters())
-    if hasattr(on_disk.lm_head, "_hf_hook"):  # older versions of transformers lose the tied head, and cannot run it
-        assert fingerprint(on_disk) == expected
+    try:
+        on_disk = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "plm", device_map={"": "disk"}, offload_folder=tmp_path / "offloaded"
+        )
+    except ValueError as error:  # older versions of transformers put no whole model on the disk
+        assert "offload the whole model" in str(error)
+    else:
+        assert any(p.device.type == "meta" for p in on_disk.parameters())
+        if hasattr(on_disk.lm_head, "_hf_hook"):  # older versions of transformers lose the tied head, and cannot run it
+            assert fingerprint(on_disk) == expected
     offloaded = tied()
     accelerate.cpu_offload(offloaded, execution_device=torch.device("cpu"))
     assert fingerprint(offloaded) == expected
