@@ -143,7 +143,7 @@ def test_tied_embeddings_count_once_wherever_they_lie(tmp_path):
         assert "offload the whole model" in str(error)
     else:
         assert any(p.device.type == "meta" for p in on_disk.parameters())
-        if hasattr(on_disk.lm_head, "_hf_hook"):  # older versions of transformers lose the tied head, and cannot run it
+        if hasattr(on_disk.lm_head, "_hf_hook"):  # older versions of transformers lose the tied head
             assert fingerprint(on_disk) == expected
     offloaded = tied()
     accelerate.cpu_offload(offloaded, execution_device=torch.device("cpu"))
