@@ -140,7 +140,8 @@ def test_tied_embeddings_count_once_wherever_they_lie(tmp_path):
             tmp_path / "plm", device_map={"": "disk"}, offload_folder=tmp_path / "offloaded"
         )
     except ValueError as error:  # older versions of transformers put no whole model on the disk
-        assert "offload the whole model" in str(error)
+        if "offload the whole model" not in str(error):
+            raise
     else:
         assert any(p.device.type == "meta" for p in on_disk.parameters())
         if hasattr(on_disk.lm_head, "_hf_hook"):  # older versions of transformers lose the tied head
