@@ -46,7 +46,7 @@ class Limits(_Table):
         description="Requests that wait for the PLM; more are turned away, those of the key with the most first.",
     )
     pending_bytes: _Count = Field(
-        default=1 << 28, description="Bodies that come and answers that are not yet read, of one key together."
+        default=1 << 27, description="Bodies that come and answers that are not yet read, of one key together."
     )
     heads_per_hour: _Count = Field(default=60, description="How often one key is given the LM head.")
     connections: _Count = Field(
