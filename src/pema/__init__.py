@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pema.owner.config import LoadConfig
     from pema.owner.local import LocalPLM
     from pema.owner.opening import open_plm
-    from pema.tasks.example import Example
+    from pema.tasks.example import Example, Turn
     from pema.tasks.readers import from_dataset, read_examples, read_lines
     from pema.tasks.registry import Task, get_task
     from pema.tasks.template import Template
@@ -73,7 +73,7 @@ _HOMES = {
     "owner.config": ("LoadConfig",),
     "owner.local": ("LocalPLM",),
     "owner.opening": ("open_plm",),
-    "tasks.example": ("Example",),
+    "tasks.example": ("Example", "Turn"),
     "tasks.readers": ("from_dataset", "read_examples", "read_lines"),
     "tasks.registry": ("Task", "get_task"),
     "tasks.template": ("Template",),
@@ -107,6 +107,7 @@ __all__ = [
     "Task",
     "Template",
     "TrainConfig",
+    "Turn",
     "attach",
     "build_memory",
     "evaluate",

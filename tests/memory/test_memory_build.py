@@ -13,11 +13,11 @@ from hypothesis.extra import numpy as hnp
 
 from pema.errors import ConfigError, DataError, OwnerError, StorageError
 from pema.memory import build as build_module
-from pema.memory.manifest import Manifest
+from pema.memory.manifest import Input, Manifest
 from pema.memory.reader import Memory
 from pema.memory.shard import DTYPES, channel_scales_of, restore, store
 from pema.memory.verify import verify
-from pema.tasks.example import Example
+from pema.tasks.example import Example, Turn
 
 finite = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2), elements=st.floats(-60000, 60000, width=32))
 
@@ -304,3 +304,18 @@ def test_a_real_plm_gives_the_memory_its_own_logits(tmp_path, tiny_plm):
             start += len(one.target)
         assert start == memory.pairs
         assert Memory.open(tmp_path / tap).d == head.d
+
+
+def test_every_target_of_a_source_is_stored(tmp_path):
+    several = [Example("abc", "h", "x:1", alternatives=("gf", "hgf")), Example("de", "f", "x:2")]
+    apart = [Example("abc", "h"), Example("abc", "gf"), Example("abc", "hgf"), Example("de", "f")]
+    assert files(build(tmp_path / "a", several).path) == files(build(tmp_path / "b", apart).path)
+    (tmp_path / "c").mkdir()
+    assert build(tmp_path / "c", several, limit=1).examples == 3
+
+
+def test_a_history_makes_another_input():
+    turns = Turn("system", "Be brief."), Turn("user", "Hello!")
+    examples = [[Example("a", "b", history=turns[:n])] for n in range(3)]
+    examples += [[Example("a", "b", history=(turns[1], turns[0]))], [Example("system", "Be brief."), Example("a", "b")]]
+    assert len({Input.of(each, 8).sha256 for each in examples}) == len(examples)

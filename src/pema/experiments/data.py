@@ -42,7 +42,7 @@ class Data:
         digest = hashlib.sha256()
         for part in (self.train, self.dev, self.test):
             for example in part:
-                digest.update(json.dumps([example.source, example.target], ensure_ascii=False).encode())
+                digest.update(json.dumps(example.to_list(), ensure_ascii=False).encode())
             digest.update(b"|")
         return digest.hexdigest()
 

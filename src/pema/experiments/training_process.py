@@ -62,8 +62,8 @@ def _written(method: Method, job: Job, prepared: Path, output: Path) -> dict[str
         "plm_dtype": job.plm_dtype,
         "task": job.task.name,
         "template": job.task.template.text,
-        "train": [[example.source, example.target] for example in job.train],
-        "dev": [[example.source, example.target] for example in job.dev],
+        "train": [example.to_list() for example in job.train],
+        "dev": [example.to_list() for example in job.dev],
         "seed": job.seed,
         "budget": asdict(job.budget),
     }
@@ -71,7 +71,7 @@ def _written(method: Method, job: Job, prepared: Path, output: Path) -> dict[str
 
 def _read(order: dict[str, Any]) -> tuple[Method, Job]:
     method = get_method(order["method"]).of(order["settings"])
-    train, dev = (tuple(Example(*pair) for pair in order[part]) for part in ("train", "dev"))
+    train, dev = (tuple(map(Example.of_list, order[part])) for part in ("train", "dev"))
     task = get_task(order["task"], order["template"])
     return method, Job(order["plm"], order["plm_dtype"], task, train, dev, order["seed"], Budget(**order["budget"]))
 

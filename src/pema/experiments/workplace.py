@@ -61,7 +61,7 @@ class Workplace:
         given = {
             "plm": [description.fingerprint, description.tokenizer_fingerprint, experiment.plm_dtype],
             "template": experiment.task.template.text,
-            "train": [[example.source, example.target] for example in train],
+            "train": [example.to_list() for example in train],
         }
         prepared: dict[str, Any] = {"given": given, "prepared_by": one.prepared_by}
         if not one.shared:
@@ -103,7 +103,7 @@ class Workplace:
             plm: its PLM.
             adapted: the adapted PLM where it is open already.
         """
-        dev = [[example.source, example.target] for example in place.job.dev]
+        dev = [example.to_list() for example in place.job.dev]
         file = place.trained / f"{digest({'settings': place.method.settings(), 'dev': dev})[:SHORT]}.{DEV}"
         if not file.exists():
             if adapted is None:

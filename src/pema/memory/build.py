@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from pema.memory.reader import Memory
 from pema.memory.shard import Contents, Integers, ShardFile, channel_scales_of, restore, store, write_shard
 from pema.owner.contract import PLM, ContextRepresentations, Contexts, PLMDescription, padded
 from pema.schema import known
-from pema.tasks.example import Example
+from pema.tasks.example import Example, one_target_each
 
 if TYPE_CHECKING:
     from pema.tasks.registry import Task
@@ -58,7 +59,7 @@ def build_memory(
 
     Args:
         plm: the frozen language model.
-        examples: the pairs of texts.
+        examples: the pairs of texts; each of several targets of a source (`Example.alternatives`) is a pair.
         task: its template builds the prompts.
         output: folder of the memory.
         config: the settings; `batch_tokens` may change when a build is resumed.
@@ -80,7 +81,7 @@ def build_memory(
     known(BuildConfig, changes)
     config = replace(config, **changes)
     output = Path(output)
-    examples = list(examples)[: config.limit]
+    examples = list(one_target_each(islice(examples, config.limit)))
     if not examples:
         raise DataError("there are no examples to build a memory from: check the input files.")
     wanted = Manifest(

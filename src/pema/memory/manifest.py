@@ -55,7 +55,7 @@ class Input:
     """The input of one call of `build_memory`.
 
     Attributes:
-        sha256: digest of the sources and targets of its examples, in order.
+        sha256: digest of the sources, targets and histories of its examples, in order.
         examples: number of examples.
         examples_per_shard: maximum number of examples per shard.
     """
@@ -66,10 +66,17 @@ class Input:
 
     @classmethod
     def of(cls, examples: Sequence[Example], examples_per_shard: int) -> Input:
-        """Describe `examples`; the digest covers each text's length (8 bytes, little-endian) and UTF-8 bytes."""
+        """Describe `examples`; the digest covers each text's length (8 bytes, little-endian) and UTF-8 bytes.
+
+        A history comes before its example: the number of turns with the highest bit set, which no length has, then
+        the role and the content of each turn.
+        """
         digest = hashlib.sha256()
         for example in examples:
-            for text in (example.source, example.target):
+            if example.history:
+                digest.update((len(example.history) | 1 << 63).to_bytes(8, "little"))
+            turns = (text for turn in example.history for text in (turn.role, turn.content))
+            for text in (*turns, example.source, example.target):
                 encoded = text.encode("utf-8", "surrogatepass")
                 digest.update(len(encoded).to_bytes(8, "little") + encoded)
         return cls(digest.hexdigest(), len(examples), examples_per_shard)

@@ -17,7 +17,7 @@ from pema.owner.batching import length_batches, pad_right
 from pema.owner.causal_lm import output_embedding
 from pema.owner.derivation import hooked
 from pema.owner.local import LocalPLM
-from pema.tasks.example import Example
+from pema.tasks.example import Example, one_target_each
 from pema.tasks.template import Template
 
 
@@ -27,12 +27,13 @@ def encode(plm: LocalPLM, template: Template, examples: Sequence[Example], virtu
     Args:
         plm: provides the tokenizer and the context window.
         template: builds the prompts.
-        examples: the pairs.
+        examples: the pairs; each of several targets of a source is a pair.
         virtual_tokens: number of positions of the context window that are occupied before the prompt.
 
     Raises:
         DataError: an example is too long for the PLM; the message names it.
     """
+    examples = list(one_target_each(examples))
     tokens = Tokens.encode(plm, template, examples)
     lengths = tokens.starts[1:] - tokens.starts[:-1]
     longest = int(lengths.argmax())

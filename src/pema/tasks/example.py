@@ -1,20 +1,79 @@
-"""The pair of texts that a task consists of."""
+"""The texts that a task consists of: a source, its target, and the turns of a conversation before them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pema.schema import require
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn of a conversation.
+
+    Attributes:
+        role: who speaks: `system`, `user` or `assistant`.
+        content: the text of the turn.
+
+    Raises:
+        ConfigError: the role is unknown.
+    """
+
+    role: Role
+    content: str
+
+    def __post_init__(self) -> None:
+        require("role", self.role, Role)
 
 
 @dataclass(frozen=True)
 class Example:
-    """A pair of a source X and its target Y.
+    """A source X and its target Y.
 
     Attributes:
-        source: the text that replaces `{source}` in the template.
-        target: the text that the PLM should generate.
-        where: "file:line" of the pair, for error messages; "" if it does not come from a file.
+        source: the text that replaces `{source}` in the template; in a conversation, the last turn of the user.
+        target: the text that the PLM should generate; in a conversation, the assistant's reply.
+        where: "file:line" of the example, for error messages; "" if it does not come from a file.
+        history: the turns of the conversation before `source`, the system's turn first; () if there are none.
+        alternatives: further valid targets of the same source: each is one more pair in training, and one more
+            reference of every metric.
     """
 
     source: str
     target: str
     where: str = ""
+    history: tuple[Turn, ...] = ()
+    alternatives: tuple[str, ...] = ()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All valid targets, `target` first."""
+        return (self.target, *self.alternatives)
+
+    def to_list(self) -> list[Any]:
+        """Return JSON-ready values: source and target, then alternatives and history if there are any; not `where`."""
+        values: list[Any] = [self.source, self.target]
+        if self.history or self.alternatives:
+            values += [list(self.alternatives), [[turn.role, turn.content] for turn in self.history]]
+        return values
+
+    @classmethod
+    def of_list(cls, values: Sequence[Any]) -> Example:
+        """Build the example from the values of `to_list`."""
+        source, target, alternatives, history = values if len(values) > 2 else (*values, (), ())
+        turns = tuple(Turn(role, content) for role, content in history)
+        return cls(source, target, history=turns, alternatives=tuple(alternatives))
+
+
+def one_target_each(examples: Iterable[Example]) -> Iterator[Example]:
+    """Yield an example for each valid target of each example, in order: what training consists of."""
+    for example in examples:
+        if not example.alternatives:
+            yield example
+            continue
+        for target in example.references:
+            yield replace(example, target=target, alternatives=())

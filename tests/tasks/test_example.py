@@ -1,0 +1,44 @@
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pema.errors import ConfigError
+from pema.tasks.example import Example, Turn, one_target_each
+
+turns = st.builds(Turn, st.sampled_from(["system", "user", "assistant"]), st.text())
+examples = st.builds(
+    Example,
+    st.text(),
+    st.text(),
+    history=st.lists(turns, max_size=3).map(tuple),
+    alternatives=st.lists(st.text(), max_size=3).map(tuple),
+)
+
+
+@given(examples)
+def test_an_example_survives_json(example):
+    assert Example.of_list(json.loads(json.dumps(example.to_list()))) == example
+    assert Example.of_list(replace(example, where="a:1").to_list()) == example
+
+
+def test_a_plain_example_is_a_pair():
+    assert Example("a", "b", "f:1").to_list() == ["a", "b"]
+
+
+@given(st.lists(examples))
+def test_every_target_becomes_an_example(given_examples):
+    expected = [
+        Example(each.source, target, each.where, each.history)
+        for each in given_examples
+        for target in [each.target, *each.alternatives]
+    ]
+    assert list(one_target_each(given_examples)) == expected
+    assert [each.target for each in expected] == [target for each in given_examples for target in each.references]
+
+
+def test_a_role_that_is_none():
+    with pytest.raises(ConfigError, match=r"role='bot' is .*system.* user.* assistant"):
+        Turn("bot", "Hello!")
