@@ -119,11 +119,17 @@ class PLM:
             MismatchError: the adapter belongs to another PLM.
         """
         mixture = schedule_of(adapter, schedule, lambda_max)
-        overhead = None
+        prompt_overhead_tokens = None
         if adapter.config.template is not None:
-            overhead = task_of(adapter.config).template.overhead(self.tokenizer)
+            template = task_of(adapter.config).template
+            prompt_overhead_tokens = template.prompt_overhead_tokens(self.tokenizer)
         with attach(
-            self.model, adapter, self.head(), mixture, overhead=overhead, description=self.description
+            self.model,
+            adapter,
+            self.head(),
+            mixture,
+            prompt_overhead_tokens=prompt_overhead_tokens,
+            description=self.description,
         ) as attached:
             self._used = _Used(adapter, mixture, attached)
             try:

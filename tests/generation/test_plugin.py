@@ -76,7 +76,7 @@ def test_each_step_is_the_slow_loop(tiny_model, family, seen):
     model, adapter, head = make(tiny_model, family, seen=seen)
     batch = prompts()
     for schedule in SCHEDULES if family in ("llama", "gemma2") else SCHEDULES[:2]:
-        with attach(model, adapter, head, schedule, overhead=OVERHEAD):
+        with attach(model, adapter, head, schedule, prompt_overhead_tokens=OVERHEAD):
             out = model.generate(
                 **batch, max_new_tokens=8, do_sample=False, output_logits=True, return_dict_in_generate=True
             )
@@ -93,7 +93,7 @@ def test_many_rows_are_the_same_as_few(tiny_model, family, seen):
     model, adapter, head = make(tiny_model, family, seen=seen)
     batch = prompts(4, 11)
     many = {name: tensor.repeat(6, 1) for name, tensor in batch.items()}
-    with attach(model, adapter, head, Linear(0.9), overhead=OVERHEAD), torch.no_grad():
+    with attach(model, adapter, head, Linear(0.9), prompt_overhead_tokens=OVERHEAD), torch.no_grad():
         few = model(**batch, logits_to_keep=1).logits
         torch.testing.assert_close(model(**many, logits_to_keep=1).logits, few.repeat(6, 1, 1), atol=1e-5, rtol=1e-4)
         few = model.generate(**batch, max_new_tokens=5, do_sample=False)
@@ -129,7 +129,7 @@ def test_without_weight_the_plm_is_itself(tiny_model, family, schedule):
         return [*outputs, model(**batch, logits_to_keep=1).logits]
 
     before = run()
-    with attach(model, adapter, head, schedule, overhead=OVERHEAD):
+    with attach(model, adapter, head, schedule, prompt_overhead_tokens=OVERHEAD):
         during = run()
     assert all(torch.equal(a, b) for a, b in zip(before, during, strict=True))
 
@@ -175,7 +175,7 @@ def test_the_same_alone_and_in_any_batch(tiny_model, family, way):
         # Some sequences end early, so that finished rows are in the batch.
         adapter.B_pd.mul_(0.7)
     batch = prompts(5, 11)
-    with attach(model, adapter, head, GradualUnrolling(0.95), overhead=OVERHEAD):
+    with attach(model, adapter, head, GradualUnrolling(0.95), prompt_overhead_tokens=OVERHEAD):
         together = model.generate(**batch, max_new_tokens=12, do_sample=False, **way)[:, 11:]
         some = [3, 1]
         pair = model.generate(**{k: v[some] for k, v in batch.items()}, max_new_tokens=12, do_sample=False, **way)[
@@ -196,7 +196,7 @@ def test_finished_sequences_freeze_nobody(tiny_model):
     model, adapter, head = make(tiny_model)
     batch = prompts(2)
     schedule = GradualUnrolling(0.9)
-    with attach(model, adapter, head, schedule, overhead=OVERHEAD):
+    with attach(model, adapter, head, schedule, prompt_overhead_tokens=OVERHEAD):
         free = model.generate(**batch, max_new_tokens=6, do_sample=False)[:, 9:]
         first = free[0, 0].item()
         assert first not in free[1].tolist()
@@ -219,7 +219,7 @@ def test_beam_search_is_exhaustive_search(tiny_model, seen):
         score = sum(log_p[t, y].item() for t, y in enumerate(sequence)) + log_p[-1].max().item()
         if score > best_score:
             best, best_score = [*sequence, int(log_p[-1].argmax())], score
-    with attach(model, adapter, head, schedule, overhead=overhead):
+    with attach(model, adapter, head, schedule, prompt_overhead_tokens=overhead):
         out = model.generate(
             ids.expand(2, -1),
             max_new_tokens=T,
@@ -242,7 +242,7 @@ def test_sampling_draws_from_the_mixture(tiny_model):
     adapter, head, schedule = make_adapter(model), derive_head(model, "head_input"), GradualUnrolling(0.95)
     ids = torch.tensor([[4, 3, 5, 2, 1]])
     torch.manual_seed(0)
-    with attach(model, adapter, head, schedule, overhead=OVERHEAD):
+    with attach(model, adapter, head, schedule, prompt_overhead_tokens=OVERHEAD):
         drawn = model.generate(ids, max_new_tokens=2, do_sample=True, top_k=0, num_return_sequences=4000)[:, 5:]
     _, log_p = slow(model, adapter, head, schedule, ids[0].tolist(), 1)
     found = drawn[:, 0].bincount(minlength=6) / len(drawn)
@@ -268,7 +268,7 @@ def test_every_cache_and_method_gives_the_same(tiny_model, family, way):
     model, adapter, head = make(tiny_model, family)
     ids = prompts(1)["input_ids"]
     ids[0, -3:] = ids[0, 1:4]
-    with attach(model, adapter, head, GradualUnrolling(0.9), overhead=OVERHEAD):
+    with attach(model, adapter, head, GradualUnrolling(0.9), prompt_overhead_tokens=OVERHEAD):
         plain = model.generate(ids, max_new_tokens=8, do_sample=False)
         other = model.generate(ids, max_new_tokens=8, do_sample=False, **way)
     assert plain.tolist() == other.tolist()
@@ -279,7 +279,7 @@ def test_a_cached_prefix_gives_the_same(tiny_model):
     model, adapter, head = make(tiny_model)
     ids = prompts(1)["input_ids"]
     cache = state_of(model(ids[:, :8], use_cache=True))
-    with attach(model, adapter, head, GradualUnrolling(0.9), overhead=OVERHEAD):
+    with attach(model, adapter, head, GradualUnrolling(0.9), prompt_overhead_tokens=OVERHEAD):
         plain = model.generate(ids, max_new_tokens=6, do_sample=False)
         other = model.generate(ids, **{OUTPUT_NAME: cache}, max_new_tokens=6, do_sample=False)
     assert plain.tolist() == other.tolist()
@@ -290,7 +290,7 @@ def test_a_loop_of_ones_own(tiny_model):
     ids = prompts(1)["input_ids"]
     schedule = GradualUnrolling(0.9)
     expected, log_p = slow(model, adapter, head, schedule, ids[0].tolist(), 5)
-    with attach(model, adapter, head, schedule, overhead=OVERHEAD) as attached, torch.no_grad():
+    with attach(model, adapter, head, schedule, prompt_overhead_tokens=OVERHEAD) as attached, torch.no_grad():
         out, found = model(ids, logits_to_keep=1), []
         for _ in range(5):
             found.append(int(out.logits[0, -1].argmax()))
@@ -309,7 +309,7 @@ def test_a_loop_of_ones_own(tiny_model):
 def test_embeddings_instead_of_tokens(tiny_model):
     model, adapter, head = make(tiny_model)
     ids = prompts(1)["input_ids"]
-    with attach(model, adapter, head, GradualUnrolling(0.9), overhead=OVERHEAD):
+    with attach(model, adapter, head, GradualUnrolling(0.9), prompt_overhead_tokens=OVERHEAD):
         plain = model.generate(ids, max_new_tokens=5, do_sample=False)
         other = model.generate(inputs_embeds=model.get_input_embeddings()(ids), max_new_tokens=5, do_sample=False)
     assert plain[:, 9:].tolist() == other.tolist()
@@ -318,7 +318,7 @@ def test_embeddings_instead_of_tokens(tiny_model):
 def test_padding_is_found_without_a_mask(tiny_model):
     model, adapter, head = make(tiny_model)
     batch = prompts()
-    with attach(model, adapter, head, GradualUnrolling(0.9), overhead=OVERHEAD):
+    with attach(model, adapter, head, GradualUnrolling(0.9), prompt_overhead_tokens=OVERHEAD):
         plain = model.generate(**batch, max_new_tokens=5, do_sample=False)
         other = model.generate(batch["input_ids"], max_new_tokens=5, do_sample=False, pad_token_id=0)
     assert plain.tolist() == other.tolist()
@@ -331,7 +331,7 @@ def test_pipeline(tiny_model, tiny_tokenizer):
     pipe = TextGenerationPipeline(model=model, tokenizer=tokenizer, device="cpu")
     texts = ["the house is small", "the dog"]
     settings = {"max_new_tokens": 6, "do_sample": False, "return_full_text": False}
-    with attach(model, adapter, head, GradualUnrolling(0.9), overhead=1):
+    with attach(model, adapter, head, GradualUnrolling(0.9), prompt_overhead_tokens=1):
         found = [pipe(text, **settings)[0]["generated_text"] for text in texts]
         batched = [out[0]["generated_text"] for out in pipe(texts, batch_size=2, **settings)]
     assert found == batched
@@ -360,7 +360,7 @@ def test_detaching_restores_the_model(tiny_model, family):
     batch, before = prompts(), insides_of(model)
     values = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     own = model(**batch, logits_to_keep=1).logits
-    with attach(model, adapter, head, GradualUnrolling(0.9), overhead=OVERHEAD) as attached:
+    with attach(model, adapter, head, GradualUnrolling(0.9), prompt_overhead_tokens=OVERHEAD) as attached:
         assert list(model.state_dict()) == list(values)
         assert not adapter.training
         model.generate(**batch, max_new_tokens=4, num_beams=2, do_sample=False)
@@ -428,18 +428,32 @@ def test_what_does_not_fit_is_refused(tiny_model, tiny_plm):
         attach(model, make_adapter(small), head, Constant(0.5))
     with pytest.raises(MismatchError, match=r"head bundle is 200 x 32, the model's output head is 320 x 32"):
         attach(model, make_adapter(small), derive_head(small, "head_input"), Constant(0.5))
-    with pytest.raises(ConfigError, match="overhead is a number of prompt tokens and must be at least 0"):
-        attach(model, adapter, head, Constant(0.5), overhead=-1)
+    with pytest.raises(ConfigError, match="prompt_overhead_tokens=-1 is too small: it must be at least 0"):
+        attach(model, adapter, head, Constant(0.5), prompt_overhead_tokens=-1)
     with pytest.raises(OwnerError, match="LlamaModel"):
         attach(model.model, adapter, head, Constant(0.5))
     attach(model, adapter, head, Constant(0.5)).detach()
+
+
+def test_the_former_name_of_prompt_overhead_tokens(tiny_model):
+    model, adapter, head = make(tiny_model)
+    schedule, batch = GradualUnrolling(0.9), prompts()
+    with attach(model, adapter, head, schedule, prompt_overhead_tokens=OVERHEAD):
+        expected = model.generate(**batch, max_new_tokens=5)
+    with (
+        pytest.warns(DeprecationWarning, match="overhead is now prompt_overhead_tokens"),
+        attach(model, adapter, head, schedule, overhead=OVERHEAD),
+    ):
+        assert torch.equal(model.generate(**batch, max_new_tokens=5), expected)
+    with pytest.raises(ConfigError, match="overhead=3 is the former name of prompt_overhead_tokens=4"):
+        attach(model, adapter, head, schedule, prompt_overhead_tokens=4, overhead=3)
 
 
 def test_what_cannot_be_known_is_refused(tiny_model):
     model, adapter, head = make(tiny_model)
     batch = prompts()
     cache = state_of(model(**batch))
-    with attach(model, adapter, head, GradualUnrolling(0.9), overhead=None) as attached:
+    with attach(model, adapter, head, GradualUnrolling(0.9), prompt_overhead_tokens=None) as attached:
         with pytest.raises(ConfigError, match="GradualUnrolling needs the length of the input"):
             model.generate(**batch, max_new_tokens=2)
         with pytest.raises(ConfigError, match="leave the labels out"):
@@ -487,11 +501,11 @@ def test_a_schedule_of_ones_own(tiny_model):
 
     model, adapter, head = make(tiny_model)
     ids = prompts(1)["input_ids"]
-    with attach(model, adapter, head, Late(), overhead=0):
+    with attach(model, adapter, head, Late(), prompt_overhead_tokens=0):
         found = model.generate(ids, max_new_tokens=4, do_sample=False)[0, 9:].tolist()
     assert found == slow(model, adapter, head, Late(), ids[0].tolist(), 4)[0]
     with (
-        attach(model, adapter, head, Wrong(), overhead=0),
+        attach(model, adapter, head, Wrong(), prompt_overhead_tokens=0),
         pytest.raises(ConfigError, match=r"Wrong returns weights"),
     ):
         model(ids)
@@ -501,7 +515,7 @@ def test_a_static_cache_with_padding(tiny_model):
     model, adapter, head = make(tiny_model)
     batch = prompts()
     cache = StaticCache(config=model.config, max_cache_len=32)
-    with attach(model, adapter, head, GradualUnrolling(0.9), overhead=OVERHEAD):
+    with attach(model, adapter, head, GradualUnrolling(0.9), prompt_overhead_tokens=OVERHEAD):
         plain = model.generate(**batch, max_new_tokens=5, do_sample=False)
         static = model.generate(**batch, **{OUTPUT_NAME: cache}, max_new_tokens=5, do_sample=False)
     assert plain.tolist() == static.tolist()

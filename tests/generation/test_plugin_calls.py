@@ -56,7 +56,7 @@ def go_on(model, ids, out, steps, *, positions=False):
 def test_threads_are_as_one_after_the_other(parts):
     model, adapter, head = parts
     inputs = [prompt(seed, columns) for seed, columns in enumerate((3, 9, 14, 5))]
-    with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD):
+    with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD):
         alone = [greedy(model, ids) for ids in inputs]
         assert len({tuple(tokens) for tokens in alone}) == len(alone)
         found = [[None] * 5 for _ in inputs]
@@ -106,7 +106,7 @@ def test_a_thread_does_not_see_the_inputs_around_its_start(parts):
         except ConfigError as error:
             errors.append(str(error))
 
-    with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD) as attached, attached.inputs([4]):
+    with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD) as attached, attached.inputs([4]):
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()
@@ -129,7 +129,7 @@ class Runs(LogitsProcessor):
 def test_a_call_inside_a_call(parts):
     model, adapter, head = parts
     ids, other = prompt(), prompt(3, 5)
-    with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD):
+    with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD):
         alone, inner = greedy(model, ids), greedy(model, other)
         nested = Runs(lambda: greedy(model, other))
         assert greedy(model, ids, logits_processor=[nested]) == alone
@@ -139,7 +139,7 @@ def test_a_call_inside_a_call(parts):
 def test_a_call_that_fails_leaves_nothing(parts):
     model, adapter, head = parts
     ids = prompt()
-    with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD):
+    with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD):
         alone = greedy(model, ids)
         with pytest.raises(ZeroDivisionError):
             greedy(model, ids, logits_processor=[Runs(lambda: 1 / 0)])
@@ -152,7 +152,7 @@ def test_a_call_that_fails_leaves_nothing(parts):
 def test_detaching_while_a_call_runs_is_refused(parts):
     model, adapter, head = parts
     ids = prompt()
-    attached = attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD)
+    attached = attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD)
     alone = greedy(model, ids)
 
     def detach():
@@ -175,7 +175,7 @@ def test_detaching_while_a_call_runs_is_refused(parts):
 
 def test_what_was_put_over_the_plug_in_comes_away_first(parts):
     model, adapter, head = parts
-    attached = attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD)
+    attached = attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD)
     ours = model.forward
     model.forward = lambda *args, **kwargs: ours(*args, **kwargs)
     with pytest.raises(ConfigError, match=r"LlamaForCausalLM.forward was replaced after the adapter was attached"):
@@ -188,7 +188,7 @@ def test_what_was_put_over_the_plug_in_comes_away_first(parts):
 def test_an_attached_model_is_not_copied(parts):
     model, adapter, head = parts
     with (
-        attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD),
+        attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD),
         pytest.raises(ConfigError, match="cannot be copied or pickled"),
     ):
         copy.deepcopy(model)
@@ -211,7 +211,7 @@ def test_hooks_of_others_see_the_mixture(parts):
 def test_a_loop_of_ones_own_with_every_state(tiny_model, family):
     model, adapter, head = make(tiny_model, family)
     ids = prompt()
-    with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD), torch.no_grad():
+    with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD), torch.no_grad():
         expected = greedy(model, ids)
         # MiniMax takes the positions from a cache that says 0.
         assert go_on(model, ids, model(ids, logits_to_keep=1), 6, positions=family == "minimax") == expected
@@ -225,7 +225,7 @@ def test_a_loop_of_ones_own_with_every_state(tiny_model, family):
 def test_a_static_cache_that_is_used_again(parts):
     model, adapter, head = parts
     cache = StaticCache(config=model.config, max_cache_len=32)
-    with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD):
+    with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD):
         for seed in (0, 4):
             ids = prompt(seed)
             expected = greedy(model, ids)
@@ -237,7 +237,7 @@ def test_a_static_cache_that_is_used_again(parts):
 def test_a_cache_that_was_cropped(parts):
     model, adapter, head = parts
     ids = prompt()
-    with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD) as attached, torch.no_grad():
+    with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD) as attached, torch.no_grad():
         expected = greedy(model, ids)
         cache = state_of(model(ids, logits_to_keep=1))
         for token in (expected[0], 7, 8):
@@ -256,7 +256,7 @@ def test_a_cache_that_was_cropped(parts):
 def test_a_prompt_in_parts_and_several_new_tokens_at_once(parts):
     model, adapter, head = parts
     ids = prompt()
-    with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD) as attached, torch.no_grad():
+    with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD) as attached, torch.no_grad():
         expected = greedy(model, ids)
         whole = torch.cat((ids, torch.tensor([expected])), 1)
         with attached.inputs(columns=COLUMNS):
@@ -272,7 +272,7 @@ def test_a_state_that_does_not_say_its_length(tiny_model, family):
     ids = prompt()
     with torch.no_grad():
         filled = state_of(model(ids[:, :5], use_cache=True))
-    with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD) as attached, torch.no_grad():
+    with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD) as attached, torch.no_grad():
         with pytest.raises(ConfigError, match=r"step is unknown: start with a new cache"), attached.inputs(columns=9):
             model(ids[:, 5:6], **{state_argument(model): filled})
         with pytest.raises(ConfigError, match="does not report its length, so the length of the prompt is unknown"):
@@ -285,7 +285,7 @@ def test_a_state_that_does_not_say_its_length(tiny_model, family):
 def test_a_prompt_behind_a_cache_of_several_kinds(parts):
     model, adapter, head = parts
     ids = prompt()
-    with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD), torch.no_grad():
+    with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD), torch.no_grad():
         expected = greedy(model, ids)
         for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=32)):
             model(ids[:, :5], logits_to_keep=1, **{state_argument(model): cache})
@@ -295,7 +295,7 @@ def test_a_prompt_behind_a_cache_of_several_kinds(parts):
 def test_the_two_prompts_of_a_conversation(parts):
     model, adapter, head = parts
     ids = prompt()
-    with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD):
+    with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD):
         first = model.generate(ids, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
         second = torch.cat((first.sequences, prompt(5, 3)), 1)
         assert greedy(model, second, **{state_argument(model): state_of(first)}) == greedy(model, second)
@@ -310,13 +310,13 @@ def test_a_decoding_function_of_ones_own(parts):
         out = model(input_ids, logits_to_keep=1, **settings)
         return torch.cat((input_ids, torch.tensor([go_on(model, input_ids, out, 6)])), 1)
 
-    with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD):
+    with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD):
         assert greedy(model, ids, custom_generate=decode) == greedy(model, ids)
 
 
 def test_generating_from_nothing(parts):
     model, adapter, head = parts
-    with attach(model, adapter, head, SCHEDULE, overhead=0):
+    with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=0):
         found = model.generate(max_new_tokens=4, do_sample=False)
         assert found[0, 1:].tolist() == greedy(model, torch.tensor([[1]]), 4)
 
@@ -327,7 +327,7 @@ def test_a_second_sequence_while_candidates_are_checked_is_refused(parts):
     ids[0, -3:] = ids[0, 1:4]
     runs = Runs(lambda: model(ids[:, -1:], use_cache=False))
     with (
-        attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD),
+        attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD),
         pytest.raises(
             ConfigError,
             match="so the step of any other pass is unknown",
@@ -339,7 +339,7 @@ def test_a_second_sequence_while_candidates_are_checked_is_refused(parts):
 def test_a_generate_that_runs_the_model_in_a_way_of_its_own_is_refused(parts):
     model, adapter, head = parts
     kept = type(model)._prefill
-    with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD):
+    with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD):
         try:
             type(model)._prefill = lambda self, input_ids, *_args, **_kwargs: self(input_ids)
             with pytest.raises(OwnerError, match=r"LlamaForCausalLM.generate runs the model in a custom way"):
@@ -352,7 +352,7 @@ def test_a_generate_that_runs_the_model_in_a_way_of_its_own_is_refused(parts):
 def test_continuous_batching_is_refused_at_the_call(parts, name):
     model, adapter, head = parts
     with (
-        attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD),
+        attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD),
         pytest.raises(ConfigError, match=f"{name} is continuous batching"),
     ):
         getattr(model, name)([[5, 6, 7]])
@@ -376,7 +376,7 @@ def test_what_stands_around_a_model_is_refused_by_name(parts):
     wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     with pytest.raises(OwnerError, match=r"PeftModel is not a model of transformers.*`model.get_base_model\(\)`"):
         attach(wrapped, adapter, head, SCHEDULE)
-    with attach(wrapped.get_base_model(), adapter, head, SCHEDULE, overhead=OVERHEAD):
+    with attach(wrapped.get_base_model(), adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD):
         through = wrapped.generate(input_ids=prompt(), max_new_tokens=5, do_sample=False)
         assert through.tolist() == wrapped.get_base_model().generate(prompt(), max_new_tokens=5).tolist()
     assert through.tolist() != wrapped.generate(input_ids=prompt(), max_new_tokens=5, do_sample=False).tolist()

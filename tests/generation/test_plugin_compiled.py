@@ -52,13 +52,13 @@ def test_steps_of_a_static_cache_share_a_graph(parts, compiled_before):
         assert greedy(model, ids, **settings) == plain
     before = len(graphs)
     for _ in range(2):
-        with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD):
+        with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD):
             assert greedy(model, ids, **settings) == greedy(model, ids) != plain
         assert greedy(model, ids, **settings) == plain
     with_adapter = len(graphs) - before
     # torch 2.9 compiles again for each attachment; no version does for each of the 8 steps.
     assert 1 <= with_adapter <= 4
-    with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD):
+    with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD):
         assert greedy(model, ids + 7, **settings) == greedy(model, ids + 7)
     assert len(graphs) - before - with_adapter <= 2
 
@@ -67,11 +67,11 @@ def test_a_model_compiled_in_place(parts):
     model, adapter, head = parts
     ids = torch.arange(3, 12)[None]
     plain = greedy(model, ids, 2)
-    with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD):
+    with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD):
         expected = greedy(model, ids, 2)
     model.compile(backend=counting()[0])
     assert greedy(model, ids, 2) == plain
-    with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD):
+    with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD):
         assert greedy(model, ids, 2) == expected
     assert greedy(model, ids, 2) == plain
 
@@ -79,7 +79,7 @@ def test_a_model_compiled_in_place(parts):
 def test_one_graph_for_all_is_refused_by_name(parts):
     model, adapter, head = parts
     ids = torch.arange(3, 12)[None]
-    with attach(model, adapter, head, SCHEDULE, overhead=OVERHEAD):
+    with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD):
         whole = torch.compile(model.forward, backend=counting()[0], fullgraph=True)
         with pytest.raises(torch_dynamo.exc.Unsupported, match="the adapter of pema runs outside the graph"):
             whole(ids, logits_to_keep=1)

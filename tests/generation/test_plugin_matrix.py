@@ -100,7 +100,7 @@ class Slow:
         return mix(self.head.logits(f).float().log_softmax(-1), self.adapter.log_probs(f, self.head), weights)
 
     def attached(self):
-        return attach(self.model, self.adapter, self.head, SCHEDULE, overhead=OVERHEAD)
+        return attach(self.model, self.adapter, self.head, SCHEDULE, prompt_overhead_tokens=OVERHEAD)
 
 
 class recorded:  # noqa: N801

@@ -220,9 +220,11 @@ def test_many_examples_keep_their_order_across_chunks(monkeypatch):
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_overhead_gives_back_the_source_length(name):
     template = Template(TEMPLATES[0])
-    overhead = template.overhead(TOKENIZERS[name])
+    overhead = template.prompt_overhead_tokens(TOKENIZERS[name])
     (found,) = template.encode_prompts(TOKENIZERS[name], ["The cat sat on the mat."])
     assert abs(len(found.prompt) - overhead - found.source_length) <= 1
+    with pytest.warns(DeprecationWarning, match="overhead is now prompt_overhead_tokens"):
+        assert template.overhead(TOKENIZERS[name]) == overhead
 
 
 def test_instruction_is_the_shared_text():

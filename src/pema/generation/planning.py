@@ -35,14 +35,16 @@ class Planner:
         model: the model, before any of its methods are replaced.
         plug: its output head with the adapter.
         schedule: the adapter's weight per step.
-        overhead: number of prompt tokens that are not tokens of the input.
+        prompt_overhead_tokens: number of prompt tokens that are not source tokens.
     """
 
-    def __init__(self, model: PreTrainedModel, plug: Plug, schedule: Schedule, overhead: int | None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, plug: Plug, schedule: Schedule, prompt_overhead_tokens: int | None
+    ) -> None:
         self._model = model
         self._plug = plug
         self._schedule = schedule
-        self._overhead = overhead
+        self._overhead = prompt_overhead_tokens
         self._signature = inspect.signature(model.forward)
         self._sequences = Sequences()
         self._blocks: list[calls.Inputs] = []
@@ -196,7 +198,8 @@ class Planner:
         else:
             raise ConfigError(
                 f"{type(self._schedule).__name__} needs the length of the input: attach with "
-                "overhead=task.template.overhead(tokenizer), or call inside `attached.inputs(source_lengths=...)`."
+                "prompt_overhead_tokens=task.template.prompt_overhead_tokens(tokenizer), or call inside "
+                "`attached.inputs(source_lengths=...)`."
             )
         return Weights(self._schedule, lengths.to(inputs.device), rows)
 

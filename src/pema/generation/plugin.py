@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -19,6 +20,7 @@ from pema.generation.methods import ForwardMethod, Method, Replacement
 from pema.generation.passes import Pass, Plug, enter, leave
 from pema.generation.planning import Planner
 from pema.owner.causal_lm import output_embedding
+from pema.schema import require
 
 if TYPE_CHECKING:
     from pema.adapter.module import Adapter
@@ -34,8 +36,9 @@ def attach(
     head: Head,
     schedule: Schedule,
     *,
-    overhead: int | None = None,
+    prompt_overhead_tokens: int | None = None,
     description: PLMDescription | None = None,
+    overhead: int | None = None,
 ) -> AttachedAdapter:
     """Plug `adapter` into `model`, until `detach()` or the end of a `with` block.
 
@@ -44,17 +47,28 @@ def attach(
         adapter: a trained adapter, for example from `pema train`.
         head: the head bundle of the same model.
         schedule: the adapter's weight per step.
-        overhead: number of prompt tokens that are not tokens of the input (`task.template.overhead(tokenizer)`), so
-            that SL is a prompt's length minus `overhead`. Not needed by a schedule that does not depend on SL, or
-            where `attached.inputs(source_lengths=...)` gives SL.
+        prompt_overhead_tokens: number of prompt tokens that are not source tokens
+            (`task.template.prompt_overhead_tokens(tokenizer)`): SL is a prompt's length minus this number. Not needed
+            if the schedule does not depend on SL, or if `attached.inputs(source_lengths=...)` gives SL.
         description: the description of the PLM; with it, an adapter of another PLM is refused.
+        overhead: the former name of `prompt_overhead_tokens`.
 
     Raises:
-        ConfigError: an adapter is attached already.
+        ConfigError: an adapter is attached already, or `prompt_overhead_tokens` is below 0 or given twice.
         OwnerError: the model is not a causal language model of transformers, or is a wrapper around one.
         MismatchError: the adapter belongs to another PLM, or has other dimensions.
     """
-    return AttachedAdapter(model, adapter, head, schedule, overhead=overhead, description=description)
+    if overhead is not None:
+        if prompt_overhead_tokens is not None:
+            raise ConfigError(
+                f"overhead={overhead} is the former name of prompt_overhead_tokens={prompt_overhead_tokens}: "
+                "give prompt_overhead_tokens only."
+            )
+        warnings.warn("overhead is now prompt_overhead_tokens", DeprecationWarning, stacklevel=2)
+        prompt_overhead_tokens = overhead
+    return AttachedAdapter(
+        model, adapter, head, schedule, prompt_overhead_tokens=prompt_overhead_tokens, description=description
+    )
 
 
 class AttachedAdapter:
@@ -79,15 +93,14 @@ class AttachedAdapter:
         head: Head,
         schedule: Schedule,
         *,
-        overhead: int | None,
+        prompt_overhead_tokens: int | None,
         description: PLMDescription | None,
     ) -> None:
         output_head = _output_head(model)
         if description is not None:
             adapter.require(description)
         _require_dimensions(output_head, adapter, head)
-        if overhead is not None and overhead < 0:
-            raise ConfigError(f"overhead is a number of prompt tokens and must be at least 0, not {overhead}.")
+        require("prompt_overhead_tokens", prompt_overhead_tokens, int | None, least=0)
         if model in _ATTACHED:
             raise ConfigError(f"{type(model).__name__} has an adapter attached already: detach that one first.")
         self.model = model
@@ -99,7 +112,7 @@ class AttachedAdapter:
         if isinstance(weight, Tensor) and weight.device.type != "meta":
             adapter.to(weight.device)
         self._plug = Plug(output_head, adapter, head)
-        self._planner = Planner(model, self._plug, schedule, overhead)
+        self._planner = Planner(model, self._plug, schedule, prompt_overhead_tokens)
         self._running = 0
         self._lock = threading.Lock()
         around = {"generate": self._generate, "prepare_inputs_for_generation": self._prepare}
@@ -148,8 +161,8 @@ class AttachedAdapter:
         """Describe the inputs of the model's calls inside the block, where the calls themselves do not tell.
 
         Args:
-            source_lengths: (items,) SL of each input in the batch, instead of prompt length minus overhead. A batch
-                may hold several adjacent rows per input (beams, samples).
+            source_lengths: (items,) SL of each input in the batch, instead of a prompt's length minus
+                `prompt_overhead_tokens`. A batch may hold several adjacent rows per input (beams, samples).
             columns: number of positions that the prompt takes in every row, padding included, for direct calls of the
                 model (`generate` knows it). The logits at position columns - 1 + t are those of step t, whether the
                 whole sequence is passed at once, with or without a cache, or in parts. Logits of earlier positions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -142,13 +143,18 @@ class Template:
             encoded += marked._prompts(encoding, chunk, [f"source {start + i + 1}" for i in range(len(chunk))])
         return encoded
 
-    def overhead(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        """Count the prompt tokens that are not source tokens, so that SL = length of a prompt - overhead.
+    def prompt_overhead_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Count the prompt tokens that are not source tokens: SL is the length of a prompt minus this number.
 
         The count is exact except for tokens that the tokenizer merges across the two boundaries of the source.
         """
         (typical,) = self.encode_prompts(tokenizer, [TYPICAL])
         return len(typical.prompt) - typical.source_length
+
+    def overhead(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Return `prompt_overhead_tokens`, its new name."""
+        warnings.warn("overhead is now prompt_overhead_tokens", DeprecationWarning, stacklevel=2)
+        return self.prompt_overhead_tokens(tokenizer)
 
     def _prompts(self, encoding: Encoding, sources: Sequence[str], places: Sequence[str]) -> list[EncodedExample]:
         """Encode the prompts of this template, whose control tokens are already marked."""
