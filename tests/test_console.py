@@ -5,8 +5,9 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.table import Table
 
-from pema.console import note, printable
+from pema.console import keeping, note, print_table, printable
 
 
 def test_escape_codes_are_shown_and_not_obeyed():
@@ -32,3 +33,45 @@ def test_notes_and_errors_are_printed_so(capsys, monkeypatch, tmp_path):
     said = capsys.readouterr().err
     assert "\x1b" not in said
     assert said.count("\\x1b[2J") == 2
+
+
+def test_a_table_in_a_file_is_complete_whatever_the_width(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    table = Table(title="title")
+    cells = [f"a label of some length, number {i}" for i in range(9)]
+    for _ in cells:
+        table.add_column()
+    table.add_row(*cells)
+    print_table(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(all(cell in line for cell in cells) for line in lines)
+
+
+def test_what_is_kept_is_a_note_of_the_interruption_and_of_nothing_else():
+    with pytest.raises(KeyboardInterrupt) as stop, keeping("all of it"):
+        raise KeyboardInterrupt
+    assert stop.value.__notes__ == ["all of it"]
+    with pytest.raises(ValueError, match="wrong") as failure, keeping("all of it"):
+        raise ValueError("wrong")
+    assert not hasattr(failure.value, "__notes__")
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interrupted_command_says_what_is_kept_in_one_line(capsys, monkeypatch, name, code):
+    import signal
+
+    import pema.cli
+
+    def interrupted(**_):
+        with keeping("five of nine are kept"):
+            signal.raise_signal(signal.Signals[name])
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("pema.cli.app.app", interrupted)
+    monkeypatch.setattr(sys, "argv", ["pema"])
+    with pytest.raises(SystemExit) as stop:
+        pema.cli.main()
+    assert stop.value.code == code
+    word = {130: "interrupted", 143: "terminated"}[code]
+    assert capsys.readouterr().err == f"pema: {word}; five of nine are kept.\n"
+    assert signal.getsignal(signal.SIGTERM) is before

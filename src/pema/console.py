@@ -7,11 +7,16 @@ import re
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False, soft_wrap=True)
+
+UNLIMITED = 1 << 16
+"""Maximum width of a table that is not printed on a terminal."""
 
 
 class _Rate(ProgressColumn):
@@ -46,6 +51,27 @@ def progress(description: str, total: float | None, unit: str) -> Iterator[Calla
             bars.update(task, advance=n, note=note)
 
         yield advance
+
+
+@contextlib.contextmanager
+def keeping(text: str) -> Iterator[None]:
+    """Tell a user who interrupts the block what is kept and how to continue: `text`, without a full stop."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as stop:  # KeyboardInterrupt, or a signal in the command line
+        stop.add_note(text)
+        raise
+
+
+def print_table(table: Table) -> None:
+    """Print a table on stdout: folded to the width of a terminal, complete in a file or a pipe."""
+    if stdout.is_terminal:
+        stdout.print(table)
+        return
+    widest = Measurement.get(stdout, stdout.options.update(max_width=UNLIMITED), table).maximum
+    Console(file=stdout.file, width=widest).print(table)
 
 
 def note(text: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 
 import pytest
@@ -13,6 +12,7 @@ from pema.errors import AdapterError, MismatchError
 from pema.experiments import compare, training_process
 from pema.experiments.compare import run_experiment
 from pema.experiments.config import read_config
+from pema.experiments.lifeline import child
 from pema.files import read_json
 from pema.pages.report.document import report
 
@@ -140,10 +140,10 @@ def test_a_failed_training_leaves_no_result(folder, compared):
 
 
 def test_a_training_that_is_killed_says_so(folder, compared, monkeypatch):
-    def killed(command, **options):
-        return subprocess.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], **options)
+    def killed(command):
+        return child([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
 
-    monkeypatch.setattr(training_process, "subprocess", type("s", (), {"run": killed, "DEVNULL": -3, "PIPE": -1}))
+    monkeypatch.setattr(training_process, "child", killed)
     text = (folder / "tiny.toml").read_text(encoding="utf-8").replace("rank = 16", "rank = 4")
     (folder / "killed.toml").write_text(text, encoding="utf-8")
     with pytest.raises(AdapterError, match=r"the training process was killed by signal 9 .* Is there enough memory"):

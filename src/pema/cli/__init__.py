@@ -1,11 +1,19 @@
-"""The command line: one file a verb. Results go to stdout, progress and notes to stderr.
+"""The command line: one file per verb. Results go to stdout, progress and notes to stderr.
 
-Exit codes: 0 done, 1 failure (one line on stderr), 2 bad usage, 130 interrupted.
+Exit codes: 0 done, 1 failure (one line on stderr), 2 bad usage, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
 """
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator
+from types import FrameType
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM; typer would turn a KeyboardInterrupt into an exit without a message."""
 
 
 def main() -> None:
@@ -13,16 +21,24 @@ def main() -> None:
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    with _interruptible():
+        _run(arguments, debug)
 
-    from pema.cli.app import app
+
+def _run(arguments: list[str], debug: bool) -> None:
     from pema.console import printable, stderr
     from pema.errors import ConfigError, PemaError
 
     try:
+        from pema.cli.app import app
+
         app(args=arguments, prog_name="pema")
-    except KeyboardInterrupt:
-        stderr.print("pema: interrupted; run the same command again to go on.", markup=False)
-        sys.exit(130)
+    except Interrupted as stop:
+        number: int = stop.args[0]
+        kept = "; ".join(getattr(stop, "__notes__", ["nothing is left half written"]))
+        what = "interrupted" if number == signal.SIGINT else "terminated"
+        stderr.print(printable(f"pema: {what}; {kept}."), markup=False, soft_wrap=True)
+        sys.exit(128 + number)
     except Exception as error:
         if debug:
             raise
@@ -32,3 +48,18 @@ def main() -> None:
             line = " ".join(f"{type(error).__name__}: {error}".split())
             stderr.print(printable(f"pema: unexpected {line} (--debug shows where)"), markup=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Raise `Interrupted` on SIGINT and SIGTERM inside the block, so that everything is put away before the exit."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -47,8 +47,10 @@ def build(
     fields = {"source_field": source_field, "target_field": target_field}
     examples = read_examples(data=data, source=source, target=target, **fields, limit=config.limit)
 
+    from pema.console import keeping
     from pema.memory.build import build_memory
     from pema.owner.opening import open_plm
 
-    memory = build_memory(open_plm(plm, **loaded), examples, chosen, output, config, append=append)
+    with keeping(f"the finished shards of {output} are kept: the same command continues after them"):
+        memory = build_memory(open_plm(plm, **loaded), examples, chosen, output, config, append=append)
     show({"memory": str(output), "examples": memory.examples, "pairs": memory.pairs, "bytes": memory.bytes}, as_json)

@@ -33,7 +33,7 @@ def compare(
 
 def run(kind: Kind, config: Path, output: Path, work: Path, data_root: Path | None) -> None:
     """Run an experiment and print its table."""
-    from pema.console import note, stdout
+    from pema.console import note, print_table
     from pema.experiments.compare import run_experiment
     from pema.experiments.config import read_config
     from pema.experiments.table import comparison_tables
@@ -41,5 +41,5 @@ def run(kind: Kind, config: Path, output: Path, work: Path, data_root: Path | No
     experiment = read_config(config, kind, data_root)
     run_experiment(experiment, output, work)
     for table in comparison_tables(output / experiment.name):
-        stdout.print(table)
+        print_table(table)
     note(f"results: {output / experiment.name}")

@@ -27,7 +27,7 @@ def demo(
 
     import tempfile
 
-    from pema.console import stdout
+    from pema.console import print_table
     from pema.experiments.demo import demo_experiment, run_demo, show_demo
     from pema.files import write_json
 
@@ -36,6 +36,6 @@ def demo(
         place = folder or Path(temporary)
         result = run_demo(experiment, place)
         for table in show_demo(experiment, place):
-            stdout.print(table)
+            print_table(table)
     if json_file is not None:
         write_json(json_file, result)

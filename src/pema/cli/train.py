@@ -46,7 +46,9 @@ def train(
     config = preset_of(preset, **training)
 
     from pema.adapter.training import train as train_adapter
+    from pema.console import keeping
     from pema.memory.reader import Memory
 
-    _, summary = train_adapter(Memory.open(memory), config, output, resume=resume, tensorboard=tensorboard)
+    with keeping(f"the last checkpoint is kept in {output}: the same command with --resume continues from it"):
+        _, summary = train_adapter(Memory.open(memory), config, output, resume=resume, tensorboard=tensorboard)
     show({"adapter": str(output), **summary}, as_json)

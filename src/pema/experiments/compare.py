@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pema.console import note, progress
+from pema.console import keeping, note, progress
 from pema.evaluation.evaluate import evaluate
 from pema.evaluation.notation import metric_name, score_text
 from pema.evaluation.outputs import write_hypotheses
@@ -45,7 +45,8 @@ def run_experiment(experiment: Experiment, results: Path, work: Path) -> Compari
     """
     folder = results / experiment.name
     place = Workplace(work, experiment)
-    with exclusive(folder):
+    kept = f"finished runs are kept in {folder}, finished memories and trainings in {work}: the same command continues"
+    with exclusive(folder), keeping(kept):
         runs: dict[str, list[str]] = {}
         planned = [(line, seed) for line in experiment.lines() for seed in experiment.seeds_of(line)]
         with progress(experiment.title, len(planned), "runs") as advance:

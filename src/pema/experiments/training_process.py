@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from pema.errors import AdapterError, PemaError
+from pema.experiments.lifeline import child, end_with_parent
 from pema.experiments.peak import peak_above, reset_peak, resident
 from pema.files import read_json, write_json, writing
 from pema.methods.contract import Budget, Job, Method
-from pema.methods.registry import get_method
 from pema.tasks.example import Example
 from pema.tasks.registry import get_task
 
@@ -41,13 +40,16 @@ def train_in_process(method: Method, job: Job, prepared: Path, output: Path) -> 
         order, answer = Path(folder) / "job.json", Path(folder) / "answer.json"
         write_json(order, _written(method, job, prepared, output))
         command = [sys.executable, "-m", "pema.experiments.training_process", str(order), str(answer)]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        with child(command) as process:
+            assert process.stderr is not None
+            errors = process.stderr.read()
+            code = process.wait()
         said = read_json(answer) if answer.exists() else {}
     if "error" in said:
         raise AdapterError(f"{method.name}: {said['error']}")
-    if done.returncode:
-        ended = f"was killed by signal {-done.returncode}" if done.returncode < 0 else f"ended with {done.returncode}"
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    if code:
+        ended = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
+        last = (errors.strip().splitlines() or ["it said nothing"])[-1]
         raise AdapterError(f"{method.name}: the training process {ended} ({last}). Is there enough memory?")
     return read_json(output / TRAINED)
 
@@ -70,6 +72,8 @@ def _written(method: Method, job: Job, prepared: Path, output: Path) -> dict[str
 
 
 def _read(order: dict[str, Any]) -> tuple[Method, Job]:
+    from pema.methods.registry import get_method  # torch and transformers, which take seconds
+
     method = get_method(order["method"]).of(order["settings"])
     train, dev = (tuple(map(Example.of_list, order[part])) for part in ("train", "dev"))
     task = get_task(order["task"], order["template"])
@@ -111,6 +115,7 @@ def run(order: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run the order in the first file; what went wrong is written to the second."""
+    end_with_parent()
     order, answer = Path(sys.argv[1]), Path(sys.argv[2])
     try:
         run(read_json(order))

@@ -1,0 +1,56 @@
+"""Child processes that do not outlive their parent, however it ends: normally, by an exception or by any signal.
+
+The parent holds the write end of a pipe that is the child's standard input. The operating system closes it when the
+parent ends, and the child, which waits for that in a thread, ends too. On Linux the kernel also kills the child when
+its parent ends, which does not depend on the child's interpreter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+
+PR_SET_PDEATHSIG = 1
+"""Option of prctl(2): the signal that the process receives when its parent ends."""
+
+ORPHANED = 1
+"""Exit code of a child whose parent has ended."""
+
+
+@contextlib.contextmanager
+def child(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """Run a command that calls `end_with_parent`; it has ended when the block ends, for whatever reason.
+
+    Its standard error can be read; what it prints is discarded.
+    """
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()  # of a child that has ended, nothing happens
+        process.wait()
+        for pipe in (process.stdin, process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+def end_with_parent() -> None:
+    """End this process as soon as its parent has ended; call it first in a process that `child` started."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_wait_for_parent, name="lifeline", daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 1):
+            pass
+    os._exit(ORPHANED)
