@@ -201,17 +201,17 @@ def test_what_cannot_be_is_refused(plm, folder, examples, adapted):
     _, _, adapter = adapted
     with pytest.raises(pema.ConfigError, match="without an adapter the task is unknown"):
         plm.generate(SOURCES)
-    with pytest.raises(pema.ConfigError, match="'contxts' is not a setting of BuildConfig: did you mean 'contexts'"):
+    with pytest.raises(pema.ConfigError, match=r"unknown setting 'contxts' of BuildConfig: .*did you mean 'contexts'"):
         plm.adapt(examples, contxts="teacher")
     with pytest.raises(pema.ConfigError, match="config=3 must be a preset's name or a TrainConfig"):
         plm.adapt(examples, config=3)
-    with pytest.raises(pema.ConfigError, match="preset 'bset' is not known"):
+    with pytest.raises(pema.ConfigError, match="unknown preset 'bset'"):
         plm.adapt(examples, config="bset")
-    with pytest.raises(pema.ConfigError, match="'dtyp' is not a setting of LoadConfig: did you mean 'dtype'"):
+    with pytest.raises(pema.ConfigError, match=r"unknown setting 'dtyp' of LoadConfig: .*did you mean 'dtype'"):
         pema.PLM.from_pretrained("embedded", dtyp="float32")
     with pytest.raises(pema.ConfigError, match=r"lambda_max=0\.5 has no effect with the schedule Constant"):
         plm.generate(SOURCES, adapter, schedule=pema.Constant(0.5), lambda_max=0.5)
-    with pytest.raises(pema.ConfigError, match="There is no schedule 'square'"):
+    with pytest.raises(pema.ConfigError, match="unknown schedule 'square'"):
         plm.generate(SOURCES, adapter, schedule="square")
     other = pema.PLM.from_pretrained(folder / "other")
     with pytest.raises(pema.MismatchError, match="belongs to another PLM"):

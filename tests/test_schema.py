@@ -2,6 +2,7 @@
 """Fields are held to their types and limits, in code and in files alike."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from pema.errors import ConfigError
 from pema.schema import (
     DEEPEST,
+    MANY,
     among,
     check,
     documented,
@@ -24,6 +26,7 @@ from pema.schema import (
     require,
     same,
     short,
+    unknown,
 )
 
 
@@ -82,7 +85,7 @@ def test_what_is_meant_is_kept():
     [
         ([], "it is a list of 0 items, not an object"),
         ({}, "'name' is missing"),
-        ({"nmae": "x"}, "'nmae' is not a setting of Record: did you mean 'name'"),
+        ({"nmae": "x"}, "unknown setting 'nmae' of Record: .*did you mean 'name'"),
         ({"name": ""}, "name='' must be one line of printable characters"),
         ({"name": "a\nb"}, "name='a.nb' must be one line"),
         ({"name": "abcdef"}, "name='abcdef' has 6 characters, at most 5"),
@@ -91,8 +94,8 @@ def test_what_is_meant_is_kept():
         ({"share": True}, "share=True must be a number"),
         ({"share": math.nan}, "share=nan must be finite"),
         ({"scale": 0.0}, "scale=0.0 is too small: it must be more than 0"),
-        ({"kind": "c"}, "kind='c' is not known: choose a or b"),
-        ({"kind": ["a"]}, "kind=a list of 1 items is not known"),
+        ({"kind": "c"}, "unknown kind 'c': use a or b"),
+        ({"kind": ["a"]}, "unknown kind a list of 1 items"),
         ({"flag": 1}, "flag=1 must be true or false"),
         ({"limit": 0}, "limit=0 is too small"),
         ({"limit": 10**400}, "limit=a number of hundreds of digits is too large"),
@@ -104,7 +107,7 @@ def test_what_is_meant_is_kept():
         ({"inner": {"count": 0}}, "inner.count=0 is too small"),
         ({"inner": [1]}, "inner is a list of 1 items, not an object"),
         ({"many": [{"count": 1}, {}]}, r"'many\[1\].count' is missing"),
-        ({"many": [{"count": 1, "x": 1}]}, r"'many\[0\].x' is not a setting of Inner"),
+        ({"many": [{"count": 1, "x": 1}]}, r"unknown setting 'many\[0\].x' of Inner"),
         ({"code": "abd"}, r"code='abd' does not match the pattern \[a-c\]\+"),
         ({"code": "ab\x07"}, "code='ab.x07' contains control characters"),
         ({"free": [1]}, "free=a list of 1 items must be an object"),
@@ -233,7 +236,7 @@ def test_what_is_typed_is_read(name, text, value):
         ("count", "10", "--count=10 is too large: it must be at most 9"),
         ("count", "none", "--count='none' must be a whole number"),
         ("share", "nan", "--share=nan must be finite"),
-        ("kind", "c", "--kind='c' is not known: choose a or b"),
+        ("kind", "c", "unknown --kind 'c': use a or b"),
         ("on", "yes", "--on='yes' must be true or false"),
         ("place", "a\x1b", r"--place='a\\x1b' contains control characters"),
     ],
@@ -255,10 +258,23 @@ def test_numbers_are_read_back(number):
     assert parse("count", str(number), int, least=1, most=9) == number
 
 
-def test_a_name_that_is_not_known_is_refused_with_the_one_it_resembles():
-    with pytest.raises(ConfigError, match="'cuont' is not a setting of this: did you mean 'count'"):
-        among(["count"], ["cuont"], "this")
-    with pytest.raises(ConfigError, match="'x' is not a setting of this; it knows count, kind"):
-        among(["count", "kind"], ["x"], "this")
-    with pytest.raises(ConfigError, match="'x' is not a setting of this; it has none at all"):
-        among([], ["x"], "this")
+@pytest.mark.parametrize(
+    ("value", "names", "words"),
+    [
+        ("cuont", ["count"], "unknown setting 'cuont' of this: use count (did you mean 'count'?)."),
+        ("x", ["count", "kind"], "unknown setting 'x' of this: use count or kind."),
+        ("b c", ["a", "b", "b d"], "unknown setting 'b c' of this: use a, b or b d (did you mean 'b d'?)."),
+        ("x", [], "unknown setting 'x' of this: it has none."),
+        (None, ["a", "b"], "unknown setting None of this: use a or b."),
+        (["a"], ["a", "b"], "unknown setting a list of 1 items of this: use a or b."),
+        ("n1x", [f"n{i}" for i in range(MANY)], "(did you mean 'n1'?)."),
+        ("n1x", [f"n{i}" for i in range(MANY + 1)], "unknown setting 'n1x' of this: did you mean 'n1'?"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_choices_and_the_most_similar_one(value, names, words):
+    with pytest.raises(ConfigError, match=f"{re.escape(words)}$"):
+        among("setting", [*names, value], names, "this")
+
+
+def test_the_location_is_part_of_an_unknown_name():
+    assert unknown("setting", "x", ["y"], "this", "part[0]") == "unknown setting 'part[0].x' of this: use y."

@@ -30,6 +30,9 @@ LONGEST = 1 << 20
 DEEPEST = 32
 """Maximum levels of nesting in a field of free values."""
 
+MANY = 12
+"""Number of choices that a message lists although one of them is similar to the unknown value."""
+
 HUGE = 1e6
 """Limits from here on only exclude absurd values, and are omitted in help texts."""
 
@@ -203,24 +206,41 @@ def known(kind: type, values: Mapping[str, Any], where: str = "") -> None:
     Raises:
         ConfigError: a key is unknown; the message names it and the most similar field.
     """
-    prefix = f"{where}." if where else ""
-    among([f.name for f in dataclasses.fields(kind)], values, getattr(kind, "called", kind.__name__), prefix)
+    among("setting", values, [f.name for f in dataclasses.fields(kind)], getattr(kind, "called", kind.__name__), where)
 
 
-def among(names: Sequence[str], keys: Iterable[str], what: str, prefix: str = "") -> None:
-    """Refuse a key that is not in `names`.
+def among(what: str, values: Iterable[Any], names: Iterable[str], of: str = "", where: str = "") -> None:
+    """Refuse a value that is not one of `names`; see `unknown`.
 
     Raises:
-        ConfigError: a key is unknown; the message names it and the most similar name.
+        ConfigError: a value is unknown; the message names it, the choices and the most similar one.
     """
-    for key in keys:
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1)
-            choice = f"; it knows {', '.join(names)}." if names else "; it has none at all."
-            raise ConfigError(
-                f"{short(f'{prefix}{key}')} is not a setting of {what}"
-                + (f": did you mean {near[0]!r}?" if near else choice)
-            )
+    names = list(names)
+    for value in values:
+        if not isinstance(value, str) or value not in names:
+            raise ConfigError(unknown(what, value, names, of, where))
+
+
+def unknown(what: str, value: Any, names: Iterable[str], of: str = "", where: str = "") -> str:  # noqa: ANN401
+    """Return the message about a value that is not one of `names`.
+
+    Args:
+        what: kind of value: "task", "setting", ...
+        value: the value.
+        names: the choices; a long list is shown only if no choice is similar to the value.
+        of: owner of the choices.
+        where: location of the value in its file.
+    """
+    names = list(names)
+    near = difflib.get_close_matches(value, names, n=1) if isinstance(value, str) else []
+    place = f"{where}.{value}" if where else value
+    start = f"unknown {what} {short(place)}" + (f" of {of}" if of else "")
+    if not names:
+        return f"{start}: it has none."
+    if near and len(names) > MANY:
+        return f"{start}: did you mean {near[0]!r}?"
+    choices = f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
+    return f"{start}: use {choices}" + (f" (did you mean {near[0]!r}?)." if near else ".")
 
 
 @functools.cache
@@ -250,7 +270,7 @@ def _value(name: str, value: Any, hint: Any, limits: Mapping[str, Any], nested: 
         origin = get_origin(hint)
     if origin is Literal:
         if not isinstance(value, str) or value not in get_args(hint):
-            raise ConfigError(f"{name}={short(value)} is not known: choose {' or '.join(get_args(hint))}.")
+            raise ConfigError(unknown(name, value, get_args(hint)))
         return value
     if origin in (tuple, Sequence):
         return _items(name, value, get_args(hint)[0], limits, nested)

@@ -148,7 +148,7 @@ def change(folder, **values):
         ({"format": 3}, "has format 3, this version reads 2 and before: use the version of pema that wrote it"),
         ({"format": True}, "has format True"),
         ({"pema": {"d": D}}, "does not hold a readable adapter"),
-        ({"pema": {"d": D, "vocabulary_size": V, "rank": 4, "colour": 1}}, "'colour' is not a setting"),
+        ({"pema": {"d": D, "vocabulary_size": V, "rank": 4, "colour": 1}}, "unknown setting 'colour'"),
         ({"pema": {"d": D, "vocabulary_size": V, "rank": 3}}, r"A is \(4, 6\), the config says \(3, 6\)"),
         ({"pema": {"d": D, "vocabulary_size": V, "rank": 4, "plm": {"name": "x"}}}, "does not hold a readable adapter"),
         ({"pema": 3}, "does not hold a readable adapter"),

@@ -137,7 +137,7 @@ def test_lambda_max_is_a_share(kind, value):
 
 
 def test_what_cannot_be_meant_is_refused():
-    with pytest.raises(ConfigError, match="no schedule 'square': choose one of unrolling"):
+    with pytest.raises(ConfigError, match="unknown schedule 'square': use unrolling"):
         get_schedule("square")
     with pytest.raises(ConfigError, match="'fitted' has no lambda_max"):
         get_schedule("fitted", lambda_max=0.5)
@@ -149,9 +149,9 @@ def test_what_cannot_be_meant_is_refused():
         Fitted((0.5, 1.5))
     with pytest.raises(ConfigError, match=r"span=.* (is too small: it must be more than 0|must be finite)"):
         Fitted((0.5,), span=0)
-    with pytest.raises(ConfigError, match="no schedule None"):
+    with pytest.raises(ConfigError, match="unknown schedule None"):
         NamedSchedule.from_dict({})
-    with pytest.raises(ConfigError, match="'lambda_min' is not a setting of GradualUnrolling"):
+    with pytest.raises(ConfigError, match="unknown setting 'lambda_min' of GradualUnrolling"):
         NamedSchedule.from_dict({"schedule": "unrolling", "lambda_min": 0.1})
     with pytest.raises(ConfigError, match="'constant' stands where a schedule of the kind 'fitted' belongs"):
         Fitted.from_dict({"schedule": "constant"})

@@ -97,7 +97,7 @@ def test_letters_that_are_composed_on_one_side_alone_are_told(name, capsys):
 
 
 def test_tokenizers_that_cannot_be_used_are_named(monkeypatch):
-    with pytest.raises(ConfigError, match=r"sacreBLEU has no tokenizer 'moses': use bleu:TOKENIZER with one of .*zh"):
+    with pytest.raises(ConfigError, match=r"unknown sacreBLEU tokenizer 'moses': use .*zh"):
         get_metric("bleu:moses")
     monkeypatch.setitem(sys.modules, "MeCab", None)
     monkeypatch.delitem(sys.modules, "sacrebleu.tokenizers.tokenizer_ja_mecab", raising=False)
@@ -133,7 +133,7 @@ def test_annotated_references_add_formality():
 
 
 def test_unknown_metrics_are_refused():
-    with pytest.raises(ConfigError, match=r"metric 'bleurt' is unknown: choose one of bleu, .*formality_accuracy"):
+    with pytest.raises(ConfigError, match=r"unknown metric 'bleurt': .*did you mean 'bleu'\?"):
         evaluate(get_task("translation"), ["a"], ["a"], metrics=["bleurt"])
     with pytest.raises(ConfigError, match="formality_accuracy needs formal and informal references"):
         get_metric("formality_accuracy")

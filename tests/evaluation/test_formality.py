@@ -116,7 +116,7 @@ def test_blank_phrases(text):
 
 
 def test_references_that_cannot_be_used():
-    with pytest.raises(ConfigError, match="matching 'fuzzy' is unknown: choose one of tokens, words, substring"):
+    with pytest.raises(ConfigError, match="unknown matching 'fuzzy': use tokens, words or substring"):
         FormalityAccuracy(FORMAL, INFORMAL, matching="fuzzy")
     with pytest.raises(DataError, match="not aligned: 4 formal, 3 informal"):
         FormalityAccuracy(FORMAL, INFORMAL[:3])

@@ -168,7 +168,7 @@ def test_settings_that_cannot_be_meant_are_refused(plm, name):
 def test_every_field_of_generation_is_honoured_or_refused_by_name(plm):
     ours = {"max_new_tokens", "max_length"}
     for name in vars(GenerationConfig()).keys() - HONOURED - REFUSED.keys() - ours:
-        with pytest.raises(ConfigError, match=rf"'{name}' is not a setting of pema\.generate"):
+        with pytest.raises(ConfigError, match=rf"unknown setting '{name}' of pema\.generate"):
             generate(plm, None, SOURCES, TASK, NoAdapter(), **{name: 1})
 
 
@@ -182,7 +182,7 @@ class Missing(LogitsProcessor):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"temprature": 0.5}, r"'temprature' is not a setting of pema\.generate: did you mean 'temperature'\?"),
+        ({"temprature": 0.5}, r"unknown setting 'temprature' of pema\.generate: did you mean 'temperature'\?"),
         ({"temperature": 0.5}, "temperature has no effect without do_sample=True: give both, or neither"),
         ({"length_penalty": 2.0}, "length_penalty has no effect without num_beams=2 or more"),
         ({"num_beams": "3"}, "num_beams='3' must be a whole number"),

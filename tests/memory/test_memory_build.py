@@ -204,12 +204,12 @@ def test_settings_below_one_are_refused(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["contexts", "targets", "dtype"])
 def test_unknown_settings_are_refused(tmp_path, name):
-    with pytest.raises(ConfigError, match=f"{name}='other' is not known: choose "):
+    with pytest.raises(ConfigError, match=f"unknown {name} 'other': use "):
         build(tmp_path / "m", **{name: "other"})
 
 
 def test_a_setting_that_does_not_exist_is_refused_with_the_one_it_resembles(tmp_path):
-    with pytest.raises(ConfigError, match="'limt' is not a setting of BuildConfig: did you mean 'limit'"):
+    with pytest.raises(ConfigError, match=r"unknown setting 'limt' of BuildConfig: .*did you mean 'limit'"):
         build(tmp_path / "m", limt=3)
 
 

@@ -237,7 +237,7 @@ def test_a_plm_whose_own_loss_is_not_finite_is_not_trained(folder, tmp_path):
         ({"warmup": 1.0}, r"warmup=1\.0 is too large: it must be less than 1"),
         ({"weight_decay": -1.0}, r"weight_decay=-1\.0 is too small: it must be at least 0"),
         ({"seconds": 0.0}, r"seconds=0\.0 is too small: it must be more than 0"),
-        ({"rank": 4}, "'rank' is not a setting of full; it knows learning_rate"),
+        ({"rank": 4}, "unknown setting 'rank' of full: use learning_rate"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):

@@ -359,7 +359,7 @@ def test_the_memory_is_shared_with_pema_and_the_index_by_all_mixtures():
         ({"temperature": math.inf}, "temperature=inf must be finite"),
         ({"weight": 1.5}, "weight=1.5 is too large: it must be at most 1"),
         ({"targets": "aligned"}, "targets='aligned' requires contexts='predicted'"),
-        ({"lambda": 0.5}, "'lambda' is not a setting of knn-lm"),
+        ({"lambda": 0.5}, "unknown setting 'lambda' of knn-lm"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):

@@ -104,7 +104,7 @@ def test_settings_are_those_of_the_method_and_of_its_training():
     ("settings", "message"),
     [
         ({"rnak": 8}, "rnak"),
-        ({"preset": "fastest"}, "preset 'fastest' is not known"),
+        ({"preset": "fastest"}, "unknown preset 'fastest'"),
         ({"targets": "aligned"}, "targets='aligned' requires contexts='predicted'"),
         ({"seed": 3}, "seed belongs to the budget or to the run"),
     ],
@@ -115,7 +115,7 @@ def test_wrong_settings_are_refused(settings, message):
 
 
 def test_the_plm_alone_has_no_settings():
-    with pytest.raises(ConfigError, match="'rank' is not a setting of plm; it has none at all"):
+    with pytest.raises(ConfigError, match="unknown setting 'rank' of plm: it has none"):
         PLMAlone.of({"rank": 3})
 
 

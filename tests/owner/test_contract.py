@@ -52,7 +52,7 @@ def test_what_no_plm_has_is_refused_by_name(values, name, value):
     ("change", "words"),
     [
         (lambda v: v.pop("d"), "'plm.d' is missing"),
-        (lambda v: v.update(extra=1), "'plm.extra' is not a setting of PLMDescription; it knows name, architecture"),
+        (lambda v: v.update(extra=1), "unknown setting 'plm.extra' of PLMDescription: use name, architecture"),
         (None, "plm is a list of 12 items, not an object"),
     ],
     ids=["less", "more", "list"],

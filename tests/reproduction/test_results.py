@@ -37,7 +37,7 @@ def test_what_earlier_versions_wrote_is_read_and_would_be_written_again(file):
         ({COMET: {"metric": "comet", "signature": "s"}}, "'segments' is missing"),
         ({COMET: {"metric": "comet", "signature": "s", "segments": []}}, "segments is empty"),
         ({"label": "somebody"}, "is a run of 'somebody', which the experiment does not name"),
-        ({"speed": 1}, "'speed' is not a setting of Run"),
+        ({"speed": 1}, "unknown setting 'speed' of Run"),
         ({"seed": -1}, "seed=-1 is too small"),
     ],
 )

@@ -344,7 +344,7 @@ def test_settings_that_are_the_owners(tmp_path):
     for settings in ({"device_map": "cuda"}, {"revision": "main"}, {"mask_secret": tmp_path}):
         with pytest.raises(ConfigError, match="is chosen by the PLM's owner"):
             open_plm("https://localhost:1", **settings)
-    with pytest.raises(ConfigError, match="dtype='int8' is not known: choose auto or float32"):
+    with pytest.raises(ConfigError, match="unknown dtype 'int8': use auto, float32"):
         open_plm("https://localhost:1", dtype="int8")
 
 

@@ -57,9 +57,9 @@ def test_a_missing_corpus_says_how_to_ask_for_it(corpus, tmp_path):
 
 
 def test_what_gyafc_does_not_have_is_refused(corpus):
-    with pytest.raises(ConfigError, match="unknown GYAFC domain 'Sports': choose Entertainment_Music or"):
+    with pytest.raises(ConfigError, match="unknown GYAFC domain 'Sports': use Entertainment_Music or"):
         read_gyafc(corpus, part="test", domain="Sports")
-    with pytest.raises(ConfigError, match="unknown GYAFC part 'dev': choose train, tune, test"):
+    with pytest.raises(ConfigError, match="unknown GYAFC part 'dev': use train, tune or test"):
         read_gyafc(corpus, part="dev")
     with pytest.raises(ConfigError, match="reference 4 does not exist in GYAFC's test part: give 0 to 3"):
         read_gyafc(corpus, part="test", reference=4)

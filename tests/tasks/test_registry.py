@@ -27,8 +27,8 @@ def test_a_template_of_the_users_own():
 
 
 def test_an_unknown_task_is_refused_with_the_known_ones():
-    names = "translation, style, summarisation, qa, classification"
-    with pytest.raises(ConfigError, match=re.escape(f"unknown task 'translate': choose one of {names}")):
+    words = "use translation, style, summarisation, qa or classification (did you mean 'translation'?)."
+    with pytest.raises(ConfigError, match=re.escape(f"unknown task 'translate': {words}")):
         get_task("translate")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pema.adapter.config import TrainConfig
 from pema.errors import ConfigError
-from pema.schema import known
+from pema.schema import among, known
 
 _BEST = TrainConfig(
     rank=2048,
@@ -57,8 +57,7 @@ def preset(name: str, **changes: Any) -> TrainConfig:  # noqa: ANN401
     Raises:
         ConfigError: an unknown preset or setting, or a contradiction.
     """
-    if name not in PRESETS:
-        raise ConfigError(f"preset {name!r} is not known: choose {' or '.join(PRESETS)}.")
+    among("preset", [name], PRESETS)
     known(TrainConfig, changes)
     epsilon = changes.get("dp_epsilon")
     if name == PRIVATE and epsilon is None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pema.errors import ConfigError
-from pema.schema import check, from_json, option, require, short
+from pema.schema import among, check, from_json, option, require, short
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,8 +70,7 @@ class NamedSchedule(ABC):
             raise ConfigError(f"a schedule is an object, not {short(values)}.")
         settings = dict(values)
         name = settings.pop("schedule", None)
-        if not isinstance(name, str) or name not in SCHEDULES:
-            raise ConfigError(f"There is no schedule {short(name)}: choose one of {', '.join(SCHEDULES)}.")
+        among("schedule", [name], SCHEDULES)
         kind = SCHEDULES[name]
         if not issubclass(kind, cls):
             raise ConfigError(f"{name!r} stands where a schedule of the kind {getattr(cls, 'name', '')!r} belongs.")
@@ -184,8 +183,7 @@ def get_schedule(
             schedule where one is asked for.
     """
     require("lambda_max", lambda_max, float | None, least=0.0, most=1.0)
-    if name not in SCHEDULES:
-        raise ConfigError(f"There is no schedule {name!r}: choose one of {', '.join(SCHEDULES)}.")
+    among("schedule", [name], SCHEDULES)
     if name not in WEIGHTED and lambda_max is not None:
         raise ConfigError(f"The schedule {name!r} has no lambda_max: leave it out, or choose unrolling.")
     if name == NoAdapter.name:

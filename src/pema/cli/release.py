@@ -11,7 +11,7 @@ from pema.cli.options import AsJSON, loading, show
 from pema.cli.settings import declared
 from pema.console import note
 from pema.errors import ConfigError
-from pema.schema import short
+from pema.schema import among
 
 MASKS = ("none", "rotation")
 """What stands between the PLM and what is given away."""
@@ -42,8 +42,7 @@ def release(
 
     Example: pema release embedded -o head --mask rotation --secret secret.key
     """
-    if mask not in MASKS:
-        raise ConfigError(f"--mask={short(mask)} is not known: choose {' or '.join(MASKS)}.")
+    among("--mask", [mask], MASKS)
     if (mask == "rotation") != (secret is not None):
         raise ConfigError(
             "--mask rotation needs --secret FILE, where the secret is kept."

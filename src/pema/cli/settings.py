@@ -97,7 +97,7 @@ class Options:
         if key in known:
             return parse(key, text, known[key].hint, **known[key].limits)
         if not self.further:
-            among(list(known), [key], self.kind.__name__)
+            among("setting", [key], known, self.kind.__name__)
         try:
             return json.loads(text)
         except ValueError:

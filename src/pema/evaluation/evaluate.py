@@ -13,6 +13,7 @@ from pema.evaluation.score import Metric, Score, require_aligned, score
 from pema.evaluation.style import MEASURES, is_style, style
 from pema.evaluation.summarisation import rouge
 from pema.evaluation.translation import bleu, chrf
+from pema.schema import unknown
 from pema.tasks.registry import Task
 
 FORMALITY = "formality_accuracy"
@@ -85,5 +86,5 @@ def get_metric(
         return bleu(name.removeprefix(BLEU_WITH))
     if name not in METRICS:
         known = [*METRICS, f"{BLEU_WITH}TOKENIZER", FORMALITY, *(f"{measure}:MODEL" for measure in MEASURES)]
-        raise ConfigError(f"metric {name!r} is unknown: choose one of {', '.join(known)}.")
+        raise ConfigError(unknown("metric", name, known))
     return METRICS[name]()

@@ -25,9 +25,10 @@ from typing import Literal
 
 import numpy as np
 
-from pema.errors import ConfigError, DataError
+from pema.errors import DataError
 from pema.evaluation.characters import are_unspaced
 from pema.evaluation.score import Array, require_aligned
+from pema.schema import among
 
 Matching = Literal["tokens", "words", "substring"]
 Formality = Literal["formal", "informal", "neither", "both"]
@@ -50,8 +51,7 @@ class FormalityAccuracy:
         """
         if matching is None:
             matching = "substring" if are_unspaced(map(strip_marks, (*formal, *informal))) else "tokens"
-        if matching not in _MATCHING:
-            raise ConfigError(f"matching {matching!r} is unknown: choose one of {', '.join(_MATCHING)}.")
+        among("matching", [matching], _MATCHING)
         require_aligned(formal=formal, informal=informal)
         self.formal = [phrases(text, f"formal reference {i}") for i, text in enumerate(formal, start=1)]
         self.informal = [phrases(text, f"informal reference {i}") for i, text in enumerate(informal, start=1)]

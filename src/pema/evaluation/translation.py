@@ -13,6 +13,7 @@ from pema.console import note
 from pema.errors import ConfigError
 from pema.evaluation.characters import HAN, KANA, are_unspaced
 from pema.evaluation.score import Array
+from pema.schema import among
 
 BY_SPACES = ("13a", "intl", "none")
 """SacreBLEU's tokenizers that split words at spaces."""
@@ -128,10 +129,7 @@ def _say_composition(hypotheses: Sequence[str], references: Sequence[str]) -> No
 
 
 def _sacrebleu(tokenizer: str) -> BLEU:
-    if tokenizer not in BLEU.TOKENIZERS:
-        raise ConfigError(
-            f"sacreBLEU has no tokenizer {tokenizer!r}: use bleu:TOKENIZER with one of {', '.join(BLEU.TOKENIZERS)}."
-        )
+    among("sacreBLEU tokenizer", [tokenizer], BLEU.TOKENIZERS)
     try:
         return _signed(BLEU(tokenize=tokenizer, force=True))
     except (ImportError, RuntimeError, OSError) as error:

@@ -12,7 +12,7 @@ from pema.experiments.data import Data
 from pema.experiments.layout import LONGEST_NAME, run_name
 from pema.files import digest
 from pema.methods.contract import Budget, Method
-from pema.schema import SEED, require, short
+from pema.schema import SEED, among, require, short
 from pema.tasks.registry import Task
 
 Kind = Literal["compare", "sweep"]
@@ -126,9 +126,7 @@ class Experiment:
         if twice:
             raise ConfigError(f"two methods are labelled {sorted(twice)[0]!r}: give each a label of its own.")
         lines = [line.label for line in self.lines()]
-        for reference in self.references:
-            if reference not in lines:
-                raise ConfigError(f"reference {reference!r} is no label: choose one of {', '.join(lines)}.")
+        among("reference", self.references, lines)
         require("seeds", self.seeds, tuple[int, ...], least=0, most=SEED)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds {list(self.seeds)} must be one or more different numbers.")

@@ -92,7 +92,8 @@ def check(settings: Mapping[str, Any], ends: Sequence[int]) -> None:
             raise ConfigError(f"{name} must be a list, not a {type(value).__name__}.")
         if name in REFUSED:
             raise ConfigError(f"{name} is not a setting of pema.generate: {REFUSED[name]}.")
-        among([each for each in KNOWN if each not in HONOURED or hasattr(known, each)], [name], "pema.generate")
+        choices = [each for each in KNOWN if each not in HONOURED or hasattr(known, each)]
+        among("setting", [name], choices, "pema.generate")
     for names, switch, on in (
         (SAMPLING, "do_sample=True", settings["do_sample"]),
         (BEAMS, "num_beams=2 or more", settings["num_beams"] > 1),

@@ -206,7 +206,7 @@ class Method(ABC):
         Raises:
             ConfigError: a setting is unknown or out of range.
         """
-        among([each.name for each in fields(cls)], settings, cls.name)
+        among("setting", settings, [each.name for each in fields(cls)], cls.name)
         return cls(**settings)
 
     def settings(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class PEMA(MemoryMethod):
     def of(cls, settings: Mapping[str, Any]) -> Self:
         """See `Method.of`; what is not a setting of the method is one of the adapter's training."""
         own = {each.name for each in fields(cls)} - {"changes"}
-        among([*sorted(own), *(field.name for field in fields(TrainConfig))], settings, cls.name)
+        among("setting", settings, [*sorted(own), *(field.name for field in fields(TrainConfig))], cls.name)
         budgeted = {"seed", "patience", "dev_fraction"} & settings.keys()
         if budgeted:
             raise ConfigError(f"{sorted(budgeted)[0]} belongs to the budget or to the run, not to a method's settings.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pema.errors import ConfigError
 from pema.methods.contract import Method
 from pema.methods.full import FullFineTuning
 from pema.methods.knn import KNN
@@ -10,6 +9,7 @@ from pema.methods.offsite import OffsiteTuning
 from pema.methods.peft_methods import IA3, LoRA, PrefixTuning
 from pema.methods.pema import PEMA
 from pema.methods.plm_alone import PLMAlone
+from pema.schema import among
 
 METHODS: dict[str, type[Method]] = {
     method.name: method for method in (PLMAlone, PEMA, KNN, FullFineTuning, LoRA, IA3, PrefixTuning, OffsiteTuning)
@@ -22,6 +22,5 @@ def get_method(name: str) -> type[Method]:
     Raises:
         ConfigError: the name is unknown.
     """
-    if name not in METHODS:
-        raise ConfigError(f"method {name!r} is unknown: choose one of {', '.join(METHODS)}.")
+    among("method", [name], METHODS)
     return METHODS[name]

@@ -11,19 +11,20 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pema.errors import ConfigError, OwnerError
+from pema.errors import OwnerError
 from pema.owner.bundle import NormSettings
 from pema.owner.causal_lm import output_embedding
 from pema.owner.contract import Tap
 from pema.owner.head import Head, Norm
 from pema.owner.weights import device_of, tensor_of
+from pema.schema import among
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 """Maximum difference from the model's logits, relative to their largest magnitude (at least 1)."""
@@ -46,8 +47,7 @@ def derive_head(model: PreTrainedModel, tap: Tap) -> Head:
         OwnerError: the model is not supported; the message names the architecture and the reason.
         ConfigError: an unknown tap.
     """
-    if tap not in ("head_input", "norm_input"):
-        raise ConfigError(f"unknown tap {tap!r}: use 'head_input' or 'norm_input'.")
+    among("tap", [tap], get_args(Tap))
     name = type(model).__name__
     embedding = output_embedding(model)
     weight, bias = tensor_of(embedding, "weight"), tensor_of(embedding, "bias")

@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pema.errors import ConfigError, DataError
+from pema.errors import DataError
+from pema.schema import among
 
 VERSION = 1
 """Version of the protocol; a client and a server of different versions refuse each other."""
@@ -64,8 +65,7 @@ def narrow(f: Tensor, dtype: WireDtype) -> Tensor:
         ConfigError: the precision is unknown.
         DataError: a finite value is too large for it.
     """
-    if dtype not in get_args(WireDtype):
-        raise ConfigError(f"unknown precision {dtype!r}: use {', '.join(get_args(WireDtype))}.")
+    among("precision", [dtype], get_args(WireDtype))
     narrowed = f.to(getattr(torch, dtype))
     if dtype == "float16" and bool((narrowed.isinf() & f.isfinite()).any()):
         raise DataError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import tomllib
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pema.errors import ConfigError
 from pema.owner.contract import Contexts, Tap
+from pema.schema import unknown
 
 Endpoint = Literal["plm", "tokenizer", "head", "represent", "predict", "sessions", "metrics"]
 """What a key may be let into."""
@@ -146,7 +146,7 @@ class Policy(_Table):
         try:
             policy = cls.model_validate(_tuples(content))
         except ValidationError as error:
-            raise ConfigError(f"the policy {path}: {_first(error, content)}.") from error
+            raise ConfigError(f"the policy {path}: {_first(error, content)}") from error
         if policy.mask_secret is None:
             return policy
         return policy.model_copy(update={"mask_secret": str(path.parent / policy.mask_secret)})
@@ -165,19 +165,23 @@ def _tuples(value: Any) -> Any:  # noqa: ANN401 - whatever TOML holds
 
 def _first(error: ValidationError, content: dict[str, Any]) -> str:
     """The first thing that is wrong, by its place in the file."""
-    found = error.errors(include_url=False, include_context=False)[0]
-    place = found["loc"]
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    first = error.errors(include_url=False, include_context=False)[0]
+    place, of = first["loc"], ""
     if place[:1] == ("keys",) and len(place) > 1 and isinstance(place[1], int):
         entry = content["keys"][place[1]]
         name = entry.get("name") if isinstance(entry, dict) else None
-        where += f" (key {name})" if isinstance(name, str) else ""
-    if found["type"] == "extra_forbidden":
+        of = f"key {name}" if isinstance(name, str) else ""
+    if first["type"] == "extra_forbidden":
         names = list(_MODELS.get(place[0], Policy).model_fields) if len(place) > 1 else list(Policy.model_fields)
-        near = difflib.get_close_matches(str(place[-1]), names, n=1)
-        return f"{where} is not known" + (f": did you mean {near[0]}?" if near else f": use {', '.join(names)}")
-    message = found["msg"].removeprefix("Value error, ")
-    return f"{where}: {message[0].lower()}{message[1:]}" if where else message
+        return unknown("setting", place[-1], names, of, _path(place[:-1]))
+    message = first["msg"].removeprefix("Value error, ")
+    where = _path(place) + (f" ({of})" if of else "")
+    return f"{where}: {message[0].lower()}{message[1:]}." if where else f"{message}."
+
+
+def _path(place: tuple[int | str, ...]) -> str:
+    """Return the path of a place in the file, such as keys[0].name."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
 
 
 _MODELS: dict[int | str, type[_Table]] = {"keys": Key, "limits": Limits, "batching": Batching}

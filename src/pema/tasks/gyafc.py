@@ -15,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pema.errors import ConfigError, DataError
+from pema.schema import among
 from pema.tasks.example import Example
 from pema.tasks.readers import read_examples
 
@@ -46,10 +47,8 @@ def read_gyafc(
         DataError: a file is missing (the message says how to request the corpus), misaligned or malformed.
         ConfigError: an unknown domain or part, or a reference that does not exist.
     """
-    if domain is not None and domain not in DOMAINS:
-        raise ConfigError(f"unknown GYAFC domain {domain!r}: choose {' or '.join(DOMAINS)}, or omit it for both.")
-    if part not in PARTS:
-        raise ConfigError(f"unknown GYAFC part {part!r}: choose {', '.join(PARTS)}.")
+    among("GYAFC domain", [] if domain is None else [domain], DOMAINS)
+    among("GYAFC part", [part], PARTS)
     most = 1 if part == "train" else REFERENCES
     if not 0 <= reference < most:
         raise ConfigError(f"reference {reference} does not exist in GYAFC's {part} part: give 0 to {most - 1}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pema.errors import ConfigError
+from pema.schema import among
 from pema.tasks.template import Template
 
 
@@ -70,7 +70,6 @@ def get_task(name: str, template: str | None = None) -> Task:
     Raises:
         ConfigError: the name is unknown (the message lists the tasks), or the template is invalid.
     """
-    if name not in TASKS:
-        raise ConfigError(f"unknown task {name!r}: choose one of {', '.join(TASKS)}.")
+    among("task", [name], TASKS)
     task = TASKS[name]
     return task if template is None else replace(task, template=Template(template))
