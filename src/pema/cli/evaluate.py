@@ -30,7 +30,7 @@ def evaluate(
         ),
     ] = None,
     sources: Annotated[
-        Path | None, typer.Option("--sources", help="Source texts, one a line, for style_improvement.")
+        Path | None, typer.Option("--sources", help="Source texts, one a line, for slot_errors and style_improvement.")
     ] = None,
     scores: Annotated[
         list[Path] | None,

@@ -10,6 +10,7 @@ from pema.evaluation.answers import exact_match, f1
 from pema.evaluation.classification import accuracy
 from pema.evaluation.formality import FormalityAccuracy, Matching
 from pema.evaluation.score import Metric, Score, require_aligned, score
+from pema.evaluation.slots import SlotErrors
 from pema.evaluation.style import MEASURES, is_style, style
 from pema.evaluation.summarisation import rouge
 from pema.evaluation.translation import bleu, chrf
@@ -17,6 +18,7 @@ from pema.schema import unknown
 from pema.tasks.registry import Task
 
 FORMALITY = "formality_accuracy"
+SLOT_ERRORS = "slot_errors"
 BLEU_WITH = "bleu:"
 METRICS: dict[str, Callable[[], Metric]] = {
     "bleu": bleu,
@@ -29,7 +31,8 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "accuracy": accuracy,
 }
 """The metrics that need only hypotheses and references. `bleu:TOKENIZER` is BLEU with that sacreBLEU tokenizer;
-`formality_accuracy` needs annotated references, and `MEASURE:MODEL` a classifier (see `pema.evaluation.style`)."""
+`formality_accuracy` needs annotated references, `slot_errors` sources, and `MEASURE:MODEL` a classifier (see
+`pema.evaluation.style`)."""
 
 
 def evaluate(
@@ -48,7 +51,7 @@ def evaluate(
         task: the task; its metrics are computed unless `metrics` names others.
         hypotheses: one per source.
         references: aligned with the hypotheses.
-        sources: aligned with the hypotheses; only `style_improvement` reads them.
+        sources: aligned with the hypotheses; `slot_errors` and `style_improvement` read them.
         annotated: formal and informal references with [F]...[/F] marks; adds `formality_accuracy` to the metrics.
         matching: how annotated phrases match; see `pema.evaluation.formality`.
         metrics: names of metrics.
@@ -80,11 +83,13 @@ def get_metric(
         if annotated is None:
             raise ConfigError(f"{FORMALITY} needs formal and informal references with [F]...[/F] marks: give both.")
         return FormalityAccuracy(*annotated, matching=matching)
+    if name == SLOT_ERRORS:
+        return SlotErrors(sources)
     if is_style(name):
         return style(name, sources)
     if name.startswith(BLEU_WITH):
         return bleu(name.removeprefix(BLEU_WITH))
     if name not in METRICS:
-        known = [*METRICS, f"{BLEU_WITH}TOKENIZER", FORMALITY, *(f"{measure}:MODEL" for measure in MEASURES)]
-        raise ConfigError(unknown("metric", name, known))
+        further = (f"{BLEU_WITH}TOKENIZER", FORMALITY, SLOT_ERRORS, *(f"{measure}:MODEL" for measure in MEASURES))
+        raise ConfigError(unknown("metric", name, [*METRICS, *further]))
     return METRICS[name]()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 NOTHING = "–"
 """Text for a value that was not measured or is not finite."""
@@ -19,10 +19,12 @@ class Notation:
     Attributes:
         title: name of the metric in headings.
         decimals: number of decimal places, for every value.
+        lower_is_better: whether a lower value is the better one.
     """
 
     title: str
     decimals: int
+    lower_is_better: bool = False
 
 
 NOTATIONS = {
@@ -35,10 +37,11 @@ NOTATIONS = {
     "f1": Notation("F1", OF_100),
     "accuracy": Notation("accuracy", OF_1),
     "formality_accuracy": Notation("M-ACC", OF_1),
+    "slot_errors": Notation("SER", OF_100, lower_is_better=True),
     "comet": Notation("COMET", 4),  # as COMET's own command prints it
-    "perplexity": Notation("perplexity", 2),
-    "dev_perplexity": Notation("dev perplexity", 2),
-    "cross_entropy": Notation("cross-entropy", 3),
+    "perplexity": Notation("perplexity", 2, lower_is_better=True),
+    "dev_perplexity": Notation("dev perplexity", 2, lower_is_better=True),
+    "cross_entropy": Notation("cross-entropy", 3, lower_is_better=True),
     "auc": Notation("AUC", 3),
     "tpr": Notation("TPR", 3),
 }
@@ -49,7 +52,12 @@ def notation(metric: str) -> Notation:
     """Return the notation of a metric; one that is not in the table has a scale to 1, like classifier scores."""
     name, _, variant = metric.partition(":")
     known = NOTATIONS.get(name, Notation(name.replace("_", " "), OF_1))
-    return Notation(f"{known.title} ({variant})", known.decimals) if variant else known
+    return replace(known, title=f"{known.title} ({variant})") if variant else known
+
+
+def is_better(metric: str, difference: float) -> bool:
+    """Return whether a system whose value differs by `difference` from another's is the better one."""
+    return difference < 0 if notation(metric).lower_is_better else difference > 0
 
 
 def metric_name(metric: str) -> str:

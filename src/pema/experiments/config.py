@@ -58,7 +58,7 @@ def _experiment(file: ExperimentFile, name: str, kind: Kind, root: Path) -> Expe
         metrics = (*task.metrics, *([FORMALITY] if "test" in data.annotated else []))
     for metric in metrics:
         if not is_style(metric):  # its classifier is loaded when there is something to classify
-            get_metric(metric, data.annotated.get("test"))
+            get_metric(metric, data.annotated.get("test"), sources=[example.source for example in data.test])
     if not metrics:
         raise ConfigError("metrics is empty: name at least one.")
     return Experiment(

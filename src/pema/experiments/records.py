@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from pema.errors import ConfigError
+from pema.evaluation.notation import is_better
 from pema.schema import SEED, check, option, require, short
 from pema.tasks.example import Example
 
@@ -248,7 +249,7 @@ class Difference(Record):
     @property
     def mark(self) -> str:
         """`+` where the line is better and `-` where it is worse by more than chance; else nothing."""
-        return "" if not self.significant else "+" if self.difference > 0 else "-"
+        return "" if not self.significant else "+" if is_better(self.metric, self.difference) else "-"
 
 
 Differences = Mapping[tuple[str, str], Difference]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from pema.evaluation.notation import bounds_text, metric_name, score_text
+from pema.evaluation.notation import bounds_text, is_better, metric_name, score_text
 from pema.experiments.formats import COSTS, p_value
 from pema.experiments.records import Results
 
@@ -116,8 +116,8 @@ def _difference(experiment: Results, reference: str | None, label: str, metric: 
         return ""
     sign, kind, said = "≈", "same", "not significantly different from"
     if found.significant:
-        better = found.difference > 0
-        sign, kind, said = ("▲", "better", "significantly above") if better else ("▼", "worse", "significantly below")
+        sign, said = ("▲", "significantly above") if found.difference > 0 else ("▼", "significantly below")
+        kind = "better" if is_better(metric, found.difference) else "worse"
     difference = score_text(metric, found.difference, signed=True)
     interval = bounds_text(metric, found.low, found.high, signed=True)
     title = "" if bounds else f' title="95 % interval of the difference: {interval}"'
