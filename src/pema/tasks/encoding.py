@@ -67,6 +67,11 @@ class Encoding:
                 f"({type(self._tokenizer).__name__}) cannot encode these characters as text: remove or change them."
             )
 
+    def first_control(self, text: str) -> re.Match[str] | None:
+        """Return the first control token in the text of a template; None if it contains none."""
+        names = _controls(self._tokenizer) if self._copy is None else self._copy.names
+        return _any_of(names).search(text)
+
     def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Return the ids of texts without special tokens around them; names set by `mark` become control tokens."""
         if self._copy is not None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pema.errors import ConfigError, DataError
-from pema.tasks.encoding import TYPICAL, Encoding
+from pema.schema import short
+from pema.tasks.encoding import TYPICAL
 from pema.tasks.example import Example
+from pema.tasks.forms import SLOT, Form, fill, form_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SLOT = "{source}"
 CHUNK = 4096
 """Number of examples per tokenizer call: enough for its threads, few enough to bound memory."""
 
@@ -25,7 +26,7 @@ class EncodedExample:
 
     Attributes:
         prompt: ids of the prompt, with the special tokens that the tokenizer puts in front, once.
-        target: ids of the target and one end-of-sequence id; () if only a prompt was encoded.
+        target: ids of the target and of the token that ends it; () if only a prompt was encoded.
         source_length: SL, the number of tokens of the source alone, without special tokens; at least 1.
     """
 
@@ -38,17 +39,32 @@ class EncodedExample:
 class Template:
     r"""A prompt [I; X]: a text with exactly one `{source}`, e.g. `Summarise this: \n{source}\nSummary:`.
 
-    The text of an example is `prompt + separator + target`. Spaces at the end of the prompt are not part of
-    it, because a tokenizer that joins a word with its leading space would split the pair elsewhere: they become the
-    separator. Without any, the separator is one space, or empty if the prompt ends in a line break or a tab.
-    Braces other than `{source}` are plain text. The PLM's control tokens in the template (`<|im_start|>`) are control
-    tokens; the same characters in a source or a target are plain text.
+    Braces other than `{source}` are plain text. A prompt is written in one of two ways:
+
+    - As a chat, with the chat template of the PLM's tokenizer: the text with the source in it is the turn of the user,
+      after the system prompt and the turns of `Example.history`; the target is the answer, and the token that ends the
+      answer in the chat template is its last one. All texts are plain text: they cannot open or close a turn.
+    - Plain: the text of an example is `prompt + separator + target` and the end-of-sequence token. Spaces at the end of
+      the prompt are not part of it, because a tokenizer that joins a word with its leading space would split the pair
+      elsewhere: they become the separator. Without any, the separator is one space, or empty if the prompt ends in a
+      line break or a tab. The PLM's control tokens in the template (`<|im_start|>`) are control tokens; the same
+      characters in a source or a target are plain text.
+
+    Attributes:
+        text: the text with `{source}` in it.
+        chat: whether prompts are written as a chat; None: if the tokenizer has a chat template, and the text does not
+            contain control tokens itself.
+        system: system prompt of the chat; None: whatever the chat template writes without one. A system turn in
+            `Example.history` takes its place.
 
     Raises:
-        ConfigError: the text contains `{source}` not at all, or more than once.
+        ConfigError: the text contains `{source}` not at all, or more than once; the system prompt is blank, or given
+            for plain prompts.
     """
 
     text: str
+    chat: bool | None = None
+    system: str | None = None
 
     def __post_init__(self) -> None:
         slots = self.text.count(SLOT)
@@ -56,6 +72,10 @@ class Template:
             raise ConfigError(
                 f"template {self.text!r} contains {SLOT} {slots} times: write it exactly once, where the source goes."
             )
+        if self.system is not None and not self.system.strip():
+            raise ConfigError("the system prompt is blank: fill it in, or leave it out.")
+        if self.system is not None and self.chat is False:
+            raise ConfigError(f"the system prompt {short(self.system)} needs a chat: leave it out, or set chat=True.")
 
     @property
     def instruction(self) -> str:
@@ -63,18 +83,39 @@ class Template:
         return self.text.partition(SLOT)[0]
 
     def fill(self, source: str) -> tuple[str, str]:
-        """Return the prompt for `source` and the separator between it and a target."""
-        before, _, after = self.text.partition(SLOT)
-        filled = before + source + after
-        prompt = filled.rstrip(" ")
-        return prompt, filled[len(prompt) :] or ("" if prompt[-1:].isspace() else " ")
+        """Return the plain prompt for `source` and the separator between it and a target."""
+        return fill(self.text, source)
+
+    def settled(self, tokenizer: PreTrainedTokenizerBase) -> Template:
+        """Return this template with the choice between chat and plain prompts made.
+
+        Raises:
+            ConfigError: the choice, or the system prompt, is impossible with this tokenizer.
+        """
+        return replace(self, chat=self.chat_template(tokenizer) is not None)
+
+    def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """Return the SHA-256 of the chat template that the prompts are written with; None if they are plain.
+
+        Raises:
+            ConfigError: as `settled`.
+        """
+        return form_of(self.text, self.chat, self.system, tokenizer).chat_template
+
+    def end(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
+        """Return the token that ends a target; None if the tokenizer has none.
+
+        Raises:
+            ConfigError: as `settled`.
+        """
+        return form_of(self.text, self.chat, self.system, tokenizer).end
 
     def encode(
         self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], *, apart: bool = False
     ) -> list[EncodedExample]:
         """Encode prompts and targets.
 
-        `prompt + target` are the tokens of the whole text and one end-of-sequence token. They are split where the
+        `prompt + target` are the tokens of the whole text and of the token that ends it. They are split where the
         prompt's own tokens end; if the tokenizer merges across that boundary, after the longest common prefix.
 
         Args:
@@ -84,14 +125,13 @@ class Template:
                 target. If the tokenizer merges across the boundary, the target's tokens are those of its text alone.
 
         Raises:
-            DataError: a source or target is blank or tokenises to nothing; the message names `Example.where`.
-            ConfigError: the tokenizer has no end-of-sequence token.
+            DataError: a source or target is blank or tokenises to nothing, or an example has a history and the prompts
+                are plain; the message names `Example.where`.
+            ConfigError: the tokenizer has no token that ends a target; as `settled`.
         """
-        if tokenizer.eos_token_id is None:
+        form = form_of(self.text, self.chat, self.system, tokenizer)
+        if form.end is None:
             raise ConfigError("the tokenizer has no end-of-sequence token (eos_token), so targets cannot end: set one.")
-        eos = int(tokenizer.eos_token_id)
-        encoding = Encoding(tokenizer)
-        marked = Template(encoding.mark(self.text))
         encoded: list[EncodedExample] = []
         for start in range(0, len(examples), CHUNK):
             chunk = examples[start : start + CHUNK]
@@ -99,54 +139,71 @@ class Template:
             for example, where in zip(chunk, places, strict=True):
                 if not example.target.strip():
                     raise DataError(f"{where}: the target is blank. Remove the pair or fill it in.")
-                encoding.require_text(example.target, f"{where}, target")
-            prompts = marked._prompts(encoding, [example.source for example in chunk], places)
-            filled = [marked.fill(example.source) for example in chunk]
-            wholes = encoding.begin([p + gap + example.target for (p, gap), example in zip(filled, chunk, strict=True)])
-            for i, (prompt, whole) in enumerate(zip(prompts, wholes, strict=True)):
-                cut = shared_length(prompt.prompt, whole)
-                if apart and cut < len(prompt.prompt):
-                    (text, gap), cut = filled[i], len(prompt.prompt)
-                    whole = prompt.prompt + encoding.behind(text, gap + chunk[i].target)
+            filled = [form.fill(example, example.target, where) for example, where in zip(chunk, places, strict=True)]
+            prompts = form.encode([each.prompt for each in filled])
+            wholes = form.encode(["".join(each) for each in filled])
+            lengths = _source_lengths(form, chunk)
+            for i, (each, prompt, whole) in enumerate(zip(filled, prompts, wholes, strict=True)):
+                where = places[i]
+                _require_tokens(prompt, where)
+                cut = shared_length(prompt, whole)
+                if apart and cut < len(prompt):
+                    cut = len(prompt)
+                    whole = prompt + form.encoding.behind(each.prompt, "".join(each[1:]))
                 target = whole[cut:]
-                if not target or (len(target) < 3 and _says_nothing(encoding, *filled[i], whole)):
-                    said = repr(chunk[i].target)
+                if not target or form.says_nothing(each, whole, len(target)):
                     raise DataError(
-                        f"{places[i]}: the target {said} tokenises to nothing. Remove the pair or fill it in."
+                        f"{where}: the target {chunk[i].target!r} tokenises to nothing. Remove the pair or fill it in."
                     )
                 if not cut:
                     raise DataError(
-                        f"{places[i]}: the tokenizer merges the whole prompt with the target, so no context is left. "
+                        f"{where}: the tokenizer merges the whole prompt with the target, so no context is left. "
                         "Give the template some words."
                     )
-                if eos in target[:-1]:
+                if form.end in target[:-1]:
                     raise DataError(
-                        f"{places[i]}: the target contains the characters {tokenizer.eos_token!r}, which end a "
-                        "sequence, before its end: remove or change them."
+                        f"{where}: the target contains the characters {tokenizer.convert_ids_to_tokens(form.end)!r}, "
+                        "which end a sequence, before its end: remove or change them."
                     )
-                if target[-1] != eos:
-                    target += (eos,)
-                encoded.append(EncodedExample(whole[:cut], target, prompt.source_length))
+                if target[-1] != form.end:
+                    target += (form.end,)
+                encoded.append(EncodedExample(whole[:cut], target, lengths[i]))
         return encoded
 
-    def encode_prompts(self, tokenizer: PreTrainedTokenizerBase, sources: Sequence[str]) -> list[EncodedExample]:
+    def encode_prompts(
+        self, tokenizer: PreTrainedTokenizerBase, sources: Sequence[str | Example]
+    ) -> list[EncodedExample]:
         """Encode prompts alone, in the order of `sources`.
 
+        Args:
+            tokenizer: the PLM's tokenizer, slow or fast.
+            sources: the sources; an example stands for its source and its history.
+
         Raises:
-            DataError: a source is blank; the message names its number, counted from 1.
+            DataError: a source is blank, or has a history and the prompts are plain; the message names its number,
+                counted from 1, or its `Example.where`.
+            ConfigError: as `settled`.
         """
-        encoding = Encoding(tokenizer)
-        marked = Template(encoding.mark(self.text))
+        form = form_of(self.text, self.chat, self.system, tokenizer)
         encoded: list[EncodedExample] = []
         for start in range(0, len(sources), CHUNK):
-            chunk = sources[start : start + CHUNK]
-            encoded += marked._prompts(encoding, chunk, [f"source {start + i + 1}" for i in range(len(chunk))])
+            chunk = [
+                each if isinstance(each, Example) else Example(each, "") for each in sources[start : start + CHUNK]
+            ]
+            places = [each.where or f"source {start + i + 1}" for i, each in enumerate(chunk)]
+            filled = [form.fill(each, None, where) for each, where in zip(chunk, places, strict=True)]
+            prompts = form.encode([each.prompt for each in filled])
+            for prompt, where in zip(prompts, places, strict=True):
+                _require_tokens(prompt, where)
+            lengths = _source_lengths(form, chunk)
+            encoded += [EncodedExample(prompt, (), length) for prompt, length in zip(prompts, lengths, strict=True)]
         return encoded
 
     def prompt_overhead_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Count the prompt tokens that are not source tokens: SL is the length of a prompt minus this number.
 
-        The count is exact except for tokens that the tokenizer merges across the two boundaries of the source.
+        The count is exact except for tokens that the tokenizer merges across the two boundaries of the source, and for
+        prompts without a history.
         """
         (typical,) = self.encode_prompts(tokenizer, [TYPICAL])
         return len(typical.prompt) - typical.source_length
@@ -155,19 +212,6 @@ class Template:
         """Return `prompt_overhead_tokens`, its new name."""
         warnings.warn("overhead is now prompt_overhead_tokens", DeprecationWarning, stacklevel=2)
         return self.prompt_overhead_tokens(tokenizer)
-
-    def _prompts(self, encoding: Encoding, sources: Sequence[str], places: Sequence[str]) -> list[EncodedExample]:
-        """Encode the prompts of this template, whose control tokens are already marked."""
-        for source, where in zip(sources, places, strict=True):
-            if not source.strip():
-                raise DataError(f"{where}: the source is blank. Remove it or fill it in.")
-            encoding.require_text(source, f"{where}, source")
-        prompts = encoding.begin([self.fill(source)[0] for source in sources])
-        for prompt, where in zip(prompts, places, strict=True):
-            if not prompt:
-                raise DataError(f"{where}: the prompt tokenises to nothing. Remove it or give the template some words.")
-        lengths = [max(1, len(ids)) for ids in encoding.encode(sources)]
-        return [EncodedExample(prompt, (), length) for prompt, length in zip(prompts, lengths, strict=True)]
 
 
 def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
@@ -178,5 +222,10 @@ def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
     return next(i for i in range(shortest) if a[i] != b[i])
 
 
-def _says_nothing(encoding: Encoding, prompt: str, separator: str, whole: tuple[int, ...]) -> bool:
-    return whole in encoding.begin([prompt, prompt + separator])
+def _require_tokens(prompt: Sequence[int], where: str) -> None:
+    if not prompt:
+        raise DataError(f"{where}: the prompt tokenises to nothing. Remove it or give the template some words.")
+
+
+def _source_lengths(form: Form, examples: Sequence[Example]) -> list[int]:
+    return [max(1, len(ids)) for ids in form.encoding.encode([example.source for example in examples])]
