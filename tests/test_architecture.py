@@ -12,7 +12,8 @@ FOUNDATION = frozenset({"errors", "devices", "files", "locks", "schema", "tensor
 ROOMS = {
     "tasks": set(),
     "owner": set(),
-    "owner.models": {"owner"},
+    "owner.sources": set(),
+    "owner.models": {"owner", "owner.sources"},
     "owner.local": {"owner", "owner.models"},
     "owner.client": {"owner", "owner.models"},
     "owner.mask": {"owner"},
@@ -20,7 +21,7 @@ ROOMS = {
     "memory": {"owner", "tasks"},
     "adapter": {"memory", "owner", "tasks"},
     "generation": {"adapter", "owner", "tasks"},
-    "evaluation": {"generation", "adapter", "memory", "owner", "owner.models", "tasks"},
+    "evaluation": {"generation", "adapter", "memory", "owner", "owner.models", "owner.sources", "tasks"},
     "methods": {"evaluation", "generation", "adapter", "memory", "owner", "owner.local", "owner.models", "tasks"},
     "experiments": {"methods", "evaluation", "tasks"},
     "privacy": {"evaluation", "adapter", "memory", "owner"},

@@ -22,9 +22,18 @@ from pema.methods.peft_methods import LoRA
 from pema.owner.local import LocalPLM
 from pema.tasks.readers import read_examples
 
+
+def gguf_file(folder):
+    """The beginning of a GGUF file."""
+    path = folder / "plm.gguf"
+    path.write_bytes(b"GGUF")
+    return path
+
+
 CALLS = {
     "datasets": ("datasets", lambda folder: read_examples(data=folder)),
     "device-map": ("accelerate", lambda folder: LocalPLM.load("embedded", device_map="auto")),
+    "gguf": ("gguf", lambda folder: LocalPLM.load(gguf_file(folder))),
     "knn": ("faiss", lambda folder: faiss_library()),
     "peft": ("peft", lambda folder: LoRA().config()),
     "private": ("opacus", lambda folder: noise_multiplier(8.0, 1e-3, 0.1, 10)),

@@ -8,7 +8,7 @@ from pema.evaluation.notation import NOTHING, metric_name, score_text
 from pema.experiments.data import SUPPORT
 from pema.experiments.formats import COSTS, difference_text, mean_text, needs_text
 from pema.experiments.records import Results
-from pema.owner.loading import EMBEDDED_FOLDER
+from pema.owner.sources.names import EMBEDDED_FOLDER
 from reproduction.lines import SUFFIX, files
 from reproduction.paths import RESULTS
 from reproduction.tables.markdown import head, row, source

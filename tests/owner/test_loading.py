@@ -181,41 +181,6 @@ def test_end_of_sequence_tokens(tiny_model, tiny_tokenizer):
     assert loading.eos_token_ids(model, tokenizer) == ()
 
 
-@pytest.mark.parametrize(
-    ("name", "match"),
-    [
-        ("/no/such/folder", "the folder /no/such/folder does not exist: check the path"),
-        ("./nowhere", r"the folder \./nowhere does not exist"),
-        ("some/deep/folder", "the folder some/deep/folder does not exist"),
-        ("pema-tests/no-such-model", "pema-tests/no-such-model cannot be loaded as a causal language model: .+"),
-    ],
-)
-def test_names_that_cannot_be_loaded(name, match):
-    with pytest.raises(OwnerError, match=match) as caught:
-        LocalPLM.load(name)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_folder_without_a_model(tmp_path):
-    with pytest.raises(OwnerError, match=r"contains no config\.json"):
-        LocalPLM.load(tmp_path)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OwnerError, match="is a file"):
-        LocalPLM.load(tmp_path / "file")
-
-
-def test_the_embedded_plm_is_named_where_it_is_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(loading, "EMBEDDED_FOLDER", "no-such-plm")
-    with pytest.raises(OwnerError, match="the embedded PLM is not part of this installation"):
-        LocalPLM.load("embedded")
-
-
-def test_the_embedded_plm_is_found_in_the_package(monkeypatch, folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "plm" / loading.EMBEDDED_FOLDER)
-    monkeypatch.setattr(loading.resources, "files", lambda package: tmp_path)
-    assert LocalPLM.load("embedded").description.name == loading.EMBEDDED_FOLDER
-
-
 def test_a_model_that_is_no_causal_language_model(changed):
     config = json.loads((changed / "config.json").read_text())
     (changed / "config.json").write_text(json.dumps({"model_type": "t5"}))

@@ -15,7 +15,12 @@ from pema.owner.config import LoadConfig
 from pema.schema import SEED, require
 
 PLMName = Annotated[
-    str, typer.Option("--plm", help="Hub name or local folder of the PLM; 'embedded' is the one that pema ships.")
+    str,
+    typer.Option(
+        "--plm",
+        help="The PLM: a packaged one (smollm2-135m), a hub name, a folder, a GGUF file, or a server's address; "
+        "'embedded' is bundled for tests.",
+    ),
 ]
 TaskName = Annotated[str, typer.Option("--task", help="translation, style, summarisation, qa or classification.")]
 OwnTaskName = Annotated[str | None, typer.Option("--task", help="The adapter's task; default: what it records.")]

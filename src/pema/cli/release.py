@@ -19,7 +19,7 @@ MASKS = ("none", "rotation")
 
 @declared(loaded=loading("tap", "dtype", "device_map", "revision"))
 def release(
-    plm: Annotated[str, typer.Argument(help="Hub name or local folder of the PLM.", metavar="PLM")],
+    plm: Annotated[str, typer.Argument(help="Packaged PLM, hub name, folder or GGUF file.", metavar="PLM")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the head bundle.", metavar="HEAD")],
     loaded: dict[str, Any],
     mask: Annotated[

@@ -13,7 +13,7 @@ from pema.cli.settings import declared
 
 @declared(loaded=loading("tap", "dtype", "device_map", "revision"))
 def serve(
-    plm: Annotated[str, typer.Argument(help="Hub name or local folder of the PLM.", metavar="PLM")],
+    plm: Annotated[str, typer.Argument(help="Packaged PLM, hub name, folder or GGUF file.", metavar="PLM")],
     loaded: dict[str, Any],
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port, 0 to 65535; 0 takes any that is free.")] = 8000,

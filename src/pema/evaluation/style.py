@@ -22,7 +22,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from pema.console import note
 from pema.errors import ConfigError
 from pema.evaluation.score import Array, require_aligned
-from pema.owner.loading import NO_LIMIT, load_as, max_length, name_of, resolve
+from pema.owner.loading import NO_LIMIT, load_as, max_length, name_of
+from pema.owner.sources.names import resolve
 from pema.owner.weights import fingerprint
 
 PROBABILITY, ACCURACY, IMPROVEMENT = MEASURES = ("style_probability", "style_accuracy", "style_improvement")
@@ -167,9 +168,9 @@ def load_classifier(name: str) -> StyleClassifier:
     Raises:
         OwnerError: it cannot be loaded, or the checkpoint lacks the classifier's weights.
     """
-    place, called = resolve(name)
+    source = resolve(name)
     kind = AutoModelForSequenceClassification
-    model, tokenizer = load_as(kind, "a text classifier", place, called, dtype=torch.float32)
+    model, tokenizer = load_as(kind, "a text classifier", source.place, source.name, dtype=torch.float32)
     return StyleClassifier(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
 
 

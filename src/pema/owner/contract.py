@@ -52,6 +52,7 @@ class PLMDescription:
         max_length: maximum number of tokens of a context.
         eos_token_ids: tokens that end a sequence.
         parameters: number of weights.
+        weights: how the weights were quantised, and what they were widened to; empty if they were not.
         earlier: fingerprints of this PLM in earlier versions of pema; accepted in old files, not stored.
         earlier_tokenizers: the same for the tokenizer.
     """
@@ -70,6 +71,7 @@ class PLMDescription:
     max_length: int = option(least=1, most=1 << 30)
     eos_token_ids: tuple[int, ...] = option(least=0, most=1 << 24, longest=4096)
     parameters: int = option(least=1, most=1 << 50)
+    weights: str = field(default="", compare=False, metadata={"longest": 512, "pattern": r"[^\x00-\x1f\x7f-\x9f]*"})
     earlier: tuple[str, ...] = field(default=(), compare=False, repr=False, metadata={"longest": 512})
     earlier_tokenizers: tuple[str, ...] = field(default=(), compare=False, repr=False, metadata={"longest": 512})
 
@@ -79,6 +81,8 @@ class PLMDescription:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
         values = {name: value for name, value in asdict(self).items() if not name.startswith("earlier")}
+        if not self.weights:  # earlier versions of pema read the description of a PLM that was never quantised
+            del values["weights"]
         return values | {"eos_token_ids": list(self.eos_token_ids)}
 
     def accepted(self) -> dict[str, list[str]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import (
@@ -23,10 +22,9 @@ from transformers import (
 
 from pema.devices import has_bfloat16
 from pema.errors import ConfigError, OwnerError
+from pema.owner.sources.names import known_names, resolve
 from pema.owner.weights import Fingerprints
 
-EMBEDDED = "embedded"
-EMBEDDED_FOLDER = "tatoeba-en-de-9m"
 NO_LIMIT = 1_000_000
 CAUSAL = "a causal language model"
 
@@ -34,42 +32,30 @@ DeviceMap = str | torch.device | Mapping[str, int | str | torch.device] | None
 """Device placement as transformers takes it."""
 
 
-def resolve(name: str | Path) -> tuple[str, str]:
-    """Return where to load a PLM from, and its name (never an absolute path).
+class Loaded(NamedTuple):
+    """A loaded model.
 
-    Raises:
-        OwnerError: a folder does not exist or contains no model.
+    Attributes:
+        model: the model, in evaluation mode.
+        tokenizer: its tokenizer.
+        name: name of the PLM.
+        weights: how its weights were quantised; empty if they were not.
     """
-    text = str(name)
-    if text == EMBEDDED:
-        folder = Path(str(resources.files("pema"))) / "plm" / EMBEDDED_FOLDER
-        if not (folder / "config.json").is_file():
-            raise OwnerError(
-                "the embedded PLM is not part of this installation: install the wheel, or give a hub name or a folder."
-            )
-        return str(folder), EMBEDDED_FOLDER
-    path = Path(text).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise OwnerError(f"{text} contains no config.json: it is not the folder of a transformers model.")
-        return str(path), path.resolve().name
-    if path.exists():
-        raise OwnerError(f"{text} is a file: give the folder of a transformers model, or a hub name.")
-    if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or (os.sep != "/" and os.sep in text):
-        raise OwnerError(f"the folder {text} does not exist: check the path, or give a hub name.")
-    return text, text
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    weights: str
 
 
-def load(
-    name: str | Path, *, dtype: str | torch.dtype | None, device_map: DeviceMap, revision: str | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    """Load a model in evaluation mode and its tokenizer; return both and the name.
+def load(name: str | Path, *, dtype: str | torch.dtype | None, device_map: DeviceMap, revision: str | None) -> Loaded:
+    """Load a model in evaluation mode and its tokenizer.
 
     Raises:
         OwnerError: either cannot be loaded, or weights are missing in the checkpoint.
         ConfigError: `dtype` is not a floating-point type.
     """
-    place, called = resolve(name)
+    place, called, weights = dataclasses.astuple(resolve(name))
     if device_map is not None and find_spec("accelerate") is None:
         raise OwnerError(f"device_map={device_map} needs the accelerate library: pip install 'pema[device-map]'.")
     common = _common(revision)
@@ -81,9 +67,9 @@ def load(
             stored = AutoConfig.from_pretrained(place, **common).dtype
             wanted = torch.float32 if stored == torch.float16 else "auto"
     except Exception as error:
-        raise OwnerError(f"{called} cannot be loaded as {CAUSAL}: {_first_line(error)}") from error
+        raise _unloadable(called, CAUSAL, error) from error
     model, tokenizer = load_as(AutoModelForCausalLM, CAUSAL, place, called, revision=revision, dtype=wanted, **options)
-    return model, tokenizer, called
+    return Loaded(model, tokenizer, called, weights)
 
 
 def load_as(
@@ -114,7 +100,7 @@ def load_as(
         options |= {"output_loading_info": True, "use_safetensors": True}
         model, info = kind.from_pretrained(place, **options, **common)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError and safetensors' own.
-        raise OwnerError(f"{called} cannot be loaded as {what}: {_first_line(error)}") from error
+        raise _unloadable(called, what, error) from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise OwnerError(
@@ -126,6 +112,10 @@ def load_as(
     except Exception as error:
         raise OwnerError(f"the tokenizer of {called} cannot be loaded: {_first_line(error)}") from error
     return model.eval(), tokenizer
+
+
+def _unloadable(name: str, what: str, error: Exception) -> OwnerError:
+    return OwnerError(f"{name} cannot be loaded as {what}: {_first_line(error)}{known_names(name)}")
 
 
 def _common(revision: str | None) -> dict[str, Any]:

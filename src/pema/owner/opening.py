@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def open_plm(name: str | Path, **settings: Any) -> PLM:  # noqa: ANN401
-    """Open a PLM by name: "embedded", a local folder, a hub name, or the address of a `pema serve`.
+    """Open a PLM by name: a packaged one, a local folder, a GGUF file, a hub name, or the address of a `pema serve`.
 
     Args:
         name: name of the PLM.

@@ -54,6 +54,7 @@ class LocalPLM:
         *,
         tap: Tap = "head_input",
         name: str | None = None,
+        weights: str = "",
     ) -> None:
         """Wrap a model and its tokenizer.
 
@@ -62,6 +63,7 @@ class LocalPLM:
             tokenizer: its tokenizer.
             tap: where representations are read.
             name: name of the PLM; default: the model's name.
+            weights: how the weights were quantised before they were widened; empty if they were not.
 
         Raises:
             OwnerError: the model is of another kind, contains a PEFT adapter, has no weights, or its head is not
@@ -73,6 +75,7 @@ class LocalPLM:
         self._tokenizer = tokenizer
         self.tap: Tap = tap
         self._name = name or loading.name_of(model)
+        self._weights = weights
         self._head = derive_head(model, tap)
         self._eos = loading.eos_token_ids(self.model, tokenizer)
         self._runner = Runner(self.model, tap, self._eos)
@@ -91,7 +94,7 @@ class LocalPLM:
         """Load a PLM as transformers does.
 
         Args:
-            name: a hub name, a local folder, or "embedded".
+            name: a hub name, a local folder, a GGUF file, or the name of a packaged PLM.
             tap: where representations are read.
             dtype: a type, its name, or "auto" (the checkpoint's); None means "auto", but float32 on a processor
                 without fast half precision.
@@ -101,8 +104,8 @@ class LocalPLM:
         Raises:
             OwnerError: it cannot be loaded, or its head is not supported.
         """
-        model, tokenizer, called = loading.load(name, dtype=dtype, device_map=device_map, revision=revision)
-        return cls(model, tokenizer, tap=tap, name=called)
+        model, tokenizer, called, weights = loading.load(name, dtype=dtype, device_map=device_map, revision=revision)
+        return cls(model, tokenizer, tap=tap, name=called, weights=weights)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -135,6 +138,7 @@ class LocalPLM:
             max_length=self.max_length,
             eos_token_ids=self._eos,
             parameters=sum(p.numel() for p in self.model.parameters()),
+            weights=self._weights,
             earlier=model.earlier,
             earlier_tokenizers=tokenizer.earlier,
         )

@@ -1,0 +1,86 @@
+"""Names of PLMs: what each leads to."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from pema.errors import OwnerError
+from pema.owner.sources.gguf import converted
+from pema.owner.sources.packaged import PACKAGED, packaged_files
+
+EMBEDDED = "embedded"
+EMBEDDED_FOLDER = "tatoeba-en-de-9m"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What transformers loads a PLM from.
+
+    Attributes:
+        place: hub name or folder.
+        name: name of the PLM (never an absolute path).
+        weights: how the weights were quantised and what they were widened to; empty for a checkpoint of transformers.
+    """
+
+    place: str
+    name: str
+    weights: str = ""
+
+
+def resolve(name: str | Path) -> Source:
+    """Find a PLM by its name; a GGUF file is converted at its first use.
+
+    Raises:
+        OwnerError: a folder or file does not exist or contains no model, or a package is not installed.
+        StorageError: the converted GGUF file cannot be written to the cache.
+    """
+    text = str(name)
+    if text == EMBEDDED:
+        folder = Path(str(resources.files("pema"))) / "plm" / EMBEDDED_FOLDER
+        if not (folder / "config.json").is_file():
+            raise OwnerError(
+                "the embedded PLM is not part of this installation: install the wheel, or give a hub name or a folder."
+            )
+        return Source(str(folder), EMBEDDED_FOLDER)
+    if text in PACKAGED:
+        return Source(*converted(text, lambda: packaged_files(text), PACKAGED[text].sha256))
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            files = sorted(file.name for file in path.glob("*.gguf"))
+            advice = f"the GGUF file itself: {path / files[0]}" if files else "the folder that has it, or a hub name"
+            raise OwnerError(f"the folder {text} contains no config.json of a transformers model. Give {advice}.")
+        return Source(str(path), path.resolve().name)
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        return Source(*converted(path.stem, lambda: [path]))
+    if path.exists():
+        raise OwnerError(
+            f"{text} is not a PLM: give the folder of a transformers model, a GGUF file (.gguf), or a hub name."
+        )
+    if text.lower().endswith(".gguf"):
+        raise OwnerError(f"the GGUF file {text} does not exist: check the path{_near(text, _beside(path))}.")
+    if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or (os.sep != "/" and os.sep in text):
+        raise OwnerError(f"the folder {text} does not exist: check the path, or give a hub name.")
+    return Source(text, text)
+
+
+def known_names(name: str) -> str:
+    """Return the advice for a name that leads nowhere: the names that pema knows; empty for a hub name or a path."""
+    if "/" in name:
+        return ""
+    names = [*PACKAGED, EMBEDDED]
+    return f" pema itself knows {', '.join(names)}{_near(name, names)}."
+
+
+def _near(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _beside(path: Path) -> list[str]:
+    """Return the GGUF files in the folder of a missing one."""
+    return [str(file) for file in path.parent.glob("*.gguf")] if path.parent.is_dir() else []
