@@ -18,7 +18,6 @@ from pema.generation.decoding import GeneratedTexts, adapters_task, draw, genera
 from pema.generation.plugin import AttachedAdapter, attach
 from pema.memory.build import build_memory
 from pema.memory.config import BuildConfig
-from pema.owner.contract import BATCH_TOKENS
 from pema.owner.opening import open_plm
 from pema.schema import known, short
 from pema.tasks.registry import Task, get_task
@@ -208,26 +207,16 @@ class PLM:
         return self._plm.head()
 
     def represent(
-        self,
-        sequences: Sequence[Sequence[int]],
-        starts: Sequence[int],
-        *,
-        batch_tokens: int = BATCH_TOKENS,
-        skip: frozenset[int] = frozenset(),
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 8192
     ) -> Iterator[ContextRepresentations]:
         """`teacher` contexts; see `pema.owner.contract.PLM.represent`."""
-        return self._plm.represent(sequences, starts, batch_tokens=batch_tokens, skip=skip)
+        return self._plm.represent(sequences, starts, batch_tokens=batch_tokens)
 
     def predict(
-        self,
-        prompts: Sequence[Sequence[int]],
-        steps: Sequence[int],
-        *,
-        batch_tokens: int = BATCH_TOKENS,
-        skip: frozenset[int] = frozenset(),
+        self, prompts: Sequence[Sequence[int]], steps: Sequence[int], *, batch_tokens: int = 8192
     ) -> Iterator[ContextRepresentations]:
         """`predicted` contexts; see `pema.owner.contract.PLM.predict`."""
-        return self._plm.predict(prompts, steps, batch_tokens=batch_tokens, skip=skip)
+        return self._plm.predict(prompts, steps, batch_tokens=batch_tokens)
 
     def open_session(self, prompts: Sequence[Sequence[int]]) -> Session:
         """Begin to decode; see `pema.owner.contract.PLM.open_session`."""

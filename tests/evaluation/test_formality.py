@@ -63,6 +63,7 @@ def test_accuracy_leaves_out_neither_and_both():
     hypotheses = ["Haben Sie Zeit", "dir", "Ihr und dein", "Guten Tag"]
     found = score(FormalityAccuracy(FORMAL, INFORMAL), hypotheses, hypotheses)
     assert found.value == 0.5
+    assert found.texts == 2  # of four
     assert found.signature == "M-ACC|matching:tokens|case:mixed|formal:1|informal:1|neither:1|both:1"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 
 import pytest
@@ -13,6 +14,7 @@ from pema.experiments import compare, training_process
 from pema.experiments.compare import run_experiment
 from pema.experiments.config import read_config
 from pema.experiments.lifeline import child
+from pema.experiments.reader import read_folder
 from pema.files import read_json
 from pema.pages.report.document import report
 
@@ -129,13 +131,23 @@ def test_a_result_of_other_settings_is_refused_by_name(folder, compared):
         run_experiment(read_config(folder / "changed.toml", "compare"), folder / "results", folder / "work")
 
 
-def test_a_failed_training_leaves_no_result(folder, compared):
+def test_a_failed_training_leaves_no_result_and_a_table_of_what_is_finished(folder, compared, monkeypatch, capsys):
     text = (folder / "tiny.toml").read_text(encoding="utf-8").replace("[1e-6, 3e-2]", "[1e30]")
     (folder / "diverged.toml").write_text(text, encoding="utf-8")
-    with pytest.raises(AdapterError, match=r"pema: the .*loss is .*training diverged"):
-        run_experiment(read_config(folder / "diverged.toml", "compare"), folder / "results", folder / "work")
-    left = [path.name for path in (folder / "results" / "diverged").iterdir()]
+    arguments = ["compare", "diverged.toml", "-o", "results", "--work", "work"]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", ["pema", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    captured = capsys.readouterr()
+    assert re.search(r"pema: pema: the .*loss is .*training diverged", captured.err.splitlines()[-1])
+    assert "Not finished: pema-seed0, pema-seed1. Run `pema compare` again" in " ".join(captured.out.split())
+    left = [path.name for path in (folder / "results" / "diverged").iterdir() if "seed" in path.name]
     assert sorted(left) == ["alone-seed0.json", "alone-seed0.txt"]
+    results = read_folder(folder / "results" / "diverged")
+    assert list(results.rows) == ["alone"]
+    assert results.missing == ("pema-seed0", "pema-seed1")
     assert not list((folder / "work" / "trained").glob("*.partial"))
 
 
@@ -235,3 +247,50 @@ def test_comet_scores_join_the_comparison_when_every_run_has_them(folder, compar
     document = report(place)
     assert '<th scope="col" data-first="descending" class="quality"><span>COMET</span></th>' in document
     assert "<dt>COMET</dt><dd>0.5  (made)</dd>" in document
+
+
+def test_a_training_that_does_not_help_is_flagged(folder, compared, monkeypatch, capsys):
+    """A learning rate that only harms keeps the weights of step 0."""
+    text = (folder / "tiny.toml").read_text(encoding="utf-8").replace("[1e-6, 3e-2]", "[300.0]")
+    text = text.replace("rank = 16,", "rank = 16, clip = 1e6,").replace("seeds = [0, 1]", "seeds = [0]")
+    (folder / "harmed.toml").write_text(text, encoding="utf-8")
+    comparison = run_experiment(read_config(folder / "harmed.toml", "compare"), folder / "results", folder / "work")
+    run = read_json(folder / "results" / "harmed" / "pema-seed0.json")
+    losses = [point["held_out_loss"] for point in run["curve"]]
+    assert min(losses[1:]) >= losses[0]
+    assert run["training_helped"] is False
+    assert [(flag.run, flag.reason) for flag in comparison.rows[1].no_help] == [("pema-seed0", "step 0")]
+    assert comparison.rows[0].no_help is None
+    assert "pema-seed0: " in (err := capsys.readouterr().err)
+    assert "but training did not help" in err
+    helped = results(folder)["pema-seed0"]
+    assert helped["training_helped"] is True
+    assert results(folder)["alone-seed0"].get("training_helped") is None
+
+
+def test_texts_that_equal_the_plms_are_flagged(folder, compared):
+    text = (folder / "tiny.toml").read_text(encoding="utf-8").replace("lambda_max = 1.0", "lambda_max = 0.0")
+    text = text.replace("[1e-6, 3e-2]", "[3e-2]").replace("seeds = [0, 1]", "seeds = [0]")
+    (folder / "unmixed.toml").write_text(text, encoding="utf-8")
+    comparison = run_experiment(read_config(folder / "unmixed.toml", "compare"), folder / "results", folder / "work")
+    assert [(flag.run, flag.reason) for flag in comparison.rows[1].no_help] == [("pema-seed0", "same texts")]
+
+
+@pytest.mark.parametrize(
+    ("losses", "helped"),
+    [([], None), ([3.0], None), ([3.0, 2.0], True), ([3.0, 3.0], False), ([3.0, 4.0, 2.9], True), ([3.0, 4.0], False)],
+)
+def test_training_helped_where_the_held_out_loss_falls(losses, helped):
+    assert compare.training_helped([{"held_out_loss": loss} for loss in losses]) is helped
+
+
+def test_results_of_other_settings_are_refused_before_the_first_run(folder, compared, monkeypatch):
+    """The second line's result is in the way: the first line does not run."""
+    text = (folder / "tiny.toml").read_text(encoding="utf-8").replace("rank = 16", "rank = 8")
+    text = text.replace('label = "alone"', 'label = "first"').replace('reference = "alone"', 'reference = "first"')
+    (folder / "late.toml").write_text('name = "tiny"\n' + text, encoding="utf-8")
+    before = (folder / "results" / "tiny" / "experiment.json").read_bytes()
+    with pytest.raises(MismatchError, match=r"pema-seed0.json was made with another settings"):
+        run_experiment(read_config(folder / "late.toml", "compare"), folder / "results", folder / "work")
+    assert not (folder / "results" / "tiny" / "first-seed0.json").exists()
+    assert (folder / "results" / "tiny" / "experiment.json").read_bytes() == before

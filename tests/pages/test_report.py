@@ -339,7 +339,7 @@ def test_missing_folders_and_runs_are_named(changeable, tmp_path):
         report(tmp_path / "empty")
     for path in changeable.folder.glob("lora-seed*.json"):
         path.unlink()
-    with pytest.raises(DataError, match=f"copy holds no run of 'LoRA'. {AGAIN}"):
+    with pytest.raises(DataError, match=f"copy contains no run of 'LoRA'. {AGAIN}"):
         report(changeable.folder)
 
 
@@ -419,7 +419,12 @@ def test_the_verb_writes_the_page_without_torch(results, tmp_path, monkeypatch, 
         main()
     assert not stop.value.code
     said = json.loads(capsys.readouterr().out)
-    assert said == {"page": str(tmp_path / "page.html"), "bytes": (tmp_path / "page.html").stat().st_size}
+    assert said == {
+        "report": str(tmp_path / "page.html"),
+        "bytes": (tmp_path / "page.html").stat().st_size,
+        "experiments": 2,
+        "missing": {},
+    }
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == report(results)
     code = (
         "import sys; from pema.cli.app import app\n"

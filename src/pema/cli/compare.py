@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pema.cli.options import AsJSON, show
+from pema.errors import PemaError
+
 if TYPE_CHECKING:
     from pema.experiments.experiment import Kind
 
 Config = Annotated[Path, typer.Argument(help="TOML file: methods, data, budget, seeds.", metavar="CONFIG")]
-Results = Annotated[Path, typer.Option("-o", "--output", help="Gets a folder with one result file a run.")]
-Work = Annotated[Path, typer.Option("--work", help="Where memories and trained models lie, to be used again.")]
+Results = Annotated[Path, typer.Option("-o", "--output", help="Gets a folder with one result file per run.")]
+Work = Annotated[Path, typer.Option("--work", help="Folder of memories and trained models; what exists there is used.")]
 DataRoot = Annotated[
     Path | None, typer.Option("--data-root", help="Folder that the config's data paths start from; default: its own.")
 ]
@@ -23,23 +27,41 @@ def compare(
     output: Results = Path("results"),
     work: Work = Path("runs"),
     data_root: DataRoot = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Run what is missing of a comparison, then print its table; settings with a grid are chosen on dev.
 
     Example: pema compare reproduction/configs/compare/support.toml -o results
     """
-    run("compare", config, output, work, data_root)
+    run("compare", config, output, work, data_root, as_json)
 
 
-def run(kind: Kind, config: Path, output: Path, work: Path, data_root: Path | None) -> None:
-    """Run an experiment and print its table."""
-    from pema.console import note, print_table
+def run(kind: Kind, config: Path, output: Path, work: Path, data_root: Path | None, as_json: bool) -> None:
+    """Run an experiment and print its table; if a run fails or is interrupted, the table of the finished runs."""
     from pema.experiments.compare import run_experiment
     from pema.experiments.config import read_config
-    from pema.experiments.table import comparison_tables
 
     experiment = read_config(config, kind, data_root)
-    run_experiment(experiment, output, work)
-    for table in comparison_tables(output / experiment.name):
+    folder = output / experiment.name
+    try:
+        run_experiment(experiment, output, work)
+    except BaseException:
+        with contextlib.suppress(PemaError):  # nothing is finished, and the failure of the run is the one to report
+            _show(folder, as_json)
+        raise
+    _show(folder, as_json)
+
+
+def _show(folder: Path, as_json: bool) -> None:
+    from pema.console import note, print_table
+    from pema.experiments.reader import read_folder
+    from pema.experiments.table import comparison_tables
+
+    if as_json:
+        results = read_folder(folder)
+        missing = {"missing": list(results.missing), "uncompared": list(results.uncompared)}
+        show({"results": str(folder), **results.comparison.to_dict(), **missing}, True)
+        return
+    for table in comparison_tables(folder):
         print_table(table)
-    note(f"results: {output / experiment.name}")
+    note(f"results: {folder}")

@@ -1,4 +1,4 @@
-"""`pema report`: one HTML page from the results of comparisons and sweeps."""
+"""`pema report`: one HTML page, or the tables alone, from the results of comparisons and sweeps."""
 
 from __future__ import annotations
 
@@ -15,19 +15,30 @@ def report(
         Path,
         typer.Argument(help="What `pema compare` or `pema sweep` wrote, or a folder of several.", metavar="RESULTS"),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where the page goes.", metavar="FILE")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="File of the report; its suffix decides: .html is the page, .md, .tex and .csv are the tables.",
+            metavar="FILE",
+        ),
+    ],
     as_json: AsJSON = False,
 ) -> None:
     """Make one HTML page of results: table, plots, samples, and the signature of every number.
 
-    The page loads nothing from anywhere: it can be mailed, archived and opened without a network.
+    The page loads nothing from anywhere: it can be mailed, archived and opened without a network. A comparison that is
+    not finished has a report too: of the finished runs, with the names of the others.
 
     Example: pema report results -o page.html
     """
-    from pema.files import writing
-    from pema.pages.report.document import report as make
+    from pema.pages.report.writing import write_report
 
-    page = make(results)
-    with writing(output) as temporary:
-        temporary.write_text(page, encoding="utf-8", newline="\n")
-    show({"page": str(output), "bytes": output.stat().st_size}, as_json)
+    experiments = write_report(results, output)
+    missing = {each.about.name: list(each.missing) for each in experiments if each.missing}
+    written = {"report": str(output), "bytes": output.stat().st_size, "experiments": len(experiments)}
+    if as_json:
+        show({**written, "missing": missing}, True)
+    else:
+        show(written | {f"not finished in {name}": ", ".join(runs) for name, runs in missing.items()}, False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pema.cli.compare import Config, DataRoot, Results, Work, run
+from pema.cli.options import AsJSON
 
 
 def sweep(
@@ -12,9 +13,10 @@ def sweep(
     output: Results = Path("results"),
     work: Work = Path("runs"),
     data_root: DataRoot = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Run what is missing of every point of the config's grids, then print the table.
 
     Example: pema sweep reproduction/configs/studies/rank.toml -o results
     """
-    run("sweep", config, output, work, data_root)
+    run("sweep", config, output, work, data_root, as_json)

@@ -85,6 +85,10 @@ class FormalityAccuracy:
         matched = totals[0] + totals[1]
         return float(totals[0] / matched) if matched else 0.0
 
+    def texts(self, totals: Array) -> int:
+        """Return formal + informal."""
+        return int(totals[0] + totals[1])
+
     def signature(self, totals: Array) -> str:
         """Return the way of matching and the number of hypotheses per label."""
         counts = "|".join(f"{label}:{int(count)}" for label, count in zip(self.LABELS, totals, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,12 @@ class Score:
         value: the value on the scale of the metric's official scorer: 0 to 100 for BLEU, chrF, ROUGE, exact match and
             F1, 0 to 1 for the accuracies.
         signature: what was computed and how, so that the number can be reproduced.
+        texts: number of texts that the value is computed from, if the metric ignores some; else None.
     """
 
     value: float
     signature: str
+    texts: int | None = None
 
 
 class Metric(Protocol):
@@ -41,6 +43,20 @@ class Metric(Protocol):
         """Return what the metric computes and how."""
 
 
+@runtime_checkable
+class Selective(Metric, Protocol):
+    """Metric that may ignore texts, so that its value can rest on few of them."""
+
+    def texts(self, totals: Array) -> int:
+        """Return the number of texts that the value is computed from."""
+
+
+def texts_of(metric: Metric, totals: Array, count: int) -> int | None:
+    """Return the number of texts that a value is computed from; None if these are all `count`."""
+    texts = metric.texts(totals) if isinstance(metric, Selective) else count
+    return None if texts == count else texts
+
+
 def score(metric: Metric, hypotheses: Sequence[str], references: Sequence[str]) -> Score:
     """Score a corpus.
 
@@ -49,7 +65,7 @@ def score(metric: Metric, hypotheses: Sequence[str], references: Sequence[str]) 
     """
     require_aligned(hypotheses=hypotheses, references=references)
     totals = metric.statistics(hypotheses, references).sum(0)
-    return Score(metric.value(totals), metric.signature(totals))
+    return Score(metric.value(totals), metric.signature(totals), texts_of(metric, totals, len(hypotheses)))
 
 
 def require_aligned(**texts: Sequence[str]) -> None:

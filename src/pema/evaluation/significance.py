@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pema.errors import ConfigError
-from pema.evaluation.score import Array, Metric, Score, require_aligned
+from pema.evaluation.score import Array, Metric, Score, require_aligned, texts_of
 
 SAMPLES = 1000
 SEED = 12345
@@ -91,12 +91,14 @@ class Interval:
         std: sample standard deviation over the runs; None for a single run.
         low: lower bound of the 95 % interval of the mean, over resamples of the test set.
         high: upper bound of the interval.
+        texts: least number of texts that the value of a run is computed from, if that is not all; else None.
     """
 
     mean: float
     std: float | None
     low: float
     high: float
+    texts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -142,17 +144,23 @@ def compare_means(
         for run in runs:
             require_aligned(**{name: run, "references": references})
         statistics = [metric.statistics(run, references) for run in runs]
-        values = [metric.value(each.sum(0)) for each in statistics]
+        totals = [each.sum(0) for each in statistics]
+        values = [metric.value(each) for each in totals]
+        counts = [texts_of(metric, each, len(references)) for each in totals]
         means[name] = np.mean(resample(metric, statistics, samples, seed), axis=0)
         low, high = np.percentile(means[name], [2.5, 97.5])
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        intervals[name] = Interval(float(np.mean(values)), std, float(low), float(high))
+        intervals[name] = Interval(float(np.mean(values)), std, float(low), float(high), _least(counts))
     differences = {}
     for other, name in itertools.product(against, systems):
         if name != other:
             difference = intervals[name].mean - intervals[other].mean
             differences[name, other] = _difference(means[name] - means[other], difference)
     return intervals, differences
+
+
+def _least(counts: Sequence[int | None]) -> int | None:
+    return min((count for count in counts if count is not None), default=None)
 
 
 def _difference(resampled: Array, difference: float) -> Difference:

@@ -1,20 +1,24 @@
-"""Comparisons and sweeps: run what is missing, one result file a run, then compare on the test examples."""
+"""Comparisons and sweeps: run what is missing, one result file per run, and compare on the test examples."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pema.console import keeping, note, progress
+from pema.errors import PemaError
 from pema.evaluation.evaluate import evaluate
 from pema.evaluation.notation import metric_name, score_text
 from pema.evaluation.outputs import write_hypotheses
+from pema.experiments.comparison import Comparisons
 from pema.experiments.experiment import Experiment, Line, made
 from pema.experiments.layout import run_name
 from pema.experiments.records import Comparison, Costs, Needs, Point, Run, Score, Signature, Trial
-from pema.experiments.results import finished, write_comparison, write_experiment
+from pema.experiments.results import finished, write_experiment
 from pema.experiments.workplace import Workplace
 from pema.files import write_json
 from pema.locks import exclusive
@@ -29,17 +33,19 @@ COSTS = ("prepare_seconds", "trainable_parameters", "train_peak_bytes", "train_p
 def run_experiment(experiment: Experiment, results: Path, work: Path) -> Comparison:
     """Run what is missing of a comparison or of a sweep, and compare.
 
+    The comparison is also written between runs and when a run fails or is interrupted, then of what is finished.
+
     Args:
         experiment: what to run.
-        results: the folder that gets a folder of the experiment's name, with one file a run.
-        work: where memories, trained adapters and models lie; what is there is used.
+        results: the folder that gets a folder of the experiment's name, with one file per run.
+        work: folder of memories, trained adapters and models; what exists there is used.
 
     Returns:
-        The comparison on the test examples, as `comparison.json` holds it.
+        The comparison on the test examples, as stored in `comparison.json`.
 
     Raises:
-        PemaError: a run failed; finished ones stay, and the same call goes on from there.
-        MismatchError: a result of other settings is in its place.
+        PemaError: a run failed; finished ones stay, and the same call continues from there.
+        MismatchError: a result with other settings is in its place.
         DataError: a result in its place is damaged.
         StorageError: another process runs the same experiment.
     """
@@ -47,22 +53,48 @@ def run_experiment(experiment: Experiment, results: Path, work: Path) -> Compari
     place = Workplace(work, experiment)
     kept = f"finished runs are kept in {folder}, finished memories and trainings in {work}: the same command continues"
     with exclusive(folder), keeping(kept):
+        todo = unfinished(experiment, place, folder)
+        write_experiment(folder, experiment, place.plm({}).description.to_dict())
+        comparisons = Comparisons(folder, experiment)
         runs: dict[str, list[str]] = {}
-        planned = [(line, seed) for line in experiment.lines() for seed in experiment.seeds_of(line)]
-        with progress(experiment.title, len(planned), "runs") as advance:
-            for line, seed in planned:
-                name = run_name(line.label, seed)
-                advance(0, note=name)
-                _run(experiment, place, line, seed, folder / f"{name}.json")
-                runs.setdefault(line.label, []).append(name)
-                advance(1, note=name)
-        write_experiment(folder, experiment, list(runs), place.plm({}).description.to_dict())
-        return write_comparison(folder, experiment, runs)
+        try:
+            planned = experiment.runs()
+            with progress(experiment.title, len(planned), "runs") as advance:
+                for line, seed in planned:
+                    name = run_name(line.label, seed)
+                    advance(0, note=name)
+                    if name in todo:
+                        _run(experiment, place, line, seed, folder / f"{name}.json")
+                    runs.setdefault(line.label, []).append(name)
+                    if name in todo:
+                        comparisons.update(runs)
+                    advance(1, note=name)
+        except BaseException:
+            if runs:
+                with contextlib.suppress(PemaError):  # the failure of the run is the one to report
+                    comparisons.write(runs)
+            raise
+        return comparisons.write(runs, complete=True)
 
 
-def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: Path) -> None:
-    """One run, unless it is finished."""
-    plm = place.plm(line.settings)
+def unfinished(experiment: Experiment, place: Workplace, folder: Path) -> set[str]:
+    """Return the names of the runs that have no result yet; check those that have one.
+
+    Raises:
+        MismatchError: a result with other settings is in its place.
+        DataError: a result in its place is damaged.
+    """
+    names = set()
+    for line, seed in experiment.runs():
+        name = run_name(line.label, seed)
+        file = folder / f"{name}.json"
+        if not (file.exists() and finished(file, _config(experiment, place, line))):
+            names.add(name)
+    return names
+
+
+def _config(experiment: Experiment, place: Workplace, line: Line) -> dict[str, Any]:
+    """Return everything that the result of a run depends on, except its seed."""
     config: dict[str, Any] = {
         "experiment": experiment.name,
         "kind": experiment.kind,
@@ -70,7 +102,7 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
         "settings": dict(line.settings),
         "grid": {name: list(values) for name, values in line.choice.items()},
         "budget": vars(experiment.budget),
-        "plm": plm.description.to_dict(),
+        "plm": place.plm(line.settings).description.to_dict(),
         "plm_dtype": experiment.plm_dtype,
         "template": experiment.task.template.text,
         "metrics": list(experiment.metrics),
@@ -80,8 +112,13 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
     implied = [made(line.method, each).implied for each in line.candidates()]
     if any(implied):
         config["implied"] = [dict(each) for each in implied]
-    if finished(file, config):
-        return
+    return config
+
+
+def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: Path) -> None:
+    """Run one setting with one seed, and write its result."""
+    config = _config(experiment, place, line)
+    plm = place.plm(line.settings)
     trials = _trials(experiment, place, line)
     settings = min(trials, key=_perplexity).settings if trials else line.settings
     stages = place.place(line.method, settings, seed)
@@ -109,7 +146,7 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
         method=line.method.name,
         settings=dict(settings),
         seed=seed,
-        scores={name: Score(value=score.value, signature=score.signature) for name, score in scores.items()},
+        scores={name: Score(**vars(score)) for name, score in scores.items()},
         dev_perplexity=perplexity,
         trials=tuple(trials),
         chosen=chosen,
@@ -124,17 +161,22 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
         needs=Needs(**vars(stages.method.needs)),
         curve=tuple(Point(**point) for point in figures["curve"]),
         signature=Signature(**signature(config, seed)),
+        training_helped=training_helped(figures["curve"]),
     )
     write_hypotheses(file.with_suffix(".txt"), generated.texts)
     write_json(file, result.to_dict())
-    note(
-        f"{file.stem}: "
-        + ", ".join(f"{metric_name(name)} {score_text(name, each.value)}" for name, each in scores.items())
-    )
+    values = ", ".join(f"{metric_name(name)} {score_text(name, each.value)}" for name, each in scores.items())
+    note(f"{file.stem}: {values}" + (", but training did not help" if result.training_helped is False else ""))
+
+
+def training_helped(curve: Sequence[Mapping[str, float]]) -> bool | None:
+    """Return whether a learning curve falls below its start, so that other weights than the first are kept."""
+    losses = [point["held_out_loss"] for point in curve]
+    return min(losses[1:]) < losses[0] if len(losses) > 1 else None
 
 
 def _trials(experiment: Experiment, place: Workplace, line: Line) -> list[Trial]:
-    """Every candidate with the first seed, and its perplexity on dev; none where there is nothing to choose."""
+    """Return every candidate with the first seed and its perplexity on dev; none if there is nothing to choose."""
     trials = []
     for candidate in line.candidates() if line.choice else ():
         stages = place.place(line.method, candidate, experiment.seeds[0])

@@ -161,6 +161,10 @@ class Experiment:
         for entry in self.entries:
             yield from entry.lines(self.kind)
 
+    def runs(self) -> list[tuple[Line, int]]:
+        """Return every run: a line of the table with a seed."""
+        return [(line, seed) for line in self.lines() for seed in self.seeds_of(line)]
+
     def seeds_of(self, line: Line) -> tuple[int, ...]:
         """The seeds that a line runs with: the first alone where the seed changes nothing."""
         return self.seeds if line.method.seeded else self.seeds[:1]

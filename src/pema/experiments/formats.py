@@ -1,13 +1,13 @@
-"""Numbers of results as a reader wants them: few digits, one unit, the same text in every table for the same value."""
+"""Texts of results: few digits, one unit, and the same text in every table for the same value."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pema.evaluation.notation import NOTHING, bounds_text, score_text
-from pema.experiments.records import ACCELERATOR, Difference, Interval, Needs
+from pema.experiments.records import ACCELERATOR, Difference, Interval, Needs, Results, Row
 
 SIGNIFICANT_DIGITS = 3
 
@@ -16,6 +16,50 @@ def mean_text(metric: str, interval: Interval) -> str:
     """Write the mean over seeds, and their standard deviation where there are several."""
     text = score_text(metric, interval.mean)
     return text if interval.std is None else f"{text} ± {score_text(metric, interval.std)}"
+
+
+def score_cell(metric: str, interval: Interval, difference: Difference | None, test: int) -> str:
+    """Write a mean with its interval, on how many texts it rests, and the mark of its difference from the reference."""
+    parts = [
+        f"{mean_text(metric, interval)} ({bounds_text(metric, interval.low, interval.high)})",
+        texts_text(interval, test),
+        "" if difference is None else difference.mark or " ",
+    ]
+    return " ".join(filter(None, parts))
+
+
+def texts_text(interval: Interval, test: int) -> str:
+    """Write on how many of the test texts a value rests; "" if on all."""
+    return "" if interval.texts is None else f"on {interval.texts:,} of {test:,}"
+
+
+NOT_HELPED = "†"
+"""Mark of a line with runs whose training did not help."""
+
+REASONS = {
+    "step 0": "the held-out loss never fell, so the weights of step 0 were kept",
+    "same texts": "the texts are those of the PLM alone",
+}
+"""Explanations of `NoHelp.reason`."""
+
+
+def no_help_text(rows: Iterable[Row]) -> str:
+    """Write the footnote about runs whose training did not help; "" if there are none."""
+    runs: dict[str, list[str]] = {}
+    for flag in (flag for row in rows for flag in row.no_help or ()):
+        runs.setdefault(flag.reason, []).append(flag.run)
+    causes = "; ".join(f"{REASONS[reason]} ({', '.join(names)})" for reason, names in runs.items())
+    return f"{NOT_HELPED} Training did not help: {causes}." if causes else ""
+
+
+def missing_text(results: Results) -> str:
+    """Write which planned runs are missing from a table; "" if none are."""
+    parts = []
+    if results.missing:
+        parts.append(f"Not finished: {', '.join(results.missing)}.")
+    if results.uncompared:
+        parts.append(f"Finished, but not in the table yet: {', '.join(results.uncompared)}.")
+    return " ".join([*parts, f"Run `pema {results.about.kind}` again: it continues."]) if parts else ""
 
 
 def difference_text(metric: str, difference: Difference) -> str:

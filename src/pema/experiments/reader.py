@@ -8,9 +8,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
+from pema.console import note
 from pema.errors import ConfigError, DataError
 from pema.experiments.layout import COMET, COMPARISON, EXPERIMENT, TEST
-from pema.experiments.records import Comparison, ExperimentFacts, Record, Results, Run, Score
+from pema.experiments.records import Comparison, ExperimentFacts, Record, Results, Row, Run, Score
 from pema.files import read_json
 from pema.schema import from_json, require
 from pema.tasks.readers import read_examples, read_lines
@@ -36,7 +37,11 @@ def read_results(folder: Path) -> list[Results]:
             f"{folder} holds no experiment: no {EXPERIMENT} lies in it or in a folder of it. Make results with "
             "`pema compare` or `pema sweep`."
         )
-    return [_with_texts(each) for each in folders]
+    started = [each for each in folders if (each / COMPARISON).exists()]
+    for each in folders:
+        if started and each not in started:
+            note(f"{each} has no finished run that is compared: it is left out.")
+    return [_with_texts(each) for each in started or folders]
 
 
 def read_folder(folder: Path) -> Results:
@@ -46,6 +51,8 @@ def read_folder(folder: Path) -> Results:
         DataError: see `read_results`.
     """
     about = record(ExperimentFacts, read_json(folder / EXPERIMENT), str(folder / EXPERIMENT))
+    if about.runs is not None and not (folder / COMPARISON).exists():
+        raise DataError(f"{folder}: no run is compared yet: run `pema {about.kind}` again, which continues.")
     comparison = record(Comparison, read_json(folder / COMPARISON), str(folder / COMPARISON))
     runs = []
     for path in sorted(folder.glob("*.json")):
@@ -113,13 +120,16 @@ def scored_elsewhere(run: Run, scores: object, comparison: Comparison, where: st
 
 
 def assemble(about: ExperimentFacts, comparison: Comparison, runs: Iterable[Run], where: str) -> Results:
-    """Hold the records of an experiment to one another.
+    """Check the records of an experiment against one another.
+
+    Of an unfinished experiment, which knows its planned runs, the methods are those that have finished runs.
 
     Raises:
         DataError: they contradict one another; `where` is named.
     """
     labels = [row.label for row in comparison.rows]
-    if set(labels) != set(about.methods) or about.reference not in (*labels, None):
+    partial = about.runs is not None and set(labels) < set(about.methods)
+    if not (partial or set(labels) == set(about.methods)) or about.reference not in (*about.methods, None):
         raise DataError(
             f"{where}: {COMPARISON} has rows of {_names(labels)}, {EXPERIMENT} names {_names(about.methods)} and the "
             f"reference {about.reference!r}. {again(about)}"
@@ -131,25 +141,46 @@ def assemble(about: ExperimentFacts, comparison: Comparison, runs: Iterable[Run]
                 f"{where}: {run.run} is a run of {run.label!r}, which the experiment does not name: remove it."
             )
         grouped[run.label].append(run)
+    finished = {run.run for some in grouped.values() for run in some}
+    planned = tuple(name for names in (about.runs or {}).values() for name in names)
+    compared = {name for names in comparison.signature.config.get("runs", {}).values() for name in names}
+    uncompared = tuple(name for name in planned if compared and name in finished - compared)
     results = Results(
-        about, comparison, {label: tuple(sorted(some, key=lambda run: run.seed)) for label, some in grouped.items()}
+        replace(
+            about,
+            methods=tuple(label for label in about.methods if label in labels),
+            reference=about.reference if about.reference in labels else None,
+        ),
+        comparison,
+        {
+            label: tuple(sorted((run for run in grouped[label] if run.run not in uncompared), key=lambda run: run.seed))
+            for label in about.methods
+            if label in labels
+        },
+        missing=tuple(name for name in planned if name not in finished),
+        uncompared=uncompared,
     )
     for row in comparison.rows:
-        found = results.runs[row.label]
-        if not found:
-            raise DataError(f"{where} holds no run of {row.label!r}. {again(about)}")
-        if row.seeds != len(found):
-            raise DataError(
-                f"{where}: {COMPARISON} counts {row.seeds} seeds of {row.label!r}, but {len(found)} runs lie beside "
-                f"it. {again(about)}"
-            )
-        for metric in results.metrics:
-            if metric not in row.metrics:
-                raise DataError(f"{where}: {COMPARISON} lacks {metric!r} of {row.label!r}. {again(about)}")
-            for run in found:
-                if metric not in run.scores:
-                    raise DataError(f"{where}: the run {run.run} has no score {metric!r}. {again(about)}")
+        _require_complete(results, row, where)
     return results
+
+
+def _require_complete(results: Results, row: Row, where: str) -> None:
+    """Refuse a row of the comparison whose runs or scores are missing."""
+    about, runs = results.about, results.runs[row.label]
+    if not runs:
+        raise DataError(f"{where} contains no run of {row.label!r}. {again(about)}")
+    if row.seeds != len(runs):
+        raise DataError(
+            f"{where}: {COMPARISON} counts {row.seeds} seeds of {row.label!r}, but {len(runs)} runs lie beside it. "
+            f"{again(about)}"
+        )
+    for metric in results.metrics:
+        if metric not in row.metrics:
+            raise DataError(f"{where}: {COMPARISON} lacks {metric!r} of {row.label!r}. {again(about)}")
+        for run in runs:
+            if metric not in run.scores:
+                raise DataError(f"{where}: the run {run.run} has no score {metric!r}. {again(about)}")
 
 
 def again(about: ExperimentFacts, start: str = "Make") -> str:

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from pema.errors import ConfigError
-from pema.evaluation.notation import is_better
+from pema.evaluation.notation import is_better, notation
 from pema.schema import SEED, check, option, require, short
 from pema.tasks.example import Example
 
@@ -55,10 +55,11 @@ class Signature(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Record):
-    """A metric's value with what was computed and how."""
+    """A metric's value with what was computed and how, and on how many texts it rests if that is not all."""
 
     value: float
     signature: str
+    texts: int | None = option(None, least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +134,8 @@ class Run(Record):
         curve: of training.
         signature: where the numbers come from.
         chosen: what the method chose on dev without training.
+        training_helped: whether training lowered the held-out loss; None without a learning curve. If not, the
+            weights of step 0 were kept.
     """
 
     run: str
@@ -148,6 +151,7 @@ class Run(Record):
     curve: tuple[Point, ...]
     signature: Signature
     chosen: Mapping[str, Any] = field(default_factory=dict)
+    training_helped: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +188,7 @@ class ExperimentFacts(Record):
         template: the prompt's template.
         axes: of a sweep, the values of every swept setting.
         budget: of every method.
+        runs: names of the planned runs, by label.
     """
 
     name: str
@@ -200,6 +205,7 @@ class ExperimentFacts(Record):
     template: str | None = None
     axes: Mapping[str, Any] | None = None
     budget: Mapping[str, Any] | None = None
+    runs: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -212,25 +218,46 @@ class ExperimentFacts(Record):
                 raise ConfigError(f"{name} is {short(values)}, not a list of different names.")
         if self.kind == "sweep" and self.axes is None:
             raise ConfigError("'axes' is missing.")
+        for label, names in ({} if self.runs is None else self.runs).items():
+            require(f"runs.{label}", names, tuple[str, ...])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval(Record):
-    """A mean over seeds, their standard deviation, and the 95 % interval of the mean over test sentences."""
+    """A mean over seeds, their standard deviation, and the 95 % interval of the mean over test sentences.
+
+    `texts` is the least number of texts that a seed's value rests on, if the metric ignores some of the test set.
+    """
 
     mean: float
     std: float | None
     low: float
     high: float
+    texts: int | None = option(None, least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoHelp(Record):
+    """A run whose training did not help.
+
+    Attributes:
+        run: its name.
+        reason: `step 0`: the held-out loss never fell, so the weights from before training were kept; `same texts`: it
+            generates what the PLM alone generates.
+    """
+
+    run: str
+    reason: Literal["step 0", "same texts"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row(Record):
-    """A line of the table: its label, how many seeds it has, and its metrics."""
+    """A line of the table: its label, its number of seeds, its metrics, and its runs whose training did not help."""
 
     label: str
     seeds: int = option(least=1)
     metrics: Mapping[str, Interval]
+    no_help: tuple[NoHelp, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +308,9 @@ class Results:
         comparison: on the test examples.
         runs: of every label, in the order of the table and then of the seeds.
         outputs: hypotheses of the test examples, by run; empty where they were not read.
-        examples: the test examples, or None where the results do not hold them.
+        examples: the test examples, or None if the results do not contain them.
+        missing: names of planned runs that are not finished.
+        uncompared: names of finished runs that the comparison does not cover yet.
     """
 
     about: ExperimentFacts
@@ -289,6 +318,8 @@ class Results:
     runs: Mapping[str, tuple[Run, ...]]
     outputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
     examples: Sequence[Example] | None = None
+    missing: tuple[str, ...] = ()
+    uncompared: tuple[str, ...] = ()
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
@@ -308,6 +339,11 @@ class Results:
     def difference(self, reference: str | None, label: str, metric: str) -> Difference | None:
         """By how much a line differs from a reference; None where that was not asked for."""
         return None if reference is None else self.differences.get(reference, {}).get((label, metric))
+
+    def best(self, metric: str) -> float:
+        """Return the best mean of a metric."""
+        means = (row.metrics[metric].mean for row in self.rows.values())
+        return min(means) if notation(metric).lower_is_better else max(means)
 
     def cost(self, label: str, name: str) -> float | None:
         """Mean over a line's seeds of one cost; None where it was not measured."""

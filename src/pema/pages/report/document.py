@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from pema.evaluation.notation import metric_name, score_text
+from pema.experiments.formats import missing_text, no_help_text
 from pema.experiments.reader import read_results
 from pema.experiments.records import Results
 from pema.pages.page import html_page, static
@@ -22,12 +24,14 @@ SCRIPTS = tuple(
 def report(results: Path) -> str:
     """Make the page of one experiment's folder, or of a folder of several.
 
-    The same results make the same bytes.
-
     Raises:
-        DataError: as `read_results`.
+        DataError: see `read_results`.
     """
-    experiments = read_results(results)
+    return page(read_results(results))
+
+
+def page(experiments: Sequence[Results]) -> str:
+    """Make the page of experiments that were read; the same results make the same bytes."""
     keys = [f"e{place}" for place in range(len(experiments))]
     alone = len(experiments) == 1
     body = "\n".join(_section(experiment, key, alone) for experiment, key in zip(experiments, keys, strict=True))
@@ -47,15 +51,15 @@ def report(results: Path) -> str:
     )
 
 
-def _contents(experiments: list[Results], keys: list[str]) -> str:
+def _contents(experiments: Sequence[Results], keys: list[str]) -> str:
     items = []
     for experiment, key in zip(experiments, keys, strict=True):
         metric = experiment.metrics[0]
-        row = max(experiment.comparison.rows, key=lambda row: row.metrics[metric].mean)
-        best = score_text(metric, row.metrics[metric].mean)
+        best = experiment.best(metric)
+        row = next(row for row in experiment.comparison.rows if row.metrics[metric].mean == best)
+        text = f"best {metric_name(metric)}: {score_text(metric, best)}, {row.label}"
         items.append(
-            f'<li><a href="#{key}">{escape(experiment.about.title)}</a>'
-            f'<span class="muted">highest {escape(metric_name(metric))}: {best}, {escape(row.label)}</span></li>'
+            f'<li><a href="#{key}">{escape(experiment.about.title)}</a><span class="muted">{escape(text)}</span></li>'
         )
     return f'<nav aria-label="Experiments"><ol class="contents">{"".join(items)}</ol></nav>\n'
 
@@ -95,9 +99,9 @@ def _section(experiment: Results, key: str, alone: bool) -> str:
 <section><{part}>Comparison</{part}>
 {comparison_table(experiment, key)}
 <p class="legend">Mean ± standard deviation over seeds, and the 95 % bootstrap interval of the mean. {compared}The
-highest mean is bold. Costs are means over seeds; 1 MB is a million bytes. A method's name or score leads to its runs
+best mean is bold. Costs are means over seeds; 1 MB is a million bytes. A method's name or score leads to its runs
 and their signatures.</p>
-{difference_tables(experiment)}</section>
+{_notes(experiment)}{difference_tables(experiment)}</section>
 <noscript><p class="note">Plots and samples need scripts; this table and the signatures do not.</p></noscript>
 {plots}
 <section id="{key}-samples"><{part}>Samples</{part}></section>
@@ -105,3 +109,9 @@ and their signatures.</p>
 {all_runs(experiment, key)}
 </section>
 </article>"""
+
+
+def _notes(experiment: Results) -> str:
+    """Write what limits the table: runs whose training did not help, and runs that are missing."""
+    notes = (no_help_text(experiment.rows.values()), missing_text(experiment))
+    return "".join(f'<p class="note">{escape(note)}</p>\n' for note in notes if note)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from html import escape
 
 from pema.evaluation.notation import bounds_text, is_better, metric_name, score_text
-from pema.experiments.formats import COSTS, p_value
-from pema.experiments.records import Results
+from pema.experiments.formats import COSTS, NOT_HELPED, no_help_text, p_value, texts_text
+from pema.experiments.records import Interval, Results
 
 NEEDS = (("weights", "PLM weights"), ("targets_at_owner", "Targets at the owner"), ("gradients", "Gradients"))
 WORDS = {"none": "no", False: "no", True: "yes", "some": "some", "all": "all"}
@@ -49,9 +49,11 @@ def comparison_table(experiment: Results, key: str) -> str:
 def _row(experiment: Results, label: str, place: int, key: str) -> str:
     seeds = experiment.rows[label].seeds
     reference = ", reference" if label == experiment.about.reference else ""
+    unhelped = escape(no_help_text([experiment.rows[label]]))
+    flag = f'<span class="flag" title="{unhelped}"> {NOT_HELPED}</span>' if unhelped else ""
     cells = [
         f'<th scope="row" data-value="{place}"><span class="swatch series-{place % SERIES}"></span>'
-        f'<a href="#{key}-m{place}">{escape(label)}</a>'
+        f'<a href="#{key}-m{place}">{escape(label)}</a>{flag}'
         f'<span class="seeds">{seeds} seed{"" if seeds == 1 else "s"}{reference}</span></th>'
     ]
     cells += [_quality(experiment, label, metric, place, key) for metric in experiment.metrics]
@@ -68,7 +70,7 @@ def _row(experiment: Results, label: str, place: int, key: str) -> str:
 
 def _quality(experiment: Results, label: str, metric: str, place: int, key: str) -> str:
     interval = experiment.rows[label].metrics[metric]
-    best = " best" if interval.mean == max(row.metrics[metric].mean for row in experiment.rows.values()) else ""
+    best = " best" if interval.mean == experiment.best(metric) else ""
     spread = "" if interval.std is None else f' <span class="std">± {score_text(metric, interval.std)}</span>'
     bounds = bounds_text(metric, interval.low, interval.high)
     reference = experiment.about.reference
@@ -76,8 +78,14 @@ def _quality(experiment: Results, label: str, metric: str, place: int, key: str)
         f'<td class="quality{best}" data-value="{_sortable(interval.mean)}">'
         f'<a href="#{key}-m{place}">{score_text(metric, interval.mean)}</a>{spread}'
         f"{_drawn_interval(experiment, label, metric, place)}"
-        f'<span class="interval">{bounds}</span>{_difference(experiment, reference, label, metric)}</td>'
+        f'<span class="interval">{bounds}</span>{_texts(experiment, interval)}'
+        f"{_difference(experiment, reference, label, metric)}</td>"
     )
+
+
+def _texts(experiment: Results, interval: Interval) -> str:
+    text = texts_text(interval, experiment.about.data.test)
+    return f'<span class="texts">{text} texts</span>' if text else ""
 
 
 def difference_tables(experiment: Results) -> str:
@@ -111,21 +119,21 @@ def _difference_table(experiment: Results, reference: str) -> str:
 
 def _difference(experiment: Results, reference: str | None, label: str, metric: str, *, bounds: bool = False) -> str:
     """How much a method differs from `reference`; its interval too, or as a title."""
-    found = experiment.difference(reference, label, metric)
-    if found is None:
+    gap = experiment.difference(reference, label, metric)
+    if gap is None:
         return ""
     sign, kind, said = "≈", "same", "not significantly different from"
-    if found.significant:
-        sign, said = ("▲", "significantly above") if found.difference > 0 else ("▼", "significantly below")
-        kind = "better" if is_better(metric, found.difference) else "worse"
-    difference = score_text(metric, found.difference, signed=True)
-    interval = bounds_text(metric, found.low, found.high, signed=True)
+    if gap.significant:
+        sign, said = ("▲", "significantly above") if gap.difference > 0 else ("▼", "significantly below")
+        kind = "better" if is_better(metric, gap.difference) else "worse"
+    difference = score_text(metric, gap.difference, signed=True)
+    interval = bounds_text(metric, gap.low, gap.high, signed=True)
     title = "" if bounds else f' title="95 % interval of the difference: {interval}"'
     behind = f'<span class="interval">{interval}</span>' if bounds else ""
     return (
         f'<span class="difference {kind}"{title}>'
         f'<span aria-hidden="true">{sign}</span><span class="unseen">{said} {escape(str(reference))}: </span> '
-        f"{difference}, {escape(p_value(found.p_value))}</span>{behind}"
+        f"{difference}, {escape(p_value(gap.p_value))}</span>{behind}"
     )
 
 
