@@ -1,5 +1,6 @@
 """What is printed cannot command the terminal."""
 
+import io
 import sys
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
-from pema.console import keeping, note, print_table, printable
+from pema.console import keeping, note, print_table, printable, progress
 
 
 def test_escape_codes_are_shown_and_not_obeyed():
@@ -75,3 +76,47 @@ def test_an_interrupted_command_says_what_is_kept_in_one_line(capsys, monkeypatc
     word = {130: "interrupted", 143: "terminated"}[code]
     assert capsys.readouterr().err == f"pema: {word}; five of nine are kept.\n"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_bar_that_moves_in_bursts_shows_the_average_rate_and_the_time_left(monkeypatch):
+    from rich.console import Console
+    from rich.progress import Progress
+
+    now, bars = [0.0], []
+    monkeypatch.setattr("pema.console.stderr", Console(file=io.StringIO(), force_terminal=True, width=120))
+    init = Progress.__init__
+    monkeypatch.setattr(
+        Progress,
+        "__init__",
+        lambda self, *columns, **options: (
+            bars.append(self),
+            init(self, *columns, get_time=lambda: now[0], auto_refresh=False, **options),
+        )[-1],
+    )
+
+    def line():
+        written = Console(file=io.StringIO(), width=120)
+        written.print(bars[0].make_tasks_table(bars[0].tasks))
+        return " ".join(written.file.getvalue().split())
+
+    with progress("building", 1000, "tokens") as advance:
+        advance(400, earlier=True)
+        assert "40%" in line()
+        assert "tokens/s" not in line()
+        assert "left -:--:--" in line()
+        now[0] = 10.0
+        for _ in range(100):  # the answers of a batch come at once
+            advance(1)
+        assert "50% 10 tokens/s 0:00:10 left 0:00:50" in line()
+        now[0] = 20.0
+        advance(500)
+        now[0] = 99.0
+        assert "100% 30 tokens/s 0:00:20 left 0:00:00" in line()
+
+
+def test_a_bar_without_a_total_has_no_time_left(monkeypatch):
+    from rich.console import Console
+
+    monkeypatch.setattr("pema.console.stderr", Console(file=io.StringIO(), force_terminal=True, width=120))
+    with progress("reading", None, "lines") as advance:
+        advance(3)

@@ -18,6 +18,7 @@ from pema.generation.decoding import GeneratedTexts, adapters_task, draw, genera
 from pema.generation.plugin import AttachedAdapter, attach
 from pema.memory.build import build_memory
 from pema.memory.config import BuildConfig
+from pema.owner.contract import BATCH_TOKENS
 from pema.owner.opening import open_plm
 from pema.schema import known, short
 from pema.tasks.registry import Task, get_task
@@ -207,16 +208,26 @@ class PLM:
         return self._plm.head()
 
     def represent(
-        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 8192
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        skip: frozenset[int] = frozenset(),
     ) -> Iterator[ContextRepresentations]:
         """`teacher` contexts; see `pema.owner.contract.PLM.represent`."""
-        return self._plm.represent(sequences, starts, batch_tokens=batch_tokens)
+        return self._plm.represent(sequences, starts, batch_tokens=batch_tokens, skip=skip)
 
     def predict(
-        self, prompts: Sequence[Sequence[int]], steps: Sequence[int], *, batch_tokens: int = 8192
+        self,
+        prompts: Sequence[Sequence[int]],
+        steps: Sequence[int],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        skip: frozenset[int] = frozenset(),
     ) -> Iterator[ContextRepresentations]:
         """`predicted` contexts; see `pema.owner.contract.PLM.predict`."""
-        return self._plm.predict(prompts, steps, batch_tokens=batch_tokens)
+        return self._plm.predict(prompts, steps, batch_tokens=batch_tokens, skip=skip)
 
     def open_session(self, prompts: Sequence[Sequence[int]]) -> Session:
         """Begin to decode; see `pema.owner.contract.PLM.open_session`."""

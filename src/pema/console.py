@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 from rich.console import Console
 from rich.measure import Measurement
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -20,19 +22,39 @@ UNLIMITED = 1 << 16
 
 
 class _Rate(ProgressColumn):
-    """A column that shows units per second."""
+    """A column that shows units per second, on average since the bar was drawn.
+
+    The library's own rate counts the last seconds from one step of the bar to the next; where steps come in bursts, as
+    the answers of a batch do, it shows the rate within a burst.
+    """
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} {task.fields['unit']}/s", style="dim")
+        rate = _rate(task)
+        return Text("" if rate is None else f"{rate:,.0f} {task.fields['unit']}/s", style="dim")
+
+
+class _Left(ProgressColumn):
+    """A column that shows the estimated time left."""
+
+    def render(self, task: Task) -> Text:
+        rate = _rate(task)
+        if rate is None or task.remaining is None:
+            return Text("-:--:--", style="progress.remaining")
+        return Text(str(timedelta(seconds=math.ceil(task.remaining / rate))), style="progress.remaining")
+
+
+def _rate(task: Task) -> float | None:
+    """Return the units per second since the bar was drawn, without those that were done before."""
+    steps, elapsed = task.completed - task.fields["before"], task.finished_time or task.elapsed
+    return steps / elapsed if steps > 0 and elapsed else None
 
 
 @contextlib.contextmanager
 def progress(description: str, total: float | None, unit: str) -> Iterator[Callable[..., None]]:
     """Show a progress bar with rate and remaining time while the block runs.
 
-    Yields a function `advance(n, note="")` that advances the bar by `n` units and shows `note` after it. Nothing is
-    drawn if stderr is not a terminal.
+    Yields a function `advance(n, note="", earlier=False)` that advances the bar by `n` units and shows `note` after
+    it. Units of an `earlier` run do not count for the rate. Nothing is drawn if stderr is not a terminal.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -41,14 +63,15 @@ def progress(description: str, total: float | None, unit: str) -> Iterator[Calla
         _Rate(),
         TimeElapsedColumn(),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        _Left(),
         TextColumn("{task.fields[note]}", style="dim"),
     )
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
-        task = bars.add_task(description, total=total, unit=unit, note="")
+        task = bars.add_task(description, total=total, unit=unit, note="", before=0.0)
 
-        def advance(n: float, note: str = "") -> None:
-            bars.update(task, advance=n, note=note)
+        def advance(n: float, note: str = "", *, earlier: bool = False) -> None:
+            before = bars.tasks[0].fields["before"] + (n if earlier else 0.0)
+            bars.update(task, advance=n, note=note, before=before)
 
         yield advance
 

@@ -57,7 +57,7 @@ class FakePLM:
     """Answers in a shuffled order, as length-bucketed batches do."""
 
     def __init__(self, *, d=D, tap="head_input", name="fake", seconds=0.0, change=lambda answer, sequence: answer):
-        self.seconds, self.change, self.tokenizer, self.calls = seconds, change, None, []
+        self.seconds, self.change, self.tokenizer, self.calls, self.skipped = seconds, change, None, [], []
         generator = torch.Generator().manual_seed(1)
         norm = (
             Norm(NormSettings("rms", 1e-6), torch.rand(d, generator=generator), None) if tap == "norm_input" else None
@@ -91,20 +91,25 @@ class FakePLM:
             if changed is not None:
                 yield changed
 
-    def represent(self, sequences, starts, *, batch_tokens=8192):
+    def represent(self, sequences, starts, *, batch_tokens=8192, skip=frozenset()):
         self.calls.append(("represent", [tuple(s) for s in sequences], batch_tokens))
+        self.skipped.append(set(skip))
         d = self.description.d_tap
         return self._answers(
             [
                 (s, ContextRepresentations(i, torch.stack([f(s[:k], d) for k in range(start, len(s))])))
                 for i, (s, start) in enumerate(zip(sequences, starts, strict=True))
+                if i not in skip
             ]
         )
 
-    def predict(self, prompts, steps, *, batch_tokens=8192):
+    def predict(self, prompts, steps, *, batch_tokens=8192, skip=frozenset()):
         self.calls.append(("predict", [tuple(p) for p in prompts], list(steps)))
+        self.skipped.append(set(skip))
         answers = []
         for i, (prompt, most) in enumerate(zip(prompts, steps, strict=True)):
+            if i in skip:
+                continue
             assert 1 <= most <= self.description.max_length - len(prompt)
             rows, generated = [], []
             while len(rows) < most and (not generated or generated[-1] != EOS):

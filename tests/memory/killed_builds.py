@@ -13,6 +13,7 @@ import time
 import torch
 from fake_plm import FakePLM, build, files, some_examples
 
+from pema.memory import journal
 from pema.memory.reader import Memory
 
 EXAMPLES = 24
@@ -35,6 +36,7 @@ def run(folder, **settings):
             pathlib.Path.write_bytes = slow_write
             os.setpgid(0, 0)
             torch.set_num_threads(1)
+            journal.SECONDS = 0.003
             build(folder, some_examples(EXAMPLES, settings.pop("seed")), plm=FakePLM(seconds=0.001), **settings)
             os._exit(0)
         except BaseException as error:

@@ -44,7 +44,8 @@ def test_int8_is_off_by_half_a_scale_at_most(values):
     assert stored.dtype == torch.int8
     assert scales.equal((f / channels).abs().amax(1) / 127)
     off = (restore(stored, scales, channels).double() - f.double()).abs()
-    assert (off <= scales.double()[:, None] * channels.double() * 0.5001 + 1e-36).all()
+    # A scale below the smallest normal float32 has fewer bits.
+    assert (off <= (scales.double()[:, None] * 0.5001 + 2e-38) * channels.double() + 1e-36).all()
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES))

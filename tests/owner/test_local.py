@@ -96,6 +96,19 @@ def test_contexts_at_the_norms_input(tiny_plm, family):
     assert plm.description.d_tap == 32
 
 
+@pytest.mark.parametrize("family", ["llama", "bloom", "mamba"])
+def test_what_is_skipped_does_not_change_the_other_answers(tiny_plm, family):
+    plm, (sequences, starts) = tiny_plm(family), examples()
+    prompts, steps = [s[:n] for s, n in zip(sequences, starts, strict=True)], [4, 2, 3, 4, 1, 2]
+    for call, arguments in ((plm.represent, (sequences, starts)), (plm.predict, (prompts, steps))):
+        every = {answer.index: answer for answer in call(*arguments, batch_tokens=64)}
+        for skip in ({0}, {4, 2}, {0, 1, 2, 4, 5}, set(range(6))):
+            rest = {answer.index: answer for answer in call(*arguments, batch_tokens=64, skip=frozenset(skip))}
+            assert rest.keys() == every.keys() - skip
+            for i, answer in rest.items():
+                assert answer.representations.equal(every[i].representations)
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral", "bloom", "opt"])
 @pytest.mark.parametrize("shared", [[9], [], [9, 8, 7, 6], list(range(3, 23))])
 def test_prefixes_of_every_length(tiny_plm, family, shared):

@@ -126,7 +126,7 @@ class JointRun:
         pairs = self.train_view.pairs
         done = min(state.epoch * pairs + state.batch * config.batch_size, config.epochs * pairs)
         with progress("training", config.epochs * pairs, "pairs") as advance:
-            advance(done)
+            advance(done, earlier=True)
             while not state.stopped:
                 started, before = time.perf_counter(), state.sums[0]
                 self.epoch(advance)

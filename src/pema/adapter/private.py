@@ -93,7 +93,7 @@ class PrivateRun:
         state = self.state
         every = self.config.checkpoint_every or math.ceil(1 / self.rate)
         with progress("private training", self.steps, "steps") as advance:
-            advance(state.step)
+            advance(state.step, earlier=True)
             while state.step < self.steps:
                 started = time.perf_counter()
                 self.step()

@@ -51,6 +51,6 @@ def build(
     from pema.memory.build import build_memory
     from pema.owner.opening import open_plm
 
-    with keeping(f"the finished shards of {output} are kept: the same command continues after them"):
+    with keeping(f"what the PLM has answered is kept in {output}: the same command continues after it"):
         memory = build_memory(open_plm(plm, **loaded), examples, chosen, output, config, append=append)
     show({"memory": str(output), "examples": memory.examples, "pairs": memory.pairs, "bytes": memory.bytes}, as_json)

@@ -1,12 +1,14 @@
 """Building an external memory: step 1 of PEMA, on the data owner's side of the boundary.
 
 A build processes the examples in groups, one shard per group. The groups depend only on the input and the settings.
-The manifest is rewritten after each shard, and both are written atomically, so a killed build resumes after its last
-complete shard and produces the same bytes as an uninterrupted build.
+The manifest is rewritten after each shard, and both are written atomically. Answers of the PLM that are not in a shard
+yet are in a journal. So a killed build resumes after the last answers that it wrote, and produces the same bytes as an
+uninterrupted build.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -19,11 +21,12 @@ import torch
 from torch import Tensor
 
 from pema import console
-from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError, OwnerError
+from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError, OwnerError, PemaError, StorageError
 from pema.files import clear_below
 from pema.locks import exclusive
 from pema.memory.config import BuildConfig, Targets
 from pema.memory.encoding import Tokens
+from pema.memory.journal import Journal, clear_journals
 from pema.memory.manifest import FILE, HEAD, ITEM_BYTES, FileEntry, Input, Manifest
 from pema.memory.pairing import pair
 from pema.memory.precision import StorageLoss
@@ -76,7 +79,7 @@ def build_memory(
         MismatchError: the memory in `output` was started with another PLM, setting or input.
         ExternalMemoryError: the memory in `output` is damaged, or incomplete and cannot be appended to.
         OwnerError: the PLM returned something else than what was requested.
-        StorageError: a write failed, or another process builds in `output`; the shards written so far stay valid.
+        StorageError: a write failed, or another process builds in `output`; what was written so far stays valid.
     """
     known(BuildConfig, changes)
     config = replace(config, **changes)
@@ -97,6 +100,7 @@ def build_memory(
         raise ConfigError(f"{output} is a file: choose a folder for the memory.")
     with exclusive(output, private=True):
         manifest = _begin(wanted, output, append)
+        clear_journals(output, len(manifest.shards))
         if manifest.complete:
             console.note(f"{output} already holds these {len(examples):,} examples: nothing to do.")
             return Memory.open(output)
@@ -170,43 +174,73 @@ def _write_shards(
     """Request one group from the PLM while the previous one is being written."""
     done = manifest.examples - sum(entry.examples for entry in manifest.inputs[:-1])
     row_bytes = manifest.plm.d_tap * ITEM_BYTES[manifest.dtype]
-    lengths = tokens.target_lengths
+    every = range(len(examples))
+    # The PLM owner sees the group sizes, so they must not reveal more about the targets than the requests do.
+    teacher = manifest.contexts == "teacher"
+    asked = tokens.target_lengths if teacher else _steps(plm, manifest.targets, tokens, every)
+    work = np.diff(tokens.starts) if teacher else tokens.cuts - tokens.starts[:-1] + asked
     loss = StorageLoss(plm.head(), manifest.dtype)
     pending: Future[Manifest] | None = None
     with (
-        console.progress("building", float(lengths[done:].sum()), "tokens") as advance,
+        console.progress("building", float(work.sum()), "tokens") as advance,
         ThreadPoolExecutor(1, "pema-memory-writer") as writer,
     ):
-        # The PLM owner sees the group sizes, so they must not reveal more about the targets than the requests do.
-        asked = (
-            lengths if manifest.contexts == "teacher" else _steps(plm, manifest.targets, tokens, range(len(lengths)))
-        )
-        for start, stop in _groups(asked, done, manifest.inputs[-1].examples_per_shard, row_bytes):
-            answers: list[ContextRepresentations | None] = [None] * (stop - start)
-            for answer in _ask(plm, manifest.contexts, manifest.targets, tokens, start, stop, batch_tokens):
-                if not 0 <= answer.index < stop - start or answers[answer.index] is not None:
-                    raise OwnerError(
-                        f"{manifest.plm.name} answered for sequence {answer.index} of {stop - start}, "
-                        "which was not requested or was already answered."
-                    )
+        advance(float(work[:done].sum()), earlier=True)
+        groups = _groups(asked, done, manifest.inputs[-1].examples_per_shard, row_bytes)
+        for index, (start, stop) in enumerate(groups, len(manifest.shards)):
+            group = range(start, stop)
+            journal = Journal(output, index, group, manifest)
+            answers: list[ContextRepresentations | None] = [journal.answers.get(i) for i in range(stop - start)]
+            if journal.answers:
+                console.note(f"{start + len(journal.answers):,} of {len(examples):,} examples were answered before.")
+                advance(float(work[start:stop][list(journal.answers)].sum()), earlier=True)
+            for answer in _answers(plm, manifest, tokens, group, batch_tokens, journal):
                 answers[answer.index] = answer
-                advance(float(lengths[start + answer.index]), f"example {stop:,} of {len(lengths):,}")
+                advance(float(work[start + answer.index]), f"example {stop:,} of {len(examples):,}")
             if pending is not None:
                 manifest = pending.result()
-            pending = writer.submit(_write, manifest, answers, examples, tokens, start, output, loss)
+            pending = writer.submit(_write, manifest, answers, examples, tokens, start, output, loss, journal)
         if pending is not None:
             pending.result()
 
 
-def _ask(
-    plm: PLM, contexts: Contexts, targets: Targets, tokens: Tokens, start: int, stop: int, batch_tokens: int
+def _answers(
+    plm: PLM, manifest: Manifest, tokens: Tokens, group: range, batch_tokens: int, journal: Journal
 ) -> Iterator[ContextRepresentations]:
-    group = range(start, stop)
+    """Yield the answers for a group that the journal does not hold; whatever ends this, it holds them then."""
+    answered = set(journal.answers)
+    if len(answered) == len(group):
+        return
+    try:
+        for answer in _ask(plm, manifest.contexts, manifest.targets, tokens, group, batch_tokens, frozenset(answered)):
+            if not 0 <= answer.index < len(group) or answer.index in answered:
+                raise OwnerError(
+                    f"{manifest.plm.name} answered for sequence {answer.index} of {len(group)}, "
+                    "which was not requested or was already answered."
+                )
+            answered.add(answer.index)
+            journal.add(answer)
+            yield answer
+    except BaseException:
+        with contextlib.suppress(StorageError):
+            journal.flush()
+        raise
+
+
+def _ask(
+    plm: PLM,
+    contexts: Contexts,
+    targets: Targets,
+    tokens: Tokens,
+    group: range,
+    batch_tokens: int,
+    skip: frozenset[int],
+) -> Iterator[ContextRepresentations]:
     if contexts == "teacher":
         cuts = [int(tokens.cuts[i] - tokens.starts[i]) for i in group]
-        return plm.represent([tokens.sequence(i) for i in group], cuts, batch_tokens=batch_tokens)
+        return plm.represent([tokens.sequence(i) for i in group], cuts, batch_tokens=batch_tokens, skip=skip)
     steps = [int(count) for count in _steps(plm, targets, tokens, group)]
-    return plm.predict([tokens.prompt(i) for i in group], steps, batch_tokens=batch_tokens)
+    return plm.predict([tokens.prompt(i) for i in group], steps, batch_tokens=batch_tokens, skip=skip)
 
 
 def _steps(plm: PLM, targets: Targets, tokens: Tokens, group: range) -> Integers:
@@ -235,8 +269,30 @@ def _write(
     start: int,
     output: Path,
     loss: StorageLoss,
+    journal: Journal,
 ) -> Manifest:
-    """Pair, store and write one group; the manifest with its shard."""
+    """Write one group as a shard; returns the manifest with it."""
+    try:
+        contents = _contents(manifest, answers, examples, tokens, start, output, loss)
+    except PemaError:  # the PLM may answer otherwise the next time: in float32, or with another server
+        journal.remove()
+        raise
+    manifest = manifest.add(write_shard(output, len(manifest.shards), contents))
+    manifest.write(output)
+    journal.remove()
+    return manifest
+
+
+def _contents(
+    manifest: Manifest,
+    answers: Sequence[ContextRepresentations | None],
+    examples: Sequence[Example],
+    tokens: Tokens,
+    start: int,
+    output: Path,
+    loss: StorageLoss,
+) -> Contents:
+    """Pair the answers for one group with their targets, and convert them to the storage type."""
     plm = manifest.plm
     golds, rows = [], []
     for i, answer in enumerate(answers, start):
@@ -267,7 +323,7 @@ def _write(
     stored, scales = store(f, manifest.dtype, where, channel_scales)
     targets = torch.from_numpy(np.concatenate(golds))
     loss.add(f, restore(stored, scales, channel_scales), targets)
-    contents = Contents(
+    return Contents(
         representations=stored,
         scales=scales,
         channel_scales=channel_scales,
@@ -275,9 +331,6 @@ def _write(
         example_offsets=torch.from_numpy(offsets),
         source_lengths=torch.from_numpy(tokens.source_lengths[start : start + len(answers)]).to(torch.int32),
     )
-    manifest = manifest.add(write_shard(output, len(manifest.shards), contents))
-    manifest.write(output)
-    return manifest
 
 
 def _channel_scales(manifest: Manifest, f: Tensor, output: Path) -> Tensor | None:

@@ -30,6 +30,10 @@ STEP_BUCKET = 8
 """`predicted` contexts are requested in multiples of this many steps, so that target lengths are not revealed."""
 
 
+BATCH_TOKENS = 8192
+"""Default for the maximum tokens of a PLM batch."""
+
+
 def padded(steps: int, bucket: int = STEP_BUCKET) -> int:
     """Round `steps` up to a multiple of `bucket`."""
     return -(-steps // bucket) * bucket
@@ -194,24 +198,47 @@ class PLM(Protocol):
         """Return the head bundle, which maps a representation at the tap to the PLM's logits."""
 
     def represent(
-        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 8192
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        skip: frozenset[int] = frozenset(),
     ) -> Iterator[ContextRepresentations]:
         """Represent `teacher` contexts: for each sequence those whose next token is at starts[i] .. len - 1.
 
         n = len(sequences[i]) - starts[i]; row j is f(sequence[: starts[i] + j]). Yields each sequence once, in any
         order (batches are grouped by length).
 
+        Args:
+            sequences: prompt and target of each example.
+            starts: number of prompt tokens of each example.
+            batch_tokens: maximum of rows times longest of a batch.
+            skip: indices that are not yielded. The batches are those of all sequences, so that the answers do not
+                depend on it; a batch of skipped sequences only is left out.
+
         Raises:
             DataError: a sequence is longer than `max_length`, or has no token after its start.
         """
 
     def predict(
-        self, prompts: Sequence[Sequence[int]], steps: Sequence[int], *, batch_tokens: int = 8192
+        self,
+        prompts: Sequence[Sequence[int]],
+        steps: Sequence[int],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        skip: frozenset[int] = frozenset(),
     ) -> Iterator[ContextRepresentations]:
         """Represent `predicted` contexts: decode greedily from each prompt for at most steps[i] tokens.
 
         Row j is f(prompt + the first j generated tokens); decoding stops after the first end-of-sequence token. Yields
         each prompt once, in any order.
+
+        Args:
+            prompts: prompt of each example.
+            steps: maximum number of tokens to generate for each.
+            batch_tokens: as in `represent`.
+            skip: as in `represent`.
 
         Raises:
             DataError: a prompt plus its steps is longer than `max_length`, or a prompt is empty.

@@ -24,7 +24,7 @@ from torch import Tensor
 from pema.errors import ConfigError, OwnerError
 from pema.files import create
 from pema.owner.bundle import MASKED
-from pema.owner.contract import PLM, ContextRepresentations, PLMDescription, Session
+from pema.owner.contract import BATCH_TOKENS, PLM, ContextRepresentations, PLMDescription, Session
 from pema.owner.head import Head
 
 if TYPE_CHECKING:
@@ -194,16 +194,26 @@ class MaskedPLM:
         return Head(weight, head.bias, scale=head.scale, soft_cap=head.soft_cap, fingerprint=fingerprint)
 
     def represent(
-        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 8192
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        skip: frozenset[int] = frozenset(),
     ) -> Iterator[ContextRepresentations]:
         """Represent `teacher` contexts; see `contract.PLM.represent`."""
-        return map(self._masked, self._plm.represent(sequences, starts, batch_tokens=batch_tokens))
+        return map(self._masked, self._plm.represent(sequences, starts, batch_tokens=batch_tokens, skip=skip))
 
     def predict(
-        self, prompts: Sequence[Sequence[int]], steps: Sequence[int], *, batch_tokens: int = 8192
+        self,
+        prompts: Sequence[Sequence[int]],
+        steps: Sequence[int],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        skip: frozenset[int] = frozenset(),
     ) -> Iterator[ContextRepresentations]:
         """Represent `predicted` contexts; see `contract.PLM.predict`."""
-        return map(self._masked, self._plm.predict(prompts, steps, batch_tokens=batch_tokens))
+        return map(self._masked, self._plm.predict(prompts, steps, batch_tokens=batch_tokens, skip=skip))
 
     def open_session(self, prompts: Sequence[Sequence[int]]) -> MaskedSession:
         """Open a decoding session; see `contract.PLM.open_session`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,12 +13,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pema.errors import ConfigError, DataError, OwnerError
+from pema.errors import ConfigError, DataError, OwnerError, PemaError
 from pema.owner.batching import length_batches
 from pema.owner.client.connection import SMALL_ANSWER, Connection
 from pema.owner.client.received import TOKENIZER_BYTES, head_bytes, load_head, load_tokenizer
 from pema.owner.client.remote_session import RemoteSession
-from pema.owner.contract import ContextRepresentations, Contexts, PLMDescription, Tap, padded
+from pema.owner.contract import BATCH_TOKENS, ContextRepresentations, Contexts, PLMDescription, Tap, padded
 from pema.owner.head import Head
 from pema.owner.session_model import SessionModel
 from pema.owner.wire import VERSION, WireDtype, unpack
@@ -108,7 +109,12 @@ class RemotePLM:
         return self.model
 
     def represent(
-        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 8192
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        skip: frozenset[int] = frozenset(),
     ) -> Iterator[ContextRepresentations]:
         """Represent `teacher` contexts; see `contract.PLM.represent`.
 
@@ -121,10 +127,15 @@ class RemotePLM:
             return {"sequences": [list(sequences[i]) for i in batch], "starts": [starts[i] for i in batch]}
 
         counts = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
-        yield from self._ask("/v1/represent", body, [len(s) for s in sequences], batch_tokens, counts, counts)
+        yield from self._ask("/v1/represent", body, [len(s) for s in sequences], batch_tokens, counts, counts, skip)
 
     def predict(
-        self, prompts: Sequence[Sequence[int]], steps: Sequence[int], *, batch_tokens: int = 8192
+        self,
+        prompts: Sequence[Sequence[int]],
+        steps: Sequence[int],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        skip: frozenset[int] = frozenset(),
     ) -> Iterator[ContextRepresentations]:
         """Represent `predicted` contexts; see `contract.PLM.predict`.
 
@@ -146,7 +157,7 @@ class RemotePLM:
             return {"prompts": [list(prompts[i]) for i in batch], "steps": [asked[i] for i in batch]}
 
         lengths = [len(prompt) + n for prompt, n in zip(prompts, asked, strict=True)]
-        yield from self._ask("/v1/predict", body, lengths, batch_tokens, asked, steps)
+        yield from self._ask("/v1/predict", body, lengths, batch_tokens, asked, steps, skip)
 
     def open_session(self, prompts: Sequence[Sequence[int]]) -> RemoteSession:
         """Open a decoding session; see `contract.PLM.open_session`."""
@@ -167,6 +178,7 @@ class RemotePLM:
         batch_tokens: int,
         asked: Sequence[int],
         wanted: Sequence[int],
+        skip: frozenset[int],
     ) -> Iterator[ContextRepresentations]:
         """Send batches of similar length, a few concurrently, and yield their answers in order.
 
@@ -177,9 +189,11 @@ class RemotePLM:
             batch_tokens: maximum tokens per request.
             asked: number of contexts requested for each sequence.
             wanted: number of contexts returned for each; those added by the bucket are dropped.
+            skip: sequences that are not yielded.
         """
         tokens, rows = min(batch_tokens, self._batch_tokens), self._batch_sequences
         batches = [batch[k : k + rows] for batch in length_batches(lengths, tokens) for k in range(0, len(batch), rows)]
+        batches = [batch for batch in batches if not skip.issuperset(batch)]
         row_bytes = self._description.d_tap * getattr(torch, self.dtype).itemsize + 8
 
         def send(batch: list[int]) -> list[ContextRepresentations]:
@@ -190,6 +204,7 @@ class RemotePLM:
             return [
                 ContextRepresentations(i, f[: wanted[i]].clone(), None if words is None else words[: wanted[i]].clone())
                 for i, (f, words) in zip(batch, parts, strict=True)
+                if i not in skip
             ]
 
         with ThreadPoolExecutor(IN_FLIGHT, "pema-client") as pool:
@@ -201,6 +216,12 @@ class RemotePLM:
                     waiting.append(pool.submit(send, batch))
                 while waiting:
                     yield from waiting.popleft().result()
+            except PemaError:
+                # The answers to the other requests were paid for: the caller may keep them.
+                for future in waiting:
+                    with contextlib.suppress(PemaError):
+                        yield from future.result()
+                raise
             finally:
                 for future in waiting:
                     future.cancel()

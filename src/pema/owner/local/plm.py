@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pema.errors import DataError
 from pema.owner import loading
 from pema.owner.batching import common_prefix, length_batches
-from pema.owner.contract import ContextRepresentations, PLMDescription, Tap
+from pema.owner.contract import BATCH_TOKENS, ContextRepresentations, PLMDescription, Tap
 from pema.owner.derivation import derive_head
 from pema.owner.head import Head
 from pema.owner.loading import DeviceMap
@@ -149,7 +149,12 @@ class LocalPLM:
         return loading.max_length(self.model, self._tokenizer)
 
     def represent(
-        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 8192
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        skip: frozenset[int] = frozenset(),
     ) -> Iterator[ContextRepresentations]:
         """Represent `teacher` contexts; see `contract.PLM.represent`."""
         for i, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
@@ -163,10 +168,15 @@ class LocalPLM:
                     f"sequence {i} has {len(sequence)} tokens and its target starts at {start}: "
                     "there must be a token in front of the target and one in it."
                 )
-        return self._represent(sequences, starts, batch_tokens)
+        return self._represent(sequences, starts, batch_tokens, skip)
 
     def predict(
-        self, prompts: Sequence[Sequence[int]], steps: Sequence[int], *, batch_tokens: int = 8192
+        self,
+        prompts: Sequence[Sequence[int]],
+        steps: Sequence[int],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        skip: frozenset[int] = frozenset(),
     ) -> Iterator[ContextRepresentations]:
         """Represent `predicted` contexts; see `contract.PLM.predict`."""
         for i, (prompt, count) in enumerate(zip(prompts, steps, strict=True)):
@@ -179,7 +189,7 @@ class LocalPLM:
                     f"prompt {i} has {len(prompt)} tokens and {count} steps, the PLM's context window holds "
                     f"{self.max_length}: shorten the prompt or request fewer steps."
                 )
-        return self._predict(prompts, steps, batch_tokens)
+        return self._predict(prompts, steps, batch_tokens, skip)
 
     def open_session(self, prompts: Sequence[Sequence[int]]) -> LocalSession:
         """Open a decoding session; see `contract.PLM.open_session`."""
@@ -206,7 +216,7 @@ class LocalPLM:
         )
 
     def _represent(
-        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], batch_tokens: int
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], batch_tokens: int, skip: frozenset[int]
     ) -> Iterator[ContextRepresentations]:
         if not sequences:
             return
@@ -221,7 +231,7 @@ class LocalPLM:
         shared = common_prefix(sequences, min(starts) - 1) if self._short_cuts.teacher_prefix else 0
         parts: dict[int, list[tuple[int, Tensor]]] = {}
         for encoding, of_encoding in pieces.items():
-            for (i, first, _), f in self._passes(sequences, of_encoding, shared, encoding, batch_tokens):
+            for (i, first, _), f in self._passes(sequences, of_encoding, shared, encoding, batch_tokens, skip):
                 parts.setdefault(i, []).append((first, f))
                 if len(parts[i]) == count[i]:
                     ordered = [part for _, part in sorted(parts.pop(i), key=itemgetter(0))]
@@ -234,6 +244,7 @@ class LocalPLM:
         shared: int,
         encoding: bytes,
         batch_tokens: int,
+        skip: frozenset[int],
     ) -> Iterator[tuple[tuple[int, int, int], Tensor]]:
         """Run contexts of one position encoding in batches of similar length.
 
@@ -243,29 +254,38 @@ class LocalPLM:
             shared: length of the common prefix of all sequences.
             encoding: position encoding of the pieces.
             batch_tokens: maximum of rows times longest.
+            skip: sequences that are not yielded.
         """
         rows = [sequences[i][:last] for i, _, last in pieces]
         fits = pays(shared, rows) and self._runner.positions.of(shared) == encoding
         prefix = self._runner.prefix(rows[0][:shared]) if fits else None
-        skip = 0 if prefix is None else prefix.length
-        for batch in length_batches([len(row) - skip for row in rows], batch_tokens if self._short_cuts.padding else 0):
+        shorter = 0 if prefix is None else prefix.length
+        for batch in length_batches(
+            [len(row) - shorter for row in rows], batch_tokens if self._short_cuts.padding else 0
+        ):
             chosen = [pieces[place] for place in batch]
-            starts = [first - skip for _, first, _ in chosen]
-            f = self._runner.teacher([rows[place][skip:] for place in batch], starts, prefix)
-            yield from zip(chosen, torch.split(f, [last - first + 1 for _, first, last in chosen]), strict=True)
+            if all(i in skip for i, _, _ in chosen):
+                continue
+            starts = [first - shorter for _, first, _ in chosen]
+            f = self._runner.teacher([rows[place][shorter:] for place in batch], starts, prefix)
+            split = torch.split(f, [last - first + 1 for _, first, last in chosen])
+            yield from ((piece, rows) for piece, rows in zip(chosen, split, strict=True) if piece[0] not in skip)
 
     def _predict(
-        self, prompts: Sequence[Sequence[int]], steps: Sequence[int], batch_tokens: int
+        self, prompts: Sequence[Sequence[int]], steps: Sequence[int], batch_tokens: int, skip: frozenset[int]
     ) -> Iterator[ContextRepresentations]:
         if not prompts:
             return
         prefix = self._prompt_prefix(prompts)
         lengths = [len(prompt) + count for prompt, count in zip(prompts, steps, strict=True)]
         for batch in length_batches(lengths, batch_tokens if self._short_cuts.padding else 0):
+            if skip.issuperset(batch):
+                continue
             contexts = self._growing([prompts[i] for i in batch], prefix)
             results = greedy(contexts, [steps[i] for i in batch], self._eos)
             for i, (representations, generated) in zip(batch, results, strict=True):
-                yield ContextRepresentations(i, representations, generated)
+                if i not in skip:
+                    yield ContextRepresentations(i, representations, generated)
 
     def _prompt_prefix(self, prompts: Sequence[Sequence[int]]) -> Prefix | None:
         if len(prompts) < 2 or not self._short_cuts.greedy_prefix:
