@@ -223,6 +223,10 @@ class AdapterConfig:
     plm: PLMDescription | None = option(None, "The PLM that the memory was built with.")
     task: str | None = option(None, "Name of the task.", line=True, longest=200)
     template: str | None = option(None, "The prompt template.")
+    chat_template: str | None = option(
+        None, "SHA-256 of the chat template that prompts are written in; None: plain prompts.", pattern="[0-9a-f]{64}"
+    )
+    system: str | None = option(None, "System prompt of the chat, if one was given.")
     contexts: Contexts | None = option(None, "What follows the prompt in the memory's contexts.")
     schedule: NamedSchedule | None = option(
         None, "The mixture weight's course where none is named; None is the one that suits the contexts."

@@ -122,6 +122,8 @@ def adapter_config(
         plm=manifest.plm,
         task=manifest.task,
         template=manifest.template,
+        chat_template=manifest.chat_template,
+        system=manifest.system,
         contexts=manifest.contexts,
         fitted=fitted,
         training=training or {},

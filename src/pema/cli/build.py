@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pema.cli.options import AsJSON, PLMName, TaskName, TemplateText, loading, show
+from pema.cli.options import AsJSON, ChatPrompts, PLMName, SystemPrompt, TaskName, TemplateText, loading, show
 from pema.cli.settings import Options, declared
 from pema.memory.config import BuildConfig
 
@@ -39,6 +39,8 @@ def build(
         str | None, typer.Option("--target-field", help="Column of --data with the target; default: recognised.")
     ] = None,
     template: TemplateText = None,
+    chat: ChatPrompts = None,
+    system: SystemPrompt = None,
     append: Annotated[bool, typer.Option("--append", help="Add the examples to a finished memory.")] = False,
     as_json: AsJSON = False,
 ) -> None:
@@ -53,7 +55,7 @@ def build(
     from pema.tasks.registry import get_task
 
     config = BuildConfig(**building)
-    chosen = get_task(task, template)
+    chosen = get_task(task, template, chat=chat, system=system)
     fields = {"source_field": source_field, "target_field": target_field}
     reading = read(data, source=source, target=target, **fields, limit=config.limit)
     note(str(reading))

@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from pema.cli.options import FURTHER, AsJSON, OwnTaskName, PLMName, TemplateText, loading, show
+from pema.cli.options import (
+    FURTHER,
+    AsJSON,
+    OwnChatPrompts,
+    OwnSystemPrompt,
+    OwnTaskName,
+    PLMName,
+    TemplateText,
+    loading,
+    show,
+)
 from pema.cli.settings import Options, declared
 from pema.generation.config import GenerateConfig
 
@@ -30,6 +40,8 @@ def generate(
     no_adapter: Annotated[bool, typer.Option("--no-adapter", help="The PLM alone, for comparison.")] = False,
     task: OwnTaskName = None,
     template: TemplateText = None,
+    chat: OwnChatPrompts = None,
+    system: OwnSystemPrompt = None,
     as_json: AsJSON = False,
 ) -> None:
     """Generate with the PLM and the adapter: P = lambda_t P_PEMA + (1 - lambda_t) P_LM.
@@ -49,7 +61,11 @@ def generate(
     from pema.tasks.registry import get_task
 
     own = None if no_adapter and task is not None else Adapter.from_pretrained(adapter)
-    chosen = get_task(task or "", template) if own is None else task_of(own.config, task, template)
+    chosen = (
+        get_task(task or "", template, chat=chat, system=system)
+        if own is None
+        else task_of(own.config, task, template, chat=chat, system=system)
+    )
     used = None if no_adapter else own
     if used is not None:
         used.config.choose_schedule(settings.get("schedule"), settings.get("lambda_max"))  # before the PLM is loaded

@@ -27,6 +27,26 @@ OwnTaskName = Annotated[str | None, typer.Option("--task", help="The adapter's t
 TemplateText = Annotated[
     str | None, typer.Option("--template", help="Prompt with {source} in it, instead of the task's own.")
 ]
+ChatPrompts = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        help="Prompts in the PLM's chat template, or plain; default: in the chat template if the PLM has one.",
+        show_default=False,
+    ),
+]
+OwnChatPrompts = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        help="Prompts in the PLM's chat template, or plain; default: as the adapter was trained.",
+        show_default=False,
+    ),
+]
+SystemPrompt = Annotated[
+    str | None, typer.Option("--system", help="System prompt of the chat; default: the chat template's own.")
+]
+OwnSystemPrompt = Annotated[str | None, typer.Option("--system", help="System prompt; default: the adapter's.")]
 
 
 def loading(*names: str) -> Options:

@@ -23,6 +23,7 @@ from pema.generation.plugin import attach
 from pema.generation.settings import ARGUMENTS, OF_THE_HISTORY, STOPS, check, without_own_settings
 from pema.owner.positions import PositionEncoding
 from pema.schema import require
+from pema.tasks.example import Example
 from pema.tasks.registry import Task
 from pema.tasks.template import EncodedExample
 
@@ -57,7 +58,7 @@ class GeneratedTexts:
 def generate(
     plm: PLM,
     adapter: Adapter | None,
-    sources: Sequence[str],
+    sources: Sequence[str | Example],
     task: Task | None = None,
     schedule: Schedule | str | None = None,
     **settings: Any,  # noqa: ANN401
@@ -73,7 +74,7 @@ def generate(
     Args:
         plm: the PLM.
         adapter: the adapter, or None for the PLM alone.
-        sources: the texts that fill the template's slot.
+        sources: the texts that fill the template's slot; an example stands for its source and its history.
         task: the task, whose template builds the prompts; None means the adapter's own task.
         schedule: the adapter's weight per step, or the name of a schedule; None means the adapter's own schedule.
         settings: fields of `GenerateConfig`, and further settings of the model's `generate`, such as `temperature` or
@@ -95,7 +96,7 @@ def generate(
 def generate_counted(
     plm: PLM,
     adapter: Adapter | None,
-    sources: Sequence[str],
+    sources: Sequence[str | Example],
     task: Task | None = None,
     schedule: Schedule | str | None = None,
     **settings: Any,  # noqa: ANN401
@@ -106,7 +107,7 @@ def generate_counted(
     with contextlib.ExitStack() as stack:
         inputs: Inputs = plain
         if adapter is not None:
-            require_task(adapter.config, task)
+            task = require_task(adapter.config, task, plm.tokenizer)
             attached = stack.enter_context(
                 attach(plm.generator, adapter, plm.head(), mixture, description=plm.description)
             )
@@ -114,7 +115,7 @@ def generate_counted(
         return draw(plm, sources, task, inputs, **settings)
 
 
-def draw(plm: PLM, sources: Sequence[str], task: Task, inputs: Inputs, /, **settings: Any) -> GeneratedTexts:  # noqa: ANN401
+def draw(plm: PLM, sources: Sequence[str | Example], task: Task, inputs: Inputs, /, **settings: Any) -> GeneratedTexts:  # noqa: ANN401
     """Generate from the PLM in its current state, plug-ins included; seed the sampling."""
     config, _ = GenerateConfig.split(settings)
     with contextlib.ExitStack() as stack:
@@ -163,7 +164,7 @@ def schedule_of(adapter: Adapter | None, schedule: Schedule | str | None, lambda
 def decode(
     plm: PLM,
     model: PreTrainedModel,
-    sources: Sequence[str],
+    sources: Sequence[str | Example],
     task: Task,
     inputs: Inputs,
     /,
@@ -178,7 +179,7 @@ def decode(
     Args:
         plm: provides the tokenizer, the context window and the end-of-sequence tokens.
         model: the PLM's model, or one derived from it.
-        sources: the texts that fill the template's slot.
+        sources: the texts that fill the template's slot; an example stands for its source and its history.
         task: the task; its template builds the prompts.
         inputs: builds the context manager around the model's call for a batch.
         max_length: maximum number of tokens of a prompt and its output together, within the PLM's context window.
@@ -190,7 +191,7 @@ def decode(
     """
     config, further = GenerateConfig.split(settings)
     require("max_length", max_length, int | None, least=1)
-    ends = _ends(further.get("eos_token_id", plm.description.eos_token_ids))
+    ends = _ends(further.get("eos_token_id", ends_of(plm, task)))
     settings = {"num_beams": config.num_beams, "do_sample": config.do_sample} | further | {"eos_token_id": ends}
     check(settings, ends)
     prompts = task.template.encode_prompts(plm.tokenizer, list(sources))
@@ -251,6 +252,12 @@ def _batches(
         numbers = list(group)
         for start in range(0, len(numbers), size):
             yield numbers[start : start + size]
+
+
+def ends_of(plm: PLM, task: Task) -> list[int]:
+    """Return the tokens that end a text: the PLM's, and the one that ends the targets of the task."""
+    end = task.template.end(plm.tokenizer)
+    return sorted({*plm.description.eos_token_ids, *([] if end is None else [end])})
 
 
 def _ends(given: Any) -> list[int]:  # noqa: ANN401

@@ -17,6 +17,7 @@ from pema.owner.bundle import SETTINGS_FILE, TENSORS_FILE
 from pema.owner.contract import Contexts, PLMDescription
 from pema.schema import check, from_json, option, short
 from pema.tasks.example import Example
+from pema.tasks.template import describe_prompts
 from pema.tensors import HEADER_BYTES
 
 FORMAT = "pema-memory"
@@ -90,6 +91,8 @@ class Manifest:
         plm: the PLM that computed the representations; `plm.tap` and `plm.d_tap` are their tap and width.
         task: name of the task.
         template: text of the prompt template.
+        chat_template: SHA-256 of the chat template that the prompts are written in; None for plain prompts.
+        system: system prompt of the chat, if one was given.
         contexts: what follows the prompt in a context.
         targets: which gold token is paired with a context.
         dtype: storage type of representations.
@@ -109,6 +112,8 @@ class Manifest:
     head: tuple[FileEntry, ...] = option(())
     shards: tuple[ShardEntry, ...] = option(())
     complete: bool = option(False)
+    chat_template: str | None = option(None, pattern="[0-9a-f]{64}")
+    system: str | None = option(None)
 
     def __post_init__(self) -> None:
         check(self)
@@ -116,6 +121,8 @@ class Manifest:
             raise ConfigError(
                 "targets='aligned' needs contexts='predicted': a teacher context already agrees with its target."
             )
+        if self.system is not None and self.chat_template is None:
+            raise ConfigError(f"system={short(self.system)} needs a chat_template.")
 
     @property
     def pairs(self) -> int:
@@ -155,6 +162,13 @@ class Manifest:
                     f"{what} was built with {name} {stored!r}, here it is {current!r}. "
                     f"Use the same {name}, or build into another folder."
                 )
+        prompts = [(each.chat_template, each.system) for each in (self, other)]
+        if prompts[0] != prompts[1]:
+            current, stored = (describe_prompts(*each) for each in prompts)
+            raise MismatchError(
+                f"{what} was built with {stored}, here they are {current}. Use the same (--chat, --no-chat, --system; "
+                "in Python chat and system of the template), or build into another folder."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values, with the counts and, as the last entry, the digest of all other entries."""
@@ -167,6 +181,8 @@ class Manifest:
             "plm": self.plm.to_dict(),
             "task": self.task,
             "template": self.template,
+            # Left out for plain prompts: memories of earlier versions have neither.
+            **({} if self.chat_template is None else {"chat_template": self.chat_template, "system": self.system}),
             "contexts": self.contexts,
             "targets": self.targets,
             "dtype": self.dtype,

@@ -24,6 +24,7 @@ from pema.devices import has_bfloat16
 from pema.errors import ConfigError, OwnerError
 from pema.owner.sources.names import known_names, resolve
 from pema.owner.weights import Fingerprints
+from pema.tasks.chat import end_of_turn
 
 NO_LIMIT = 1_000_000
 CAUSAL = "a causal language model"
@@ -142,10 +143,10 @@ def max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> in
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return all tokens that end a sequence: those of the model's generation config and the tokenizer's."""
+    """Return all tokens that end a sequence: of the model's generation config, the tokenizer, and its chat template."""
     tokens: set[int] = set()
     generation = getattr(model, "generation_config", None)
-    for value in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id):
+    for value in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id, end_of_turn(tokenizer)):
         if value is not None:
             tokens.update([value] if isinstance(value, int) else value)
     if not tokens:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pema.adapter.schedule import Schedule
 from pema.adapter.task import require_task
 from pema.errors import ConfigError
-from pema.generation.decoding import text_of, token_limit
+from pema.generation.decoding import ends_of, text_of, token_limit
 from pema.generation.mixture import mix
 from pema.generation.steps import Weights
 from pema.pages.inspector.surface import Surface, surfaces
@@ -157,10 +157,10 @@ def inspect_generation(
     if candidates < SHOWN:
         raise ConfigError(f"candidates must be at least {SHOWN}, as many as are shown, not {candidates}.")
     adapter.require(plm.description)
-    require_task(adapter.config, task)
+    task = require_task(adapter.config, task, plm.tokenizer)
     (prompt,) = task.template.encode_prompts(plm.tokenizer, [source])
     limit = token_limit(1, prompt, plm.description.max_length, max_new_tokens)
-    head, tokenizer, ends = plm.head(), plm.tokenizer, plm.description.eos_token_ids
+    head, tokenizer, ends = plm.head(), plm.tokenizer, ends_of(plm, task)
     adapter.to(head.weight.device)
     weights = Weights(schedule, torch.tensor([prompt.source_length]), 1)
     steps: list[Step] = []
