@@ -175,10 +175,14 @@ def tokenizer_fingerprints(tokenizer: PreTrainedTokenizerBase) -> Fingerprints:
     else:
         content = {"vocabulary": tokenizer.get_vocab(), "class": type(tokenizer).__name__}
     special = {name: str(getattr(tokenizer, name, None)) for name in ("bos_token", "eos_token", "unk_token")}
-    current = _json_sha256(content | {"special": special})
+    before, after = _text(content | {"special": special | {"pad_token": _PLACE}}).split(
+        f'"pad_token": {_text(_PLACE)}, '
+    )
+    current = hashlib.sha256((before + after).encode()).hexdigest()
     # In earlier versions the padding token counted: the tokenizer's own, None, or another token used in its place.
     pads = {str(getattr(tokenizer, "pad_token", None)), "None", *special.values(), *_added(tokenizer)}
-    earlier = _each_sha256(content | {"special": special | {"pad_token": _PLACE}}, sorted(pads))
+    whole = (f'{before}"pad_token": {_text(pad)}, {after}' for pad in sorted(pads))
+    earlier = [hashlib.sha256(text.encode()).hexdigest() for text in whole]
     return Fingerprints(current, tuple(value for value in earlier if value != current))
 
 
@@ -216,11 +220,5 @@ def _added(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [str(token) for token in tokens.values() if "pad" in str(token).lower()]
 
 
-def _json_sha256(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _each_sha256(content: object, values: list[str]) -> list[str]:
-    """Return `_json_sha256` of the content with each of the values instead of `_PLACE`."""
-    before, after = json.dumps(content, sort_keys=True, default=str).split(json.dumps(_PLACE))
-    return [hashlib.sha256((before + json.dumps(value) + after).encode()).hexdigest() for value in values]
+def _text(content: object) -> str:
+    return json.dumps(content, sort_keys=True, default=str)
