@@ -30,13 +30,7 @@ def g(context):
 
 
 class FakeTemplate:
-    text, chat, system = "Say {source}:", False, None
-
-    def settled(self, tokenizer):
-        return self
-
-    def chat_template(self, tokenizer):
-        return None
+    text = "Say {source}:"
 
     def encode(self, tokenizer, examples, *, apart=False):
         return [
