@@ -51,6 +51,7 @@ EDGES = {
         "tasks",
     },
     "api": {"adapter", "generation", "memory", "owner", "tasks"},
+    "owner.loading": {"tasks"},  # the token that ends a turn in a chat template
     "owner.opening": {"owner.client", "owner.local", "owner.mask"},
     "generation.decoding": {"owner.models"},  # batches of one length, where positions depend on it
     "experiments.description": {"owner"},  # the precisions that a PLM is loaded in

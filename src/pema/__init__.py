@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from pema.owner.local import LocalPLM
     from pema.owner.opening import open_plm
     from pema.tasks.example import Example, Turn
-    from pema.tasks.readers import from_dataset, read_examples, read_lines
+    from pema.tasks.readers import read_examples, read_lines
     from pema.tasks.registry import Task, get_task
     from pema.tasks.template import Template
 
@@ -74,7 +74,7 @@ _HOMES = {
     "owner.local": ("LocalPLM",),
     "owner.opening": ("open_plm",),
     "tasks.example": ("Example", "Turn"),
-    "tasks.readers": ("from_dataset", "read_examples", "read_lines"),
+    "tasks.readers": ("read_examples", "read_lines"),
     "tasks.registry": ("Task", "get_task"),
     "tasks.template": ("Template",),
 }
@@ -112,7 +112,6 @@ __all__ = [
     "build_memory",
     "evaluate",
     "fit_schedule",
-    "from_dataset",
     "generate",
     "get_task",
     "open_plm",

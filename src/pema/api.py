@@ -14,14 +14,7 @@ from pema.adapter.presets import preset
 from pema.adapter.task import task_of
 from pema.adapter.training import train
 from pema.errors import ConfigError
-from pema.generation.decoding import (
-    GeneratedTexts,
-    adapters_task,
-    decode,
-    generate_counted,
-    schedule_of,
-    with_own_ending,
-)
+from pema.generation.decoding import GeneratedTexts, adapters_task, draw, generate_counted, schedule_of
 from pema.generation.plugin import AttachedAdapter, attach
 from pema.memory.build import build_memory
 from pema.memory.config import BuildConfig
@@ -188,9 +181,7 @@ class PLM:
             raise ConfigError("inside `use` the schedule is the one that `use` was given: give it there.")
         if self.generator is not self.model:
             return generate_counted(self, used.adapter, sources, chosen, used.schedule, **settings)
-        chosen = chosen or adapters_task(used.adapter)
-        settings = with_own_ending(used.adapter, settings)
-        return decode(self, self.generator, sources, chosen, used.attached.inputs, **settings)
+        return draw(self, sources, chosen or adapters_task(used.adapter), used.attached.inputs, **settings)
 
     @property
     def description(self) -> PLMDescription:

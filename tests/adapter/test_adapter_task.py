@@ -4,8 +4,14 @@ from pema.adapter.config import AdapterConfig
 from pema.adapter.task import require_task, task_of
 from pema.errors import ConfigError, MismatchError
 from pema.tasks.registry import get_task
+from tiny import build_tokenizer
 
 OWN = "Übersetze: {source}"
+STYLE = get_task("style").template.text
+CHAT = (
+    "{% for m in messages %}{{ '<s>' + m['role'] + ':' + m['content'] + '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant:' }}{% endif %}"
+)
 
 
 def config(**values):
@@ -15,15 +21,16 @@ def config(**values):
 def test_an_adapter_says_its_task_and_template():
     own = config(task="translation", template=OWN)
     assert task_of(own) == task_of(own, "translation") == task_of(own, "translation", OWN)
-    assert task_of(own) == get_task("translation", OWN)
-    require_task(own, task_of(own))
+    assert task_of(own) == get_task("translation", OWN, chat=False)
+    assert require_task(own, task_of(own)) == task_of(own)
+    assert require_task(own, get_task("translation", OWN)) == task_of(own)
 
 
 def test_what_the_user_names_counts_and_is_refused_where_it_is_another():
     own = config(task="translation", template=OWN)
     for name, template in ((None, "{source} ="), ("style", None), ("style", OWN), ("translation", "{source} =")):
         chosen = task_of(own, name, template)
-        assert chosen == get_task(name or "translation", template)
+        assert chosen == get_task(name or "translation", template, chat=False)
         with pytest.raises(MismatchError, match=r"the adapter was trained with the (task|template) '.*', not with '"):
             require_task(own, chosen)
 
@@ -41,5 +48,56 @@ def test_an_adapter_that_records_no_task():
     with pytest.raises(ConfigError, match="the adapter does not record its task: name it with --task"):
         task_of(bare)
     assert task_of(bare, "style") == get_task("style")
-    require_task(bare, get_task("style"))
+    assert require_task(bare, get_task("style", chat=True)) == get_task("style", chat=True)
     require_task(config(task="style"), get_task("style", "{source} ="))
+
+
+def with_chat_template(text):
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = text
+    return tokenizer
+
+
+def test_an_adapter_says_whether_its_prompts_are_a_chat():
+    tokenizer = with_chat_template(CHAT)
+    digest = get_task("style").template.chat_template(tokenizer)
+    own = config(task="style", template=STYLE, chat_template=digest, system="Be brief.")
+    expected = get_task("style", chat=True, system="Be brief.")
+    assert task_of(own) == task_of(own, chat=True) == task_of(own, system="Be brief.", chat=True) == expected
+    for task in (get_task("style"), get_task("style", chat=True), get_task("style", system="Be brief."), expected):
+        assert require_task(own, task) == require_task(own, task, tokenizer) == expected
+    plain = config(task="style", template=STYLE)
+    assert require_task(plain, get_task("style"), tokenizer) == get_task("style", chat=False)
+    silent = config(task="style", template=STYLE, chat_template=digest)
+    assert require_task(silent, get_task("style"), tokenizer) == get_task("style", chat=True)
+
+
+@pytest.mark.parametrize(
+    ("own", "named", "message"),
+    [
+        ({"chat_template": "0" * 64}, {"chat": False}, "trained with a chat, not with plain prompts"),
+        ({}, {"chat": True}, "trained with plain prompts, not with a chat"),
+        ({}, {"system": "Be brief."}, "trained without a system prompt, not with 'Be brief.'"),
+        ({"chat_template": "0" * 64}, {"system": "Be brief."}, "trained without a system prompt, not with 'Be brief.'"),
+        (
+            {"chat_template": "0" * 64, "system": "Be kind."},
+            {"system": "Be brief."},
+            "trained with the system prompt 'Be kind.', not with 'Be brief.'",
+        ),
+    ],
+)
+def test_another_form_of_prompts_is_refused(own, named, message):
+    own = config(task="style", template=STYLE, **own)
+    for task in (get_task("style", **named), task_of(own, **named)):
+        with pytest.raises(MismatchError, match=f"the adapter was {message}: leave out --chat, --no-chat and --system"):
+            require_task(own, task)
+
+
+def test_another_chat_template_is_refused():
+    digest = get_task("style").template.chat_template(with_chat_template(CHAT))
+    own = config(task="style", template=STYLE, chat_template=digest)
+    other = with_chat_template(CHAT + "{# another #}")
+    with pytest.raises(MismatchError, match=rf"chat template {digest[:12]} .* tokenizer has [0-9a-f]{{12}}: put that"):
+        require_task(own, task_of(own), other)
+    with pytest.raises(MismatchError, match=rf"chat template {digest[:12]} .* tokenizer has none: put that"):
+        require_task(own, task_of(own), with_chat_template(None))

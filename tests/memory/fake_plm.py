@@ -30,7 +30,13 @@ def g(context):
 
 
 class FakeTemplate:
-    text = "Say {source}:"
+    text, chat, system = "Say {source}:", False, None
+
+    def settled(self, tokenizer):
+        return self
+
+    def chat_template(self, tokenizer):
+        return None
 
     def encode(self, tokenizer, examples, *, apart=False):
         return [

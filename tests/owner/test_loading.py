@@ -1,5 +1,6 @@
 """Loading, names, placement and fingerprints."""
 
+import hashlib
 import json
 import shutil
 
@@ -87,6 +88,10 @@ def test_a_checkpoint_has_one_fingerprint_in_its_own_type_and_in_float32(tiny_mo
     assert fingerprint(half) != fingerprint(tiny_model())
 
 
+def json_sha256(content):
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def test_tokenizer_fingerprints(tiny_tokenizer, folder):
     mine = loading.tokenizer_fingerprint(tiny_tokenizer())
     used = tiny_tokenizer()
@@ -98,6 +103,14 @@ def test_tokenizer_fingerprints(tiny_tokenizer, folder):
     other = tiny_tokenizer()
     other.eos_token = "<s>"
     assert loading.tokenizer_fingerprint(other) != mine
+
+    content = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
+    content = {name: value for name, value in content.items() if name not in ("padding", "truncation")}
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "None"}
+    fingerprints = loading.tokenizer_fingerprints(tiny_tokenizer())
+    assert fingerprints.current == json_sha256(content | {"special": special})
+    for pad in ("<pad>", "None", "</s>"):
+        assert json_sha256(content | {"special": special | {"pad_token": pad}}) in fingerprints.earlier
 
     class Slow:
         eos_token = "</s>"

@@ -40,5 +40,5 @@ def test_every_target_becomes_an_example(given_examples):
 
 
 def test_a_role_that_is_none():
-    with pytest.raises(ConfigError, match=r"role='bot' is .*system.* user.* assistant"):
+    with pytest.raises(ConfigError, match=r"role.*'bot'.*system.*user.*assistant"):
         Turn("bot", "Hello!")

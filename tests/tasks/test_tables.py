@@ -120,7 +120,7 @@ def test_rows_are_named_by_the_line_that_they_begin_at(tmp_path):
     assert [(each.source, each.target) for each in found] == [("a\nb\nc", 'x "y"'), ("d", "e")]
     assert [each.where for each in found] == [f"{path}:2", f"{path}:5"]
     path = put(tmp_path, written([("source", "target"), ("a\nb", 'x "y"'), ("d", " ")]))
-    with pytest.raises(DataError, match=r"d\.tsv:4: target is blank"):
+    with pytest.raises(DataError, match=r"d\.tsv:4: 'target' is blank"):
         read_examples(data=path)
 
 

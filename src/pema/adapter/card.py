@@ -53,10 +53,9 @@ def card(config: AdapterConfig) -> str:
         f"| language model | {name or 'not recorded'} |",
         f"| task | {config.task or 'not recorded'} |",
         f"| template | {json.dumps(config.template, ensure_ascii=False) if config.template else 'not recorded'} |",
+        f"| prompts | {_prompts(config)} |",
         f"| contexts | {config.contexts or 'not recorded'} |",
         f"| schedule of the mixture weight | {_schedule(config)} |",
-        f"| maximum output length | {config.max_new_tokens or '2 SL + 16'} tokens |",
-        f"| stop strings | {', '.join(f'`{json.dumps(each)}`' for each in config.stop) or 'none'} |",
         f"| adapter | {equation}, r = {config.rank}, d = {config.d}, {config.vocabulary} vocabulary |",
     ]
     if config.plm:
@@ -93,6 +92,14 @@ def card(config: AdapterConfig) -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _prompts(config: AdapterConfig) -> str:
+    """The form of its prompts, in a line."""
+    if config.chat_template is None:
+        return "plain" if config.template else "not recorded"
+    system = f", system prompt {json.dumps(config.system, ensure_ascii=False)}" if config.system else ""
+    return f"a chat{system}; SHA-256 of the chat template `{config.chat_template}`"
 
 
 def _schedule(config: AdapterConfig) -> str:

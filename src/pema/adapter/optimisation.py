@@ -112,8 +112,6 @@ def adapter_config(
         fitted: the schedule that was fitted to the held-out pairs.
     """
     manifest = memory.manifest
-    # Under differential privacy nothing is read off the targets without noise, their lengths included.
-    statistics = manifest.statistics if config.dp_epsilon is None else None
     return AdapterConfig(
         d=memory.d,
         vocabulary_size=manifest.plm.vocabulary_size,
@@ -124,9 +122,9 @@ def adapter_config(
         plm=manifest.plm,
         task=manifest.task,
         template=manifest.template,
+        chat_template=manifest.chat_template,
+        system=manifest.system,
         contexts=manifest.contexts,
         fitted=fitted,
         training=training or {},
-        max_new_tokens=statistics.max_new_tokens if statistics else None,
-        stop=statistics.stop if statistics else (),
     )

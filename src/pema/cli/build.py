@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pema.cli.options import AsJSON, PLMName, TaskName, TemplateText, loading, show
+from pema.cli.options import AsJSON, ChatPrompts, PLMName, SystemPrompt, TaskName, TemplateText, loading, show
 from pema.cli.settings import Options, declared
 from pema.memory.config import BuildConfig
 
@@ -25,11 +25,22 @@ def build(
     source: Annotated[Path | None, typer.Option("--source", help="Source texts, one a line.")] = None,
     target: Annotated[Path | None, typer.Option("--target", help="Target texts, one a line.")] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="JSONL or TSV file (.gz too), datasets folder, or hf:NAME:SPLIT.")
+        str | None,
+        typer.Option(
+            "--data",
+            help="JSONL, JSON, CSV, TSV or Parquet file (.gz too), folder of a data set, or hf:NAME:SPLIT; "
+            "instead of --source and --target.",
+        ),
     ] = None,
-    source_field: Annotated[str, typer.Option("--source-field", help="Field of --data with the source.")] = "source",
-    target_field: Annotated[str, typer.Option("--target-field", help="Field of --data with the target.")] = "target",
+    source_field: Annotated[
+        str | None, typer.Option("--source-field", help="Column of --data with the source; default: recognised.")
+    ] = None,
+    target_field: Annotated[
+        str | None, typer.Option("--target-field", help="Column of --data with the target; default: recognised.")
+    ] = None,
     template: TemplateText = None,
+    chat: ChatPrompts = None,
+    system: SystemPrompt = None,
     append: Annotated[bool, typer.Option("--append", help="Add the examples to a finished memory.")] = False,
     as_json: AsJSON = False,
 ) -> None:
@@ -39,18 +50,19 @@ def build(
 
     Example: pema build --plm embedded --task translation --source train.en --target train.de -o memory
     """
-    from pema.tasks.readers import read_examples
+    from pema.console import keeping, note
+    from pema.tasks.readers import read
     from pema.tasks.registry import get_task
 
     config = BuildConfig(**building)
-    chosen = get_task(task, template)
+    chosen = get_task(task, template, chat=chat, system=system)
     fields = {"source_field": source_field, "target_field": target_field}
-    examples = read_examples(data=data, source=source, target=target, **fields, limit=config.limit)
+    reading = read(data, source=source, target=target, **fields, limit=config.limit)
+    note(str(reading))
 
-    from pema.console import keeping
     from pema.memory.build import build_memory
     from pema.owner.opening import open_plm
 
     with keeping(f"what the PLM has answered is kept in {output}: the same command continues after it"):
-        memory = build_memory(open_plm(plm, **loaded), examples, chosen, output, config, append=append)
+        memory = build_memory(open_plm(plm, **loaded), reading.examples, chosen, output, config, append=append)
     show({"memory": str(output), "examples": memory.examples, "pairs": memory.pairs, "bytes": memory.bytes}, as_json)

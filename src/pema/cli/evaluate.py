@@ -12,12 +12,8 @@ from pema.cli.options import AsJSON, TaskName, show
 
 def evaluate(
     task: TaskName,
-    hypotheses: Annotated[
-        Path, typer.Option("--hypotheses", help="Generated texts, one per line; in a .jsonl file the field `text`.")
-    ],
-    references: Annotated[
-        Path, typer.Option("--references", help="Reference texts, one per line; in a .jsonl file the field `target`.")
-    ],
+    hypotheses: Annotated[Path, typer.Option("--hypotheses", help="Generated texts, one a line.")],
+    references: Annotated[Path, typer.Option("--references", help="Reference texts, one a line.")],
     formal: Annotated[
         Path | None, typer.Option("--formal", help="Formal references with CoCoA-MT formality marks, for M-ACC.")
     ] = None,
@@ -34,11 +30,7 @@ def evaluate(
         ),
     ] = None,
     sources: Annotated[
-        Path | None,
-        typer.Option(
-            "--sources",
-            help="Source texts for slot_errors and style_improvement, one per line; in .jsonl the field `source`.",
-        ),
+        Path | None, typer.Option("--sources", help="Source texts, one a line, for slot_errors and style_improvement.")
     ] = None,
     scores: Annotated[
         list[Path] | None,
@@ -54,7 +46,6 @@ def evaluate(
     from pema.evaluation.elsewhere import ExternalScores
     from pema.evaluation.evaluate import evaluate as evaluated
     from pema.evaluation.notation import score_text
-    from pema.evaluation.outputs import read_hypotheses
     from pema.evaluation.score import score
     from pema.tasks.readers import read_lines
     from pema.tasks.registry import get_task
@@ -62,11 +53,11 @@ def evaluate(
     if (formal is None) != (informal is None):
         raise ConfigError("--formal and --informal go together: M-ACC compares the marks of both references.")
     annotated = None if formal is None or informal is None else (read_lines(formal), read_lines(informal))
-    texts = read_hypotheses(hypotheses), read_hypotheses(references, "target")
+    texts = read_lines(hypotheses), read_lines(references)
     found = evaluated(
         get_task(task),
         *texts,
-        sources=None if sources is None else read_hypotheses(sources, "source"),
+        sources=None if sources is None else read_lines(sources),
         annotated=annotated,
         metrics=metrics or None,
     )

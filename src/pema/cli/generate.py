@@ -7,14 +7,23 @@ from typing import Annotated, Any
 
 import typer
 
-from pema.cli.options import FURTHER, AsJSON, OwnTaskName, PLMName, TemplateText, loading, show
+from pema.cli.options import (
+    FURTHER,
+    AsJSON,
+    OwnChatPrompts,
+    OwnSystemPrompt,
+    OwnTaskName,
+    PLMName,
+    TemplateText,
+    loading,
+    show,
+)
 from pema.cli.settings import Options, declared
-from pema.errors import ConfigError
 from pema.generation.config import GenerateConfig
 
 GENERATING = Options(
     GenerateConfig,
-    ("schedule", "lambda_max", "batch_size", "num_beams", "max_new_tokens", "stop"),
+    ("schedule", "lambda_max", "batch_size", "num_beams", "max_new_tokens"),
     rest=True,
     further="and settings of transformers' generate, such as temperature",
 )
@@ -24,79 +33,43 @@ GENERATING = Options(
 def generate(
     adapter: Annotated[Path, typer.Argument(help="Folder or hub name of the adapter.", metavar="ADAPTER")],
     plm: PLMName,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o",
-            "--output",
-            help="Output file, in the order of the sources: one text per line, or (.jsonl) one JSON object per line, "
-            "which keeps texts of several lines.",
-        ),
-    ],
+    inputs: Annotated[Path, typer.Option("--input", help="Source texts, one a line.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the texts go, one a line, in the same order.")],
     settings: dict[str, Any],
     loaded: dict[str, Any],
-    inputs: Annotated[Path | None, typer.Option("--input", help="Source texts, one per line.")] = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", help="Sources as for `pema build`: JSONL or TSV file, datasets folder, hf:NAME:SPLIT."),
-    ] = None,
-    source_field: Annotated[str, typer.Option("--source-field", help="Field of --data with the source.")] = "source",
-    no_adapter: Annotated[
-        bool,
-        typer.Option(
-            "--no-adapter", help="The PLM alone, for comparison; with the adapter's task, token limit and stop strings."
-        ),
-    ] = False,
+    no_adapter: Annotated[bool, typer.Option("--no-adapter", help="The PLM alone, for comparison.")] = False,
     task: OwnTaskName = None,
     template: TemplateText = None,
+    chat: OwnChatPrompts = None,
+    system: OwnSystemPrompt = None,
     as_json: AsJSON = False,
 ) -> None:
     """Generate with the PLM and the adapter: P = lambda_t P_PEMA + (1 - lambda_t) P_LM.
 
     Example: pema generate adapter --plm embedded --input test.en -o test.de
     """
-    from pema.evaluation.outputs import require_writable, write_hypotheses
+    from pema.tasks.readers import read_lines
 
     GenerateConfig.split(settings)
-    require_writable(output)
-    sources = _sources(inputs, data, source_field)
+    sources = read_lines(inputs)
 
     from pema.adapter.module import Adapter
-    from pema.adapter.task import require_task, task_of
-    from pema.generation.decoding import generate_counted, with_own_ending
+    from pema.adapter.task import task_of
+    from pema.evaluation.outputs import write_hypotheses
+    from pema.generation.decoding import generate_counted
     from pema.owner.opening import open_plm
+    from pema.tasks.registry import get_task
 
-    own = Adapter.from_pretrained(adapter)
-    chosen = task_of(own.config, task, template)
-    if not no_adapter:
-        require_task(own.config, chosen)  # before the PLM is loaded
-        own.config.choose_schedule(settings.get("schedule"), settings.get("lambda_max"))
-        loaded["tap"] = own.config.tap
-    settings = with_own_ending(own, settings)
+    own = None if no_adapter and task is not None else Adapter.from_pretrained(adapter)
+    chosen = (
+        get_task(task or "", template, chat=chat, system=system)
+        if own is None
+        else task_of(own.config, task, template, chat=chat, system=system)
+    )
     used = None if no_adapter else own
+    if used is not None:
+        used.config.choose_schedule(settings.get("schedule"), settings.get("lambda_max"))  # before the PLM is loaded
+        loaded["tap"] = used.config.tap
     result = generate_counted(open_plm(plm, **loaded), used, sources, chosen, **settings)
-    details = [{"source": s, "finish_reason": r} for s, r in zip(sources, result.finish_reasons, strict=True)]
-    write_hypotheses(output, result.texts, details)
-    ending = {"max_new_tokens": settings["max_new_tokens"] or "2 SL + 16", "stop": list(settings["stop"])}
-    counts = {"lines": len(sources), "cut": result.cut, "stopped": result.stopped}
-    show({"output": str(output), **counts, **ending}, as_json)
-
-
-def _sources(inputs: Path | None, data: str | None, source_field: str) -> list[str]:
-    """Read the sources from one of the two options.
-
-    Raises:
-        ConfigError: neither or both are given, or `--input` names a file that is not one text per line.
-    """
-    from pema.evaluation.outputs import is_json_lines
-    from pema.tasks.readers import read_examples, read_lines
-
-    if (inputs is None) == (data is None):
-        raise ConfigError("give the sources once: --input (a text file, one per line) or --data (JSONL, TSV, ...).")
-    if inputs is not None:
-        if is_json_lines(inputs):
-            raise ConfigError(f"--input reads one text per line: give --data {inputs}.")
-        return read_lines(inputs)
-    return [
-        example.source for example in read_examples(data=data, source_field=source_field, target_field=source_field)
-    ]
+    write_hypotheses(output, result.texts)
+    show({"output": str(output), "lines": len(result.texts), "cut": result.cut}, as_json)

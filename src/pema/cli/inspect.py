@@ -7,13 +7,23 @@ from typing import Annotated, Any
 
 import typer
 
-from pema.cli.options import FURTHER, AsJSON, OwnTaskName, PLMName, TemplateText, loading, show
+from pema.cli.options import (
+    FURTHER,
+    AsJSON,
+    OwnChatPrompts,
+    OwnSystemPrompt,
+    OwnTaskName,
+    PLMName,
+    TemplateText,
+    loading,
+    show,
+)
 from pema.cli.settings import Options, declared
 from pema.generation.config import GenerateConfig
 
 
 @declared(
-    settings=Options(GenerateConfig, ("schedule", "lambda_max", "max_new_tokens", "stop")),
+    settings=Options(GenerateConfig, ("schedule", "lambda_max", "max_new_tokens")),
     loaded=loading(*FURTHER),
 )
 def inspect(
@@ -28,6 +38,8 @@ def inspect(
     ] = None,
     task: OwnTaskName = None,
     template: TemplateText = None,
+    chat: OwnChatPrompts = None,
+    system: OwnSystemPrompt = None,
     as_json: AsJSON = False,
 ) -> None:
     """Generate one text greedily and show who decided each token, on a page that needs no network.
@@ -40,9 +52,9 @@ def inspect(
     from pema.pages.inspector.page import write_inspection
 
     own = Adapter.from_pretrained(adapter)
-    chosen = task_of(own.config, task, template)
-    ending = {name: settings.get(name) for name in ("max_new_tokens", "stop")}
+    chosen = task_of(own.config, task, template, chat=chat, system=system)
+    most = settings.pop("max_new_tokens", None)
     mixture = own.config.choose_schedule(settings.get("schedule"), settings.get("lambda_max"))
     owner = open_plm(plm, tap=own.config.tap, **loaded)
-    result = write_inspection(output, owner, own, text, chosen, mixture, reference=reference, **ending)
+    result = write_inspection(output, owner, own, text, chosen, mixture, reference=reference, max_new_tokens=most)
     show({"output": str(output), "text": result.output, "tokens": len(result.steps)}, as_json)

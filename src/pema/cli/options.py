@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pema.cli.settings import Options, with_line_breaks
+from pema.cli.settings import Options
 from pema.console import printable, stdout
 from pema.owner.config import LoadConfig
 from pema.schema import SEED, require
@@ -25,14 +25,28 @@ PLMName = Annotated[
 TaskName = Annotated[str, typer.Option("--task", help="translation, style, summarisation, qa or classification.")]
 OwnTaskName = Annotated[str | None, typer.Option("--task", help="The adapter's task; default: what it records.")]
 TemplateText = Annotated[
-    str | None,
+    str | None, typer.Option("--template", help="Prompt with {source} in it, instead of the task's own.")
+]
+ChatPrompts = Annotated[
+    bool | None,
     typer.Option(
-        "--template",
-        help="Prompt with {source} in it, instead of the task's own; \\n stands for a line break.",
-        parser=with_line_breaks,
-        metavar="TEXT",
+        "--chat/--no-chat",
+        help="Prompts in the PLM's chat template, or plain; default: in the chat template if the PLM has one.",
+        show_default=False,
     ),
 ]
+OwnChatPrompts = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        help="Prompts in the PLM's chat template, or plain; default: as the adapter was trained.",
+        show_default=False,
+    ),
+]
+SystemPrompt = Annotated[
+    str | None, typer.Option("--system", help="System prompt of the chat; default: the chat template's own.")
+]
+OwnSystemPrompt = Annotated[str | None, typer.Option("--system", help="System prompt; default: the adapter's.")]
 
 
 def loading(*names: str) -> Options:

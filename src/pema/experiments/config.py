@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from pema.console import note
 from pema.errors import ConfigError, DataError
 from pema.evaluation.evaluate import FORMALITY, get_metric
 from pema.evaluation.style import is_style
@@ -16,8 +17,9 @@ from pema.experiments.experiment import Entry, Experiment, Kind
 from pema.methods.registry import get_method
 from pema.schema import from_json
 from pema.tasks.example import Example
+from pema.tasks.frames import HUB
 from pema.tasks.gyafc import read_gyafc
-from pema.tasks.readers import HUB, read_examples, read_lines
+from pema.tasks.readers import read, read_lines
 from pema.tasks.registry import get_task
 
 
@@ -119,11 +121,13 @@ def _examples(files: TextFiles, root: Path) -> list[Example]:
     def path(text: str | None) -> Any:  # noqa: ANN401
         return text if text is None or text.startswith(HUB) else root / text
 
-    return read_examples(
-        data=path(files.data),
+    reading = read(
+        path(files.data),
         source=path(files.source),
         target=path(files.target),
         source_field=files.source_field,
         target_field=files.target_field,
         limit=files.limit,
     )
+    note(str(reading))
+    return reading.examples

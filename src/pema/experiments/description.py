@@ -21,9 +21,11 @@ class TextFiles:
 
     source: str | None = option(None, "Source texts, one a line.")
     target: str | None = option(None, "Target texts, one a line.")
-    data: str | None = option(None, "JSONL or TSV file (.gz too), datasets folder, or hf:NAME:SPLIT.")
-    source_field: str = option("source", "Field of `data` with the source.")
-    target_field: str = option("target", "Field of `data` with the target.")
+    data: str | None = option(
+        None, "JSONL, JSON, CSV, TSV or Parquet file (.gz too), folder of a data set, or hf:NAME:SPLIT."
+    )
+    source_field: str | None = option(None, "Column of `data` with the source; default: recognised.")
+    target_field: str | None = option(None, "Column of `data` with the target; default: recognised.")
     limit: int | None = option(None, "Use only the first so many examples.", least=1)
     formal: str | None = option(None, "Formal references with CoCoA-MT formality marks.")
     informal: str | None = option(None, "Informal references with CoCoA-MT formality marks.")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig
 
 from pema.adapter.schedule import NoAdapter, Schedule
@@ -18,18 +20,21 @@ from pema.console import note, progress
 from pema.errors import ConfigError, DataError, PemaError
 from pema.generation.config import GenerateConfig
 from pema.generation.plugin import attach
-from pema.generation.settings import ARGUMENTS, OF_THE_HISTORY, check, without_own_settings
-from pema.generation.texts import FinishReason, StopStrings, TokenLimits, stopped, text_of
+from pema.generation.settings import ARGUMENTS, OF_THE_HISTORY, STOPS, check, without_own_settings
 from pema.owner.positions import PositionEncoding
 from pema.schema import require
+from pema.tasks.example import Example
 from pema.tasks.registry import Task
 from pema.tasks.template import EncodedExample
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from pema.adapter.module import Adapter
     from pema.owner.contract import PLM
+
+HALF = re.compile("[\ufffd\u200d]+$")
+"""Remainder of a truncated character: invalid bytes, or a joiner with nothing after it."""
 
 Inputs = Callable[[list[int]], AbstractContextManager[object]]
 """Builds the context manager around the model's call for a batch, given SL of each of its inputs."""
@@ -37,33 +42,23 @@ Inputs = Callable[[list[int]], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class GeneratedTexts:
-    """Texts generated for a list of sources, and how they ended.
+    """Texts generated for a list of sources, with counts.
 
     Attributes:
-        texts: one text per source, in the order of the sources; it may have several lines.
-        tokens: number of generated tokens, with those that ended a text (end of sequence, stop strings).
-        finish_reasons: why each text ended.
+        texts: one line of text per source, in the order of the sources.
+        tokens: number of generated tokens, end-of-sequence included.
+        cut: number of texts that ended at their token limit and not by the PLM's choice.
     """
 
     texts: list[str]
     tokens: int
-    finish_reasons: list[FinishReason]
-
-    @property
-    def cut(self) -> int:
-        """Number of texts that ended at their token limit and not by the PLM's choice."""
-        return self.finish_reasons.count("length")
-
-    @property
-    def stopped(self) -> int:
-        """Number of texts that ended at a stop string."""
-        return self.finish_reasons.count("stop_string")
+    cut: int
 
 
 def generate(
     plm: PLM,
     adapter: Adapter | None,
-    sources: Sequence[str],
+    sources: Sequence[str | Example],
     task: Task | None = None,
     schedule: Schedule | str | None = None,
     **settings: Any,  # noqa: ANN401
@@ -79,17 +74,16 @@ def generate(
     Args:
         plm: the PLM.
         adapter: the adapter, or None for the PLM alone.
-        sources: the texts that fill the template's slot.
+        sources: the texts that fill the template's slot; an example stands for its source and its history.
         task: the task, whose template builds the prompts; None means the adapter's own task.
         schedule: the adapter's weight per step, or the name of a schedule; None means the adapter's own schedule.
         settings: fields of `GenerateConfig`, and further settings of the model's `generate`, such as `temperature` or
             `repetition_penalty` (see `pema.generation.settings`), `logits_processor`, `stopping_criteria`, and
-            `max_length`, the maximum number of tokens of a prompt and its text together. Without `max_new_tokens` and
-            `stop` those of the adapter apply, with `NoAdapter()` too. A note reports how many texts were truncated at
-            their token limit.
+            `max_length`, the maximum number of tokens of a prompt and its text together. A note reports how many texts
+            were truncated at their token limit.
 
     Returns:
-        One text per source, in the order of `sources`; it may have several lines.
+        One line of text per source, in the order of `sources`.
 
     Raises:
         DataError: a source is blank, or too long for the PLM; the message gives its number.
@@ -102,7 +96,7 @@ def generate(
 def generate_counted(
     plm: PLM,
     adapter: Adapter | None,
-    sources: Sequence[str],
+    sources: Sequence[str | Example],
     task: Task | None = None,
     schedule: Schedule | str | None = None,
     **settings: Any,  # noqa: ANN401
@@ -113,20 +107,27 @@ def generate_counted(
     with contextlib.ExitStack() as stack:
         inputs: Inputs = plain
         if adapter is not None:
-            require_task(adapter.config, task)
+            task = require_task(adapter.config, task, plm.tokenizer)
             attached = stack.enter_context(
                 attach(plm.generator, adapter, plm.head(), mixture, description=plm.description)
             )
             inputs = attached.inputs
-        return decode(plm, plm.generator, sources, task, inputs, **with_own_ending(adapter, settings))
+        return draw(plm, sources, task, inputs, **settings)
 
 
-def with_own_ending(adapter: Adapter | None, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings, with the adapter's own limit and stop strings for those that are not given."""
-    if adapter is None:
-        return dict(settings)
-    own = {"max_new_tokens": adapter.config.max_new_tokens, "stop": adapter.config.stop}
-    return own | {name: value for name, value in settings.items() if value is not None or name not in own}
+def draw(plm: PLM, sources: Sequence[str | Example], task: Task, inputs: Inputs, /, **settings: Any) -> GeneratedTexts:  # noqa: ANN401
+    """Generate from the PLM in its current state, plug-ins included; seed the sampling."""
+    config, _ = GenerateConfig.split(settings)
+    with contextlib.ExitStack() as stack:
+        if config.do_sample:
+            # transformers would keep the 50 most probable tokens only.
+            settings = {"top_k": 0} | settings
+            devices = [] if plm.model.device.type == "cpu" else [plm.model.device]
+            stack.enter_context(
+                torch.random.fork_rng(devices, device_type=plm.model.device.type if devices else "cuda")
+            )
+            torch.manual_seed(config.seed)
+        return decode(plm, plm.generator, sources, task, inputs, **settings)
 
 
 def adapters_task(adapter: Adapter | None) -> Task:
@@ -163,7 +164,7 @@ def schedule_of(adapter: Adapter | None, schedule: Schedule | str | None, lambda
 def decode(
     plm: PLM,
     model: PreTrainedModel,
-    sources: Sequence[str],
+    sources: Sequence[str | Example],
     task: Task,
     inputs: Inputs,
     /,
@@ -173,13 +174,12 @@ def decode(
 ) -> GeneratedTexts:
     """Generate from a model in its current state, plug-ins included; greedily unless `settings` say otherwise.
 
-    The model's own generation settings are ignored: sampling by default would make comparisons random. Sampling is
-    seeded, and the state of the global random generators is restored afterwards.
+    The model's own generation settings are ignored: sampling by default would make comparisons random.
 
     Args:
         plm: provides the tokenizer, the context window and the end-of-sequence tokens.
         model: the PLM's model, or one derived from it.
-        sources: the texts that fill the template's slot.
+        sources: the texts that fill the template's slot; an example stands for its source and its history.
         task: the task; its template builds the prompts.
         inputs: builds the context manager around the model's call for a batch.
         max_length: maximum number of tokens of a prompt and its output together, within the PLM's context window.
@@ -191,64 +191,53 @@ def decode(
     """
     config, further = GenerateConfig.split(settings)
     require("max_length", max_length, int | None, least=1)
-    ends = _ends(further.get("eos_token_id", plm.description.eos_token_ids))
+    ends = _ends(further.get("eos_token_id", ends_of(plm, task)))
     settings = {"num_beams": config.num_beams, "do_sample": config.do_sample} | further | {"eos_token_id": ends}
     check(settings, ends)
-    if config.do_sample:
-        # transformers would keep the 50 most probable tokens only.
-        settings = {"top_k": 0} | settings
     prompts = task.template.encode_prompts(plm.tokenizer, list(sources))
     window = min(plm.description.max_length, max_length or plm.description.max_length)
     limits = [token_limit(n, prompt, window, config.max_new_tokens) for n, prompt in enumerate(prompts, 1)]
-    texts, reasons, tokens = [""] * len(prompts), cast("list[FinishReason]", ["length"] * len(prompts)), 0
-    stop = config.stop or ()
+    texts, tokens, cut = [""] * len(prompts), 0, 0
     # A model whose position encoding depends on the longest row of a batch gets rows of equal length only.
     alike = any(map(settings.get, OF_THE_HISTORY)) or PositionEncoding(model).varies
-    with (
-        progress("Generating", len(prompts), "texts") as advance,
-        without_own_settings(model),
-        _seeded(model, config.seed) if config.do_sample else contextlib.nullcontext(),
-    ):
+    with progress("Generating", len(prompts), "texts") as advance, without_own_settings(model):
         for chosen in _batches(prompts, limits, config.batch_size, alike=alike):
             batch, most = [prompts[i] for i in chosen], [limits[i] for i in chosen]
             with inputs([prompt.source_length for prompt in batch]):
-                rows = _generate_batch(plm, model, batch, most, stop, settings)
+                rows = _generate_batch(plm, model, batch, most, settings)
             for i, row in zip(chosen, rows, strict=True):
-                before = stopped(plm.tokenizer, row, stop) if stop else None
-                if before is not None:
-                    count, texts[i] = before
-                    tokens, reasons[i] = tokens + count, "stop_string"
-                    continue
-                if row and row[-1] in ends:
-                    reasons[i] = "eos_token"
-                elif len(row) < limits[i] and settings.get("stopping_criteria"):
-                    reasons[i] = "stopping_criteria"
-                texts[i] = text_of(plm.tokenizer, row, reasons[i] == "length")
-                tokens += len(row)
+                ended = bool(row) and row[-1] in ends
+                is_cut = not ended and (len(row) == limits[i] or not any(map(settings.get, STOPS)))
+                texts[i] = text_of(plm.tokenizer, row, is_cut)
+                tokens, cut = tokens + len(row), cut + is_cut
             advance(len(chosen))
-    result = GeneratedTexts(texts, tokens, reasons)
-    if result.cut:
+    if cut:
         limit = "2 SL + 16" if config.max_new_tokens is None else f"max_new_tokens={config.max_new_tokens}"
         note(
-            f"{result.cut:,} of {len(texts):,} texts are truncated at their token limit ({limit}, within the PLM's "
-            "context window): raise max_new_tokens for longer texts."
+            f"{cut:,} of {len(texts):,} texts are truncated at their token limit ({limit}, within the PLM's context "
+            "window): raise max_new_tokens for longer texts."
         )
-    return result
-
-
-@contextlib.contextmanager
-def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
-    """Seed sampling inside the block, and restore the state of the random generators afterwards."""
-    kind = model.device.type
-    devices = [] if kind == "cpu" else [model.device]
-    with torch.random.fork_rng(devices, device_type=kind if devices else "cuda"):
-        torch.manual_seed(seed)
-        yield
+    return GeneratedTexts(texts, tokens, cut)
 
 
 def plain(source_lengths: list[int]) -> AbstractContextManager[None]:
     """Return an empty context manager: the `Inputs` of a model that needs none."""
     return contextlib.nullcontext()
+
+
+class Stop:
+    """Stopping criterion that ends each row at its own number of new tokens, so rows do not affect each other.
+
+    `limits` is (items,); the rows of one item (beams) are adjacent.
+    """
+
+    def __init__(self, prompt_columns: int, limits: Tensor) -> None:
+        self._last = prompt_columns + limits
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
+        """Return (rows,) bool: which rows are finished."""
+        rows = len(input_ids) // len(self._last)
+        return input_ids.shape[1] >= self._last.to(input_ids.device).repeat_interleave(rows)
 
 
 def _batches(
@@ -265,6 +254,12 @@ def _batches(
             yield numbers[start : start + size]
 
 
+def ends_of(plm: PLM, task: Task) -> list[int]:
+    """Return the tokens that end a text: the PLM's, and the one that ends the targets of the task."""
+    end = task.template.end(plm.tokenizer)
+    return sorted({*plm.description.eos_token_ids, *([] if end is None else [end])})
+
+
 def _ends(given: Any) -> list[int]:  # noqa: ANN401
     ends = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
     if not all(isinstance(token, int) and token >= 0 for token in ends):
@@ -278,12 +273,9 @@ def _generate_batch(
     model: PreTrainedModel,
     batch: Sequence[EncodedExample],
     limits: Sequence[int],
-    stop: Sequence[str],
     settings: Mapping[str, Any],
 ) -> list[list[int]]:
     """Return the new tokens of each row, up to its limit or to its end-of-sequence token, which is included.
-
-    A row that ended at a stop string may be followed by other tokens.
 
     Raises:
         ConfigError: the model's `generate` refuses the settings.
@@ -299,8 +291,9 @@ def _generate_batch(
         ids[row, columns - len(encoded.prompt) :] = torch.tensor(encoded.prompt)
         mask[row, columns - len(encoded.prompt) :] = 1
     arguments = {name: settings[name] for name in ARGUMENTS if settings.get(name)}
-    criteria: list[Any] = [TokenLimits(columns, torch.tensor(limits)), *arguments.get("stopping_criteria", [])]
-    arguments["stopping_criteria"] = [*criteria, *([StopStrings(tokenizer, columns, stop)] if stop else [])]
+    arguments["stopping_criteria"] = [Stop(columns, torch.tensor(limits)), *arguments.get("stopping_criteria", [])]
+    if settings.get("stop_strings"):
+        arguments["tokenizer"] = tokenizer
     fields = {name: value for name, value in settings.items() if name not in ARGUMENTS}
     fields |= {"eos_token_id": ends or None, "pad_token_id": pad, "max_new_tokens": max(limits)}
     if settings.get("min_new_tokens"):
@@ -320,7 +313,7 @@ def _generate_batch(
     rows = [row[:limit] for row, limit in zip(out[:, columns:].tolist(), limits, strict=True)]
     firsts = [next((i for i, token in enumerate(row) if token in ends), len(row)) for row in rows]
     rows = [row[: first + 1] for row, first in zip(rows, firsts, strict=True)]
-    if settings.get("stopping_criteria"):
+    if any(map(settings.get, STOPS)):
         # A row that has stopped is padded until the others finish.
         rows = [row[: len(row) - _trailing(row, pad)] if pad not in ends else row for row in rows]
     return rows
@@ -328,6 +321,17 @@ def _generate_batch(
 
 def _trailing(row: Sequence[int], token: int) -> int:
     return sum(1 for _ in itertools.takewhile(lambda each: each == token, reversed(row)))
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], cut: bool) -> str:
+    """Decode generated tokens to one line of text; drop an incomplete character at the end of a truncated one."""
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return one_line(HALF.sub("", text) if cut else text)
+
+
+def one_line(text: str) -> str:
+    """Strip `text` and replace every line break by a space, so that outputs stay aligned."""
+    return " ".join(part for line in text.splitlines() if (part := line.strip()))
 
 
 def token_limit(number: int, encoded: EncodedExample, max_length: int, max_new_tokens: int | None) -> int:

@@ -35,10 +35,10 @@ from pema.memory.shard import Contents, Integers, ShardFile, channel_scales_of, 
 from pema.owner.contract import PLM, ContextRepresentations, Contexts, PLMDescription, padded
 from pema.schema import known
 from pema.tasks.example import Example, one_target_each
-from pema.tasks.target_statistics import TargetStatistics
 
 if TYPE_CHECKING:
     from pema.tasks.registry import Task
+    from pema.tasks.template import Template
 
 DEFAULT = BuildConfig()
 
@@ -64,7 +64,8 @@ def build_memory(
     Args:
         plm: the frozen language model.
         examples: the pairs of texts; each of several targets of a source (`Example.alternatives`) is a pair.
-        task: its template builds the prompts.
+        task: its template builds the prompts. If it leaves open whether they are a chat, those of a memory in `output`
+            decide, or else the PLM's tokenizer.
         output: folder of the memory.
         config: the settings; `batch_tokens` may change when a build is resumed.
         append: whether to add the examples to a complete memory.
@@ -88,10 +89,13 @@ def build_memory(
     examples = list(one_target_each(islice(examples, config.limit)))
     if not examples:
         raise DataError("there are no examples to build a memory from: check the input files.")
+    template = _settled(task.template, plm, output)
     wanted = Manifest(
         plm=plm.description,
         task=task.name,
-        template=task.template.text,
+        template=template.text,
+        chat_template=template.chat_template(plm.tokenizer),
+        system=template.system,
         contexts=config.contexts,
         targets=config.targets,
         dtype=config.dtype,
@@ -105,9 +109,7 @@ def build_memory(
         if manifest.complete:
             console.note(f"{output} already holds these {len(examples):,} examples: nothing to do.")
             return Memory.open(output)
-        tokens = Tokens.encode(plm, task.template, examples, apart=config.contexts == "predicted")
-        targets = (example.target for example in examples)
-        manifest = manifest.with_statistics(TargetStatistics.of(tokens.target_lengths, targets))
+        tokens = Tokens.encode(plm, template, examples, apart=config.contexts == "predicted")
         shards = [ShardFile(output, entry, manifest) for entry in manifest.shards]
         for shard in shards:  # never extend a damaged memory
             shard.require_whole()
@@ -115,6 +117,13 @@ def build_memory(
         manifest = _with_head(manifest, plm, output)
         _write_shards(manifest, plm, examples, tokens, output, config.batch_tokens)
     return Memory.open(output)
+
+
+def _settled(template: Template, plm: PLM, output: Path) -> Template:
+    """Return the template with the choice between chat and plain prompts made; by default that of `output`."""
+    if template.chat is None and template.system is None and (output / FILE).exists():
+        template = replace(template, chat=Manifest.read(output).chat_template is not None)
+    return template.settled(plm.tokenizer)
 
 
 def _begin(wanted: Manifest, output: Path, append: bool) -> Manifest:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +17,7 @@ from pema.owner.bundle import SETTINGS_FILE, TENSORS_FILE
 from pema.owner.contract import Contexts, PLMDescription
 from pema.schema import check, from_json, option, short
 from pema.tasks.example import Example
-from pema.tasks.target_statistics import TargetStatistics
+from pema.tasks.template import describe_prompts
 from pema.tensors import HEADER_BYTES
 
 FORMAT = "pema-memory"
@@ -59,19 +59,11 @@ class Input:
         sha256: digest of the sources, targets and histories of its examples, in order.
         examples: number of examples.
         examples_per_shard: maximum number of examples per shard.
-        statistics: length and lines of the targets; None in memories of older versions. Not compared: it follows from
-            the examples.
     """
 
     sha256: str = option(pattern="[0-9a-f]{64}")
     examples: int = option(least=1, most=1 << 40)
     examples_per_shard: int = option(least=1, most=1 << 40)
-    statistics: TargetStatistics | None = field(default=None, compare=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values; statistics that are not known are left out."""
-        values = asdict(self)
-        return values if self.statistics is not None else {k: v for k, v in values.items() if k != "statistics"}
 
     @classmethod
     def of(cls, examples: Sequence[Example], examples_per_shard: int) -> Input:
@@ -99,6 +91,8 @@ class Manifest:
         plm: the PLM that computed the representations; `plm.tap` and `plm.d_tap` are their tap and width.
         task: name of the task.
         template: text of the prompt template.
+        chat_template: SHA-256 of the chat template that the prompts are written in; None for plain prompts.
+        system: system prompt of the chat, if one was given.
         contexts: what follows the prompt in a context.
         targets: which gold token is paired with a context.
         dtype: storage type of representations.
@@ -118,6 +112,8 @@ class Manifest:
     head: tuple[FileEntry, ...] = option(())
     shards: tuple[ShardEntry, ...] = option(())
     complete: bool = option(False)
+    chat_template: str | None = option(None, pattern="[0-9a-f]{64}")
+    system: str | None = option(None)
 
     def __post_init__(self) -> None:
         check(self)
@@ -125,6 +121,8 @@ class Manifest:
             raise ConfigError(
                 "targets='aligned' needs contexts='predicted': a teacher context already agrees with its target."
             )
+        if self.system is not None and self.chat_template is None:
+            raise ConfigError(f"system={short(self.system)} needs a chat_template.")
 
     @property
     def pairs(self) -> int:
@@ -140,17 +138,6 @@ class Manifest:
     def bytes(self) -> int:
         """Size of the shards on the disk, in bytes."""
         return sum(shard.bytes for shard in self.shards)
-
-    @property
-    def statistics(self) -> TargetStatistics | None:
-        """Length and lines of all targets; None if a part is of an older version, which did not record them."""
-        parts = [entry.statistics for entry in self.inputs]
-        known = [part for part in parts if part is not None]
-        return TargetStatistics.merged(known) if known and len(known) == len(parts) else None
-
-    def with_statistics(self, statistics: TargetStatistics) -> Manifest:
-        """Return the manifest with the statistics of its last input."""
-        return replace(self, inputs=(*self.inputs[:-1], replace(self.inputs[-1], statistics=statistics)))
 
     def add(self, shard: ShardEntry) -> Manifest:
         """Return the manifest with one more shard; it is complete once the shards contain all examples."""
@@ -175,6 +162,13 @@ class Manifest:
                     f"{what} was built with {name} {stored!r}, here it is {current!r}. "
                     f"Use the same {name}, or build into another folder."
                 )
+        prompts = [(each.chat_template, each.system) for each in (self, other)]
+        if prompts[0] != prompts[1]:
+            current, stored = (describe_prompts(*each) for each in prompts)
+            raise MismatchError(
+                f"{what} was built with {stored}, here they are {current}. Use the same (--chat, --no-chat, --system; "
+                "in Python chat and system of the template), or build into another folder."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values, with the counts and, as the last entry, the digest of all other entries."""
@@ -187,10 +181,12 @@ class Manifest:
             "plm": self.plm.to_dict(),
             "task": self.task,
             "template": self.template,
+            # Left out for plain prompts: memories of earlier versions have neither.
+            **({} if self.chat_template is None else {"chat_template": self.chat_template, "system": self.system}),
             "contexts": self.contexts,
             "targets": self.targets,
             "dtype": self.dtype,
-            "inputs": [entry.to_dict() for entry in self.inputs],
+            "inputs": [asdict(entry) for entry in self.inputs],
             "head": [asdict(entry) for entry in self.head],
             "shards": [asdict(entry) for entry in self.shards],
         }

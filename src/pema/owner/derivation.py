@@ -61,19 +61,33 @@ def derive_head(model: PreTrainedModel, tap: Tap) -> Head:
         )
     with evaluating(model):
         _require_causal(model, embedding)
-        head = _post_processing(model, embedding, Head(weight, bias))
+        exact = weight.detach().to("cpu", torch.float32)
+        scale, soft_cap = _post_processing(model, embedding, _exact(Head(weight, bias), exact), weight.dtype)
+        norm, projection, tapped = None, None, embedding
         if tap == "norm_input":
             final = find_final_norm(model)
-            head = Head(
-                weight,
-                bias,
-                scale=head.scale,
-                soft_cap=head.soft_cap,
-                norm=recognise_norm(final.module, final.sample, f"the final norm {final.name} of {name}"),
-                projection=final.projection,
-            )
-        _verify(model, head, tap)
+            norm = recognise_norm(final.module, final.sample, f"the final norm {final.name} of {name}")
+            projection, tapped = final.projection, final.module
+        head = Head(weight, bias, scale=scale, soft_cap=soft_cap, norm=norm, projection=projection)
+        _verify(model, _exact(head, exact), tapped, tap, weight.dtype)
     return head
+
+
+def _exact(head: Head, weight: Tensor) -> Head:
+    """Return a copy of a head in float32 on the CPU, given its W_hd so; unlike a cast it needs no fingerprint."""
+
+    def exact(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to("cpu", torch.float32)
+
+    norm = None if head.norm is None else Norm(head.norm.settings, exact(head.norm.weight), exact(head.norm.bias))
+    return Head(
+        weight,
+        exact(head.bias),
+        scale=head.scale,
+        soft_cap=head.soft_cap,
+        norm=norm,
+        projection=exact(head.projection),
+    )
 
 
 @contextlib.contextmanager
@@ -127,7 +141,7 @@ def _rows(model: PreTrainedModel, seed: int, rows: int = 2, length: int = 6) -> 
 
 
 def _run(
-    model: PreTrainedModel, embedding: nn.Module, seed: int, change: Callable[[Tensor], Tensor] = lambda f: f
+    model: PreTrainedModel, embedding: nn.Module, tokens: Tensor, change: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Run a forward pass with a changed head input; return that input (n, d) and the logits (n, V), on the CPU."""
     seen: list[Tensor] = []
@@ -138,7 +152,7 @@ def _run(
         return (f, *arguments[1:])
 
     with hooked(embedding.register_forward_pre_hook(hook)):
-        logits = model(input_ids=_rows(model, seed), use_cache=False).logits
+        logits = model(input_ids=tokens, use_cache=False).logits
     if len(seen) != 1 or seen[0].shape[:-1] != logits.shape[:-1]:
         raise OwnerError(
             f"{type(model).__name__} is not supported: its output embedding ran {len(seen)} times in one forward pass."
@@ -161,35 +175,55 @@ def _require_causal(model: PreTrainedModel, embedding: nn.Module) -> None:
     changed[:, -1] += torch.where(changed[:, -1] == tokens[:, -1], 1 - 2 * (changed[:, -1] > 0).long(), 0)
     seen: list[Tensor] = []
     with hooked(embedding.register_forward_pre_hook(lambda _m, arguments: seen.append(arguments[0].float()))):
-        for rows in (tokens, changed):
-            model(input_ids=rows, use_cache=False)
-    if len(seen) == 2 and _relative(seen[1][:, :-1], seen[0][:, :-1]) > 0.05:
+        model(input_ids=torch.cat([tokens, changed]), use_cache=False)
+    # A head that runs several times, or on another shape, is refused by what follows.
+    if len(seen) != 1 or seen[0].shape[:-1] != (2 * len(tokens), tokens.shape[1]):
+        return
+    before, after = seen[0][:, :-1].chunk(2)
+    if _relative(after, before) > 0.05:
         raise OwnerError(
             f"{type(model).__name__} as configured is not a causal language model: a token changes earlier "
             "representations."
         )
 
 
-def _post_processing(model: PreTrainedModel, embedding: nn.Module, plain: Head) -> Head:
-    """Fit the model's function of raw = W_hd f + bias, on inputs scaled so that raw spans several magnitudes."""
-    plain_cpu = Head(plain.weight, plain.bias).to("cpu", torch.float32)
-    f, y = _run(model, embedding, seed=1)
+def _post_processing(
+    model: PreTrainedModel, embedding: nn.Module, plain: Head, dtype: torch.dtype
+) -> tuple[float, float | None]:
+    """Fit the model's function of raw = W_hd f + bias, on inputs scaled so that raw spans several magnitudes.
+
+    All magnitudes are rows of one forward pass, which costs little more than a pass of one of them.
+
+    Args:
+        model: the model.
+        embedding: its output embedding.
+        plain: W_hd and bias alone, in float32 on the CPU.
+        dtype: type that the model multiplies W_hd in.
+
+    Returns:
+        Scale and soft cap.
+    """
+    rows = _rows(model, seed=1)
+    tokens = rows.repeat(1 + len(_RANGES), 1)
+
+    def spread(f: Tensor) -> Tensor:
+        if f.shape[:-1] != tokens.shape:
+            return f  # refused after the pass
+        # The scale factors are computed without the bias, which does not grow with the input.
+        natural = (f[: len(rows)].cpu().float() @ plain.weight.T).abs().max().item()
+        factors = torch.tensor([1.0] + [target / max(natural, 1e-12) for target in _RANGES])
+        return (f.float() * factors.repeat_interleave(len(rows))[:, None, None].to(f.device)).to(f.dtype)
+
+    f, y = _run(model, embedding, tokens, spread)
     if y.shape[-1] != plain.vocabulary_size:
         raise OwnerError(
             f"{type(model).__name__} is not supported: W_hd has {plain.vocabulary_size} rows, the model's logits have "
             f"{y.shape[-1]} columns."
         )
-    # The scale factor is computed without the bias, which does not grow with the input.
-    natural = (f.float() @ plain_cpu.weight.T).abs().max().item()
-    raws, ys = [plain_cpu(f.float())], [y]
-    for target in _RANGES:
-        factor = target / max(natural, 1e-12)
-        f, y = _run(model, embedding, seed=1, change=lambda f, factor=factor: f * factor)  # type: ignore[misc]
-        raw = plain_cpu(f.float())
-        if torch.isfinite(raw).all() and torch.isfinite(y).all():
-            raws.append(raw)
-            ys.append(y)
-    fitted = _fit(raws, ys, TOLERANCE.get(plain.weight.dtype, 4e-2), _hints(model.config))
+    both = list(zip(*(part.chunk(1 + len(_RANGES)) for part in (plain(f.float()), y)), strict=True))
+    kept = both[:1] + [(raw, y) for raw, y in both[1:] if torch.isfinite(raw).all() and torch.isfinite(y).all()]
+    raws, ys = [raw for raw, _ in kept], [y for _, y in kept]
+    fitted = _fit(raws, ys, TOLERANCE.get(dtype, 4e-2), _hints(model.config))
     if fitted is None:
         difference = max(_relative(raw, y) for raw, y in zip(raws, ys, strict=True))
         raise OwnerError(
@@ -197,7 +231,7 @@ def _post_processing(model: PreTrainedModel, embedding: nn.Module, plain: Head) 
             f"soft-capped (they differ from the plain product by up to {difference:.2e} of their magnitude). "
             "PEMA requires a linear head."
         )
-    return Head(plain.weight, plain.bias, scale=fitted[0], soft_cap=fitted[1])
+    return fitted
 
 
 def _hints(config: PreTrainedConfig) -> list[float]:
@@ -231,11 +265,13 @@ def _fit(
                 return False
         return True
 
-    x, y = torch.cat(raws).double(), torch.cat(ys).double()
-    linear = ((x * y).sum() / x.square().sum().clamp_min(1e-30)).item()
+    pairs = [(raw.double(), y.double()) for raw, y in zip(raws, ys, strict=True)]
+    products, squares = sum((x * y).sum().item() for x, y in pairs), sum(x.square().sum().item() for x, _ in pairs)
+    linear = products / max(squares, 1e-30)
     for scale in (_snap(linear, hints, tolerance / 8), linear):
         if scale > 0 and explains(scale, None):
             return scale, None
+    x, y = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     bound = y.abs().max().item()
     for cap in (_snap(bound, hints, tolerance / 8), bound):
         middle = (y.abs() > 0.02 * cap) & (y.abs() < 0.7 * cap)
@@ -254,24 +290,26 @@ def _relative(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).abs().max() / expected.abs().max().clamp_min(1.0)).item()
 
 
-def _verify(model: PreTrainedModel, head: Head, tap: Tap) -> None:
+def _verify(model: PreTrainedModel, head: Head, tapped: nn.Module, tap: Tap, dtype: torch.dtype) -> None:
     """Compare head(f(c)) with the model's logits on fresh tokens.
+
+    Args:
+        model: the model.
+        head: the derived head, in float32 on the CPU.
+        tapped: the module whose input is f(c).
+        tap: its name, for the message.
+        dtype: type that the model multiplies W_hd in.
 
     Raises:
         OwnerError: they differ.
     """
     name = type(model).__name__
-    embedding = output_embedding(model)
-    module = embedding if tap == "head_input" else find_final_norm(model).module
     seen: list[Tensor] = []
-    with hooked(module.register_forward_pre_hook(lambda _m, arguments: seen.append(arguments[0].flatten(0, -2)))):
+    with hooked(tapped.register_forward_pre_hook(lambda _m, arguments: seen.append(arguments[0].flatten(0, -2)))):
         logits = model(input_ids=_rows(model, seed=2, rows=3, length=9), use_cache=False).logits
     expected = logits.flatten(0, -2).float().cpu()
-    bundle = Head(
-        head.weight, head.bias, scale=head.scale, soft_cap=head.soft_cap, norm=head.norm, projection=head.projection
-    ).to("cpu", torch.float32)
-    difference = _relative(bundle(seen[0].cpu().float()), expected)
-    tolerance = TOLERANCE.get(head.weight.dtype, 4e-2)
+    difference = _relative(head(seen[0].cpu().float()), expected)
+    tolerance = TOLERANCE.get(dtype, 4e-2)
     if not difference <= tolerance:
         raise OwnerError(
             f"{name} is not supported: with tap {tap!r} the derived head differs from the model's logits by "

@@ -24,6 +24,7 @@ from pema.devices import has_bfloat16
 from pema.errors import ConfigError, OwnerError
 from pema.owner.sources.names import known_names, resolve
 from pema.owner.weights import Fingerprints
+from pema.tasks.chat import end_of_turn
 
 NO_LIMIT = 1_000_000
 CAUSAL = "a causal language model"
@@ -142,10 +143,10 @@ def max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> in
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return all tokens that end a sequence: those of the model's generation config and the tokenizer's."""
+    """Return all tokens that end a sequence: of the model's generation config, the tokenizer, and its chat template."""
     tokens: set[int] = set()
     generation = getattr(model, "generation_config", None)
-    for value in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id):
+    for value in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id, end_of_turn(tokenizer)):
         if value is not None:
             tokens.update([value] if isinstance(value, int) else value)
     if not tokens:
@@ -174,10 +175,14 @@ def tokenizer_fingerprints(tokenizer: PreTrainedTokenizerBase) -> Fingerprints:
     else:
         content = {"vocabulary": tokenizer.get_vocab(), "class": type(tokenizer).__name__}
     special = {name: str(getattr(tokenizer, name, None)) for name in ("bos_token", "eos_token", "unk_token")}
-    current = _json_sha256(content | {"special": special})
+    before, after = _text(content | {"special": special | {"pad_token": _PLACE}}).split(
+        f'"pad_token": {_text(_PLACE)}, '
+    )
+    current = hashlib.sha256((before + after).encode()).hexdigest()
     # In earlier versions the padding token counted: the tokenizer's own, None, or another token used in its place.
     pads = {str(getattr(tokenizer, "pad_token", None)), "None", *special.values(), *_added(tokenizer)}
-    earlier = _each_sha256(content | {"special": special | {"pad_token": _PLACE}}, sorted(pads))
+    whole = (f'{before}"pad_token": {_text(pad)}, {after}' for pad in sorted(pads))
+    earlier = [hashlib.sha256(text.encode()).hexdigest() for text in whole]
     return Fingerprints(current, tuple(value for value in earlier if value != current))
 
 
@@ -215,11 +220,5 @@ def _added(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [str(token) for token in tokens.values() if "pad" in str(token).lower()]
 
 
-def _json_sha256(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _each_sha256(content: object, values: list[str]) -> list[str]:
-    """Return `_json_sha256` of the content with each of the values instead of `_PLACE`."""
-    before, after = json.dumps(content, sort_keys=True, default=str).split(json.dumps(_PLACE))
-    return [hashlib.sha256((before + json.dumps(value) + after).encode()).hexdigest() for value in values]
+def _text(content: object) -> str:
+    return json.dumps(content, sort_keys=True, default=str)

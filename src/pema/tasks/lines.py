@@ -3,35 +3,66 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
+import io
 import lzma
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
-from pema.errors import DataError
+from pema.errors import ConfigError, DataError
 
 BOM = b"\xef\xbb\xbf"
+
+
+Opener = Callable[[Path, str], IO[bytes]]
+
+
+def _open_zstd(path: Path, _mode: str) -> IO[bytes]:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise ConfigError(
+            f"{path} is compressed by zstd, which needs the package pyarrow: pip install 'pema[datasets]'. Or "
+            "decompress it (zstd -d FILE)."
+        ) from error
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+
+
 COMPRESSED: dict[str, tuple[bytes, Any]] = {
     ".gz": (rb"\x1f\x8b", gzip.open),
     ".bz2": (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", bz2.open),
     ".xz": (rb"\xfd7zXZ\x00", lzma.open),
+    ".zst": (rb"\x28\xb5\x2f\xfd", _open_zstd),
 }
 """First bytes (as a pattern) and opener of each supported compression, by file name extension."""
 
+MAGIC = b"PAR1"
+"""First bytes of a Parquet file."""
+
 FOREIGN = (
-    (b"PK\x03\x04", "a zip archive (as .xlsx is)", "unpack it, or save a sheet as TSV"),
-    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "decompress it (zstd -d FILE), or compress it by gzip, bzip2 or xz"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it"),
-    (b"\x04\x22\x4d\x18", "compressed by LZ4", "decompress it (lz4 -d FILE)"),
-    (b"PAR1", "a Parquet file", "load it with datasets.load_dataset('parquet', data_files=...) and pass the rows"),
-    (b"ARROW1", "an Arrow file", "give the folder that Dataset.save_to_disk wrote"),
-    (b"SQLite format 3", "an SQLite database", "export a table as TSV"),
-    (b"%PDF", "a PDF", "give a text file"),
+    (rb"PK\x03\x04", "a zip archive (as .xlsx is)", "unpack it, or save the sheet as CSV"),
+    (rb"\xd0\xcf\x11\xe0", "an old Office file (as .xls is)", "save the sheet as CSV"),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it"),
+    (rb".{257}ustar", "a tar archive", "unpack it"),
+    (rb"\x04\x22\x4d\x18", "compressed by LZ4", "decompress it (lz4 -d FILE)"),
+    (MAGIC, "a Parquet file", "give it as data (--data)"),
+    (rb"ARROW1", "an Arrow file", "give the folder that Dataset.save_to_disk wrote"),
+    (rb"\x80[\x02-\x05]", "a pickle, which can run any code when it is read", "write JSONL or Parquet"),
+    (rb"\x93NUMPY", "an array of numpy", "write JSONL or Parquet"),
+    (rb"\x89HDF", "an HDF5 file", "write JSONL or Parquet"),
+    (rb"SQLite format 3", "an SQLite database", "export a table as CSV"),
+    (rb"%PDF", "a PDF", "give a text file"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8", "an image", "give a text file"),
+    (rb"version https://git-lfs", "a pointer of Git LFS, not the file itself", "fetch the file (git lfs pull)"),
 )
-"""First bytes of unsupported formats, their names, and what to do instead."""
+"""First bytes of unsupported formats (as patterns), their names, and what to do instead."""
+
+FIRST = 300
+"""Number of bytes that tell a format."""
 
 MARKS = {
     b"\xff\xfe\x00\x00": "UTF-32",
@@ -48,7 +79,7 @@ SHORT = 8
 def stem(path: Path) -> str:
     """Return the file name in lower case, without the extension of a compressed file."""
     name = path.name.lower()
-    return next((name.removesuffix(end) for end in (*COMPRESSED, ".zst", ".zip") if name.endswith(end)), name)
+    return next((name.removesuffix(end) for end in (*COMPRESSED, ".zip") if name.endswith(end)), name)
 
 
 def require(path: Path) -> None:
@@ -63,42 +94,39 @@ def require(path: Path) -> None:
         raise DataError(f"{path} does not exist: check the path.")
 
 
-def raw_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file as bytes, without line ends and without a byte-order mark.
+def raw_lines(path: Path, *, ends: bool = False) -> Iterator[bytes]:
+    """Yield the lines of a file as bytes, without a byte-order mark.
+
+    Args:
+        path: the file.
+        ends: whether line ends are kept.
 
     Raises:
         DataError: the file is missing, empty, damaged or in another format, which the message names.
+        ConfigError: a package that decompresses it is not installed.
     """
-    require(path)
     empty = True
-    try:
-        with _opened(path) as file:
-            for raw in file:
-                line = raw.removesuffix(b"\n").removesuffix(b"\r")
-                if empty:
-                    _require_text(line, path)
-                    line = line.removeprefix(BOM)
-                    if not line and raw.startswith(BOM) and not raw.endswith(b"\n"):
-                        break
-                empty = False
-                yield line
-    except EOFError as error:
-        raise DataError(f"{path} is truncated: its compressed stream has no end. Copy or download it again.") from error
-    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{path} is a damaged compressed file: {error}. Copy or download it again.") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    with opened(path) as file:
+        for raw in file:
+            line = raw if ends else raw.removesuffix(b"\n").removesuffix(b"\r")
+            if empty:
+                _require_text(line, path)
+                line = line.removeprefix(BOM)
+                if not line and raw.startswith(BOM) and not raw.endswith(b"\n"):
+                    break
+            empty = False
+            yield line
     if empty:
         raise DataError(f"{path} is empty.")
 
 
-def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield each line of a file with its number, counted from 1.
+def text_lines(path: Path, *, ends: bool = False) -> Iterator[tuple[int, str]]:
+    """Yield each line of a file with its number, counted from 1; see `raw_lines`.
 
     Raises:
         DataError: see `raw_lines`; or a line is not UTF-8.
     """
-    for number, raw in enumerate(raw_lines(path), start=1):
+    for number, raw in enumerate(raw_lines(path, ends=ends), start=1):
         yield number, decode(raw, path, number)
 
 
@@ -122,21 +150,41 @@ def decode(raw: bytes, path: Path, number: int) -> str:
         ) from error
 
 
-def _opened(path: Path) -> IO[bytes]:
-    """Open a file, decompressed if its first bytes or its name say that it is compressed."""
-    with path.open("rb") as file:
-        first = file.read(16)
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, decompressed if its first bytes or its name say that it is compressed.
+
+    Raises:
+        DataError: the path is not a file, or reading it inside the block fails.
+        ConfigError: a package that decompresses it is not installed.
+    """
+    require(path)
+    try:
+        with path.open("rb") as file:
+            first = file.read(FIRST)
+        with compression_of(path, first)(path, "rb") as content:
+            yield content
+    except EOFError as error:
+        raise DataError(f"{path} is truncated: its compressed stream has no end. Copy or download it again.") from error
+    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+        raise DataError(f"{path} is a damaged compressed file: {error}. Copy or download it again.") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def compression_of(path: Path, first: bytes) -> Opener:
+    """Return what opens a file: its first bytes say how it is compressed, or its name if they say nothing else."""
+    foreign = any(re.match(magic, first, re.DOTALL) for magic, *_ in FOREIGN)
     for end, (magic, opener) in COMPRESSED.items():
-        if re.match(magic, first) or path.suffix.lower() == end:
-            opened: IO[bytes] = opener(path, "rb")
-            return opened
-    return path.open("rb")
+        if re.match(magic, first) or (path.suffix.lower() == end and not foreign):
+            return cast(Opener, opener)
+    return Path.open
 
 
 def _require_text(line: bytes, path: Path) -> None:
     """Refuse a file whose first bytes are those of another format."""
     for magic, what, remedy in FOREIGN:
-        if line.startswith(magic):
+        if re.match(magic, line, re.DOTALL):
             raise DataError(f"{path} is {what}, not a text file: {remedy}.")
     for mark, encoding in MARKS.items():
         if line.startswith(mark):

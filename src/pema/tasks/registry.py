@@ -64,12 +64,18 @@ TASKS: dict[str, Task] = {
 a template such as `"Context and question: \\n{source}\\nAnswer:"` changes the wording, not the number of slots."""
 
 
-def get_task(name: str, template: str | None = None) -> Task:
-    """Return the task called `name`, with `template` instead of its own if one is given.
+def get_task(name: str, template: str | None = None, *, chat: bool | None = None, system: str | None = None) -> Task:
+    """Return the task called `name`.
+
+    Args:
+        name: name of the task.
+        template: text of the prompt, instead of the task's own.
+        chat: whether prompts are written as a chat; None: if the PLM's tokenizer has a chat template.
+        system: system prompt of the chat.
 
     Raises:
         ConfigError: the name is unknown (the message lists the tasks), or the template is invalid.
     """
     among("task", [name], TASKS)
     task = TASKS[name]
-    return task if template is None else replace(task, template=Template(template))
+    return replace(task, template=Template(task.template.text if template is None else template, chat, system))

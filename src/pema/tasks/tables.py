@@ -131,6 +131,8 @@ def _logical(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
 
 def _cells(text: str) -> list[str] | None:
     """Return the cells of a quoted row; None if the row is not quoted."""
+    if QUOTE not in text:
+        return text.split(TAB)
     cells, place = [], 0
     while True:
         match = CELL.match(text, place)

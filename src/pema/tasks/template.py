@@ -214,6 +214,14 @@ class Template:
         return self.prompt_overhead_tokens(tokenizer)
 
 
+def describe_prompts(chat_template: str | None, system: str | None) -> str:
+    """Return the form of prompts in words, for messages."""
+    if chat_template is None:
+        return "plain prompts"
+    prompt = "no system prompt" if system is None else f"the system prompt {short(system)}"
+    return f"chat prompts with {prompt} and the chat template {chat_template[:12]}"
+
+
 def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
     """Return the length of the longest common prefix of two sequences."""
     shortest = min(len(a), len(b))
