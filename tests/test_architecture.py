@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "pema"
-FOUNDATION = frozenset({"errors", "devices", "files", "locks", "schema", "tensors", "console", "signature"})
+FOUNDATION = frozenset({"errors", "devices", "files", "locks", "schema", "tensors", "console", "signature", "own"})
 """Modules below all rooms."""
 
 ROOMS = {

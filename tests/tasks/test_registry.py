@@ -12,7 +12,7 @@ def test_the_five_tasks():
         assert task.name == name
         assert task.metrics
         assert task.description
-        assert get_task(name) is task
+        assert get_task(name) == task
 
 
 def test_the_translation_prompt_is_the_one_that_the_plm_was_trained_on():

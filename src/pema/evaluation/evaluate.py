@@ -9,17 +9,20 @@ from pema.errors import ConfigError
 from pema.evaluation.answers import exact_match, f1
 from pema.evaluation.classification import accuracy
 from pema.evaluation.formality import FormalityAccuracy, Matching
+from pema.evaluation.own_metric import own_metric
 from pema.evaluation.score import Metric, Score, require_aligned, score
 from pema.evaluation.slots import SlotErrors
 from pema.evaluation.style import MEASURES, is_style, style
 from pema.evaluation.summarisation import rouge
 from pema.evaluation.translation import bleu, chrf
+from pema.own import is_own
 from pema.schema import unknown
 from pema.tasks.registry import Task
 
 FORMALITY = "formality_accuracy"
 SLOT_ERRORS = "slot_errors"
 BLEU_WITH = "bleu:"
+OWN = "MODULE:FUNCTION"
 METRICS: dict[str, Callable[[], Metric]] = {
     "bleu": bleu,
     "chrf": chrf,
@@ -78,7 +81,10 @@ def get_metric(
     matching: Matching | None = None,
     sources: Sequence[str] | None = None,
 ) -> Metric:
-    """Return the metric called `name`; see `evaluate` for the arguments and the errors."""
+    """Return the metric called `name`; see `evaluate` for the arguments and the errors.
+
+    `module:function` is a metric of the user's own; see `pema.evaluation.own_metric`.
+    """
     if name == FORMALITY:
         if annotated is None:
             raise ConfigError(f"{FORMALITY} needs formal and informal references with [F]...[/F] marks: give both.")
@@ -89,7 +95,9 @@ def get_metric(
         return style(name, sources)
     if name.startswith(BLEU_WITH):
         return bleu(name.removeprefix(BLEU_WITH))
+    if is_own(name):
+        return own_metric(name)
     if name not in METRICS:
-        further = (f"{BLEU_WITH}TOKENIZER", FORMALITY, SLOT_ERRORS, *(f"{measure}:MODEL" for measure in MEASURES))
+        further = (f"{BLEU_WITH}TOKENIZER", FORMALITY, SLOT_ERRORS, *(f"{measure}:MODEL" for measure in MEASURES), OWN)
         raise ConfigError(unknown("metric", name, [*METRICS, *further]))
     return METRICS[name]()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from pema.own import is_own
+
 NOTHING = "–"
 """Text for a value that was not measured or is not finite."""
 
@@ -51,6 +53,8 @@ NOTATIONS = {
 def notation(metric: str) -> Notation:
     """Return the notation of a metric; one that is not in the table has a scale to 1, like classifier scores."""
     name, _, variant = metric.partition(":")
+    if is_own(metric) and name not in NOTATIONS and not name.startswith("style_"):
+        return Notation(variant.replace("_", " "), OF_1)
     known = NOTATIONS.get(name, Notation(name.replace("_", " "), OF_1))
     return replace(known, title=f"{known.title} ({variant})") if variant else known
 

@@ -22,6 +22,7 @@ from pema.experiments.results import finished, write_experiment
 from pema.experiments.workplace import Workplace
 from pema.files import write_json
 from pema.locks import exclusive
+from pema.methods.registry import method_name
 from pema.signature import signature
 
 WARM_UP = 2
@@ -98,7 +99,7 @@ def _config(experiment: Experiment, place: Workplace, line: Line) -> dict[str, A
     config: dict[str, Any] = {
         "experiment": experiment.name,
         "kind": experiment.kind,
-        "method": line.method.name,
+        "method": method_name(line.method),
         "settings": dict(line.settings),
         "grid": {name: list(values) for name, values in line.choice.items()},
         "budget": vars(experiment.budget),
@@ -112,6 +113,9 @@ def _config(experiment: Experiment, place: Workplace, line: Line) -> dict[str, A
     implied = [made(line.method, each).implied for each in line.candidates()]
     if any(implied):
         config["implied"] = [dict(each) for each in implied]
+    sources = experiment.own_sources(line)
+    if sources:
+        config["own"] = sources
     return config
 
 
@@ -143,7 +147,7 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
     result = Run(
         run=file.stem,
         label=line.label,
-        method=line.method.name,
+        method=method_name(line.method),
         settings=dict(settings),
         seed=seed,
         scores={name: Score(**vars(score)) for name, score in scores.items()},

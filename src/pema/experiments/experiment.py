@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,8 @@ from pema.experiments.data import Data
 from pema.experiments.layout import LONGEST_NAME, run_name
 from pema.files import digest
 from pema.methods.contract import Budget, Method
+from pema.methods.registry import method_name
+from pema.own import is_own, source_digest
 from pema.schema import SEED, among, require, short
 from pema.tasks.registry import Task
 
@@ -164,6 +167,11 @@ class Experiment:
     def runs(self) -> list[tuple[Line, int]]:
         """Return every run: a line of the table with a seed."""
         return [(line, seed) for line in self.lines() for seed in self.seeds_of(line)]
+
+    def own_sources(self, line: Line) -> dict[str, str | None]:
+        """Return the SHA-256 of the modules of the user's own tasks, metrics and methods that a line uses, by name."""
+        names = (self.task.name, *self.metrics, method_name(line.method))
+        return {name: source_digest(name) for name in names if is_own(name) and name.partition(":")[0] in sys.modules}
 
     def seeds_of(self, line: Line) -> tuple[int, ...]:
         """The seeds that a line runs with: the first alone where the seed changes nothing."""

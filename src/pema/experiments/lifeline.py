@@ -15,9 +15,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 """Option of prctl(2): the signal that the process receives when its parent ends."""
+
+PYTHON = (sys.executable, "-P")
+"""Command of an interpreter for which no file in the working directory takes the place of a library."""
 
 ORPHANED = 1
 """Exit code of a child whose parent has ended."""
@@ -27,10 +31,16 @@ ORPHANED = 1
 def child(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
     """Run a command that calls `end_with_parent`; it has ended when the block ends, for whatever reason.
 
-    Its standard error can be read; what it prints is discarded.
+    It imports from where this process imports. Its standard error can be read; what it prints is discarded.
     """
+    path = os.pathsep.join(str(Path(each).resolve()) for each in sys.path if each)
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
     )
     try:
         yield process

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pema.errors import AdapterError, PemaError
-from pema.experiments.lifeline import child, end_with_parent
+from pema.experiments.lifeline import PYTHON, child, end_with_parent
 from pema.experiments.peak import peak_above, reset_peak, resident
 from pema.files import read_json, write_json, writing
 from pema.methods.contract import Budget, Job, Method
@@ -39,7 +39,7 @@ def train_in_process(method: Method, job: Job, prepared: Path, output: Path) -> 
     with tempfile.TemporaryDirectory(prefix="pema-job-") as folder:
         order, answer = Path(folder) / "job.json", Path(folder) / "answer.json"
         write_json(order, _written(method, job, prepared, output))
-        command = [sys.executable, "-m", "pema.experiments.training_process", str(order), str(answer)]
+        command = [*PYTHON, "-m", "pema.experiments.training_process", str(order), str(answer)]
         with child(command) as process:
             assert process.stderr is not None
             errors = process.stderr.read()
@@ -55,8 +55,10 @@ def train_in_process(method: Method, job: Job, prepared: Path, output: Path) -> 
 
 
 def _written(method: Method, job: Job, prepared: Path, output: Path) -> dict[str, Any]:
+    from pema.methods.registry import method_name
+
     return {
-        "method": method.name,
+        "method": method_name(type(method)),
         "settings": method.settings(),
         "prepared": str(prepared.resolve()),
         "output": str(output.resolve()),

@@ -13,6 +13,8 @@ from pema.experiments.experiment import EXAMPLES, PLM, Experiment, made
 from pema.experiments.training_process import TRAINED, train_in_process
 from pema.files import digest, read_json, write_json, writing
 from pema.methods.contract import AdaptedModel, Job, Method
+from pema.methods.registry import method_name
+from pema.own import is_own, source_digest
 from pema.owner.local import LocalPLM
 
 PREPARED, DEV = "prepared.json", "dev.json"
@@ -66,8 +68,14 @@ class Workplace:
         prepared: dict[str, Any] = {"given": given, "prepared_by": one.prepared_by}
         if not one.shared:
             prepared |= {"method": one.name, "seed": seed}
+        called = method_name(method)
+        source = source_digest(called) if is_own(called) else None
+        if source is not None and method.prepare.__module__ == method.__module__:
+            prepared |= {"own": source}
         budget = {key: value for key, value in vars(experiment.budget).items() if key != "trials"}
         trained = prepared | {"method": one.name, "trained_by": one.trained_by, "seed": seed, "budget": budget}
+        if source is not None:
+            trained |= {"own": source}
         return Place(
             one,
             job,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from pema.errors import ConfigError
+from pema.own import is_own, own
 from pema.schema import among
 from pema.tasks.template import Template
 
@@ -73,9 +75,23 @@ def get_task(name: str, template: str | None = None, *, chat: bool | None = None
         chat: whether prompts are written as a chat; None: if the PLM's tokenizer has a chat template.
         system: system prompt of the chat.
 
+    `module:attribute` is a `Task` of the user's own; see `pema.own`.
+
     Raises:
-        ConfigError: the name is unknown (the message lists the tasks), or the template is invalid.
+        ConfigError: the name is unknown (the message lists the tasks), it is no task, or the template is invalid.
     """
-    among("task", [name], TASKS)
-    task = TASKS[name]
-    return replace(task, template=Template(task.template.text if template is None else template, chat, system))
+    if is_own(name):
+        task = own(name, "task")
+        if not isinstance(task, Task):
+            raise ConfigError(f"task {name!r} is {type(task).__name__}, not a pema.tasks.registry.Task: make it one.")
+        task = replace(task, name=name)  # the name that finds it again, for adapters and result files
+    else:
+        among("task", [name], TASKS)
+        task = TASKS[name]
+    own_form = task.template
+    form = Template(
+        own_form.text if template is None else template,
+        own_form.chat if chat is None else chat,
+        own_form.system if system is None else system,
+    )
+    return replace(task, template=form)
