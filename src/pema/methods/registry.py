@@ -7,6 +7,7 @@ import re
 
 from pema.errors import ConfigError
 from pema.methods.contract import Method
+from pema.methods.few_shot import FewShot, RetrievedFewShot
 from pema.methods.full import FullFineTuning
 from pema.methods.knn import KNN
 from pema.methods.offsite import OffsiteTuning
@@ -17,7 +18,11 @@ from pema.own import is_own, own
 from pema.schema import among
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (PLMAlone, PEMA, KNN, FullFineTuning, LoRA, IA3, PrefixTuning, OffsiteTuning)
+    method.name: method
+    for method in (
+        *(PLMAlone, FewShot, RetrievedFewShot, PEMA, KNN),
+        *(FullFineTuning, LoRA, IA3, PrefixTuning, OffsiteTuning),
+    )
 }
 
 
