@@ -128,23 +128,40 @@ def test_dtype(folder, dtype):
     assert next(plm.represent([[1, 5, 6, 7]], [2])).representations.dtype == plm.model.dtype
 
 
-def test_the_default_dtype_is_the_checkpoints_on_a_fast_processor(tmp_path, folder, tiny_model, monkeypatch):
+def test_the_default_dtype_is_the_checkpoints_on_a_fast_processor(tmp_path, folder, tiny_model, monkeypatch, capsys):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     tiny_model(dtype=torch.bfloat16).save_pretrained(tmp_path)
     monkeypatch.setattr(loading, "has_bfloat16", lambda device: False)
     slow = LocalPLM.load(tmp_path)
     assert slow.model.dtype == torch.float32
+    line = (
+        ": stored in bfloat16, computed in float32, because this processor is slow in bfloat16 (dtype auto: bfloat16)."
+    )
+    assert line in capsys.readouterr().err
     assert LocalPLM.load(tmp_path, dtype="auto").model.dtype == torch.bfloat16
     monkeypatch.setattr(loading, "has_bfloat16", lambda device: True)
     fast = LocalPLM.load(tmp_path)
     assert fast.model.dtype == torch.bfloat16
+    assert LocalPLM.load(folder).model.dtype == torch.float32
+    assert "stored in" not in capsys.readouterr().err
     tiny_model(dtype=torch.float16).save_pretrained(tmp_path / "half")
     shutil.copytree(
         folder, tmp_path / "half", ignore=shutil.ignore_patterns("*.safetensors", "config.json"), dirs_exist_ok=True
     )
     assert LocalPLM.load(tmp_path / "half").model.dtype == torch.float32
+    assert "half: stored in float16, computed in float32" in capsys.readouterr().err
     # What one machine built in bfloat16 is of the same PLM on another that computes in float32.
     slow.description.require_same(fast.description, "the memory")
+
+
+def test_weights_say_their_type_where_the_configuration_does_not(changed, tiny_model, monkeypatch):
+    tiny_model(dtype=torch.bfloat16).save_pretrained(changed)
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps({key: v for key, v in config.items() if key != "dtype"}))
+    for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(loading, "has_bfloat16", lambda device, fast=fast: fast)
+        assert LocalPLM.load(changed).model.dtype == dtype
+    assert LocalPLM.load(changed, dtype="auto").model.dtype == torch.bfloat16
 
 
 def test_a_dtype_that_is_none(folder):

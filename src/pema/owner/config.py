@@ -29,8 +29,8 @@ class LoadConfig:
     )
     dtype: PLMDtype | None = option(
         None,
-        "Precision of the PLM; auto: that of the checkpoint. Default: auto, but float32 on a processor without fast "
-        "half precision. With a server's address: precision on the network, default float16.",
+        "Precision of the PLM; auto: that of the checkpoint. Default: auto, but float32 for half precision on a "
+        "processor that is slow in it. With a server's address: precision on the network, default float16.",
     )
     device_map: Any = option(
         None, "Device placement of the PLM, as in transformers: cpu, cuda, auto, ...; default: the CPU."

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from pema.console import note
 from pema.devices import has_bfloat16
 from pema.errors import ConfigError, OwnerError
 from pema.owner.sources.names import known_names, resolve
@@ -61,15 +62,16 @@ def load(name: str | Path, *, dtype: str | torch.dtype | None, device_map: Devic
         raise OwnerError(f"device_map={device_map} needs the accelerate library: pip install 'pema[device-map]'.")
     common = _common(revision)
     options: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
-    wanted = _dtype(dtype, device_map)
+    wanted, unsaid = _dtype(dtype, device_map), False
     try:
         if wanted is None:
-            # A processor that is fast in bfloat16 is slow in float16, and bfloat16 would round float16 weights.
             stored = AutoConfig.from_pretrained(place, **common).dtype
-            wanted = torch.float32 if stored == torch.float16 else "auto"
+            wanted, unsaid = _fastest(called, stored), stored is None
     except Exception as error:
         raise _unloadable(called, CAUSAL, error) from error
     model, tokenizer = load_as(AutoModelForCausalLM, CAUSAL, place, called, revision=revision, dtype=wanted, **options)
+    if unsaid and _fastest(called, model.dtype) == torch.float32:  # only the weights say what they are stored in
+        model = model.float()
     return Loaded(model, tokenizer, called, weights)
 
 
@@ -187,10 +189,7 @@ def tokenizer_fingerprints(tokenizer: PreTrainedTokenizerBase) -> Fingerprints:
 
 
 def _dtype(dtype: str | torch.dtype | None, device_map: DeviceMap) -> str | torch.dtype | None:
-    """Return the type to load in: the checkpoint's, but float32 on a processor that is slow in it.
-
-    None means that the checkpoint decides.
-    """
+    """Return the type to load in; None means that the checkpoint and the processor decide."""
     if isinstance(dtype, str) and dtype != "auto":
         parsed = getattr(torch, dtype, None)
         if not isinstance(parsed, torch.dtype) or not parsed.is_floating_point:
@@ -201,9 +200,22 @@ def _dtype(dtype: str | torch.dtype | None, device_map: DeviceMap) -> str | torc
     if dtype is not None:
         return dtype
     on_cpu = device_map in (None, "cpu") or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    if not on_cpu:
+    return None if on_cpu else "auto"
+
+
+def _fastest(name: str, stored: torch.dtype | None) -> str | torch.dtype:
+    """Return the type that the processor computes in without rounding weights: the stored one, or float32 for halves.
+
+    float16 becomes float32 on every processor: one that is fast in bfloat16 is slow in float16, and bfloat16 would
+    round the weights.
+    """
+    if stored not in (torch.float16, torch.bfloat16):
         return "auto"
-    return None if has_bfloat16(torch.device("cpu")) else torch.float32
+    if stored == torch.bfloat16 and has_bfloat16(torch.device("cpu")):
+        return "auto"
+    own = str(stored).removeprefix("torch.")
+    note(f"{name}: stored in {own}, computed in float32, because this processor is slow in {own} (dtype auto: {own}).")
+    return torch.float32
 
 
 def _first_line(error: Exception) -> str:

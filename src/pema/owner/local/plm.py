@@ -96,8 +96,8 @@ class LocalPLM:
         Args:
             name: a hub name, a local folder, a GGUF file, or the name of a packaged PLM.
             tap: where representations are read.
-            dtype: a type, its name, or "auto" (the checkpoint's); None means "auto", but float32 on a processor
-                without fast half precision.
+            dtype: a type, its name, or "auto" (the checkpoint's); None means "auto", but float32 for half precision
+                in which the processor is slow.
             device_map: as in transformers; None means the CPU.
             revision: branch, tag or commit on the hub.
 
