@@ -14,7 +14,7 @@ from pema.methods.demonstrations import DemonstrationTemplate, eligible, stop_of
 from pema.methods.few_shot import FewShot, RetrievedFewShot
 from pema.methods.registry import get_method
 from pema.owner.local import LocalPLM
-from pema.tasks.example import Example
+from pema.tasks.example import Example, Turn
 from pema.tasks.registry import get_task
 from pema.tasks.template import Template
 
@@ -133,8 +133,60 @@ def test_demonstrations_have_different_sources_and_are_text(plm):
     train = [
         *(Example("a", "1"), Example("a", "2"), Example("b", "3", alternatives=("4",))),
         *(Example("{source}", "5"), Example("c", f"6{plm.tokenizer.eos_token}")),
+        Example("d", "7", history=(Turn("user", "e"), Turn("assistant", "f"))),
     ]
-    assert [(each.source, each.target) for each in eligible(train, plm.tokenizer)] == [("a", "1"), ("b", "3")]
+    assert [(each.source, each.target) for each in eligible(train, TASK.template, plm.tokenizer)] == [
+        ("a", "1"),
+        ("b", "3"),
+    ]
+
+
+CHAT = (
+    "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chat_plm():
+    model, tokenizer = build_model(), build_tokenizer()
+    model.config.max_position_embeddings = 256
+    tokenizer.chat_template = CHAT
+    return LocalPLM(model, tokenizer, name="tiny-chat")
+
+
+def test_demonstrations_of_a_chat_are_turns(chat_plm, tmp_path):
+    adapted = opened(FewShot(k=1), chat_plm, tmp_path, job(EXAMPLES[:1]))
+    conversation = Example(
+        "a dog", "ein Hund", history=(Turn("system", "Be kind."), Turn("user", "x"), Turn("assistant", "y"))
+    )
+    for encoded in (
+        *adapted._template.encode(chat_plm.tokenizer, [conversation]),
+        *adapted._template.encode_prompts(chat_plm.tokenizer, [conversation]),
+    ):
+        assert chat_plm.tokenizer.decode(encoded.prompt).rstrip() == (
+            "<s>system: Be kind.</s><s>user: In: house 0\nOut:</s><s>assistant: Haus 0</s>"
+            "<s>user: x</s><s>assistant: y</s><s>user: In: a dog\nOut:</s><s>assistant:"
+        )
+    (encoded,) = adapted._template.encode(chat_plm.tokenizer, [conversation])
+    assert chat_plm.tokenizer.decode(encoded.target).strip() == "ein Hund</s>"
+    texts = adapted.generate(["a dog", "a house"]).texts
+    assert len(texts) == 2
+    assert math.isfinite(adapted.perplexity(DEV))
+
+
+def test_control_tokens_are_text_in_the_demonstrations_of_a_chat(chat_plm):
+    train = [Example("{source}", "5"), Example("c", "6</s>")]
+    assert eligible(train, TASK.template, chat_plm.tokenizer) == train
+
+
+def test_chat_prompts_that_are_too_long_lose_their_first_demonstrations(chat_plm, tmp_path):
+    long = [Example("word " * 12 + str(i), f"t{i}") for i in range(6)]
+    adapted = opened(FewShot(k=6), chat_plm, tmp_path, job(long, ()))
+    one, two = adapted._template.encode_prompts(chat_plm.tokenizer, ["word", "word " * 20])
+    counts = [text_of(chat_plm, each).count("Out:") for each in (one, two)]
+    assert 1 < counts[1] < counts[0] < 7
+    assert adapted.chosen["shortened_prompts"] == 2
 
 
 def test_where_texts_stop():

@@ -12,5 +12,5 @@ def test_a_method_has_the_name_that_it_is_found_by_and_defaults_for_all_settings
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(ConfigError, match="unknown method 'knnlm': use plm, few-shot, retrieved-few-shot, pema, knn-lm"):
+    with pytest.raises(ConfigError, match=r"unknown method 'knnlm': use plm, few-shot, .*, knn-lm"):
         get_method("knnlm")

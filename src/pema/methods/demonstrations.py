@@ -1,7 +1,8 @@
 """Prompts with demonstrations: solved examples in front of the source.
 
-Plain prompts repeat the filled template: each demonstration is a prompt with its target, followed by a blank line. So a
-PLM ends its text with the blank line, not with its end-of-sequence token.
+In a chat each demonstration is a turn of the user and the assistant's answer. Plain prompts repeat the filled template:
+each demonstration is a prompt with its target, followed by a blank line. So a PLM ends its text with the blank line,
+not with its end-of-sequence token.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ from typing import TYPE_CHECKING
 from pema.console import note
 from pema.errors import DataError
 from pema.tasks.encoding import Encoding
-from pema.tasks.example import Example
-from pema.tasks.template import SLOT, EncodedExample, Template
+from pema.tasks.example import Example, Turn
+from pema.tasks.forms import SLOT
+from pema.tasks.template import EncodedExample, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SEPARATOR = "\n\n"
-"""The text between two demonstrations."""
+"""The text behind a demonstration of a plain prompt."""
 
 STOPS = ("\n", SEPARATOR)
-"""Where a generated text may end, the first that no target contains."""
+"""Where a text behind a plain prompt may end: the first of these that no target contains."""
+
+Encode = Callable[[Template, Sequence[Example]], list[EncodedExample]]
 
 
 @dataclass(frozen=True)
@@ -37,67 +41,70 @@ class DemonstrationTemplate(Template):
         demonstrations: returns the demonstrations of a source, in the order of the prompt.
         window: context window of the PLM, in tokens.
         reserved: tokens of the window that prompts leave free for the text.
-        encoded: the prompts encoded so far, by source.
+        encoded: the prompts encoded so far.
         shortened: number of demonstrations left out, by source.
     """
 
     demonstrations: Callable[[str], Sequence[Example]] = field(default=lambda _: (), compare=False)
     window: int = 1 << 30
     reserved: int = 0
-    encoded: dict[str, EncodedExample] = field(default_factory=dict, compare=False, repr=False)
+    encoded: dict[str | Example, EncodedExample] = field(default_factory=dict, compare=False, repr=False)
     shortened: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     def encode(
         self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], *, apart: bool = False
     ) -> list[EncodedExample]:
-        """Encode prompts and targets; a target ends with the separator instead of the end-of-sequence token."""
-        alone = self._alone.encode(tokenizer, examples, apart=apart)
+        """Encode prompts and targets; behind a plain prompt the separator ends the target."""
 
         def encode(template: Template, chosen: Sequence[Example]) -> list[EncodedExample]:
+            if template.chat:
+                return template.encode(tokenizer, chosen, apart=apart)
             ended = [replace(each, target=each.target.rstrip() + SEPARATOR) for each in chosen]
             encoded = template.encode(tokenizer, ended, apart=apart)
             return [replace(each, target=each.target[:-1]) for each in encoded]
 
+        alone = self._alone(tokenizer)
+        alone.encode(tokenizer, examples, apart=apart)  # an error names the example as if there were no others
         return self._with_demonstrations(alone, examples, encode)
 
-    def encode_prompts(self, tokenizer: PreTrainedTokenizerBase, sources: Sequence[str]) -> list[EncodedExample]:
+    def encode_prompts(
+        self, tokenizer: PreTrainedTokenizerBase, sources: Sequence[str | Example]
+    ) -> list[EncodedExample]:
         """Encode prompts alone; see `Template.encode_prompts`."""
-        alone = self._alone.encode_prompts(tokenizer, sources)
-        new = {source: one for source, one in zip(sources, alone, strict=True) if source not in self.encoded}
 
         def encode(template: Template, chosen: Sequence[Example]) -> list[EncodedExample]:
-            return template.encode_prompts(tokenizer, [example.source for example in chosen])
+            return template.encode_prompts(tokenizer, chosen)
 
-        encoded = self._with_demonstrations(list(new.values()), [Example(source, "") for source in new], encode)
-        self.encoded.update(zip(new, encoded, strict=True))
-        return [self.encoded[source] for source in sources]
+        alone = self._alone(tokenizer)
+        alone.encode_prompts(tokenizer, sources)
+        new = [each for each in dict.fromkeys(sources) if each not in self.encoded]
+        examples = [each if isinstance(each, Example) else Example(each, "") for each in new]
+        self.encoded.update(zip(new, self._with_demonstrations(alone, examples, encode), strict=True))
+        return [self.encoded[each] for each in sources]
 
-    @property
-    def _alone(self) -> Template:
-        return Template(self.text)
+    def _alone(self, tokenizer: PreTrainedTokenizerBase) -> Template:
+        return Template(self.text, self.chat, self.system).settled(tokenizer)
 
     def _with_demonstrations(
-        self,
-        alone: list[EncodedExample],
-        examples: Sequence[Example],
-        encode: Callable[[Template, Sequence[Example]], list[EncodedExample]],
+        self, alone: Template, examples: Sequence[Example], encode: Encode
     ) -> list[EncodedExample]:
-        """Encode examples behind as many demonstrations as fit; `alone` is their encoding without any."""
-        encoded = list(alone)
-        chosen = {i: tuple(self.demonstrations(example.source)) for i, example in enumerate(examples)}
-        left_out = dict.fromkeys(chosen, 0)
-        while chosen:
+        """Encode examples behind as many demonstrations as fit."""
+        encoded: dict[int, EncodedExample] = {}
+        pending = {i: tuple(self.demonstrations(example.source)) for i, example in enumerate(examples)}
+        left_out = dict.fromkeys(pending, 0)
+        while pending:
             together: dict[tuple[Example, ...], list[int]] = {}
-            for i, given in chosen.items():
-                together.setdefault(given, []).append(i)
-            for given, which in together.items():
-                template = Template("".join(map(self._solved, given)) + self.text) if given else self._alone
-                for i, one in zip(which, encode(template, [examples[i] for i in which]), strict=True):
-                    if not given or len(one.prompt) + max(len(one.target), self.reserved) <= self.window:
+            for i, given in pending.items():
+                together.setdefault(() if alone.chat else given, []).append(i)
+            for front, which in together.items():
+                template = replace(alone, text="".join(_solved(alone, each) for each in front) + alone.text)
+                chosen = [_behind(alone, pending[i], examples[i]) if alone.chat else examples[i] for i in which]
+                for i, one in zip(which, encode(template, chosen), strict=True):
+                    if not pending[i] or len(one.prompt) + max(len(one.target), self.reserved) <= self.window:
                         encoded[i] = one
-                        del chosen[i]
+                        del pending[i]
                     else:
-                        chosen[i] = given[1:]
+                        pending[i] = pending[i][1:]
                         left_out[i] += 1
         self.shortened.update({examples[i].source: count for i, count in left_out.items()})
         fewer = sum(map(bool, left_out.values()))
@@ -106,24 +113,38 @@ class DemonstrationTemplate(Template):
                 f"{fewer:,} of {len(examples):,} prompts have fewer demonstrations than chosen, "
                 f"{sum(left_out.values()) / fewer:.1f} fewer on average: the PLM reads {self.window:,} tokens."
             )
-        return encoded
-
-    def _solved(self, example: Example) -> str:
-        """Return a demonstration: a prompt, its target and the separator."""
-        prompt, gap = self.fill(example.source)
-        return prompt + gap + example.target.strip() + SEPARATOR
+        return [encoded[i] for i in range(len(examples))]
 
 
-def eligible(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    """Return the examples that can be demonstrations: the first of each source.
+def _solved(template: Template, example: Example) -> str:
+    """Return a demonstration of a plain prompt: a prompt, its target and the separator."""
+    prompt, gap = template.fill(example.source)
+    return prompt + gap + example.target.strip() + SEPARATOR
 
-    Examples that contain `{source}` or the characters of a control token are left out: in a template they would not be
-    text.
+
+def _behind(template: Template, demonstrations: Sequence[Example], example: Example) -> Example:
+    """Return an example with demonstrations as earlier turns of its conversation, behind its system turn."""
+    turns = [
+        turn
+        for each in demonstrations
+        for turn in (Turn("user", template.text.replace(SLOT, each.source)), Turn("assistant", each.target))
+    ]
+    first = [turn for turn in example.history if turn.role == "system"]
+    return replace(example, history=(*first, *turns, *(turn for turn in example.history if turn.role != "system")))
+
+
+def eligible(examples: Sequence[Example], template: Template, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    """Return the examples that can be demonstrations: of each source the first without earlier turns.
+
+    In plain prompts, examples that contain `{source}` or the characters of a control token are left out: in a template
+    they would not be text.
     """
-    encoding = Encoding(tokenizer)
+    encoding = None if template.settled(tokenizer).chat else Encoding(tokenizer)
     first: dict[str, Example] = {}
     for example in examples:
-        if all(_is_text(text, encoding) for text in (example.source, example.target)):
+        if not example.history and (
+            encoding is None or all(_is_text(text, encoding) for text in (example.source, example.target))
+        ):
             first.setdefault(example.source, Example(example.source, example.target))
     return list(first.values())
 
@@ -137,7 +158,7 @@ def _is_text(text: str, encoding: Encoding) -> bool:
 
 
 def stop_of(examples: Sequence[Example]) -> tuple[str, ...]:
-    """Return where generated texts stop: at a line break or, if some target has several lines, at a blank line.
+    """Return where texts behind plain prompts stop: at a line break or, if a target has several lines, at a blank line.
 
     Where targets contain blank lines, texts do not stop there: () is returned.
     """

@@ -41,8 +41,8 @@ class FewShotMethod(Method):
     """Method that puts k training examples in front of each source, and trains nothing.
 
     A number k that is not given is chosen on dev by the likelihood of the targets: it is doubled from 1 for as long as
-    the likelihood rises. Each text ends at the end-of-sequence token, at a line break if no training target contains
-    one, or else at a blank line if none contains that.
+    the likelihood rises. A text ends at the token that ends answers; behind a plain prompt also at a line break if no
+    training target contains one, or else at a blank line if none contains that.
 
     Attributes:
         k: number of demonstrations. They have different sources.
@@ -71,11 +71,11 @@ class FewShotMethod(Method):
             ConfigError: k must be chosen and there are no dev examples, or k is larger than the number of sources.
             DataError: no training example can be a demonstration.
         """
-        examples = eligible(job.train, plm.tokenizer)
+        examples = eligible(job.train, job.task.template, plm.tokenizer)
         if not examples:
             raise DataError(
-                f"{self.name}: no training example can be a demonstration, because all contain '{{source}}' or control "
-                "tokens of the PLM: change the examples, or leave the method out."
+                f"{self.name}: no training example can be a demonstration, because all have earlier turns, or contain "
+                "'{source}' or control tokens of the PLM: change the examples, or leave the method out."
             )
         if self.k is not None and self.k > len(examples):
             raise ConfigError(
@@ -173,14 +173,17 @@ class _Prompted(AdaptedModel):
 
     def __init__(self, plm: LocalPLM, job: Job, selection: Selection, k: int, reserved: int) -> None:
         self._plm, self._k, self._selection = plm, k, selection
+        template = job.task.template.settled(plm.tokenizer)
         self._template = DemonstrationTemplate(
-            job.task.template.text,
+            template.text,
+            template.chat,
+            template.system,
             demonstrations=lambda source: selection.select(source, k),
             window=plm.max_length,
             reserved=reserved,
         )
         self._task = replace(job.task, template=self._template)
-        self._stop = stop_of(job.train)
+        self._stop = () if template.chat else stop_of(job.train)
 
     @property
     def disk_bytes(self) -> int:
