@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from pema.adapter.config import TrainConfig
 from pema.adapter.module import Adapter
 from pema.adapter.presets import preset
-from pema.adapter.task import task_of
+from pema.adapter.task import require_task, task_of
 from pema.adapter.training import train
 from pema.errors import ConfigError
 from pema.generation.decoding import GeneratedTexts, adapters_task, draw, generate_counted, schedule_of
@@ -117,12 +117,12 @@ class PLM:
 
         Raises:
             ConfigError: a schedule that cannot be, or an adapter is in use already.
-            MismatchError: the adapter belongs to another PLM.
+            MismatchError: the adapter belongs to another PLM or chat template.
         """
         mixture = schedule_of(adapter, schedule, lambda_max)
         prompt_overhead_tokens = None
         if adapter.config.template is not None:
-            template = task_of(adapter.config).template
+            template = require_task(adapter.config, task_of(adapter.config), self.tokenizer).template
             prompt_overhead_tokens = template.prompt_overhead_tokens(self.tokenizer)
         with attach(
             self.model,
@@ -140,7 +140,7 @@ class PLM:
 
     def generate(
         self,
-        sources: Sequence[str],
+        sources: Sequence[str | Example],
         adapter: Adapter | None = None,
         *,
         task: str | Task | None = None,
@@ -150,7 +150,7 @@ class PLM:
         """Generate a text for each source; see `pema.generate`.
 
         Args:
-            sources: what fills the template's slot.
+            sources: what fills the template's slot; an example stands for its source and its history.
             adapter: the adapter; None is the one in `use`, or the PLM alone.
             task: its name, or a task of your own; None is the adapter's.
             schedule: the adapter's weight per step, or a schedule's name; None is the adapter's own.
@@ -165,7 +165,7 @@ class PLM:
 
     def generate_counted(
         self,
-        sources: Sequence[str],
+        sources: Sequence[str | Example],
         adapter: Adapter | None = None,
         *,
         task: str | Task | None = None,
@@ -181,7 +181,8 @@ class PLM:
             raise ConfigError("inside `use` the schedule is the one that `use` was given: give it there.")
         if self.generator is not self.model:
             return generate_counted(self, used.adapter, sources, chosen, used.schedule, **settings)
-        return draw(self, sources, chosen or adapters_task(used.adapter), used.attached.inputs, **settings)
+        task = require_task(used.adapter.config, chosen or adapters_task(used.adapter), self.tokenizer)
+        return draw(self, sources, task, used.attached.inputs, **settings)
 
     @property
     def description(self) -> PLMDescription:
