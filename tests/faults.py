@@ -6,10 +6,8 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import safetensors.torch
 from safetensors import SafetensorError
-
-import pema.files
-import pema.tensors
 
 STEPS = (
     (os, "fsync"),
@@ -24,7 +22,7 @@ STEPS = (
     (Path, "write_text"),
     (shutil, "copyfile"),
     (shutil, "rmtree"),
-    (pema.tensors, "save_file"),
+    (safetensors.torch, "save_file"),
 )
 
 

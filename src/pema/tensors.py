@@ -7,13 +7,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pema.errors import DataError
 from pema.files import open_regular, parse_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# torch is imported where it is used: headers are read by commands that answer before it is loaded.
 
 HEADER_BYTES = 1 << 24
 """Maximum size of a header that is read, in bytes."""
@@ -121,6 +123,8 @@ def _place(name: str, value: object, base: int) -> Place:
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, texts: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file; call it inside `pema.files.writing`, which reports failed writes."""
+    from safetensors.torch import save_file
+
     path.touch()
     mode = path.stat().st_mode & 0o777  # follows the umask; the library would set 0600
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, dict(texts or {}) or None)
@@ -129,6 +133,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, texts: Mapping[str, 
 
 def is_finite(tensor: Tensor) -> bool:
     """Return whether every entry is finite, without copying the tensor."""
+    import torch
+
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     # If any entry is NaN, aminmax returns NaN for both minimum and maximum.

@@ -70,7 +70,7 @@ def test_a_finished_run_is_returned_as_it_is(memory, unbroken):
 
 
 def test_it_does_not_train_over_an_adapter(memory, unbroken):
-    with pytest.raises(AdapterError, match="paper holds an adapter already: train into another folder"):
+    with pytest.raises(AdapterError, match="paper contains an adapter already: train into another folder"):
         train(memory, preset("paper", **SETTINGS), unbroken / "paper")
 
 

@@ -10,7 +10,6 @@ from made_memories import describe, make_head
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from pema import tensors
 from pema.adapter import store
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
@@ -207,7 +206,7 @@ class Hub:
 
 
 def test_push_to_hub(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     monkeypatch.setattr(Hub, "uploads", [])
     adapter = make()
     adapter.save_pretrained(tmp_path)
@@ -232,7 +231,7 @@ def test_from_the_hub(tmp_path, monkeypatch):
         asked.append((name, values["revision"], values["token"]))
         return str(tmp_path)
 
-    monkeypatch.setattr(store, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     loaded = Adapter.from_pretrained("me/adapter", revision="v1", token="t")
     assert torch.equal(loaded.A, adapter.A)
     assert asked == [("me/adapter", "v1", "t")]
@@ -240,7 +239,7 @@ def test_from_the_hub(tmp_path, monkeypatch):
     def refuse(name, **values):
         raise OSError("offline")
 
-    monkeypatch.setattr(store, "snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(AdapterError, match=r"me/adapter is neither a folder nor an adapter on the hub .*: offline"):
         Adapter.from_pretrained("me/adapter")
 
@@ -252,11 +251,11 @@ def test_a_disk_that_refuses_leaves_the_adapter_that_was_there(tmp_path, monkeyp
     def full(*_):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(tensors, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(StorageError, match="No space left on device"):
         adapter.save_pretrained(tmp_path)
     assert torch.equal(Adapter.from_pretrained(tmp_path).A, adapter.A)
-    monkeypatch.setattr(store, "HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     with pytest.raises(StorageError, match="No space left on device"):
         adapter.push_to_hub("me/adapter")
 

@@ -175,7 +175,7 @@ def test_a_config_is_not_obeyed_before_the_weights_are_looked_at(folder, monkeyp
         edit(values, place, value)
     sign_adapter(folder, values)
     monkeypatch.setattr("pema.adapter.module.Adapter.__init__", None)
-    monkeypatch.setattr("pema.adapter.store.load_file", None)
+    monkeypatch.setattr("safetensors.torch.load_file", None)
     tracemalloc.start()
     with pytest.raises(AdapterError, match=r"A is \(4, 6\), the config says \(1048576, 6\)"):
         Adapter.from_pretrained(folder)

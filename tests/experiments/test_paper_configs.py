@@ -8,7 +8,7 @@ import tomllib
 import pytest
 
 from pema.evaluation.evaluate import METRICS
-from pema.evaluation.style import is_style
+from pema.evaluation.notation import is_style
 from pema.methods.contract import Budget
 from pema.methods.registry import METHODS, get_method
 from pema.tasks.gyafc import DOMAINS, read_gyafc

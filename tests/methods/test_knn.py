@@ -454,7 +454,7 @@ def test_a_full_disk_leaves_nothing(index, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pema.tensors.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(StorageError, match="No space left on device"):
         index.save(tmp_path / INDEX)
     assert not list(tmp_path.iterdir())

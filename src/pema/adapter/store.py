@@ -9,11 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as serialise
 
 from pema.adapter.card import card
 from pema.adapter.config import AdapterConfig
@@ -25,6 +21,8 @@ from pema.tensors import FLOATS, Place, read_header, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# torch and the hub's client are imported where they are used: a wrong path is refused before they are loaded.
 
 FORMAT = 2
 READ = (1, 2)
@@ -64,6 +62,8 @@ def save(config: AdapterConfig, tensors: Mapping[str, Tensor], folder: Path) -> 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of the file that `save` would write of an adapter's weights."""
+    from safetensors.torch import save as serialise
+
     return hashlib.sha256(serialise({name: t.detach().cpu().contiguous() for name, t in tensors.items()})).hexdigest()
 
 
@@ -80,6 +80,44 @@ def load(
     Raises:
         AdapterError: there is none, it is of another format, or its files do not belong together.
     """
+    from safetensors.torch import load_file
+
+    config, path, digest = _open(name_or_folder, revision, token)
+    try:
+        # Shapes and checksum first: what the config says is obeyed once the weights are known to be of that size.
+        _require_fit(read_header(path).places, config, path)
+        if sha256(path) != digest:
+            raise DataError(f"its SHA-256 is not the one in {CONFIG_FILE}")
+        tensors = load_file(path)
+    except (DataError, SafetensorError, OSError) as error:
+        raise AdapterError(f"{path} is damaged: {error}; {AGAIN}") from error
+    for name in {"A", "B_pd", "B_rct"} & tensors.keys():
+        if not float(tensors[name].abs().max()) <= LARGEST:
+            raise AdapterError(f"{path}: {name} holds NaN, infinity or a number beyond {LARGEST:g}; {AGAIN}")
+    return config, tensors
+
+
+def read_config(name_or_folder: str | Path) -> AdapterConfig:
+    """Read an adapter's config without its weights.
+
+    Raises:
+        AdapterError: there is none, it is of another format, or its weights are missing.
+    """
+    return _open(name_or_folder, None, None)[0]
+
+
+def require_free(folder: Path) -> None:
+    """Refuse a folder that contains an adapter already.
+
+    Raises:
+        AdapterError: it does.
+    """
+    if (folder / CONFIG_FILE).exists():
+        raise AdapterError(f"{folder} contains an adapter already: train into another folder, or remove it first.")
+
+
+def _open(name_or_folder: str | Path, revision: str | None, token: str | None) -> tuple[AdapterConfig, Path, object]:
+    """Return an adapter's config, the file of its weights and the digest that the file must have."""
     folder = Path(name_or_folder)
     if not folder.is_dir():
         folder = _download(str(name_or_folder), revision, token)
@@ -92,19 +130,9 @@ def load(
         if values["format"] == 1 and (folder / SCHEDULE_FILE).is_file():
             config = _with_schedule(config, folder / SCHEDULE_FILE)
     except (ConfigError, DataError) as error:
-        raise AdapterError(f"{folder} does not hold a readable adapter: {error}; {AGAIN}") from error
-    try:
-        # Shapes and checksum first: what the config says is obeyed once the weights are known to be of that size.
-        _require_fit(read_header(path).places, config, path)
-        if sha256(path) != values.get("model_sha256"):
-            raise DataError(f"its SHA-256 is not the one in {CONFIG_FILE}")
-        tensors = load_file(path)
-    except (DataError, SafetensorError, OSError) as error:
-        raise AdapterError(f"{path} is damaged: {error}; {AGAIN}") from error
-    for name in {"A", "B_pd", "B_rct"} & tensors.keys():
-        if not float(tensors[name].abs().max()) <= LARGEST:
-            raise AdapterError(f"{path}: {name} holds NaN, infinity or a number beyond {LARGEST:g}; {AGAIN}")
-    return config, tensors
+        reason = str(error).rstrip(".")
+        raise AdapterError(f"{folder} does not hold a readable adapter: {reason}; {AGAIN}") from error
+    return config, path, values.get("model_sha256")
 
 
 def _with_schedule(config: AdapterConfig, path: Path) -> AdapterConfig:
@@ -140,6 +168,9 @@ def push(
     Raises:
         AdapterError: the hub refused.
     """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as temporary:
         try:
@@ -191,6 +222,9 @@ def _require_fit(places: Mapping[str, Place], config: AdapterConfig, path: Path)
 def _download(name: str, revision: str | None, token: str | None) -> Path:
     if name.count("/") != 1 or name[0] in "./~":
         raise AdapterError(f"{name} is not a folder with an adapter: check the path.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
     wanted = [CONFIG_FILE, MODEL_FILE, CARD_FILE, SCHEDULE_FILE]
     try:
         return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=wanted))

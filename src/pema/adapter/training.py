@@ -10,7 +10,7 @@ from pema.adapter.config import TrainConfig
 from pema.adapter.joint import JointRun
 from pema.adapter.module import Adapter
 from pema.adapter.private import train_privately
-from pema.adapter.store import CONFIG_FILE
+from pema.adapter.store import CONFIG_FILE, require_free
 from pema.errors import AdapterError, ConfigError
 from pema.files import clear_below
 from pema.locks import exclusive
@@ -83,5 +83,4 @@ def _require_free(output: Path, checkpoint: Checkpoint) -> None:
             f"{output} holds the checkpoint of a training that has not ended: go on with --resume, "
             f"or remove {checkpoint.folder} to start again."
         )
-    if (output / CONFIG_FILE).exists():
-        raise AdapterError(f"{output} holds an adapter already: train into another folder, or remove it first.")
+    require_free(output)

@@ -31,6 +31,13 @@ def audit(
     require("--references", references, int, least=0)
     check_seed(seed)
 
+    from pema.adapter.store import read_config
+    from pema.memory.manifest import Manifest
+
+    read_config(adapter)
+    for folder in (members, non_members):
+        Manifest.open(folder)
+
     from pema.adapter.module import Adapter
     from pema.memory.reader import Memory
     from pema.privacy.audit import audit as attack

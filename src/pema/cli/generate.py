@@ -48,28 +48,30 @@ def generate(
 
     Example: pema generate adapter --plm embedded --input test.en -o test.de
     """
+    from pema.adapter.store import read_config
+    from pema.adapter.task import require_task, task_of
     from pema.tasks.readers import read_lines
+    from pema.tasks.registry import get_task
 
     GenerateConfig.split(settings)
     sources = read_lines(inputs)
+    config = None if no_adapter and task is not None else read_config(adapter)
+    chosen = (
+        get_task(task or "", template, chat=chat, system=system)
+        if config is None
+        else task_of(config, task, template, chat=chat, system=system)
+    )
+    if config is not None and not no_adapter:
+        require_task(config, chosen)
+        config.choose_schedule(settings.get("schedule"), settings.get("lambda_max"))
+        loaded["tap"] = config.tap
 
     from pema.adapter.module import Adapter
-    from pema.adapter.task import task_of
     from pema.evaluation.outputs import write_hypotheses
     from pema.generation.decoding import generate_counted
     from pema.owner.opening import open_plm
-    from pema.tasks.registry import get_task
 
-    own = None if no_adapter and task is not None else Adapter.from_pretrained(adapter)
-    chosen = (
-        get_task(task or "", template, chat=chat, system=system)
-        if own is None
-        else task_of(own.config, task, template, chat=chat, system=system)
-    )
-    used = None if no_adapter else own
-    if used is not None:
-        used.config.choose_schedule(settings.get("schedule"), settings.get("lambda_max"))  # before the PLM is loaded
-        loaded["tap"] = used.config.tap
+    used = None if no_adapter else Adapter.from_pretrained(adapter)
     result = generate_counted(open_plm(plm, **loaded), used, sources, chosen, **settings)
     write_hypotheses(output, result.texts)
     show({"output": str(output), "lines": len(result.texts), "cut": result.cut}, as_json)

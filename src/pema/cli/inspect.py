@@ -46,15 +46,20 @@ def inspect(
 
     Example: pema inspect adapter --plm embedded --text "Where is your order?" -o page.html
     """
+    from pema.adapter.store import read_config
+    from pema.adapter.task import require_task, task_of
+
+    config = read_config(adapter)
+    chosen = task_of(config, task, template, chat=chat, system=system)
+    require_task(config, chosen)
+    most = settings.pop("max_new_tokens", None)
+    mixture = config.choose_schedule(settings.get("schedule"), settings.get("lambda_max"))
+
     from pema.adapter.module import Adapter
-    from pema.adapter.task import task_of
     from pema.owner.opening import open_plm
     from pema.pages.inspector.page import write_inspection
 
     own = Adapter.from_pretrained(adapter)
-    chosen = task_of(own.config, task, template, chat=chat, system=system)
-    most = settings.pop("max_new_tokens", None)
-    mixture = own.config.choose_schedule(settings.get("schedule"), settings.get("lambda_max"))
-    owner = open_plm(plm, tap=own.config.tap, **loaded)
+    owner = open_plm(plm, tap=config.tap, **loaded)
     result = write_inspection(output, owner, own, text, chosen, mixture, reference=reference, max_new_tokens=most)
     show({"output": str(output), "text": result.output, "tokens": len(result.steps)}, as_json)

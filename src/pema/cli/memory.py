@@ -20,10 +20,9 @@ def info(memory: MemoryFolder, as_json: AsJSON = False) -> None:
 
     Example: pema memory info memory --json
     """
-    from pema.memory.reader import Memory
+    from pema.memory.manifest import Manifest
 
-    opened = Memory.open(memory)
-    manifest = opened.manifest
+    manifest = Manifest.open(memory)
     show(
         {
             "memory": str(memory),
@@ -36,10 +35,10 @@ def info(memory: MemoryFolder, as_json: AsJSON = False) -> None:
             "tap": manifest.plm.tap,
             "dtype": manifest.dtype,
             "width": manifest.plm.d_tap,
-            "examples": opened.examples,
-            "pairs": opened.pairs,
+            "examples": manifest.examples,
+            "pairs": manifest.pairs,
             "shards": len(manifest.shards),
-            "bytes": opened.bytes,
+            "bytes": manifest.bytes,
         },
         as_json,
     )
@@ -54,16 +53,21 @@ def verify(
 
     Example: pema memory verify memory
     """
+    from pema.memory.manifest import Manifest
+
+    for folder in memories:
+        Manifest.read(folder)
+
     from pema.memory.verify import verify as verify_memory
 
-    found = []
+    results = []
     for folder in memories:
         report = verify_memory(folder)
-        found.append({"memory": str(folder), "verified_files": report.files, "verified_bytes": report.bytes})
+        results.append({"memory": str(folder), "verified_files": report.files, "verified_bytes": report.bytes})
         if not as_json:
-            show(found[-1], as_json)
+            show(results[-1], as_json)
     if as_json:
-        show({"verified": found}, as_json)
+        show({"verified": results}, as_json)
 
 
 @app.command()
@@ -76,6 +80,12 @@ def merge(
 
     Example: pema memory merge monday tuesday -o both
     """
+    from pema.memory.manifest import Manifest, refuse_existing
+
+    refuse_existing(output)
+    for folder in memories:
+        Manifest.open(folder)
+
     from pema.memory.merge import merge as merge_memories
 
     merged = merge_memories(memories, output)
@@ -96,6 +106,11 @@ def sample(
     """
     require("--pairs", pairs, int, least=1)
     check_seed(seed)
+
+    from pema.memory.manifest import Manifest, refuse_existing
+
+    refuse_existing(output)
+    Manifest.open(memory)
 
     from pema.memory.sample import sample as sample_memory
 

@@ -43,17 +43,19 @@ def serve(
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"pema serve needs the package {error.name}: pip install 'pema[serve]'.") from error
+    from pema.serving.policy import Policy
+
+    rules = Policy() if policy is None else Policy.read(policy)
+
     from pema.owner.local import LocalPLM
     from pema.serving.app import create_app
     from pema.serving.connections import Connections
     from pema.serving.logs import log_to_stderr
     from pema.serving.metrics import Metrics
-    from pema.serving.policy import Policy
     from pema.serving.server import Address
     from pema.serving.server import serve as run
     from pema.serving.service import Service
 
-    rules = Policy() if policy is None else Policy.read(policy)
     address = Address(host, port, tls_cert, tls_key)
     address.check(rules, insecure=insecure_network)
 

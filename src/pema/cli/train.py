@@ -43,7 +43,13 @@ def train(
 
     Example: pema train memory -o adapter --preset best
     """
+    from pema.adapter.store import require_free
+    from pema.memory.manifest import Manifest
+
     config = preset_of(preset, **training)
+    Manifest.open(memory)
+    if not resume:
+        require_free(output)
 
     from pema.adapter.training import train as train_adapter
     from pema.console import keeping

@@ -9,10 +9,10 @@ from pema.errors import ConfigError
 from pema.evaluation.answers import exact_match, f1
 from pema.evaluation.classification import accuracy
 from pema.evaluation.formality import FormalityAccuracy, Matching
+from pema.evaluation.notation import STYLE, is_style
 from pema.evaluation.own_metric import own_metric
 from pema.evaluation.score import Metric, Score, require_aligned, score
 from pema.evaluation.slots import SlotErrors
-from pema.evaluation.style import MEASURES, is_style, style
 from pema.evaluation.summarisation import rouge
 from pema.evaluation.translation import bleu, chrf
 from pema.own import is_own
@@ -92,12 +92,14 @@ def get_metric(
     if name == SLOT_ERRORS:
         return SlotErrors(sources)
     if is_style(name):
+        from pema.evaluation.style import style  # loads torch, which other metrics do not need
+
         return style(name, sources)
     if name.startswith(BLEU_WITH):
         return bleu(name.removeprefix(BLEU_WITH))
     if is_own(name):
         return own_metric(name)
     if name not in METRICS:
-        further = (f"{BLEU_WITH}TOKENIZER", FORMALITY, SLOT_ERRORS, *(f"{measure}:MODEL" for measure in MEASURES), OWN)
+        further = (f"{BLEU_WITH}TOKENIZER", FORMALITY, SLOT_ERRORS, *(f"{measure}:MODEL" for measure in STYLE), OWN)
         raise ConfigError(unknown("metric", name, [*METRICS, *further]))
     return METRICS[name]()

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 
 from pema.own import is_own
 
+STYLE = ("style_probability", "style_accuracy", "style_improvement")
+"""The measures of `pema.evaluation.style`, which follow with a colon and a classifier."""
+
 NOTHING = "–"
 """Text for a value that was not measured or is not finite."""
 
@@ -62,6 +65,11 @@ def notation(metric: str) -> Notation:
 def is_better(metric: str, difference: float) -> bool:
     """Return whether a system whose value differs by `difference` from another's is the better one."""
     return difference < 0 if notation(metric).lower_is_better else difference > 0
+
+
+def is_style(metric: str) -> bool:
+    """Return whether a metric is measured by a classifier."""
+    return metric.partition(":")[0] in STYLE
 
 
 def metric_name(metric: str) -> str:

@@ -21,12 +21,13 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from pema.console import note
 from pema.errors import ConfigError
+from pema.evaluation.notation import STYLE
 from pema.evaluation.score import Array, require_aligned
 from pema.owner.loading import NO_LIMIT, load_as, max_length, name_of
 from pema.owner.sources.names import resolve
 from pema.owner.weights import fingerprint
 
-PROBABILITY, ACCURACY, IMPROVEMENT = MEASURES = ("style_probability", "style_accuracy", "style_improvement")
+PROBABILITY, ACCURACY, IMPROVEMENT = STYLE
 FORMAL = "formal"
 TOKENS = 8192
 """Maximum number of padded tokens per batch: a batch of long texts holds fewer texts."""
@@ -138,11 +139,6 @@ class Style:
         label = c.labels[self.index]
         model = f"model:{c.name}@{c.fingerprint[:12]}"
         return f"{self.measure}|{model}|label:{label}|window:{c.window}|n:{int(totals[1])}"
-
-
-def is_style(name: str) -> bool:
-    """Return whether a metric name belongs to this module."""
-    return name.partition(":")[0] in MEASURES
 
 
 def style(name: str, sources: Sequence[str] | None = None) -> Style:

@@ -10,11 +10,11 @@ from typing import Any
 from pema.console import note
 from pema.errors import ConfigError, DataError
 from pema.evaluation.evaluate import FORMALITY, get_metric
-from pema.evaluation.style import is_style
+from pema.evaluation.notation import is_style
 from pema.experiments.data import SUPPORT, Data, support_data
 from pema.experiments.description import DataTable, ExperimentFile, GyafcFiles, MethodTable, TextFiles
 from pema.experiments.experiment import Entry, Experiment, Kind
-from pema.methods.registry import get_method
+from pema.methods.registry import get_method, require_method
 from pema.schema import from_json
 from pema.tasks.example import Example
 from pema.tasks.frames import HUB
@@ -54,6 +54,8 @@ def _experiment(file: ExperimentFile, name: str, kind: Kind, root: Path) -> Expe
     if not name or not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
         raise ConfigError(f"name {name!r} becomes a folder: use letters, digits, '-', '_' and '.' only.")
     task = get_task(file.task, file.template)
+    for table in file.methods:
+        require_method(table.method)  # before the data are read
     data = _data(file.data, task.name, root)
     metrics = file.metrics
     if metrics is None:

@@ -21,13 +21,12 @@ import torch
 from torch import Tensor
 
 from pema import console
-from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError, OwnerError, PemaError, StorageError
-from pema.files import clear_below
+from pema.errors import DataError, ExternalMemoryError, MismatchError, OwnerError, PemaError, StorageError
 from pema.locks import exclusive
 from pema.memory.config import BuildConfig, Targets
 from pema.memory.encoding import Tokens
 from pema.memory.journal import Journal, clear_journals
-from pema.memory.manifest import FILE, HEAD, ITEM_BYTES, FileEntry, Input, Manifest
+from pema.memory.manifest import FILE, HEAD, ITEM_BYTES, FileEntry, Input, Manifest, require_place
 from pema.memory.pairing import pair
 from pema.memory.precision import StorageLoss
 from pema.memory.reader import Memory
@@ -101,8 +100,7 @@ def build_memory(
         dtype=config.dtype,
         inputs=(Input.of(examples, config.examples_per_shard),),
     )
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"{output} is a file: choose a folder for the memory.")
+    require_place(output, append=append)
     with exclusive(output, private=True):
         manifest = _begin(wanted, output, append)
         clear_journals(output, len(manifest.shards))
@@ -128,12 +126,8 @@ def _settled(template: Template, plm: PLM, output: Path) -> Template:
 
 def _begin(wanted: Manifest, output: Path, append: bool) -> Manifest:
     """Return the manifest to start from: a new one, that of an interrupted build, or a complete one to append to."""
-    clear_below(output)
+    require_place(output, append=append)
     if not (output / FILE).exists():
-        if append:
-            raise ConfigError(f"{output} is not a memory, so nothing can be appended to it: build it without append.")
-        if any(output.iterdir()):
-            raise ConfigError(f"{output} contains files but no memory: choose another folder.")
         return wanted
     existing = Manifest.read(output)
     wanted.require_same(existing, str(output))

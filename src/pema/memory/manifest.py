@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError
-from pema.files import JSON_BYTES, parse_json, read_bytes, seal, sha256, write_json
+from pema.files import JSON_BYTES, clear, clear_below, parse_json, read_bytes, recover, seal, sha256, write_json
 from pema.memory.config import Dtype, Targets
 from pema.owner.bundle import SETTINGS_FILE, TENSORS_FILE
 from pema.owner.contract import Contexts, PLMDescription
@@ -234,6 +234,27 @@ class Manifest:
         write_json(folder / FILE, self.to_dict(), private=True)
 
     @classmethod
+    def open(cls, folder: Path) -> Manifest:
+        """Read the manifest of a complete memory, and check that its files exist and have their sizes.
+
+        Raises:
+            ExternalMemoryError: there is none, it is incomplete or damaged; a file is missing or truncated.
+        """
+        recover(folder)
+        recover(folder / HEAD)
+        manifest = cls.read(folder)
+        require_complete(manifest, folder)
+        for entry in (*manifest.head, *manifest.shards):
+            file = folder / entry.file
+            if not file.is_file():
+                raise ExternalMemoryError(f"{file} is missing: {RESTORE}")
+            if file.stat().st_size != entry.bytes:
+                raise ExternalMemoryError(
+                    f"{file} is damaged ({file.stat().st_size:,} bytes, expected {entry.bytes:,}): {RESTORE}"
+                )
+        return manifest
+
+    @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Read the manifest of the memory at `folder`, complete or not.
 
@@ -274,6 +295,34 @@ def file_name(index: int) -> str:
 
 
 RESTORE = "restore it from a copy, or build the memory again."
+
+
+def require_place(output: Path, *, append: bool = False) -> None:
+    """Refuse a place where no memory can be built, resumed or appended to.
+
+    Raises:
+        ConfigError: `output` is a file, contains something else, or is no memory to append to.
+    """
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output} is a file: choose a folder for the memory.")
+    clear_below(output)
+    if (output / FILE).exists():
+        return
+    if append:
+        raise ConfigError(f"{output} is not a memory, so nothing can be appended to it: build it without append.")
+    if output.is_dir() and any(output.iterdir()):
+        raise ConfigError(f"{output} contains files but no memory: choose another folder.")
+
+
+def refuse_existing(output: Path) -> None:
+    """Refuse to overwrite an existing path.
+
+    Raises:
+        ConfigError: `output` exists.
+    """
+    clear(output)
+    if output.exists():
+        raise ConfigError(f"{output} exists already: choose another folder for the new memory.")
 
 
 def require_complete(manifest: Manifest, folder: Path) -> None:

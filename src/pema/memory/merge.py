@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pema import console
 from pema.errors import ConfigError, ExternalMemoryError
-from pema.files import clear, writing
-from pema.memory.manifest import HEAD, RESTORE, ShardEntry, file_name
+from pema.files import writing
+from pema.memory.manifest import HEAD, RESTORE, ShardEntry, file_name, refuse_existing
 from pema.memory.reader import Memory
 
 CHUNK = 1 << 22
@@ -58,17 +58,6 @@ def merge(paths: Sequence[Path | str], output: Path) -> Memory:
                 advance(entry.bytes)
         merged.write(folder)
     return Memory.open(output)
-
-
-def refuse_existing(output: Path) -> None:
-    """Refuse to overwrite an existing path.
-
-    Raises:
-        ConfigError: `output` exists.
-    """
-    clear(output)
-    if output.exists():
-        raise ConfigError(f"{output} exists already: choose another folder for the new memory.")
 
 
 def copy_head(memory: Memory, folder: Path) -> None:

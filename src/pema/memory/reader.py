@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from pema.errors import ExternalMemoryError
-from pema.files import recover
 from pema.memory.buffer import Batch, Buffer, copy_rows
-from pema.memory.manifest import HEAD, RESTORE, Manifest, require_complete
+from pema.memory.manifest import HEAD, RESTORE, Manifest
 from pema.memory.shard import DTYPES, Integers, ShardFile
 from pema.owner.head import Head
 from pema.schema import require
@@ -53,19 +52,7 @@ class Memory:
             OwnerError, MismatchError: the head bundle's settings or header are invalid.
         """
         path = Path(path)
-        recover(path)
-        recover(path / HEAD)
-        manifest = Manifest.read(path)
-        require_complete(manifest, path)
-        for entry in (*manifest.head, *manifest.shards):
-            file = path / entry.file
-            if not file.is_file():
-                raise ExternalMemoryError(f"{file} is missing: {RESTORE}")
-            if file.stat().st_size != entry.bytes:
-                raise ExternalMemoryError(
-                    f"{file} is damaged ({file.stat().st_size:,} bytes, expected {entry.bytes:,}): {RESTORE}"
-                )
-        memory = cls(path, manifest)
+        memory = cls(path, Manifest.open(path))
         memory._require_shape(*Head.stored_shape(path / HEAD))
         for shard in memory.shards:
             _ = shard.starts

@@ -12,8 +12,8 @@ import torch
 from pema import console
 from pema.errors import ConfigError
 from pema.files import writing
-from pema.memory.manifest import Input
-from pema.memory.merge import copy_head, refuse_existing
+from pema.memory.manifest import Input, refuse_existing
+from pema.memory.merge import copy_head
 from pema.memory.reader import Memory
 from pema.memory.shard import Contents, Integers, ShardFile, write_shard
 from pema.schema import SEED, require

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
+from typing import TYPE_CHECKING
 
 from pema.errors import ConfigError
-from pema.methods.contract import Method
-from pema.methods.few_shot import FewShot, RetrievedFewShot
-from pema.methods.full import FullFineTuning
-from pema.methods.knn import KNN
-from pema.methods.offsite import OffsiteTuning
-from pema.methods.peft_methods import IA3, LoRA, PrefixTuning
-from pema.methods.pema import PEMA
-from pema.methods.plm_alone import PLMAlone
 from pema.own import is_own, own
 from pema.schema import among
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method
-    for method in (
-        *(PLMAlone, FewShot, RetrievedFewShot, PEMA, KNN),
-        *(FullFineTuning, LoRA, IA3, PrefixTuning, OffsiteTuning),
-    )
+if TYPE_CHECKING:
+    from pema.methods.contract import Method
+
+METHODS = {
+    "plm": "plm_alone.PLMAlone",
+    "few-shot": "few_shot.FewShot",
+    "retrieved-few-shot": "few_shot.RetrievedFewShot",
+    "pema": "pema.PEMA",
+    "knn-lm": "knn.KNN",
+    "full": "full.FullFineTuning",
+    "lora": "peft_methods.LoRA",
+    "ia3": "peft_methods.IA3",
+    "prefix-tuning": "peft_methods.PrefixTuning",
+    "offsite": "offsite.OffsiteTuning",
 }
+"""Modules and classes of the methods; they load torch, so a name is checked before its class is imported."""
 
 
 def get_method(name: str) -> type[Method]:
@@ -34,9 +37,13 @@ def get_method(name: str) -> type[Method]:
     Raises:
         ConfigError: the name is unknown, or the class is no method.
     """
+    from pema.methods.contract import Method
+
+    require_method(name)
     if not is_own(name):
-        among("method", [name], METHODS)
-        return METHODS[name]
+        module, _, kind = METHODS[name].partition(".")
+        bundled: type[Method] = getattr(importlib.import_module(f"pema.methods.{module}"), kind)
+        return bundled
     method = own(name, "method")
     if not (isinstance(method, type) and issubclass(method, Method)) or inspect.isabstract(method):
         raise ConfigError(f"method {name!r} is no subclass of pema.methods.contract.Method that defines all stages.")
@@ -45,6 +52,17 @@ def get_method(name: str) -> type[Method]:
     return method
 
 
+def require_method(name: str) -> None:
+    """Refuse the name of a method that does not exist, before anything is imported.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    if not is_own(name):
+        among("method", [name], METHODS)
+
+
 def method_name(method: type[Method]) -> str:
     """Return the name that `get_method` finds a class by."""
-    return method.name if METHODS.get(method.name) is method else f"{method.__module__}:{method.__qualname__}"
+    place = f"{method.__module__.removeprefix('pema.methods.')}.{method.__qualname__}"
+    return method.name if METHODS.get(method.name) == place else f"{method.__module__}:{method.__qualname__}"

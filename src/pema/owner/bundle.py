@@ -8,17 +8,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
-from torch import Tensor
 
 from pema.errors import ConfigError, DataError, MismatchError, OwnerError
 from pema.files import read_json, recover, sha256
 from pema.schema import from_json, option, short
 from pema.tensors import ENTRIES_AT_ONCE, FLOATS, is_finite, read_header, save_tensors
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+# torch is not imported here: manifests, which are read by commands that answer at once, name the files of a bundle.
 
 FORMAT = 1
 SETTINGS_FILE = "head.json"
@@ -55,8 +58,10 @@ def digest_tensor(tensor: Tensor) -> bytes:
 
 def _update(digest: hashlib._Hash, tensor: Tensor, finite: str | None = None) -> None:
     """Hash a tensor's values; refuse NaN and infinity if `finite` (the name of the tensor) is given."""
+    import torch
+
     for piece in torch.split(tensor.detach().reshape(-1), ENTRIES_AT_ONCE):
-        values = piece.to("cpu", torch.float32) if piece.is_floating_point() else piece.to("cpu")
+        values = piece.cpu().float() if piece.is_floating_point() else piece.cpu()
         if finite is not None and not is_finite(values):
             raise OwnerError(f"its {finite} contains NaN or infinity")
         digest.update(values.contiguous().numpy().data)
@@ -171,21 +176,21 @@ def digest_finite(name: str, tensor: Tensor) -> bytes:
     return digest.digest()
 
 
-CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-
-
 def read_tensors(path: Path, dtype: torch.dtype | None) -> tuple[dict[str, Tensor], dict[str, bytes]]:
     """Read the tensors of a bundle, with W_hd in `dtype`, and the digests of the stored values."""
+    from safetensors.torch import load_file
+
     tensors: dict[str, Tensor] = load_file(path)
     digests = {name: digest_finite(name, tensor) for name, tensor in tensors.items() if name != "weight"}
     stored = tensors["weight"]
     if dtype is None or stored.dtype == dtype:
         return tensors, digests | {"weight": digest_finite("weight", stored)}
     shape = stored.shape
+    weight = stored.new_empty(shape, dtype=dtype)
     # Pages of a file stay resident while it is mapped, so each piece is read through a separate mapping.
     tensors = {name: tensor.clone() for name, tensor in tensors.items() if name != "weight"}
     del stored
-    weight = tensors["weight"] = torch.empty(shape, dtype=dtype)
+    tensors["weight"] = weight
     digest = hashlib.sha256(str(tuple(shape)).encode())
     for start in range(0, len(weight), ROWS):
         with safe_open(path, framework="pt") as opened:

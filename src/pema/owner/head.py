@@ -15,7 +15,6 @@ from pema.errors import ConfigError, MismatchError, OwnerError
 from pema.files import sha256, writing
 from pema.owner.bundle import (
     AGAIN,
-    CODES,
     MASKED,
     NormSettings,
     Settings,
@@ -30,6 +29,8 @@ from pema.owner.bundle import (
 )
 from pema.schema import from_json
 from pema.tensors import read_header
+
+_CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 class Norm(nn.Module):
@@ -246,7 +247,7 @@ class Head(nn.Module):
                 raise
             raise OwnerError(f"the head bundle {folder} cannot be used: {error}; {AGAIN}") from error
         head = cls._made(tensors, bundle.settings, bundle.fingerprint)
-        head._cast = dtype is not None and read_header(path).places["weight"].dtype != CODES.get(dtype)
+        head._cast = dtype is not None and read_header(path).places["weight"].dtype != _CODES.get(dtype)
         return head
 
     @staticmethod

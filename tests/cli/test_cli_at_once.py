@@ -1,0 +1,99 @@
+"""Help and refusals come before torch and transformers are imported, which takes seconds."""
+
+import subprocess
+import sys
+
+import pytest
+
+WRAPPER = """
+import sys
+from pema.cli import main
+try:
+    main()
+except SystemExit as stop:
+    print("exit", stop.code)
+print("imported", *sorted({"torch", "transformers"} & set(sys.modules)))
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run `pema ...` in a process of its own; returns the exit code, stderr and whether torch was imported."""
+    (tmp_path / "two.txt").write_text("a\nb\n", encoding="utf-8")
+    (tmp_path / "one.txt").write_text("a\n", encoding="utf-8")
+    (tmp_path / "bad.toml").write_text("[x\n", encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+
+    def run(*arguments):
+        command = [sys.executable, "-c", WRAPPER, *map(str, arguments)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        *_, code, imported = done.stdout.splitlines()
+        return int(code.removeprefix("exit ")), " ".join(done.stderr.split()), imported.removeprefix("imported").split()
+
+    return run
+
+
+PAIR = ("--source", "two.txt", "--target", "two.txt")
+BUILD = ("build", "--plm", "embedded", "--task", "qa", *PAIR, "-o")
+EVALUATE = ("evaluate", "--task", "translation", "--hypotheses", "two.txt", "--references")
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        (),
+        *((verb,) for verb in ("audit", "build", "compare", "demo", "evaluate", "generate", "inspect", "memory")),
+        *((verb,) for verb in ("release", "report", "serve", "serve-key", "sweep", "train")),
+        *(("memory", verb) for verb in ("info", "merge", "sample", "verify")),
+    ],
+)
+def test_help_comes_without_torch(run, verb):
+    assert run(*verb, "--help") == (0, "", [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("frobnicate",), 2, "No such command"),
+        (("train", "m", "-o", "a", "--colour"), 2, "No such option"),
+        (("train", "m", "-o", "a", "--rank", 0), 2, "--rank=0 is too small"),
+        (("train", "m", "-o", "a", "--preset", "bset"), 2, "unknown preset 'bset'"),
+        (("train", "nowhere", "-o", "a"), 1, "nowhere is not a memory"),
+        ((*BUILD, "m", "--limit", 0), 2, "--limit=0 is too small"),
+        ((*BUILD, "full"), 2, "full contains files but no memory"),
+        ((*BUILD, "one.txt"), 2, "one.txt is a file: choose a folder"),
+        ((*BUILD, "empty", "--append"), 2, "empty is not a memory, so nothing can be appended"),
+        (("build", "--plm", "p", "--task", "q", *PAIR, "-o", "m"), 2, "unknown task 'q'"),
+        (("build", "--plm", "p", "--task", "qa", "--data", "no.jsonl", "-o", "m"), 1, "no.jsonl does not exist"),
+        (("generate", "nowhere", "--plm", "p", "--input", "two.txt", "-o", "o"), 1, "nowhere is not a folder with an"),
+        (("generate", "empty", "--plm", "p", "--input", "two.txt", "-o", "o"), 1, "empty holds no adapter"),
+        (("generate", "empty", "--plm", "p", "--input", "no.txt", "-o", "o"), 1, "no.txt does not exist"),
+        (("inspect", "nowhere", "--plm", "p", "--text", "a", "-o", "o"), 1, "nowhere is not a folder with an"),
+        ((*EVALUATE, "one.txt"), 1, "not aligned: 2 hypotheses, 1 references"),
+        ((*EVALUATE, "two.txt", "--metric", "blue"), 2, "unknown metric 'blue'"),
+        ((*EVALUATE, "two.txt"), 0, ""),
+        (("memory", "info", "nowhere"), 1, "nowhere is not a memory"),
+        (("memory", "verify", "nowhere"), 1, "nowhere is not a memory"),
+        (("memory", "merge", "empty", "nowhere", "-o", "full"), 2, "full exists already"),
+        (("memory", "merge", "empty", "nowhere", "-o", "m"), 1, "empty is not a memory"),
+        (("memory", "sample", "empty", "-o", "full", "--pairs", 3), 2, "full exists already"),
+        (("memory", "sample", "empty", "-o", "m", "--pairs", 3), 1, "empty is not a memory"),
+        (("audit", "nowhere", "--members", "m", "--non-members", "n"), 1, "nowhere is not a folder with an adapter"),
+        (("serve", "p", "--policy", "bad.toml"), 2, "the policy bad.toml is not TOML"),
+        (("serve", "p", "--port", 65536), 2, "--port=65536 is too large"),
+        (("release", "p", "-o", "h", "--mask", "mirror"), 2, "unknown --mask 'mirror'"),
+        (("report", "nowhere", "-o", "page.html"), 1, "nowhere is not a folder"),
+    ],
+)
+def test_bad_arguments_are_refused_without_torch(run, arguments, code, words):
+    actual, error, imported = run(*arguments)
+    assert (actual, imported) == (code, [])
+    assert words in error
+
+
+def test_the_package_is_imported_without_torch():
+    code = "import sys, pema; print(*sorted({'torch', 'transformers'} & set(sys.modules)), len(dir(pema)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= 40
