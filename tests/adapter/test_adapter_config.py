@@ -22,7 +22,7 @@ def test_preset_paper_is_the_papers():
 
 def test_preset_best_is_residual_and_nonlinear():
     best = PRESETS["best"]
-    assert (best.residual, best.activation, best.kappa, best.vocabulary) == (True, "gelu", 0.0, "full")
+    assert (best.residual, best.activation, best.kappa, best.vocabulary) == (True, "gelu", 0.0, "auto")
     assert best.optimizer == "adamw"
     assert not best.reconstructs
 

@@ -88,7 +88,7 @@ def test_joint_loss_is_a_slow_loop_over_the_equations(kind):
     adapter = Adapter(AdapterConfig(d=D, vocabulary_size=V, rank=4), seed=5)
     adapter.B_rct = torch.randn(D, 4, generator=torch.Generator().manual_seed(6))
     f, y = batch(9)
-    losses = JointLoss(head, kappa)(adapter, f, y)
+    losses = JointLoss(CrossEntropy(head), kappa)(adapter, f, y)
     reconstruction = prediction = 0.0
     for i in range(len(f)):
         h_rct, h_pd = adapter.B_rct @ (adapter.A @ f[i]), adapter.B_pd @ (adapter.A @ f[i])
@@ -107,7 +107,7 @@ def test_joint_loss_is_a_slow_loop_over_the_equations(kind):
 def test_a_part_without_weight_is_not_computed(kappa):
     adapter = Adapter(AdapterConfig(d=D, vocabulary_size=V, rank=4))
     adapter.B_rct = torch.ones(D, 4)
-    losses = JointLoss(make_head(D, V), kappa)(adapter, *batch(5))
+    losses = JointLoss(CrossEntropy(make_head(D, V)), kappa)(adapter, *batch(5))
     assert float((losses.prediction if kappa else losses.reconstruction).detach()) == 0
     assert torch.equal(losses.total, losses.reconstruction if kappa else losses.prediction)
 
@@ -126,7 +126,7 @@ def test_the_seen_vocabulary_is_a_smaller_softmax():
 def test_reconstruction_must_come_first():
     adapter = Adapter(AdapterConfig(d=D, vocabulary_size=V, rank=4))
     with pytest.raises(AdapterError, match=r"kappa=0.2 needs B_rct: fit the reconstruction first"):
-        JointLoss(make_head(D, V), 0.2)(adapter, *batch(5))
+        JointLoss(CrossEntropy(make_head(D, V)), 0.2)(adapter, *batch(5))
 
 
 def test_the_whole_batchs_logits_are_never_alive():
@@ -143,7 +143,7 @@ def test_bfloat16_is_close():
     gradients = []
     for bfloat16 in (False, True):
         adapter.zero_grad()
-        JointLoss(head, 0.0, bfloat16=bfloat16)(adapter, f, y).total.backward()
+        JointLoss(CrossEntropy(head, bfloat16=bfloat16), 0.0)(adapter, f, y).total.backward()
         gradients.append(adapter.B_pd.grad.clone())
     assert torch.allclose(*gradients, atol=0.05 * float(gradients[0].abs().max()))
 

@@ -92,7 +92,7 @@ def test_every_example_is_in_half_of_the_references(adapter, memories, monkeypat
     monkeypatch.setattr(module, "train", note_and_return)
     inside, seen = module.reference_log_p(adapter, *memories, 6, 0)
     assert (inside.sum(0) == 3).all()
-    assert trained == [(12, preset("best", **OVERFITTED))] * 6
+    assert trained == [(12, preset("best", **OVERFITTED, vocabulary="full"))] * 6
     assert seen.shape == (6, 24)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pema.adapter.config import AdapterConfig
-from pema.adapter.loss import JointLoss
+from pema.adapter.loss import CrossEntropy, JointLoss
 from pema.adapter.module import Adapter
 from pema.adapter.reconstruction import closed_form, reconstruction_error
 from pema.owner.head import Head
@@ -187,7 +187,7 @@ def test_the_published_loss_is_pemas():
     ours.B_pd.data.copy_(theirs.B.data)
     ours.B_rct = B_rct
     their_loss = published.joint_loss(theirs, B_rct, W_hd, f, targets, kappa)
-    our_loss = JointLoss(Head(W_hd), kappa)(ours, f, targets).total
+    our_loss = JointLoss(CrossEntropy(Head(W_hd)), kappa)(ours, f, targets).total
     their_loss.backward()
     our_loss.backward()
     torch.testing.assert_close(our_loss, their_loss)

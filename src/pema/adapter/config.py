@@ -16,6 +16,7 @@ from pema.schema import SEED, check, documented, from_json, option, require, sho
 
 Activation = Literal["none", "gelu"]
 Vocabulary = Literal["full", "seen"]
+TrainedVocabulary = Literal["full", "seen", "sampled", "auto"]
 Init = Literal["random", "pca"]
 Reconstruction = Literal["closed_form", "sgd"]
 Optimizer = Literal["adam", "adamw"]
@@ -33,6 +34,12 @@ LARGEST = 1e38
 
 TEXT_FIGURES = ("unit", "accountant")
 """Figures of a training that are no numbers."""
+
+SAMPLE = 2048
+"""With vocabulary="sampled", so many tokens are drawn for a step in addition to those that occur in the memory."""
+
+PAYS = 4
+"""vocabulary="auto" is "sampled" where V is at least so many times the tokens of a step."""
 
 WIDEST_GELU = 6
 """`fit_rank` lets an adapter with an activation be this many times wider than d, at most."""
@@ -91,7 +98,12 @@ class TrainConfig:
     init: Init = option("random", "Start of A: random (the paper), or pca, the principal subspace of the memory.")
     residual: bool = option(False, "h_pd = f + B_pd A f, with B_pd zero at the start.")
     activation: Activation = option("none", "gelu: h_pd = f + B_pd gelu(A norm(f)); needs residual.")
-    vocabulary: Vocabulary = option("full", "seen: P_PEMA covers only target tokens that occur in the memory.")
+    vocabulary: TrainedVocabulary = option(
+        "full",
+        "seen: P_PEMA covers only target tokens that occur in the memory. sampled: it covers all, and the softmax of "
+        "training has these and a random sample of the others. auto: sampled where that is at most a quarter of V, "
+        "else full.",
+    )
     reconstruction: Reconstruction = option("closed_form", "How B_rct is found: in closed form, or by sgd (the paper).")
     reconstruction_learning_rate: float = option(
         1e-3, "Adam's learning rate where reconstruction is sgd.", least=0.0, most=1e3
@@ -157,8 +169,22 @@ class TrainConfig:
         """Whether B_rct is needed: by the joint loss, or as the start of A."""
         return self.kappa > 0 or self.init == "pca"
 
+    def with_vocabulary(self, vocabulary_size: int, seen: int) -> TrainConfig:
+        """Return this config with `auto` decided, and with `full` where a sample would be all other tokens.
+
+        Args:
+            vocabulary_size: V.
+            seen: number of target tokens that occur in the memory.
+        """
+        vocabulary = self.vocabulary
+        if vocabulary == "auto":
+            vocabulary = "sampled" if PAYS * (seen + SAMPLE) <= vocabulary_size else "full"
+        if vocabulary == "sampled" and vocabulary_size - seen < SAMPLE:
+            vocabulary = "full"
+        return self if vocabulary == self.vocabulary else dataclasses.replace(self, vocabulary=vocabulary)
+
     def fitted(self, d: int) -> TrainConfig:
-        """This config for a PLM of width `d`.
+        """Return this config for a PLM of width `d`.
 
         Raises:
             ConfigError: the rank is larger than d where that means nothing, and `fit_rank` is off.

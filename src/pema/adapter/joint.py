@@ -15,7 +15,7 @@ from pema.adapter.config import TrainConfig
 from pema.adapter.dropout import Dropout
 from pema.adapter.fitted import fit_schedule
 from pema.adapter.log import Log
-from pema.adapter.loss import JointLoss
+from pema.adapter.loss import CrossEntropy, JointLoss
 from pema.adapter.module import Adapter
 from pema.adapter.optimisation import (
     EarlyStopping,
@@ -31,6 +31,7 @@ from pema.adapter.reconstruction import (
     reconstruction_error,
     where_not_finite,
 )
+from pema.adapter.sampled import SampledCrossEntropy
 from pema.console import progress
 from pema.devices import device_named
 from pema.errors import AdapterError
@@ -47,7 +48,8 @@ class JointRun:
         self.memory, self.config, self.output, self.checkpoint = memory, config, output, checkpoint
         self.train_view, self.held_out = _split(memory, config)
         self.device = device_named(config.device)
-        tokens = memory.view().targets_seen() if config.vocabulary == "seen" else None
+        seen = memory.view().targets_seen() if config.vocabulary in ("seen", "sampled") else None
+        tokens = seen if config.vocabulary == "seen" else None
         self.adapter = Adapter(adapter_config(memory, config), tokens, seed=config.seed)
         self.parameters = {"A": self.adapter.A, "B_pd": self.adapter.B_pd}
         stored = None
@@ -73,7 +75,10 @@ class JointRun:
             restore_optimizer(self.optimizer, self.parameters, stored[1])
         bfloat16 = uses_bfloat16(config, self.device)
         head = memory.head(torch.bfloat16 if bfloat16 else None).to(self.device)
-        self.loss = JointLoss(head, config.kappa, self.adapter.tokens, bfloat16=bfloat16)
+        self.loss = JointLoss(CrossEntropy(head, self.adapter.tokens, bfloat16=bfloat16), config.kappa)
+        self.sampled = None
+        if config.vocabulary == "sampled" and seen is not None:
+            self.sampled = SampledCrossEntropy(head, seen.to(self.device), config.seed, bfloat16=bfloat16)
         self.dropout = Dropout(config.dropout, config.seed, self.device)
         self.steps_per_epoch = math.ceil(self.train_view.pairs / config.batch_size)
         self.steps = config.epochs * self.steps_per_epoch
@@ -159,7 +164,8 @@ class JointRun:
         config, state = self.config, self.state
         rate = learning_rate_at(state.step, self.steps, config)
         f, targets = f.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
-        losses = self.loss(self.adapter, f, targets, self.dropout.at(state.step))
+        loss = self.loss if self.sampled is None else JointLoss(self.sampled.at(state.step), config.kappa)
+        losses = loss(self.adapter, f, targets, self.dropout.at(state.step))
         total = float(losses.total.detach())
         if not math.isfinite(total):
             raise AdapterError(

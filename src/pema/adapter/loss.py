@@ -42,20 +42,18 @@ class JointLoss:
     The mean of the first term is over pairs and over the d entries of f, as in the published code.
     """
 
-    def __init__(self, head: Head, kappa: float, tokens: Tensor | None = None, *, bfloat16: bool = False) -> None:
-        """Prepare W_hd for training.
+    def __init__(self, cross_entropy: CrossEntropy, kappa: float) -> None:
+        """Combine the two terms.
 
         Args:
-            head: the frozen head.
+            cross_entropy: the second term.
             kappa: weight of the first term.
-            tokens: (V',) the seen vocabulary, or None for all V.
-            bfloat16: multiply matrices in bfloat16.
         """
-        self.kappa, self.bfloat16 = kappa, bfloat16
-        self.cross_entropy = CrossEntropy(head, tokens, bfloat16=bfloat16)
+        self.kappa, self.cross_entropy = kappa, cross_entropy
+        self.bfloat16 = cross_entropy.dtype == torch.bfloat16
 
     def __call__(self, adapter: Adapter, f: Tensor, targets: Tensor, dropout: Dropout | None = None) -> Losses:
-        """The loss of a batch: f (b, d) float32, targets (b,) int64 token ids."""
+        """Return the loss of a batch: f (b, d) float32, targets (b,) int64 token ids."""
         with torch.autocast(f.device.type, torch.bfloat16, enabled=self.bfloat16):
             z = adapter.compress(f, dropout)
             prediction = reconstruction = f.new_zeros(())
@@ -82,7 +80,14 @@ class CrossEntropy:
     def __init__(
         self, head: Head, tokens: Tensor | None = None, *, bfloat16: bool = False, chunk_bytes: int | None = None
     ) -> None:
-        """Bring W_hd into the layout of training; see `JointLoss` for the arguments."""
+        """Bring W_hd into the layout of training.
+
+        Args:
+            head: the frozen head.
+            tokens: (V',) the seen vocabulary, or None for all V.
+            bfloat16: multiply matrices in bfloat16.
+            chunk_bytes: maximum size of the logits that are alive at a time; None chooses it by the device.
+        """
         self.position: Tensor | None = None
         if tokens is not None:
             self.position = tokens.new_full((head.vocabulary_size,), -1)
@@ -127,6 +132,7 @@ class CrossEntropy:
             y = targets[rows, None]
             p = self.logits(h[rows])
             slope = self.slope(p) if dh is not None else None
+            self.weigh(p)
             total += _probabilities(p, y)
             if dh is not None:
                 p.scatter_add_(1, y, p.new_full(y.shape, -1.0))
@@ -162,6 +168,9 @@ class CrossEntropy:
         for start in range(0, self.V, self.piece):
             tokens = slice(start, min(start + self.piece, self.V))
             yield tokens, room[: tokens.stop - start].copy_(self.W_hd[tokens])
+
+    def weigh(self, logits: Tensor) -> None:
+        """Change logits (c, V) in place where a token stands for several; here none does."""
 
     def slope(self, logits: Tensor) -> Tensor | None:
         """Derivative of the soft cap at capped logits: cap tanh(x / cap) has 1 - tanh(x / cap)^2. Shape (c, V)."""

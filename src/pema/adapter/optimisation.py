@@ -118,7 +118,7 @@ def adapter_config(
         rank=config.rank,
         residual=config.residual,
         activation=config.activation,
-        vocabulary=config.vocabulary,
+        vocabulary="seen" if config.vocabulary == "seen" else "full",
         plm=manifest.plm,
         task=manifest.task,
         template=manifest.template,

@@ -21,6 +21,7 @@ _BEST = TrainConfig(
     warmup=0.05,
     decay="cosine",
     epochs=12,
+    vocabulary="auto",
     fit_rank=True,
 )
 
@@ -32,6 +33,7 @@ PRESETS: dict[str, TrainConfig] = {
     PRIVATE: dataclasses.replace(
         _BEST,
         rank=64,
+        vocabulary="full",
         dropout=0.0,
         learning_rate=1e-2,
         weight_decay=0.0,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pema.adapter.checkpoint import Checkpoint, require_same_run
-from pema.adapter.config import TrainConfig
+from pema.adapter.config import PAYS, SAMPLE, TrainConfig
 from pema.adapter.joint import JointRun
 from pema.adapter.module import Adapter
 from pema.adapter.private import train_privately
@@ -48,7 +48,16 @@ def train(
         StorageError: the disk refused, or another process trains in the folder; the last checkpoint stays.
     """
     with exclusive(Path(output)):
-        return _train(memory, config.fitted(memory.d), Path(output), resume, tensorboard)
+        return _train(memory, _suited(config, memory), Path(output), resume, tensorboard)
+
+
+def _suited(config: TrainConfig, memory: Memory) -> TrainConfig:
+    """Return the settings as they are for this memory: its width and its vocabulary."""
+    config, V = config.fitted(memory.d), memory.manifest.plm.vocabulary_size
+    if config.vocabulary not in ("auto", "sampled"):
+        return config
+    small = config.vocabulary == "auto" and V < PAYS * SAMPLE  # whatever is seen: it need not be read
+    return config.with_vocabulary(V, V if small else len(memory.view().targets_seen()))
 
 
 def _train(

@@ -1,0 +1,26 @@
+"""The table of the vocabularies of training, on a PLM whose V is large."""
+
+from __future__ import annotations
+
+from reproduction.lines import read_runs
+from reproduction.paths import RESULTS
+from reproduction.tables.markdown import head, row, signature_of, source
+
+FILE, COMMAND = RESULTS / "vocabulary.jsonl", "python -m reproduction.experiments.vocabulary DATA PLM"
+KINDS = ("sampled", "seen", "full")
+SETS = ("new names", "known names")
+
+
+def vocabulary() -> str:
+    """Return what training cost with each vocabulary, and how good it was."""
+    runs = read_runs(FILE)
+    columns = ["perplexity", "names", "slot errors"]
+    text = head(["vocabulary", "training", *(f"{name}, {of}" for of in SETS for name in columns)])
+    for kind, run in runs.items():
+        cells = [f"`{kind}`", f"{run['processor_seconds']:.0f} s"]
+        for of in SETS:
+            scores = run["scores"][of]
+            cells += [f"{scores['perplexity']:.2f}", f"{scores['names']:.0%}", f"{scores['slot_errors']:.1f} %"]
+        text += row(cells)
+    run = next(iter(runs.values()))
+    return text + "\n" + source(signature_of(run), COMMAND) + "\n"
