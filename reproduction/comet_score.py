@@ -63,7 +63,9 @@ def texts(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     """The sources and references."""
     if args.examples is not None:
         rows = [json.loads(line) for line in read_lines(args.examples)]
-        return [row["source"] for row in rows], [row["target"] for row in rows]
+        return [row["source"] for row in rows], [
+            row["target"] if "target" in row else row["targets"][0] for row in rows
+        ]
     sources, references = read_lines(args.sources), read_lines(args.references)
     aligned(args.sources, sources, references)
     return sources, references

@@ -309,6 +309,17 @@ def test_a_tampered_memory_is_found(run, folder, built):
     assert not (folder / "never").exists()
 
 
+def test_references_may_be_several(run, folder):
+    (folder / "refs.jsonl").write_text('{"targets": ["x", "das Haus"]}\n{"targets": ["ein Hund", "y"]}\n', "utf-8")
+    (folder / "hyp.txt").write_text("das Haus\nein Hund\n", "utf-8")
+    code, out, _ = run(
+        *("evaluate", "--task", "qa", "--hypotheses", "hyp.txt", "--references", "refs.jsonl", "--json"),
+    )
+    assert code == 0
+    assert json.loads(out)["exact_match"]["value"] == 100
+    assert "|n:2|refs:4|" in json.loads(out)["exact_match"]["signature"]
+
+
 def test_formal_and_informal_go_together(run):
     files = ("--hypotheses", "train.de", "--references", "train.de", "--formal", "train.de")
     code, _, err = run("evaluate", "--task", "translation", *files)

@@ -57,6 +57,18 @@ def test_a_whole_one(folder):
     assert made(pema.method, next(pema.candidates())).changes == {"learning_rate": 1e-3}
 
 
+def test_several_targets_are_pairs_in_training_and_references_elsewhere(folder, capsys):
+    rows = '{"source": "a", "targets": ["b", "c"]}\n{"source": "d", "targets": ["e"]}\n'
+    for part in ("train", "dev", "test"):
+        (folder / f"{part}.jsonl").write_text(rows, encoding="utf-8")
+    parts = "\n".join(f'{part} = {{ data = "{part}.jsonl" }}' for part in ("train", "dev", "test"))
+    data = read(folder, WHOLE[: WHOLE.index("train =")] + parts + WHOLE[WHOLE.index("\n[budget]") :]).data
+    assert [(each.source, each.references) for each in data.train] == [("a", ("b",)), ("a", ("c",)), ("d", ("e",))]
+    for part in (data.dev, data.test):
+        assert [(each.source, each.references) for each in part] == [("a", ("b", "c")), ("d", ("e",))]
+    assert f"{folder}/dev.jsonl: 2 examples with 3 targets (source and targets)" in capsys.readouterr().err
+
+
 def test_a_sweep_chooses_at_every_point_of_its_grid(folder):
     text = WHOLE + "choose = { lambda_max = [0.5, 0.7, 0.9] }\n"
     (_, *lines) = read(folder, text, "sweep").lines()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from pema.errors import ConfigError
 from pema.tasks.example import Example, Turn, one_target_each
+from pema.tasks.readers import read_examples
 
 turns = st.builds(Turn, st.sampled_from(["system", "user", "assistant"]), st.text())
 examples = st.builds(
@@ -22,6 +23,17 @@ examples = st.builds(
 def test_an_example_survives_json(example):
     assert Example.of_list(json.loads(json.dumps(example.to_list()))) == example
     assert Example.of_list(replace(example, where="a:1").to_list()) == example
+
+
+@given(st.lists(examples.filter(lambda each: all(text.strip() for text in (each.source, *each.references)))))
+def test_examples_are_read_from_their_rows(given_examples):
+    spoken = [each for each in given_examples if all(turn.content.strip() for turn in each.history)]
+    if spoken:
+        rows = [each.to_row(several=True) for each in spoken]
+        assert [replace(each, where="") for each in read_examples(rows)] == spoken
+    for each in spoken:
+        if not each.alternatives:
+            assert [replace(each, where="data, row 0")] == read_examples([each.to_row()])
 
 
 def test_a_plain_example_is_a_pair():

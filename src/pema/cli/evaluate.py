@@ -13,7 +13,9 @@ from pema.cli.options import AsJSON, TaskName, show
 def evaluate(
     task: TaskName,
     hypotheses: Annotated[Path, typer.Option("--hypotheses", help="Generated texts, one a line.")],
-    references: Annotated[Path, typer.Option("--references", help="Reference texts, one a line.")],
+    references: Annotated[
+        Path, typer.Option("--references", help="Reference texts, one a line, or JSONL with targets.")
+    ],
     formal: Annotated[
         Path | None, typer.Option("--formal", help="Formal references with CoCoA-MT formality marks, for M-ACC.")
     ] = None,
@@ -47,13 +49,13 @@ def evaluate(
     from pema.evaluation.evaluate import evaluate as evaluated
     from pema.evaluation.notation import score_text
     from pema.evaluation.score import score
-    from pema.tasks.readers import read_lines
+    from pema.tasks.readers import read_lines, read_references
     from pema.tasks.registry import get_task
 
     if (formal is None) != (informal is None):
         raise ConfigError("--formal and --informal go together: M-ACC compares the marks of both references.")
     annotated = None if formal is None or informal is None else (read_lines(formal), read_lines(informal))
-    texts = read_lines(hypotheses), read_lines(references)
+    texts = read_lines(hypotheses), read_references(references)
     found = evaluated(
         get_task(task),
         *texts,

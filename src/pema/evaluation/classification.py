@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pema.evaluation.characters import canonical
-from pema.evaluation.score import Array
+from pema.evaluation.score import Array, Reference, all_valid, references_part
 
 QUOTE = "[\"'`´‘’‚‛“”„‟«»‹›「」『』]"
 QUOTED = re.compile(rf"{QUOTE}\s*(.+?)\s*{QUOTE}")
@@ -31,33 +31,37 @@ NORMALISATIONS: tuple[tuple[str, Callable[[str], str]], ...] = (
 
 
 class Accuracy:
-    """Fraction of hypotheses that equal the reference label, 0 to 1.
+    """Fraction of hypotheses that equal the reference label, or one of several, 0 to 1.
 
     Labels are compared in composed letters (NFC) of usual width, with single spaces. Case, enclosing quotation marks
     and final sentence punctuation are ignored, unless they distinguish two of the reference labels; signs and other
     symbols always count.
     """
 
-    def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> Array:
-        """Return (n, 4): whether each is correct, 1, and whether each of `NORMALISATIONS` was applied."""
-        predicted, gold = [_spaced(text) for text in hypotheses], [_spaced(text) for text in references]
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[Reference]) -> Array:
+        """Return (n, 5): correct or not, 1, whether each of `NORMALISATIONS` was applied, number of references."""
+        predicted = [_spaced(text) for text in hypotheses]
+        gold = [tuple(map(_spaced, texts)) for texts in all_valid(references)]
         applied = []
         for _, normalise in NORMALISATIONS:
-            labels = set(gold)
+            labels = {label for texts in gold for label in texts}
             harmless = len({normalise(label) for label in labels}) == len(labels)
             if harmless:
-                predicted, gold = [normalise(text) for text in predicted], [normalise(text) for text in gold]
+                predicted = [normalise(text) for text in predicted]
+                gold = [tuple(map(normalise, texts)) for texts in gold]
             applied.append(float(harmless))
-        return np.array([(a == b, 1.0, *applied) for a, b in zip(predicted, gold, strict=True)], np.float64)
+        pairs = zip(predicted, gold, strict=True)
+        return np.array([(text in texts, 1.0, *applied, len(texts)) for text, texts in pairs], np.float64)
 
     def value(self, totals: Array) -> float:
         """Return the mean over the segments."""
         return float(totals[0] / totals[1])
 
     def signature(self, totals: Array) -> str:
-        """Return the applied normalisations and the number of segments."""
-        applied = [name for (name, _), count in zip(NORMALISATIONS, totals[2:], strict=True) if count]
-        return f"accuracy|norm:{','.join(['nfc', 'width', *applied])}|n:{int(totals[1])}|scale:1"
+        """Return the applied normalisations, the number of segments, and that of references if there are more."""
+        applied = [name for (name, _), count in zip(NORMALISATIONS, totals[2:-1], strict=True) if count]
+        refs = references_part(totals[1], totals[-1])
+        return f"accuracy|norm:{','.join(['nfc', 'width', *applied])}|n:{int(totals[1])}{refs}|scale:1"
 
 
 def accuracy() -> Accuracy:

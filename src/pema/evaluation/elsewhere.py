@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pema.errors import DataError
-from pema.evaluation.score import Array, require_aligned
+from pema.evaluation.score import Array, Reference, all_valid, require_aligned
 from pema.files import read_json
 
 
@@ -55,14 +55,16 @@ class ExternalScores:
         (self.name,), (self._signature,) = metrics, signatures
         self._files = {file.hypotheses: file for file in files}
 
-    def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> Array:
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[Reference]) -> Array:
         """Return (n, 2): the score of each segment, and 1 as its count.
+
+        The other environment scores against one reference, the first of each segment.
 
         Raises:
             DataError: no file scores these hypotheses, or the file scores them against other references.
         """
         file = self._files.get(digest(hypotheses))
-        if file is None or file.references != digest(references):
+        if file is None or file.references != digest([texts[0] for texts in all_valid(references)]):
             what = "hypotheses" if file is None else "references"
             raise DataError(
                 f"{self.name} was computed on other {what} ({', '.join(map(str, self.paths))}): score these again with "

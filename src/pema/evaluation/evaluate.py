@@ -11,7 +11,7 @@ from pema.evaluation.classification import accuracy
 from pema.evaluation.formality import FormalityAccuracy, Matching
 from pema.evaluation.notation import STYLE, is_style
 from pema.evaluation.own_metric import own_metric
-from pema.evaluation.score import Metric, Score, require_aligned, score
+from pema.evaluation.score import Metric, Reference, Score, require_aligned, score
 from pema.evaluation.slots import SlotErrors
 from pema.evaluation.summarisation import rouge
 from pema.evaluation.translation import bleu, chrf
@@ -41,7 +41,7 @@ METRICS: dict[str, Callable[[], Metric]] = {
 def evaluate(
     task: Task,
     hypotheses: Sequence[str],
-    references: Sequence[str],
+    references: Sequence[Reference],
     *,
     sources: Sequence[str] | None = None,
     annotated: tuple[Sequence[str], Sequence[str]] | None = None,
@@ -53,7 +53,7 @@ def evaluate(
     Args:
         task: the task; its metrics are computed unless `metrics` names others.
         hypotheses: one per source.
-        references: aligned with the hypotheses.
+        references: aligned with the hypotheses; for each a text, or several valid ones.
         sources: aligned with the hypotheses; `slot_errors` and `style_improvement` read them.
         annotated: formal and informal references with [F]...[/F] marks; adds `formality_accuracy` to the metrics.
         matching: how annotated phrases match; see `pema.evaluation.formality`.

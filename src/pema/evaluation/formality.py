@@ -27,7 +27,7 @@ import numpy as np
 
 from pema.errors import DataError
 from pema.evaluation.characters import are_unspaced
-from pema.evaluation.score import Array, require_aligned
+from pema.evaluation.score import Array, Reference, require_aligned
 from pema.schema import among
 
 Matching = Literal["tokens", "words", "substring"]
@@ -75,7 +75,7 @@ class FormalityAccuracy:
                 labels.append("formal" if is_formal else "informal")
         return labels
 
-    def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> Array:
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[Reference]) -> Array:
         """Return the one-hot label of each hypothesis, (n, 4); the plain references are not read."""
         labels = self.labels(hypotheses)
         return np.array([[label == each for each in self.LABELS] for label in labels], np.float64)

@@ -1,7 +1,7 @@
 """Metrics of a user's own, named `module:attribute` (see `pema.own`).
 
 The attribute is a function of a hypothesis and its reference that returns a number, whose mean over the texts is the
-metric; or a `Metric`, or a class of metrics that takes no arguments.
+metric (of several references, the highest number counts); or a `Metric`, or a class of metrics that takes no arguments.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from pema.errors import DataError
 
 Array = npt.NDArray[np.float64]
+Reference = str | Sequence[str]
+"""The reference of a segment, or all its valid references."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Score:
 class Metric(Protocol):
     """Corpus metric as a function of summed statistics, so that resamples of a corpus are cheap to score."""
 
-    def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> Array:
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[Reference]) -> Array:
         """Return the statistics of each segment, (n, k)."""
 
     def value(self, totals: Array) -> float:
@@ -57,7 +59,25 @@ def texts_of(metric: Metric, totals: Array, count: int) -> int | None:
     return None if texts == count else texts
 
 
-def score(metric: Metric, hypotheses: Sequence[str], references: Sequence[str]) -> Score:
+def all_valid(references: Sequence[Reference]) -> list[tuple[str, ...]]:
+    """Return the references of each segment.
+
+    Raises:
+        DataError: a segment has none; the message gives its number, counted from 1.
+    """
+    several = [(each,) if isinstance(each, str) else tuple(each) for each in references]
+    for number, texts in enumerate(several, start=1):
+        if not texts:
+            raise DataError(f"segment {number} has no reference: give at least one.")
+    return several
+
+
+def references_part(segments: float, references: float) -> str:
+    """Return the part of a signature that gives the number of references; empty if each segment has one."""
+    return "" if references == segments else f"|refs:{int(references)}"
+
+
+def score(metric: Metric, hypotheses: Sequence[str], references: Sequence[Reference]) -> Score:
     """Score a corpus.
 
     Raises:
@@ -68,7 +88,7 @@ def score(metric: Metric, hypotheses: Sequence[str], references: Sequence[str]) 
     return Score(metric.value(totals), metric.signature(totals), texts_of(metric, totals, len(hypotheses)))
 
 
-def require_aligned(**texts: Sequence[str]) -> None:
+def require_aligned(**texts: Sequence[Reference]) -> None:
     """Check that lists have equal lengths and are not empty.
 
     Raises:

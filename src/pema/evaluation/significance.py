@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pema.errors import ConfigError
-from pema.evaluation.score import Array, Metric, Score, require_aligned, texts_of
+from pema.evaluation.score import Array, Metric, Reference, Score, require_aligned, texts_of
 
 SAMPLES = 1000
 SEED = 12345
@@ -43,7 +43,7 @@ def paired_bootstrap(
     metric: Metric,
     baseline: Sequence[str],
     system: Sequence[str],
-    references: Sequence[str],
+    references: Sequence[Reference],
     *,
     samples: int = SAMPLES,
     seed: int = SEED,
@@ -114,7 +114,7 @@ class Difference:
 def compare_means(
     metric: Metric,
     systems: Mapping[str, Sequence[Sequence[str]]],
-    references: Sequence[str],
+    references: Sequence[Reference],
     against: Sequence[str],
     *,
     samples: int = SAMPLES,

@@ -25,7 +25,7 @@ import numpy as np
 
 from pema.errors import ConfigError, DataError
 from pema.evaluation.restaurants import GENERIC, NAMES, SLOTS, SUBJECTS, level
-from pema.evaluation.score import Array, require_aligned
+from pema.evaluation.score import Array, Reference, require_aligned
 
 RECORD = re.compile(r"\s*([^,\[\]]*[^,\[\]\s])\s*\[([^\[\]]*)\]\s*(?:,|$)")
 NAME, NEAR = "name", "near"
@@ -49,7 +49,7 @@ class SlotErrors:
             raise ConfigError("slot_errors compares texts with their input records: give the sources.")
         self._records = [record(source, f"source {number}") for number, source in enumerate(sources, start=1)]
 
-    def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> Array:
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[Reference]) -> Array:
         """Return (n, 5): the errors of each kind and the slots of each record; the references are not read."""
         require_aligned(hypotheses=hypotheses, sources=[""] * len(self._records))
         rows = []

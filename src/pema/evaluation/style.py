@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from pema.console import note
 from pema.errors import ConfigError
 from pema.evaluation.notation import STYLE
-from pema.evaluation.score import Array, require_aligned
+from pema.evaluation.score import Array, Reference, require_aligned
 from pema.owner.loading import NO_LIMIT, load_as, max_length, name_of
 from pema.owner.sources.names import resolve
 from pema.owner.weights import fingerprint
@@ -118,7 +118,7 @@ class Style:
         self.measure, self.classifier, self.sources = measure, classifier, sources
         self.index = classifier.label_index(label)
 
-    def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> Array:
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[Reference]) -> Array:
         """Return (n, 2): the measure of each segment, and 1 as its count."""
         p = self.classifier.probabilities(hypotheses)
         values = p[:, self.index]

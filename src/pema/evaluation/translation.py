@@ -12,7 +12,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from pema.console import note
 from pema.errors import ConfigError
 from pema.evaluation.characters import HAN, KANA, are_unspaced
-from pema.evaluation.score import Array
+from pema.evaluation.score import Array, Reference, all_valid
 from pema.schema import among
 
 BY_SPACES = ("13a", "intl", "none")
@@ -38,10 +38,16 @@ class Bleu:
         self._given = tokenizer
         self._bleu = _sacrebleu(tokenizer or DEFAULT)
 
-    def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> Array:
-        """Return (n, 10): for each segment the matched and all n-grams, n = 1 to 4, and both lengths."""
-        _say_composition(hypotheses, references)
-        suited = suited_tokenizer(references)
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[Reference]) -> Array:
+        """Return (n, 10): for each segment the matched and all n-grams, n = 1 to 4, and both lengths.
+
+        An n-gram of several references matches as often as in the one that contains most of it, and the reference
+        length is the one closest to the hypothesis (Papineni et al. 2002).
+        """
+        several = all_valid(references)
+        texts = [text for each in several for text in each]
+        _say_composition(hypotheses, texts)
+        suited = suited_tokenizer(texts)
         if self._given is None:
             self._bleu = _sacrebleu(suited)
         elif self._given in BY_SPACES and suited != DEFAULT:
@@ -49,7 +55,11 @@ class Bleu:
                 f"bleu:{self._given} splits words at spaces, but most letters of the references belong to a script "
                 f"without spaces: use bleu:{suited}."
             )
-        scores = [self._bleu.corpus_score([each], [[gold]]) for each, gold in zip(hypotheses, references, strict=True)]
+        scores = [
+            self._bleu.corpus_score([text], [[each] for each in gold])
+            for text, gold in zip(hypotheses, several, strict=True)
+        ]
+        self._bleu.num_refs = _count(several)
         return np.array([(*s.counts, *s.totals, s.sys_len, s.ref_len) for s in scores], np.float64)
 
     def value(self, totals: Array) -> float:
@@ -71,16 +81,28 @@ class Chrf:
     ORDER = CHRF.CHAR_ORDER
     BETA = CHRF.BETA
 
-    def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> Array:
-        """Return (n, 18): for each order the n-grams of the hypothesis, of the reference and of both."""
-        _say_composition(hypotheses, references)
-        return np.array(
+    def __init__(self) -> None:
+        """Set the signature to one reference per segment."""
+        self._chrf = _signed(CHRF())
+
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[Reference]) -> Array:
+        """Return (n, 18): for each order the n-grams of the hypothesis, of the reference and of both.
+
+        Of several references, the one with the highest score for the segment counts, as in sacreBLEU.
+        """
+        several = all_valid(references)
+        _say_composition(hypotheses, [text for each in several for text in each])
+        self._chrf.num_refs = _count(several)
+        return np.stack(
             [
-                [count for n in range(1, self.ORDER + 1) for count in _shared(_unspaced(text), _unspaced(gold), n)]
-                for text, gold in zip(hypotheses, references, strict=True)
-            ],
-            np.float64,
+                max((self._counts(text, each) for each in gold), key=None if len(gold) == 1 else self.value)
+                for text, gold in zip(hypotheses, several, strict=True)
+            ]
         )
+
+    def _counts(self, text: str, gold: str) -> Array:
+        orders = range(1, self.ORDER + 1)
+        return np.array([count for n in orders for count in _shared(_unspaced(text), _unspaced(gold), n)], np.float64)
 
     def value(self, totals: Array) -> float:
         """Return the corpus score of summed counts."""
@@ -94,7 +116,7 @@ class Chrf:
 
     def signature(self, totals: Array) -> str:
         """Return sacreBLEU's own signature."""
-        return f"chrF2|{_signed(CHRF()).get_signature()}"
+        return f"chrF2|{self._chrf.get_signature()}"
 
 
 def bleu(tokenizer: str | None = None) -> Bleu:
@@ -141,6 +163,12 @@ def _signed(metric: BLEU | CHRF) -> BLEU | CHRF:
     """Set the number of references of a sacreBLEU metric to one, which its signature gives, and return the metric."""
     metric.corpus_score([""], [[""]])
     return metric
+
+
+def _count(references: Sequence[Sequence[str]]) -> int:
+    """Return the number of references of every segment as sacreBLEU's signature takes it: -1 if it varies."""
+    counts = {len(each) for each in references}
+    return counts.pop() if len(counts) == 1 else -1
 
 
 def _unspaced(text: str) -> str:

@@ -139,7 +139,7 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
     scores = evaluate(
         experiment.task,
         generated.texts,
-        [example.target for example in test],
+        [example.references for example in test],
         sources=sources,
         annotated=experiment.data.annotated.get("test"),
         metrics=experiment.metrics,

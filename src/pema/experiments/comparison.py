@@ -11,7 +11,7 @@ from typing import Literal
 from pema.console import note
 from pema.evaluation.elsewhere import ExternalScores
 from pema.evaluation.evaluate import get_metric
-from pema.evaluation.score import Array, Metric, Selective
+from pema.evaluation.score import Array, Metric, Reference, Selective
 from pema.evaluation.significance import SAMPLES, SEED, compare_means
 from pema.experiments.experiment import PLM, Experiment
 from pema.experiments.layout import COMET, COMPARISON
@@ -39,7 +39,7 @@ class Comparisons:
         data = experiment.data
         self._folder, self._experiment = folder, experiment
         self._sources = [example.source for example in data.test]
-        self._references = [example.target for example in data.test]
+        self._references = [example.references for example in data.test]
         annotated = data.annotated.get("test")
         self._metrics: dict[str, Metric] = {
             name: _Remembered(get_metric(name, annotated, sources=self._sources), len(data.test))
@@ -131,7 +131,7 @@ class _Remembered:
         self._metric, self._count = metric, count
         self._statistics: dict[str, Array] = {}
 
-    def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> Array:
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[Reference]) -> Array:
         key = digest({"hypotheses": list(hypotheses), "references": list(references)})
         if key not in self._statistics:
             self._statistics[key] = self._metric.statistics(hypotheses, references)

@@ -16,7 +16,7 @@ from pema.experiments.description import DataTable, ExperimentFile, GyafcFiles, 
 from pema.experiments.experiment import Entry, Experiment, Kind
 from pema.methods.registry import get_method, require_method
 from pema.schema import from_json
-from pema.tasks.example import Example
+from pema.tasks.example import Example, one_target_each
 from pema.tasks.frames import HUB
 from pema.tasks.gyafc import read_gyafc
 from pema.tasks.readers import read, read_lines
@@ -114,7 +114,8 @@ def _data(table: DataTable, task: str, root: Path) -> Data:
         examples[part] = tuple(_examples(files, root))
         if files.formal is not None and files.informal is not None:
             annotated[part] = (read_lines(root / files.formal), read_lines(root / files.informal))
-    return Data(table.name, task, examples["train"], examples["dev"], examples["test"], annotated)
+    train = tuple(one_target_each(examples["train"]))
+    return Data(table.name, task, train, examples["dev"], examples["test"], annotated)
 
 
 def _examples(files: TextFiles, root: Path) -> list[Example]:

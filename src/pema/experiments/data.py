@@ -24,7 +24,7 @@ class Data:
     Attributes:
         name: what the data are called in results.
         task: name of the task.
-        train: examples that the memory is built from; `pema train` takes its held-out part from these.
+        train: examples that the memory is built from, one target each; `pema train` takes its held-out part from these.
         dev: examples that settings are chosen on.
         test: examples that are reported.
         annotated: formal and informal references with [F]...[/F] marks for (dev, test), each None where there are none.

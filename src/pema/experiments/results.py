@@ -68,5 +68,6 @@ def write_experiment(folder: Path, experiment: Experiment, plm: Mapping[str, Any
     about = ExperimentFacts(**common, data=facts, runs=runs, signature=Signature(**signature(config, None)))
     write_json(folder / EXPERIMENT, about.to_dict())
     with writing(folder / TEST) as temporary:
-        lines = (json.dumps({"source": e.source, "target": e.target}, ensure_ascii=False) for e in data.test)
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        several = any(example.alternatives for example in data.test)
+        rows = (json.dumps(example.to_row(several=several), ensure_ascii=False) for example in data.test)
+        temporary.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from pema.schema import require
@@ -60,6 +60,11 @@ class Example:
         if self.history or self.alternatives:
             values += [list(self.alternatives), [[turn.role, turn.content] for turn in self.history]]
         return values
+
+    def to_row(self, *, several: bool = False) -> dict[str, Any]:
+        """Return a row that `read_examples` reads; with `several`, its targets are a list."""
+        row = {"source": self.source} | ({"targets": list(self.references)} if several else {"target": self.target})
+        return row | ({"history": [asdict(turn) for turn in self.history]} if self.history else {})
 
     @classmethod
     def of_list(cls, values: Sequence[Any]) -> Example:
