@@ -14,7 +14,14 @@ from pema.adapter.presets import preset
 from pema.adapter.task import require_task, task_of
 from pema.adapter.training import train
 from pema.errors import ConfigError
-from pema.generation.decoding import GeneratedTexts, adapters_task, draw, generate_counted, schedule_of
+from pema.generation.config import with_own_ending
+from pema.generation.decoding import (
+    GeneratedTexts,
+    adapters_task,
+    decode,
+    generate_counted,
+    schedule_of,
+)
 from pema.generation.plugin import AttachedAdapter, attach
 from pema.memory.build import build_memory
 from pema.memory.config import BuildConfig
@@ -182,7 +189,8 @@ class PLM:
         if self.generator is not self.model:
             return generate_counted(self, used.adapter, sources, chosen, used.schedule, **settings)
         task = require_task(used.adapter.config, chosen or adapters_task(used.adapter), self.tokenizer)
-        return draw(self, sources, task, used.attached.inputs, **settings)
+        settings = with_own_ending(used.adapter.config, settings)
+        return decode(self, self.generator, sources, task, used.attached.inputs, **settings)
 
     @property
     def description(self) -> PLMDescription:

@@ -36,6 +36,9 @@ MANY = 12
 HUGE = 1e6
 """Limits from here on only exclude absurd values, and are omitted in help texts."""
 
+NOT_EMPTY = "(?s).+"
+"""Pattern of a text that is not empty."""
+
 _FORMS = {int: "INTEGER", float: "NUMBER", bool: "true|false", Path: "PATH"}
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "an object"}
@@ -358,6 +361,8 @@ def _text(name: str, value: str, limits: Mapping[str, Any]) -> None:
         for char in value
     ):
         raise ConfigError(f"{name}={short(value)} contains control characters: remove them.")
+    if limits.get("pattern") == NOT_EMPTY and not value:
+        raise ConfigError(f"{name}='' is empty: give a text, or leave it out.")
     if "pattern" in limits and not re.fullmatch(limits["pattern"], value):
         raise ConfigError(f"{name}={short(value)} does not match the pattern {limits['pattern']}.")
 

@@ -5,8 +5,9 @@ from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
 from pema.adapter.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.errors import ConfigError, DataError, MismatchError
-from pema.generation.decoding import generate, generate_counted, one_line, text_of
+from pema.generation.decoding import generate, generate_counted
 from pema.generation.plugin import attach
+from pema.generation.texts import text_of
 from pema.owner.causal_lm import OUTPUT_NAME, state_of
 from pema.owner.session_model import SessionModel
 from pema.tasks.registry import Task
@@ -140,9 +141,10 @@ def test_the_text_is_that_of_the_tokens(plm):
         plm.tokenizer.clean_up_tokenization_spaces = False
 
 
-def test_one_line():
-    assert one_line(" Das Haus\nist\r\n\n klein. \u2028") == "Das Haus ist klein."
-    assert one_line("\n") == ""
+def test_lines_stay_as_they_are(plm):
+    tokens = plm.tokenizer(" Das Haus\n\n  ist\tklein.\n", add_special_tokens=False)["input_ids"]
+    assert text_of(plm.tokenizer, tokens, cut=False) == "Das Haus\n\n  ist\tklein."
+    assert text_of(plm.tokenizer, plm.tokenizer("\n", add_special_tokens=False)["input_ids"], cut=False) == ""
 
 
 def test_the_model_is_left_as_it_was(plm):

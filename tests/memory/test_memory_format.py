@@ -73,6 +73,7 @@ def test_the_manifest_is_as_the_page_says(tmp_path):
     for example in examples:
         for part in (example.source.encode(), example.target.encode()):
             digest.update(len(part).to_bytes(8, "little") + part)
+    assert list(values["inputs"][0].pop("statistics")) == ["longest", "common", "line_breaks"]
     assert values["inputs"] == [{"sha256": digest.hexdigest(), "examples": 20, "examples_per_shard": 8}]
     for entry in (*values["head"], *values["shards"]):
         data = (tmp_path / "m" / entry["file"]).read_bytes()

@@ -11,7 +11,7 @@ from tests.tiny import EOS, build_model, build_tokenizer
 from transformers import GenerationConfig
 
 from pema.errors import AdapterError, ConfigError, DataError
-from pema.generation.decoding import text_of
+from pema.generation.texts import text_of
 from pema.methods.peft_methods import FILE, IA3, LoRA, PrefixTuning
 from pema.methods.plm_alone import PLMAlone
 from pema.owner.local import LocalPLM

@@ -56,6 +56,8 @@ def card(config: AdapterConfig) -> str:
         f"| prompts | {_prompts(config)} |",
         f"| contexts | {config.contexts or 'not recorded'} |",
         f"| schedule of the mixture weight | {_schedule(config)} |",
+        f"| maximum output length | {config.max_new_tokens or '2 SL + 16'} tokens |",
+        f"| stop strings | {', '.join(f'`{json.dumps(each)}`' for each in config.stop) or 'none'} |",
         f"| adapter | {equation}, r = {config.rank}, d = {config.d}, {config.vocabulary} vocabulary |",
     ]
     if config.plm:

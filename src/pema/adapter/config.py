@@ -12,7 +12,7 @@ from pema.adapter.schedule import Fitted, NamedSchedule, get_schedule, suited
 from pema.console import note
 from pema.errors import ConfigError
 from pema.owner.contract import Contexts, PLMDescription, Tap
-from pema.schema import SEED, check, documented, from_json, option, require, short
+from pema.schema import NOT_EMPTY, SEED, check, documented, from_json, option, require, short
 
 Activation = Literal["none", "gelu"]
 Vocabulary = Literal["full", "seen"]
@@ -28,6 +28,9 @@ WIDEST = 1 << 20
 
 MOST = 1_000_000
 """Most epochs, and steps between lines of the log or checkpoints."""
+
+LONGEST_TEXT = (1 << 31) - 1
+"""Maximum number of tokens of a text."""
 
 LARGEST = 1e38
 """Largest learning rate: what float32 holds. Training with one that is too large ends where it diverges."""
@@ -258,6 +261,15 @@ class AdapterConfig:
         None, "The mixture weight's course where none is named; None is the one that suits the contexts."
     )
     fitted: Fitted | None = option(None, "The schedule that training fitted to the held-out pairs.")
+    max_new_tokens: int | None = option(
+        None,
+        "Maximum output length in tokens if none is given, from the training targets; None: 2 SL + 16.",
+        least=1,
+        most=LONGEST_TEXT,
+    )
+    stop: tuple[str, ...] = option(
+        (), "Strings that end a text if none are given: a line break if no target contains one.", pattern=NOT_EMPTY
+    )
     training: Mapping[str, Any] = dataclasses.field(
         default_factory=dict, metadata={"help": "Settings, figures and signature of the training."}
     )
@@ -281,6 +293,7 @@ class AdapterConfig:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for name in ("plm", "schedule", "fitted"):
             values[name] = values[name] and values[name].to_dict()
+        values["stop"] = list(self.stop)
         return values | {"training": dict(self.training)}
 
     @classmethod

@@ -112,6 +112,8 @@ def adapter_config(
         fitted: the schedule that was fitted to the held-out pairs.
     """
     manifest = memory.manifest
+    # Under differential privacy nothing is read off the targets without noise, their lengths included.
+    statistics = manifest.statistics if config.dp_epsilon is None else None
     return AdapterConfig(
         d=memory.d,
         vocabulary_size=manifest.plm.vocabulary_size,
@@ -127,4 +129,6 @@ def adapter_config(
         contexts=manifest.contexts,
         fitted=fitted,
         training=training or {},
+        max_new_tokens=statistics.max_new_tokens if statistics else None,
+        stop=statistics.stop if statistics else (),
     )

@@ -12,9 +12,11 @@ from pema.cli.options import AsJSON, TaskName, show
 
 def evaluate(
     task: TaskName,
-    hypotheses: Annotated[Path, typer.Option("--hypotheses", help="Generated texts, one a line.")],
+    hypotheses: Annotated[
+        Path, typer.Option("--hypotheses", help="Generated texts, one per line, or JSONL with the field `text`.")
+    ],
     references: Annotated[
-        Path, typer.Option("--references", help="Reference texts, one a line, or JSONL with targets.")
+        Path, typer.Option("--references", help="Reference texts, one per line, or JSONL with targets.")
     ],
     formal: Annotated[
         Path | None, typer.Option("--formal", help="Formal references with CoCoA-MT formality marks, for M-ACC.")
@@ -32,7 +34,11 @@ def evaluate(
         ),
     ] = None,
     sources: Annotated[
-        Path | None, typer.Option("--sources", help="Source texts, one a line, for slot_errors and style_improvement.")
+        Path | None,
+        typer.Option(
+            "--sources",
+            help="Source texts for slot_errors and style_improvement, one per line; in .jsonl the field `source`.",
+        ),
     ] = None,
     scores: Annotated[
         list[Path] | None,
@@ -48,6 +54,7 @@ def evaluate(
     from pema.evaluation.elsewhere import ExternalScores
     from pema.evaluation.evaluate import evaluate as evaluated
     from pema.evaluation.notation import score_text
+    from pema.evaluation.outputs import read_hypotheses
     from pema.evaluation.score import score
     from pema.tasks.readers import read_lines, read_references
     from pema.tasks.registry import get_task
@@ -55,11 +62,11 @@ def evaluate(
     if (formal is None) != (informal is None):
         raise ConfigError("--formal and --informal go together: M-ACC compares the marks of both references.")
     annotated = None if formal is None or informal is None else (read_lines(formal), read_lines(informal))
-    texts = read_lines(hypotheses), read_references(references)
+    texts = read_hypotheses(hypotheses), read_references(references)
     found = evaluated(
         get_task(task),
         *texts,
-        sources=None if sources is None else read_lines(sources),
+        sources=None if sources is None else read_hypotheses(sources, "source"),
         annotated=annotated,
         metrics=metrics or None,
     )

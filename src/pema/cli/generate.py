@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,11 +20,15 @@ from pema.cli.options import (
     show,
 )
 from pema.cli.settings import Options, declared
-from pema.generation.config import GenerateConfig
+from pema.errors import ConfigError
+from pema.generation.config import GenerateConfig, with_own_ending
+
+if TYPE_CHECKING:
+    from pema.tasks.example import Example
 
 GENERATING = Options(
     GenerateConfig,
-    ("schedule", "lambda_max", "batch_size", "num_beams", "max_new_tokens"),
+    ("schedule", "lambda_max", "batch_size", "num_beams", "max_new_tokens", "stop"),
     rest=True,
     further="and settings of transformers' generate, such as temperature",
 )
@@ -33,11 +38,31 @@ GENERATING = Options(
 def generate(
     adapter: Annotated[Path, typer.Argument(help="Folder or hub name of the adapter.", metavar="ADAPTER")],
     plm: PLMName,
-    inputs: Annotated[Path, typer.Option("--input", help="Source texts, one a line.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where the texts go, one a line, in the same order.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Output file, in the order of the sources: one text per line, or (.jsonl) one JSON object per line, "
+            "which keeps texts of several lines.",
+        ),
+    ],
     settings: dict[str, Any],
     loaded: dict[str, Any],
-    no_adapter: Annotated[bool, typer.Option("--no-adapter", help="The PLM alone, for comparison.")] = False,
+    inputs: Annotated[Path | None, typer.Option("--input", help="Source texts, one per line.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Sources, as `pema build` reads examples: JSONL, CSV, ...; no target is needed."),
+    ] = None,
+    source_field: Annotated[
+        str | None, typer.Option("--source-field", help="Column of --data with the source, if not `source`.")
+    ] = None,
+    no_adapter: Annotated[
+        bool,
+        typer.Option(
+            "--no-adapter", help="The PLM alone, for comparison; with the adapter's task, token limit and stop strings."
+        ),
+    ] = False,
     task: OwnTaskName = None,
     template: TemplateText = None,
     chat: OwnChatPrompts = None,
@@ -50,28 +75,48 @@ def generate(
     """
     from pema.adapter.store import read_config
     from pema.adapter.task import require_task, task_of
-    from pema.tasks.readers import read_lines
-    from pema.tasks.registry import get_task
+    from pema.evaluation.outputs import require_writable, write_hypotheses
 
     GenerateConfig.split(settings)
-    sources = read_lines(inputs)
-    config = None if no_adapter and task is not None else read_config(adapter)
-    chosen = (
-        get_task(task or "", template, chat=chat, system=system)
-        if config is None
-        else task_of(config, task, template, chat=chat, system=system)
-    )
-    if config is not None and not no_adapter:
+    require_writable(output)
+    sources = _sources(inputs, data, source_field)
+    config = read_config(adapter)
+    chosen = task_of(config, task, template, chat=chat, system=system)
+    if not no_adapter:
         require_task(config, chosen)
         config.choose_schedule(settings.get("schedule"), settings.get("lambda_max"))
         loaded["tap"] = config.tap
+    settings = with_own_ending(config, settings)
 
     from pema.adapter.module import Adapter
-    from pema.evaluation.outputs import write_hypotheses
     from pema.generation.decoding import generate_counted
     from pema.owner.opening import open_plm
 
     used = None if no_adapter else Adapter.from_pretrained(adapter)
     result = generate_counted(open_plm(plm, **loaded), used, sources, chosen, **settings)
-    write_hypotheses(output, result.texts)
-    show({"output": str(output), "lines": len(result.texts), "cut": result.cut}, as_json)
+    details = [
+        {"source": each if isinstance(each, str) else each.source, "finish_reason": reason}
+        for each, reason in zip(sources, result.finish_reasons, strict=True)
+    ]
+    write_hypotheses(output, result.texts, details)
+    ending = {"max_new_tokens": settings["max_new_tokens"] or "2 SL + 16", "stop": list(settings["stop"])}
+    counts = {"lines": len(sources), "cut": result.cut, "stopped": result.stopped}
+    show({"output": str(output), **counts, **ending}, as_json)
+
+
+def _sources(inputs: Path | None, data: str | None, source_field: str | None) -> Sequence[str | Example]:
+    """Read the sources from one of the two options.
+
+    Raises:
+        ConfigError: neither or both are given, or `--input` names a file that is not one text per line.
+    """
+    from pema.evaluation.outputs import is_json_lines
+    from pema.tasks.readers import read_lines, read_sources
+
+    if (inputs is None) == (data is None):
+        raise ConfigError("give the sources once: --input (a text file, one per line) or --data (JSONL, TSV, ...).")
+    if inputs is not None:
+        if is_json_lines(inputs):
+            raise ConfigError(f"--input reads one text per line: give --data {inputs}.")
+        return read_lines(inputs)
+    return read_sources(data, source_field)

@@ -23,7 +23,7 @@ from pema.generation.config import GenerateConfig
 
 
 @declared(
-    settings=Options(GenerateConfig, ("schedule", "lambda_max", "max_new_tokens")),
+    settings=Options(GenerateConfig, ("schedule", "lambda_max", "max_new_tokens", "stop")),
     loaded=loading(*FURTHER),
 )
 def inspect(
@@ -52,7 +52,7 @@ def inspect(
     config = read_config(adapter)
     chosen = task_of(config, task, template, chat=chat, system=system)
     require_task(config, chosen)
-    most = settings.pop("max_new_tokens", None)
+    ending = {name: settings.get(name) for name in ("max_new_tokens", "stop")}
     mixture = config.choose_schedule(settings.get("schedule"), settings.get("lambda_max"))
 
     from pema.adapter.module import Adapter
@@ -61,5 +61,5 @@ def inspect(
 
     own = Adapter.from_pretrained(adapter)
     owner = open_plm(plm, tap=config.tap, **loaded)
-    result = write_inspection(output, owner, own, text, chosen, mixture, reference=reference, max_new_tokens=most)
+    result = write_inspection(output, owner, own, text, chosen, mixture, reference=reference, **ending)
     show({"output": str(output), "text": result.output, "tokens": len(result.steps)}, as_json)

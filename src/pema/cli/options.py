@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pema.cli.settings import Options
+from pema.cli.settings import Options, with_line_breaks
 from pema.console import printable, stdout
 from pema.owner.config import LoadConfig
 from pema.schema import SEED, require
@@ -25,7 +25,13 @@ PLMName = Annotated[
 TaskName = Annotated[str, typer.Option("--task", help="translation, style, summarisation, qa or classification.")]
 OwnTaskName = Annotated[str | None, typer.Option("--task", help="The adapter's task; default: what it records.")]
 TemplateText = Annotated[
-    str | None, typer.Option("--template", help="Prompt with {source} in it, instead of the task's own.")
+    str | None,
+    typer.Option(
+        "--template",
+        help="Prompt with {source} in it, instead of the task's own; \\n stands for a line break.",
+        parser=with_line_breaks,
+        metavar="TEXT",
+    ),
 ]
 ChatPrompts = Annotated[
     bool | None,

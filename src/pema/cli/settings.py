@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from pema.errors import ConfigError
-from pema.schema import Field, among, fields_of, parse, short
+from pema.schema import Field, among, fields_of, parse, require, short
 
 SET = "set_"
 
@@ -56,6 +57,10 @@ class Options:
         if each.hint is bool:
             option = typer.Option(f"{flag}/--no-{flag[2:]}", help=text, show_default=False)
             return _parameter(self.argument(name), Annotated[bool | None, option], None)
+        if each.form() == "LIST":
+            text += " May be repeated; \\n stands for a line break, and '' alone for an empty list."
+            option = typer.Option(flag, help=text, metavar="TEXT", show_default=False)
+            return _parameter(self.argument(name), Annotated[list[str] | None, option], None)
         option = typer.Option(flag, help=text, metavar=each.form(), show_default=False)
         return _parameter(self.argument(name), Annotated[str | None, option], None)
 
@@ -81,6 +86,9 @@ class Options:
             typed, each = given.pop(self.argument(name)), self.fields()[name]
             if isinstance(typed, str):
                 values[name] = parse(self.flag(name), typed, each.hint, **each.limits)
+            elif isinstance(typed, list):
+                items = [] if typed == [""] else [with_line_breaks(item) for item in typed]
+                values[name] = require(self.flag(name), items, each.hint, **each.limits)
             elif typed is not None:
                 values[name] = typed
         for pair in (given.pop(SET) or []) if self.rest else []:
@@ -102,6 +110,11 @@ class Options:
             return json.loads(text)
         except ValueError:
             return text
+
+
+def with_line_breaks(text: str) -> str:
+    r"""Turn `\n`, typed as two characters, into a line break; `\\n` remains a backslash and an n."""
+    return re.sub(r"\\?\\n", lambda match: "\n" if len(match[0]) == 2 else r"\n", text)
 
 
 def declared(**groups: Options) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -1,21 +1,91 @@
-"""Hypothesis files, aligned with their inputs."""
+"""Hypotheses on the disk, aligned with their inputs: one per line of a text file, or one JSON object per line."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from pema.files import writing
+from pema.console import note
+from pema.errors import ConfigError, DataError
+from pema.files import parse_json, writing
+from pema.schema import short
+from pema.tasks.lines import stem, text_lines
+from pema.tasks.readers import read_lines
+
+JSON_LINES = (".jsonl", ".ndjson")
+TEXT = "text"
+"""Field of a hypothesis in JSON Lines."""
+
+OTHER = (".json", ".tsv", ".tab", ".csv", ".parquet", ".gz", ".bz2", ".xz")
+"""Endings of formats that are not written."""
+
+LINE_ENDS = re.compile("[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+"""The characters at which readers of any kind end a line."""
 
 
-def write_hypotheses(path: Path, hypotheses: Sequence[str]) -> None:
-    """Write one hypothesis per line, in UTF-8, atomically.
+def is_json_lines(path: Path) -> bool:
+    """Return whether the name of a file says that it contains one JSON object per line."""
+    return stem(path).endswith(JSON_LINES)
 
-    Line separators of any kind (line feeds, U+2028 and similar) inside a hypothesis become spaces, so line i of the
-    file belongs to line i of the input. `pema.tasks.readers.read_lines` reads the file back.
+
+def require_writable(path: Path) -> None:
+    """Refuse the name of an output whose format is not written.
+
+    Raises:
+        ConfigError: the name ends like another format.
+    """
+    if path.name.lower().endswith(OTHER):
+        raise ConfigError(f"{path}: outputs are text (one per line) or JSON Lines: name it .txt or .jsonl.")
+
+
+def write_hypotheses(path: Path, hypotheses: Iterable[str], details: Sequence[Mapping[str, Any]] | None = None) -> None:
+    r"""Write hypotheses in UTF-8, atomically: line i belongs to input i.
+
+    To a file in JSON Lines (`.jsonl`, `.ndjson`) each is an object with the field `text`, and texts of several lines
+    stay so. In any other file each is a line, and line breaks of any kind (U+2028 and similar ones too) are written as
+    escape sequences (`\n`), which a note reports. `read_hypotheses` reads both.
+
+    Args:
+        path: the file.
+        hypotheses: the texts.
+        details: further fields of each object, in front of `text`.
 
     Raises:
         StorageError: writing failed; an existing file is unchanged.
     """
+    escaped = 0
     with writing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(" ".join(hypothesis.splitlines()) + "\n" for hypothesis in hypotheses)
+        for i, text in enumerate(hypotheses):
+            if is_json_lines(path):
+                row = {**(details[i] if details else {}), TEXT: text}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                continue
+            line = LINE_ENDS.sub(lambda match: repr(match[0])[1:-1], text)
+            escaped += line != text
+            file.write(line + "\n")
+    if escaped:
+        note(
+            rf"{path}: line breaks are written as \n in {escaped:,} texts of several lines: name the file .jsonl to "
+            "keep them."
+        )
+
+
+def read_hypotheses(path: Path, field: str = TEXT) -> list[str]:
+    """Read one text per line: a field of each object of a file in JSON Lines, or each line of a text file.
+
+    Raises:
+        DataError: the file is missing, empty or malformed.
+    """
+    if not is_json_lines(path):
+        return read_lines(path)
+    texts = []
+    for number, line in text_lines(path):
+        where = f"{path}:{number}"
+        text = parse_json(line.encode(), where).get(field)
+        if not isinstance(text, str):
+            raise DataError(f"{where}: no text in the field {field!r}: {short(line)}.")
+        texts.append(text)
+    return texts

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
 from transformers import GenerationConfig
 
 from pema.adapter.schedule import NoAdapter, Schedule
 from pema.adapter.task import require_task, task_of
 from pema.console import note, progress
 from pema.errors import ConfigError, DataError, PemaError
-from pema.generation.config import GenerateConfig
+from pema.generation.config import GenerateConfig, with_own_ending
 from pema.generation.plugin import attach
-from pema.generation.settings import ARGUMENTS, OF_THE_HISTORY, STOPS, check, without_own_settings
+from pema.generation.settings import ARGUMENTS, OF_THE_HISTORY, check, without_own_settings
+from pema.generation.texts import FinishReason, StopStrings, TokenLimits, stopped, text_of
 from pema.owner.positions import PositionEncoding
 from pema.schema import require
 from pema.tasks.example import Example
@@ -28,13 +27,10 @@ from pema.tasks.registry import Task
 from pema.tasks.template import EncodedExample
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from pema.adapter.module import Adapter
     from pema.owner.contract import PLM
-
-HALF = re.compile("[\ufffd\u200d]+$")
-"""Remainder of a truncated character: invalid bytes, or a joiner with nothing after it."""
 
 Inputs = Callable[[list[int]], AbstractContextManager[object]]
 """Builds the context manager around the model's call for a batch, given SL of each of its inputs."""
@@ -42,17 +38,27 @@ Inputs = Callable[[list[int]], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class GeneratedTexts:
-    """Texts generated for a list of sources, with counts.
+    """Texts generated for a list of sources, and how they ended.
 
     Attributes:
-        texts: one line of text per source, in the order of the sources.
-        tokens: number of generated tokens, end-of-sequence included.
-        cut: number of texts that ended at their token limit and not by the PLM's choice.
+        texts: one text per source, in the order of the sources; it may have several lines.
+        tokens: number of generated tokens, with those that ended a text (end of sequence, stop strings).
+        finish_reasons: why each text ended.
     """
 
     texts: list[str]
     tokens: int
-    cut: int
+    finish_reasons: list[FinishReason]
+
+    @property
+    def cut(self) -> int:
+        """Number of texts that ended at their token limit and not by the PLM's choice."""
+        return self.finish_reasons.count("length")
+
+    @property
+    def stopped(self) -> int:
+        """Number of texts that ended at a stop string."""
+        return self.finish_reasons.count("stop_string")
 
 
 def generate(
@@ -79,11 +85,12 @@ def generate(
         schedule: the adapter's weight per step, or the name of a schedule; None means the adapter's own schedule.
         settings: fields of `GenerateConfig`, and further settings of the model's `generate`, such as `temperature` or
             `repetition_penalty` (see `pema.generation.settings`), `logits_processor`, `stopping_criteria`, and
-            `max_length`, the maximum number of tokens of a prompt and its text together. A note reports how many texts
-            were truncated at their token limit.
+            `max_length`, the maximum number of tokens of a prompt and its text together. Without `max_new_tokens` and
+            `stop` those of the adapter apply, with `NoAdapter()` too. A note reports how many texts were truncated at
+            their token limit.
 
     Returns:
-        One line of text per source, in the order of `sources`.
+        One text per source, in the order of `sources`; it may have several lines.
 
     Raises:
         DataError: a source is blank, or too long for the PLM; the message gives its number.
@@ -112,22 +119,9 @@ def generate_counted(
                 attach(plm.generator, adapter, plm.head(), mixture, description=plm.description)
             )
             inputs = attached.inputs
-        return draw(plm, sources, task, inputs, **settings)
-
-
-def draw(plm: PLM, sources: Sequence[str | Example], task: Task, inputs: Inputs, /, **settings: Any) -> GeneratedTexts:  # noqa: ANN401
-    """Generate from the PLM in its current state, plug-ins included; seed the sampling."""
-    config, _ = GenerateConfig.split(settings)
-    with contextlib.ExitStack() as stack:
-        if config.do_sample:
-            # transformers would keep the 50 most probable tokens only.
-            settings = {"top_k": 0} | settings
-            devices = [] if plm.model.device.type == "cpu" else [plm.model.device]
-            stack.enter_context(
-                torch.random.fork_rng(devices, device_type=plm.model.device.type if devices else "cuda")
-            )
-            torch.manual_seed(config.seed)
-        return decode(plm, plm.generator, sources, task, inputs, **settings)
+        return decode(
+            plm, plm.generator, sources, task, inputs, **with_own_ending(adapter and adapter.config, settings)
+        )
 
 
 def adapters_task(adapter: Adapter | None) -> Task:
@@ -174,7 +168,8 @@ def decode(
 ) -> GeneratedTexts:
     """Generate from a model in its current state, plug-ins included; greedily unless `settings` say otherwise.
 
-    The model's own generation settings are ignored: sampling by default would make comparisons random.
+    The model's own generation settings are ignored: sampling by default would make comparisons random. Sampling is
+    seeded, and the state of the global random generators is restored afterwards.
 
     Args:
         plm: provides the tokenizer, the context window and the end-of-sequence tokens.
@@ -194,50 +189,61 @@ def decode(
     ends = _ends(further.get("eos_token_id", ends_of(plm, task)))
     settings = {"num_beams": config.num_beams, "do_sample": config.do_sample} | further | {"eos_token_id": ends}
     check(settings, ends)
+    if config.do_sample:
+        # transformers would keep the 50 most probable tokens only.
+        settings = {"top_k": 0} | settings
     prompts = task.template.encode_prompts(plm.tokenizer, list(sources))
     window = min(plm.description.max_length, max_length or plm.description.max_length)
     limits = [token_limit(n, prompt, window, config.max_new_tokens) for n, prompt in enumerate(prompts, 1)]
-    texts, tokens, cut = [""] * len(prompts), 0, 0
+    texts, reasons, tokens = [""] * len(prompts), cast("list[FinishReason]", ["length"] * len(prompts)), 0
+    stop = config.stop or ()
     # A model whose position encoding depends on the longest row of a batch gets rows of equal length only.
     alike = any(map(settings.get, OF_THE_HISTORY)) or PositionEncoding(model).varies
-    with progress("Generating", len(prompts), "texts") as advance, without_own_settings(model):
+    with (
+        progress("Generating", len(prompts), "texts") as advance,
+        without_own_settings(model),
+        _seeded(model, config.seed) if config.do_sample else contextlib.nullcontext(),
+    ):
         for chosen in _batches(prompts, limits, config.batch_size, alike=alike):
             batch, most = [prompts[i] for i in chosen], [limits[i] for i in chosen]
             with inputs([prompt.source_length for prompt in batch]):
-                rows = _generate_batch(plm, model, batch, most, settings)
+                rows = _generate_batch(plm, model, batch, most, stop, settings)
             for i, row in zip(chosen, rows, strict=True):
-                ended = bool(row) and row[-1] in ends
-                is_cut = not ended and (len(row) == limits[i] or not any(map(settings.get, STOPS)))
-                texts[i] = text_of(plm.tokenizer, row, is_cut)
-                tokens, cut = tokens + len(row), cut + is_cut
+                before = stopped(plm.tokenizer, row, stop) if stop else None
+                if before is not None:
+                    count, texts[i] = before
+                    tokens, reasons[i] = tokens + count, "stop_string"
+                    continue
+                if row and row[-1] in ends:
+                    reasons[i] = "eos_token"
+                elif len(row) < limits[i] and settings.get("stopping_criteria"):
+                    reasons[i] = "stopping_criteria"
+                texts[i] = text_of(plm.tokenizer, row, reasons[i] == "length")
+                tokens += len(row)
             advance(len(chosen))
-    if cut:
+    result = GeneratedTexts(texts, tokens, reasons)
+    if result.cut:
         limit = "2 SL + 16" if config.max_new_tokens is None else f"max_new_tokens={config.max_new_tokens}"
         note(
-            f"{cut:,} of {len(texts):,} texts are truncated at their token limit ({limit}, within the PLM's context "
-            "window): raise max_new_tokens for longer texts."
+            f"{result.cut:,} of {len(texts):,} texts are truncated at their token limit ({limit}, within the PLM's "
+            "context window): raise max_new_tokens for longer texts."
         )
-    return GeneratedTexts(texts, tokens, cut)
+    return result
+
+
+@contextlib.contextmanager
+def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
+    """Seed sampling inside the block, and restore the state of the random generators afterwards."""
+    kind = model.device.type
+    devices = [] if kind == "cpu" else [model.device]
+    with torch.random.fork_rng(devices, device_type=kind if devices else "cuda"):
+        torch.manual_seed(seed)
+        yield
 
 
 def plain(source_lengths: list[int]) -> AbstractContextManager[None]:
     """Return an empty context manager: the `Inputs` of a model that needs none."""
     return contextlib.nullcontext()
-
-
-class Stop:
-    """Stopping criterion that ends each row at its own number of new tokens, so rows do not affect each other.
-
-    `limits` is (items,); the rows of one item (beams) are adjacent.
-    """
-
-    def __init__(self, prompt_columns: int, limits: Tensor) -> None:
-        self._last = prompt_columns + limits
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
-        """Return (rows,) bool: which rows are finished."""
-        rows = len(input_ids) // len(self._last)
-        return input_ids.shape[1] >= self._last.to(input_ids.device).repeat_interleave(rows)
 
 
 def _batches(
@@ -273,9 +279,12 @@ def _generate_batch(
     model: PreTrainedModel,
     batch: Sequence[EncodedExample],
     limits: Sequence[int],
+    stop: Sequence[str],
     settings: Mapping[str, Any],
 ) -> list[list[int]]:
     """Return the new tokens of each row, up to its limit or to its end-of-sequence token, which is included.
+
+    A row that ended at a stop string may be followed by other tokens.
 
     Raises:
         ConfigError: the model's `generate` refuses the settings.
@@ -291,9 +300,8 @@ def _generate_batch(
         ids[row, columns - len(encoded.prompt) :] = torch.tensor(encoded.prompt)
         mask[row, columns - len(encoded.prompt) :] = 1
     arguments = {name: settings[name] for name in ARGUMENTS if settings.get(name)}
-    arguments["stopping_criteria"] = [Stop(columns, torch.tensor(limits)), *arguments.get("stopping_criteria", [])]
-    if settings.get("stop_strings"):
-        arguments["tokenizer"] = tokenizer
+    criteria: list[Any] = [TokenLimits(columns, torch.tensor(limits)), *arguments.get("stopping_criteria", [])]
+    arguments["stopping_criteria"] = [*criteria, *([StopStrings(tokenizer, columns, stop)] if stop else [])]
     fields = {name: value for name, value in settings.items() if name not in ARGUMENTS}
     fields |= {"eos_token_id": ends or None, "pad_token_id": pad, "max_new_tokens": max(limits)}
     if settings.get("min_new_tokens"):
@@ -313,7 +321,7 @@ def _generate_batch(
     rows = [row[:limit] for row, limit in zip(out[:, columns:].tolist(), limits, strict=True)]
     firsts = [next((i for i, token in enumerate(row) if token in ends), len(row)) for row in rows]
     rows = [row[: first + 1] for row, first in zip(rows, firsts, strict=True)]
-    if any(map(settings.get, STOPS)):
+    if settings.get("stopping_criteria"):
         # A row that has stopped is padded until the others finish.
         rows = [row[: len(row) - _trailing(row, pad)] if pad not in ends else row for row in rows]
     return rows
@@ -321,17 +329,6 @@ def _generate_batch(
 
 def _trailing(row: Sequence[int], token: int) -> int:
     return sum(1 for _ in itertools.takewhile(lambda each: each == token, reversed(row)))
-
-
-def text_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], cut: bool) -> str:
-    """Decode generated tokens to one line of text; drop an incomplete character at the end of a truncated one."""
-    text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return one_line(HALF.sub("", text) if cut else text)
-
-
-def one_line(text: str) -> str:
-    """Strip `text` and replace every line break by a space, so that outputs stay aligned."""
-    return " ".join(part for line in text.splitlines() if (part := line.strip()))
 
 
 def token_limit(number: int, encoded: EncodedExample, max_length: int, max_new_tokens: int | None) -> int:

@@ -19,7 +19,7 @@ BEAMS = ("early_stopping", "length_penalty")
 HONOURED = frozenset(
     (
         *("num_beams", "do_sample", *SAMPLING, *BEAMS),
-        *("eos_token_id", "min_new_tokens", "max_time", "stop_strings", "exponential_decay_length_penalty"),
+        *("eos_token_id", "min_new_tokens", "max_time", "exponential_decay_length_penalty"),
         *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "watermarking_config"),
         *("suppress_tokens", "begin_suppress_tokens", "remove_invalid_values", "renormalize_logits"),
         *("use_cache", "cache_implementation", "cache_config", "compile_config", "disable_compile"),
@@ -29,8 +29,6 @@ HONOURED = frozenset(
 
 ARGUMENTS = ("logits_processor", "stopping_criteria")
 """Arguments of the model's `generate` that are passed on, together with the package's own."""
-
-STOPS = ("stop_strings", "stopping_criteria")
 
 KNOWN = sorted({*HONOURED, *ARGUMENTS, "max_length", *(field.name for field in fields(GenerateConfig))})
 """What `generate` may be given."""
@@ -63,6 +61,7 @@ _WHY: dict[str, tuple[str, ...]] = {
     ),
     "it is for encoder-decoder models": ("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),
     "give the settings by name, e.g. do_sample=True": ("generation_config",),
+    "give stop, which ends a text before the string": ("stop_strings",),
     "padding is never read": ("pad_token_id",),
     f"{_ALONE}: give min_new_tokens": ("min_length",),
     f"{_ALONE}: give max_new_tokens": ("forced_eos_token_id",),
@@ -103,10 +102,10 @@ def check(settings: Mapping[str, Any], ends: Sequence[int]) -> None:
             raise ConfigError(f"{idle[0]} has no effect without {switch}: give both, or neither.")
     if settings.get("cache_implementation") == "paged":
         raise ConfigError("cache_implementation='paged' forms its own batches: leave it out.")
-    if not ends and any(settings.get(name) for name in STOPS):
+    if not ends and settings.get("stopping_criteria"):
         raise ConfigError(
-            f"{' and '.join(name for name in STOPS if settings.get(name))}: the PLM has no end-of-sequence token, so a "
-            "text that has stopped cannot be padded until the others finish: give eos_token_id."
+            "stopping_criteria: the PLM has no end-of-sequence token, so a text that has stopped cannot be padded "
+            "until the others finish: give eos_token_id."
         )
 
 

@@ -34,6 +34,7 @@ from pema.memory.shard import Contents, Integers, ShardFile, channel_scales_of, 
 from pema.owner.contract import PLM, ContextRepresentations, Contexts, PLMDescription, padded
 from pema.schema import known
 from pema.tasks.example import Example, one_target_each
+from pema.tasks.target_statistics import TargetStatistics
 
 if TYPE_CHECKING:
     from pema.tasks.registry import Task
@@ -108,6 +109,8 @@ def build_memory(
             console.note(f"{output} already holds these {len(examples):,} examples: nothing to do.")
             return Memory.open(output)
         tokens = Tokens.encode(plm, template, examples, apart=config.contexts == "predicted")
+        targets = (example.target for example in examples)
+        manifest = manifest.with_statistics(TargetStatistics.of(tokens.target_lengths, targets))
         shards = [ShardFile(output, entry, manifest) for entry in manifest.shards]
         for shard in shards:  # never extend a damaged memory
             shard.require_whole()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from pema.owner.bundle import SETTINGS_FILE, TENSORS_FILE
 from pema.owner.contract import Contexts, PLMDescription
 from pema.schema import check, from_json, option, short
 from pema.tasks.example import Example
+from pema.tasks.target_statistics import TargetStatistics
 from pema.tasks.template import describe_prompts
 from pema.tensors import HEADER_BYTES
 
@@ -59,11 +60,19 @@ class Input:
         sha256: digest of the sources, targets and histories of its examples, in order.
         examples: number of examples.
         examples_per_shard: maximum number of examples per shard.
+        statistics: length and lines of the targets; None in memories of older versions. Not compared: it follows from
+            the examples.
     """
 
     sha256: str = option(pattern="[0-9a-f]{64}")
     examples: int = option(least=1, most=1 << 40)
     examples_per_shard: int = option(least=1, most=1 << 40)
+    statistics: TargetStatistics | None = field(default=None, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values; statistics that are not known are left out."""
+        values = asdict(self)
+        return values if self.statistics is not None else {k: v for k, v in values.items() if k != "statistics"}
 
     @classmethod
     def of(cls, examples: Sequence[Example], examples_per_shard: int) -> Input:
@@ -139,6 +148,17 @@ class Manifest:
         """Size of the shards on the disk, in bytes."""
         return sum(shard.bytes for shard in self.shards)
 
+    @property
+    def statistics(self) -> TargetStatistics | None:
+        """Length and lines of all targets; None if a part is of an older version, which did not record them."""
+        parts = [entry.statistics for entry in self.inputs]
+        known = [part for part in parts if part is not None]
+        return TargetStatistics.merged(known) if known and len(known) == len(parts) else None
+
+    def with_statistics(self, statistics: TargetStatistics) -> Manifest:
+        """Return the manifest with the statistics of its last input."""
+        return replace(self, inputs=(*self.inputs[:-1], replace(self.inputs[-1], statistics=statistics)))
+
     def add(self, shard: ShardEntry) -> Manifest:
         """Return the manifest with one more shard; it is complete once the shards contain all examples."""
         added = replace(self, shards=(*self.shards, shard))
@@ -186,7 +206,7 @@ class Manifest:
             "contexts": self.contexts,
             "targets": self.targets,
             "dtype": self.dtype,
-            "inputs": [asdict(entry) for entry in self.inputs],
+            "inputs": [entry.to_dict() for entry in self.inputs],
             "head": [asdict(entry) for entry in self.head],
             "shards": [asdict(entry) for entry in self.shards],
         }

@@ -68,6 +68,7 @@ def take(memory: Memory, chosen: Integers, output: Path, origin: str) -> Memory:
         hashlib.sha256(whole.encode()).hexdigest(),
         len(chosen),
         max(given.examples_per_shard for given in manifest.inputs),
+        manifest.statistics,
     )
     drawn = replace(manifest, inputs=(entry,), shards=(), complete=False)
     with (

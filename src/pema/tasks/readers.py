@@ -20,7 +20,7 @@ from pema.tasks.example import Example
 from pema.tasks.frames import HUB, folder_table, hub_table, parquet_table, table_of
 from pema.tasks.lines import COMPRESSED, MAGIC, decode, opened, raw_lines, stem, text_lines
 from pema.tasks.rows import Table, csv_table, json_table, tsv_table
-from pema.tasks.shapes import REFERENCES, SHAPES, Converter, named, recognise
+from pema.tasks.shapes import REFERENCES, SHAPES, SOURCES, Converter, Shape, named, recognise
 from pema.tasks.values import listed, text_of
 
 JSON = (".jsonl", ".ndjson", ".json")
@@ -125,6 +125,16 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
     return [line for _, line in text_lines(Path(path))]
 
 
+def read_sources(data: object, source_field: str | None = None) -> list[Example]:
+    """Read what texts are generated from, with their histories: rows as for `read_examples`, which need no target.
+
+    Raises:
+        DataError, ConfigError: see `read_examples`.
+    """
+    fields = None if source_field is None else (source_field, source_field)
+    return _read_table(_table(data, fields), fields, None, SOURCES).examples
+
+
 def read_references(path: str | os.PathLike[str]) -> list[tuple[str, ...]]:
     """Read the valid targets of each source: from a text file with one per line, or from rows as `read_examples` does.
 
@@ -180,7 +190,9 @@ def _file_table(path: Path, fields: tuple[str, str] | None) -> Table:
     )
 
 
-def _read_table(table: Table, fields: tuple[str, str] | None, limit: int | None) -> Reading:
+def _read_table(
+    table: Table, fields: tuple[str, str] | None, limit: int | None, shapes: Sequence[Shape] = SHAPES
+) -> Reading:
     shape = None if fields is None else named(*fields)
     columns = table.columns
     if columns is not None:
@@ -188,15 +200,15 @@ def _read_table(table: Table, fields: tuple[str, str] | None, limit: int | None)
         if twice:
             raise DataError(f"{table.name}: two columns are called {min(twice)!r}: rename one.")
         if shape is None:
-            shape = recognise(columns, table.name)
+            shape = recognise(columns, table.name, shapes)
         top = {field if field in columns else field.partition(".")[0] for field in shape.columns}
         for field in shape.needed:
             if field not in columns and field.partition(".")[0] not in columns:
                 raise DataError(f"{table.name}: no column {field!r}: the columns are {listed(columns)}. {NAME_OTHERS}")
         columns = tuple(column for column in columns if column in top)
-    fields_read = {column for each in (SHAPES if shape is None else (shape,)) for column in each.columns}
+    fields_read = {column for each in (shapes if shape is None else (shape,)) for column in each.columns}
     names = {field: _class_names(table.features, field) for field in fields_read}
-    converter = Converter(shape, names)
+    converter = Converter(shape, names, shapes)
     examples = _some(list(islice(converter.examples(table.read(columns)), limit)), table.name)
     return Reading(examples, table.name, "" if converter.shape is None else converter.shape.name)
 

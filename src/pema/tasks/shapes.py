@@ -134,6 +134,14 @@ REFERENCES = (
 """The shapes of rows of which only the targets are read: a source is not needed."""
 
 
+def _source_alone(row: Row, where: str, names: Names) -> Iterable[Example]:
+    return (Example(text_of(row["source"], "source", where, names.get("source")), "", where, _history(row, where)),)
+
+
+SOURCES = (Shape("source", ("source",), _source_alone, ("history",)), *SHAPES[2:])
+"""The shapes of rows of which only the sources are read: most need no target."""
+
+
 class Converter:
     """Conversion of rows into examples, one shape for all rows.
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from pema.adapter.schedule import Schedule
 from pema.adapter.task import require_task
 from pema.errors import ConfigError
-from pema.generation.decoding import ends_of, text_of, token_limit
+from pema.generation.decoding import ends_of, token_limit
 from pema.generation.mixture import mix
 from pema.generation.steps import Weights
+from pema.generation.texts import stopped, text_of
 from pema.pages.inspector.surface import Surface, surfaces
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Inspection:
         prompt: the prompt's tokens as text.
         output: the generated text, as `generate` returns it.
         source_length: SL, tokens of the input.
-        ended: whether the last token ends the sequence; else the limit did.
+        ended: whether the text ended by the PLM's choice or at a stop string; else the limit ended it.
         steps: one per generated token.
     """
 
@@ -131,6 +132,7 @@ def inspect_generation(
     schedule: Schedule,
     *,
     max_new_tokens: int | None = None,
+    stop: Sequence[str] | None = None,
     candidates: int = CANDIDATES,
 ) -> Inspection:
     """Generate a text greedily, as `pema.generate` does, and keep what decided each token.
@@ -144,7 +146,8 @@ def inspect_generation(
         source: what fills the template's slot.
         task: its template makes the prompt.
         schedule: the adapter's weight per step.
-        max_new_tokens: the longest output in tokens; 2 SL + 16 where it is not given.
+        max_new_tokens: maximum output length in tokens; None means the adapter's own.
+        stop: strings that end the text; None means the adapter's own.
         candidates: how many of the likeliest tokens of P_LM, of P_PEMA and of the mixture are kept per step.
 
     Raises:
@@ -159,7 +162,8 @@ def inspect_generation(
     adapter.require(plm.description)
     task = require_task(adapter.config, task, plm.tokenizer)
     (prompt,) = task.template.encode_prompts(plm.tokenizer, [source])
-    limit = token_limit(1, prompt, plm.description.max_length, max_new_tokens)
+    limit = token_limit(1, prompt, plm.description.max_length, max_new_tokens or adapter.config.max_new_tokens)
+    stop = adapter.config.stop if stop is None else stop
     head, tokenizer, ends = plm.head(), plm.tokenizer, ends_of(plm, task)
     adapter.to(head.weight.device)
     weights = Weights(schedule, torch.tensor([prompt.source_length]), 1)
@@ -178,18 +182,20 @@ def inspect_generation(
             weight = weights.table(t, t)[:, 0]
             steps.append(_step(tokenizer, before, log_p_plm.cpu()[0], log_p_pema.cpu()[0], weight.cpu()[0], candidates))
             generated.append(steps[-1].token)
-            if generated[-1] in ends or len(generated) == limit:
+            before_stop = stopped(tokenizer, generated, stop) if stop else None
+            if before_stop is not None or generated[-1] in ends or len(generated) == limit:
                 break
             session.advance(generated[-1:])
     finally:
         session.close()
+    ended = before_stop is not None or generated[-1] in ends
     return Inspection(
         plm=plm.description.name,
         source=source,
         prompt=tokenizer.decode(prompt.prompt, skip_special_tokens=False),
-        output=text_of(tokenizer, generated, cut=generated[-1] not in ends),
+        output=text_of(tokenizer, generated, cut=not ended) if before_stop is None else before_stop[1],
         source_length=prompt.source_length,
-        ended=generated[-1] in ends,
+        ended=ended,
         steps=tuple(steps),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -45,6 +45,7 @@ def write_inspection(
     *,
     reference: str | None = None,
     max_new_tokens: int | None = None,
+    stop: Sequence[str] | None = None,
 ) -> Inspection:
     """Inspect the generation from `source` and write its page to `path`, whole or not at all.
 
@@ -52,7 +53,11 @@ def write_inspection(
     is raised, see `inspect_generation` and `inspector_page`; StorageError where the disk refuses.
     """
     formula = _formula(schedule)
-    inspection = inspect_generation(plm, adapter, source, task, schedule, max_new_tokens=max_new_tokens)
+    ending = {
+        "max_new_tokens": max_new_tokens or adapter.config.max_new_tokens,
+        "stop": list(adapter.config.stop if stop is None else stop),
+    }
+    inspection = inspect_generation(plm, adapter, source, task, schedule, max_new_tokens=max_new_tokens, stop=stop)
     config = {
         "adapter": {"name": adapter.name, "sha256": digest_of(adapter.state_dict())},
         "plm": plm.description.to_dict(),
@@ -60,7 +65,7 @@ def write_inspection(
         "template": task.template.text,
         "source": source,
         "schedule": formula.to_dict(),
-        "max_new_tokens": max_new_tokens,
+        **ending,
     }
     page = inspector_page(
         inspection,

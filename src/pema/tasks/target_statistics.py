@@ -1,0 +1,65 @@
+"""What the targets of a data set say about the texts to generate: their length, and whether they have several lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pema.schema import check, option
+
+MULTIPLE = 8
+"""Limits are multiples of this number."""
+
+
+@dataclass(frozen=True)
+class TargetStatistics:
+    """The length of targets in tokens, end of sequence included, and whether one has several lines.
+
+    Attributes:
+        longest: number of tokens of the longest target.
+        common: number of tokens that at most one percent of the targets exceed.
+        line_breaks: whether a target contains a line break, apart from white space around it.
+    """
+
+    longest: int = option(least=1, most=1 << 30)
+    common: int = option(least=1, most=1 << 30)
+    line_breaks: bool = option()
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @classmethod
+    def of(cls, lengths: Sequence[int] | npt.NDArray[np.int64], targets: Iterable[str]) -> TargetStatistics:
+        """Measure targets: their numbers of tokens, at least one, and their texts."""
+        common = np.quantile(np.asarray(lengths), 0.99, method="higher")
+        return cls(int(max(lengths)), int(common), any("\n" in target.strip() for target in targets))
+
+    @classmethod
+    def merged(cls, parts: Sequence[TargetStatistics]) -> TargetStatistics:
+        """Return the statistics of several data sets together; `common` holds for each, so it holds for all."""
+        return cls(
+            max(each.longest for each in parts),
+            max(each.common for each in parts),
+            any(each.line_breaks for each in parts),
+        )
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Token limit of the texts to generate: the longest target and a quarter more, so no usual text is cut.
+
+        A few exceptionally long targets do not let all texts run on: at most twice `common`. Rounded up to a multiple
+        of `MULTIPLE`.
+        """
+        limit = min(self.longest + -(-self.longest // 4), 2 * self.common)
+        return -(-limit // MULTIPLE) * MULTIPLE
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Stop strings of the texts to generate: a line break if no target contains one.
+
+        A PLM that does not end its text after the answer goes on with another line, often another prompt.
+        """
+        return () if self.line_breaks else ("\n",)
