@@ -56,6 +56,7 @@ EDGES = {
     "generation.decoding": {"owner.models"},  # batches of one length, where positions depend on it
     "experiments.description": {"owner"},  # the precisions that a PLM is loaded in
     "experiments.workplace": {"owner.local"},  # keeps the PLM with its weights for the methods
+    "cli.options": {"owner.sources"},  # a name that leads nowhere is refused before torch is imported
     "cli.serve": {"owner.local", "serving"},
     "cli.release": {"owner.mask"},
 }

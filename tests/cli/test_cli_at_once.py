@@ -22,6 +22,9 @@ def run(tmp_path):
     (tmp_path / "two.txt").write_text("a\nb\n", encoding="utf-8")
     (tmp_path / "one.txt").write_text("a\n", encoding="utf-8")
     (tmp_path / "bad.toml").write_text("[x\n", encoding="utf-8")
+    (tmp_path / "method.toml").write_text(
+        '[data]\nname = "support"\n[[methods]]\nlabel = "PEMA"\nmethod = "pemma"\n', encoding="utf-8"
+    )
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
@@ -84,6 +87,13 @@ def test_help_comes_without_torch(run, verb):
         (("serve", "p", "--policy", "bad.toml"), 2, "the policy bad.toml is not TOML"),
         (("serve", "p", "--port", 65536), 2, "--port=65536 is too large"),
         (("release", "p", "-o", "h", "--mask", "mirror"), 2, "unknown --mask 'mirror'"),
+        ((*BUILD, "m", "--plm", "empty"), 1, "the folder empty contains no config.json"),
+        (("release", "empty", "-o", "h"), 1, "the folder empty contains no config.json"),
+        (("serve", "empty"), 1, "the folder empty contains no config.json"),
+        (("release", "two.txt", "-o", "h"), 1, "two.txt is not a PLM"),
+        (("compare", "bad.toml"), 2, "bad.toml is not TOML"),
+        (("sweep", "no.toml"), 1, "no.toml cannot be read"),
+        (("compare", "method.toml"), 2, "unknown method 'pemma'"),
         (("report", "nowhere", "-o", "page.html"), 1, "nowhere is not a folder"),
     ],
 )

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pema.cli.options import AsJSON, Seed, check_seed, show
-from pema.schema import require
+from pema.cli.options import AsJSON, Seed, integer, show
 
 
 def audit(
@@ -19,7 +18,7 @@ def audit(
         typer.Option("--non-members", help="Memory of examples that it was not trained on, else like the members."),
     ],
     references: Annotated[
-        int, typer.Option("--references", help="Reference adapters to train for the strongest attack; even, or 0.")
+        int, integer("--references", "Reference adapters to train for the strongest attack; even, or 0.", least=0)
     ] = 8,
     seed: Seed = 0,
     as_json: AsJSON = False,
@@ -28,9 +27,6 @@ def audit(
 
     Example: pema audit adapter --members memory --non-members others
     """
-    require("--references", references, int, least=0)
-    check_seed(seed)
-
     from pema.adapter.store import read_config
     from pema.memory.manifest import Manifest
 

@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from pema.cli.options import AsJSON, ChatPrompts, PLMName, SystemPrompt, TaskName, TemplateText, loading, show
+from pema.cli.options import (
+    AsJSON,
+    ChatPrompts,
+    PLMName,
+    SystemPrompt,
+    TaskName,
+    TemplateText,
+    loading,
+    require_plm,
+    show,
+)
 from pema.cli.settings import Options, declared
 from pema.memory.config import BuildConfig
 
@@ -57,6 +67,7 @@ def build(
 
     config = BuildConfig(**building)
     require_place(output, append=append)
+    require_plm(plm)
     chosen = get_task(task, template, chat=chat, system=system)
     fields = {"source_field": source_field, "target_field": target_field}
     reading = read(data, source=source, target=target, **fields, limit=config.limit)

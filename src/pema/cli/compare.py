@@ -38,10 +38,12 @@ def compare(
 
 def run(kind: Kind, config: Path, output: Path, work: Path, data_root: Path | None, as_json: bool) -> None:
     """Run an experiment and print its table; if a run fails or is interrupted, the table of the finished runs."""
-    from pema.experiments.compare import run_experiment
     from pema.experiments.config import read_config
 
     experiment = read_config(config, kind, data_root)
+
+    from pema.experiments.compare import run_experiment  # loads torch: the file is refused before
+
     folder = output / experiment.name
     try:
         run_experiment(experiment, output, work)

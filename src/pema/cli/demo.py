@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pema.cli.options import Seed, check_seed
+from pema.cli.options import Seed
 
 
 def demo(
@@ -23,8 +23,6 @@ def demo(
 
     Example: pema demo --json demo.json
     """
-    check_seed(seed)
-
     import tempfile
 
     from pema.console import print_table

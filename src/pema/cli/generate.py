@@ -17,6 +17,7 @@ from pema.cli.options import (
     PLMName,
     TemplateText,
     loading,
+    require_plm,
     show,
 )
 from pema.cli.settings import Options, declared
@@ -87,6 +88,8 @@ def generate(
         config.choose_schedule(settings.get("schedule"), settings.get("lambda_max"))
         loaded["tap"] = config.tap
     settings = with_own_ending(config, settings)
+
+    require_plm(plm)
 
     from pema.adapter.module import Adapter
     from pema.generation.decoding import generate_counted

@@ -16,6 +16,7 @@ from pema.cli.options import (
     PLMName,
     TemplateText,
     loading,
+    require_plm,
     show,
 )
 from pema.cli.settings import Options, declared
@@ -54,6 +55,8 @@ def inspect(
     require_task(config, chosen)
     ending = {name: settings.get(name) for name in ("max_new_tokens", "stop")}
     mixture = config.choose_schedule(settings.get("schedule"), settings.get("lambda_max"))
+
+    require_plm(plm)
 
     from pema.adapter.module import Adapter
     from pema.owner.opening import open_plm

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pema.cli.options import AsJSON, MemoryFolder, Seed, check_seed, show
-from pema.schema import require
+from pema.cli.options import AsJSON, MemoryFolder, Seed, integer, show
 
 app = typer.Typer(help="Look after external memories.", no_args_is_help=True)
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for the new memory.", metavar="MEMORY")]
@@ -96,7 +95,9 @@ def merge(
 def sample(
     memory: MemoryFolder,
     output: Output,
-    pairs: Annotated[int, typer.Option("--pairs", help="Most pairs in the sample; examples stay whole. (at least 1)")],
+    pairs: Annotated[
+        int, integer("--pairs", "Maximum number of pairs in the sample; examples stay complete.", least=1)
+    ],
     seed: Seed = 0,
     as_json: AsJSON = False,
 ) -> None:
@@ -104,9 +105,6 @@ def sample(
 
     Example: pema memory sample memory --pairs 10000 -o small
     """
-    require("--pairs", pairs, int, least=1)
-    check_seed(seed)
-
     from pema.memory.manifest import Manifest, refuse_existing
 
     refuse_existing(output)

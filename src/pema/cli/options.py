@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,16 +13,17 @@ import typer
 from pema.cli.settings import Options, with_line_breaks
 from pema.console import printable, stdout
 from pema.owner.config import LoadConfig
-from pema.schema import SEED, require
+from pema.owner.sources.names import resolve
+from pema.schema import SEED, Field, require
 
+PLM = "A packaged PLM (smollm2-135m; 'embedded', for tests), a hub name, a transformers folder, a GGUF file"
 PLMName = Annotated[
     str,
     typer.Option(
-        "--plm",
-        help="The PLM: a packaged one (smollm2-135m), a hub name, a folder, a GGUF file, or a server's address; "
-        "'embedded' is bundled for tests.",
+        "--plm", help=f"{PLM}, or the address of its owner's server (https://..., with the API key in PEMA_API_KEY)."
     ),
 ]
+LocalPLMName = Annotated[str, typer.Argument(help=f"{PLM}.", metavar="PLM")]
 TaskName = Annotated[str, typer.Option("--task", help="translation, style, summarisation, qa or classification.")]
 OwnTaskName = Annotated[str | None, typer.Option("--task", help="The adapter's task; default: what it records.")]
 TemplateText = Annotated[
@@ -55,6 +57,15 @@ SystemPrompt = Annotated[
 OwnSystemPrompt = Annotated[str | None, typer.Option("--system", help="System prompt; default: the adapter's.")]
 
 
+def integer(flag: str, help: str, **limits: int) -> Any:  # noqa: ANN401
+    """Declare an option with a whole number in the limits of `pema.schema.option`, which its help shows."""
+    field = Field(flag, int, {"help": help, **limits}, MISSING)
+    return typer.Option(flag, help=field.meaning(), callback=lambda value: require(flag, value, int, **limits))
+
+
+Seed = Annotated[int, integer("--seed", "Seed of everything random.", least=0, most=SEED)]
+
+
 def loading(*names: str) -> Options:
     """Options for how the PLM is loaded."""
     return Options(LoadConfig, names, flags={"dtype": "--plm-dtype"})
@@ -64,17 +75,18 @@ FURTHER = ("dtype", "device_map", "revision", "mask_secret")
 """Of a PLM whose tap an adapter says."""
 
 AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random. (at least 0)")]
 MemoryFolder = Annotated[Path, typer.Argument(help="Folder of the external memory.", metavar="MEMORY")]
 
 
-def check_seed(seed: int) -> None:
-    """Refuse a seed that is none.
+def require_plm(name: str) -> None:
+    """Refuse the name of a PLM that leads nowhere, before torch is imported.
 
     Raises:
-        ConfigError: it is negative, or larger than a seed can be.
+        OwnerError: a folder does not exist or contains no model.
     """
-    require("--seed", seed, int, least=0, most=SEED)
+    is_gguf = Path(name).suffix.lower() == ".gguf" and Path(name).is_file()  # is converted when it is opened
+    if not is_gguf and not name.startswith(("http://", "https://")):
+        resolve(name)
 
 
 def show(result: Mapping[str, Any], as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pema.cli.options import AsJSON, loading, show
+from pema.cli.options import AsJSON, LocalPLMName, loading, require_plm, show
 from pema.cli.settings import declared
 from pema.console import note
 from pema.errors import ConfigError
@@ -19,7 +19,7 @@ MASKS = ("none", "rotation")
 
 @declared(loaded=loading("tap", "dtype", "device_map", "revision"))
 def release(
-    plm: Annotated[str, typer.Argument(help="Packaged PLM, hub name, folder or GGUF file.", metavar="PLM")],
+    plm: LocalPLMName,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the head bundle.", metavar="HEAD")],
     loaded: dict[str, Any],
     mask: Annotated[
@@ -51,6 +51,7 @@ def release(
         )
     if secret is not None and secret.resolve().is_relative_to(output.resolve()):
         raise ConfigError(f"the secret {secret} would lie in {output}, which is given away: keep it elsewhere.")
+    require_plm(plm)
 
     from pema.owner.mask import Mask
     from pema.owner.opening import open_plm

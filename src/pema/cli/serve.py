@@ -7,16 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from pema.cli.options import AsJSON, loading, show
+from pema.cli.options import AsJSON, LocalPLMName, integer, loading, require_plm, show
 from pema.cli.settings import declared
 
 
 @declared(loaded=loading("tap", "dtype", "device_map", "revision"))
 def serve(
-    plm: Annotated[str, typer.Argument(help="Packaged PLM, hub name, folder or GGUF file.", metavar="PLM")],
+    plm: LocalPLMName,
     loaded: dict[str, Any],
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port, 0 to 65535; 0 takes any that is free.")] = 8000,
+    port: Annotated[int, integer("--port", "Port; 0 takes any that is free.", least=0, most=65535)] = 8000,
     policy: Annotated[
         Path | None, typer.Option("--policy", help="TOML file: keys, limits, what is given out.", metavar="FILE")
     ] = None,
@@ -34,9 +34,7 @@ def serve(
     Example: pema serve embedded --port 8000
     """
     from pema.errors import ConfigError
-    from pema.schema import require
 
-    require("--port", port, int, least=0, most=65535)
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
@@ -46,6 +44,7 @@ def serve(
     from pema.serving.policy import Policy
 
     rules = Policy() if policy is None else Policy.read(policy)
+    require_plm(plm)
 
     from pema.owner.local import LocalPLM
     from pema.serving.app import create_app
