@@ -276,14 +276,6 @@ def test_texts_that_equal_the_plms_are_flagged(folder, compared):
     assert [(flag.run, flag.reason) for flag in comparison.rows[1].no_help] == [("pema-seed0", "same texts")]
 
 
-@pytest.mark.parametrize(
-    ("losses", "helped"),
-    [([], None), ([3.0], None), ([3.0, 2.0], True), ([3.0, 3.0], False), ([3.0, 4.0, 2.9], True), ([3.0, 4.0], False)],
-)
-def test_training_helped_where_the_held_out_loss_falls(losses, helped):
-    assert compare.training_helped([{"held_out_loss": loss} for loss in losses]) is helped
-
-
 def test_results_of_other_settings_are_refused_before_the_first_run(folder, compared, monkeypatch):
     """The second line's result is in the way: the first line does not run."""
     text = (folder / "tiny.toml").read_text(encoding="utf-8").replace("rank = 16", "rank = 8")

@@ -135,6 +135,30 @@ def test_a_sweep_may_have_more_points_than_trials(folder):
         read(folder, many)
 
 
+@pytest.mark.parametrize(
+    ("trials", "method", "rates"),
+    [
+        (2, 'method = "full"', [1e-4, 3e-5]),
+        (9, 'method = "full"', [1e-4, 3e-5, 3e-4, 1e-5]),
+        (1, 'method = "full"', [1e-4]),
+        (4, 'method = "lora"\ngrid = { rank = [4, 8] }', [1e-3, 3e-4] * 2),
+        (2, 'method = "lora"\ngrid = { rank = [4, 8] }', [1e-3] * 2),
+        (4, 'method = "full"\nsettings = { learning_rate = 1e-2 }', [1e-2]),
+        (4, 'method = "full"\ngrid = { learning_rate = [1e-2, 1e-3] }', [1e-2, 1e-3]),
+    ],
+)
+def test_default_candidates_fit_the_budget_and_give_way_to_the_users(folder, trials, method, rates):
+    text = WHOLE.replace("trials = 2", f"trials = {trials}").replace('method = "plm"', method)
+    line, _ = read(folder, text.replace("[1e-3, 1e-4]", "[1e-3]")).lines()
+    assert [candidate["learning_rate"] for candidate in line.candidates()] == rates
+    assert line.trainings == len(rates)
+
+
+def test_sweeps_have_no_default_candidates(folder):
+    line, *_ = read(folder, WHOLE.replace('method = "plm"', 'method = "full"'), "sweep").lines()
+    assert [dict(each) for each in line.candidates()] == [{}]
+
+
 def test_candidates_that_share_a_training_are_one_trial(folder):
     many = WHOLE.replace("[1e-3, 1e-4]", "[1e-3, 1e-4], lambda_max = [0.3, 0.6, 0.9]")
     (_, pema) = read(folder, many).lines()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests.tiny import EOS, build_model, build_tokenizer
 from pema.adapter.optimisation import course
 from pema.errors import AdapterError, ConfigError, MismatchError, OwnerError
 from pema.memory.build import build_memory
+from pema.methods.contract import TrainingReport
 from pema.methods.fine_tuning import batches, fine_tune
 from pema.methods.full import FILE, FullFineTuning
 from pema.methods.plm_alone import PLMAlone
@@ -209,14 +211,30 @@ def test_one_example_cannot_be_split(folder, tmp_path):
         run(METHOD, job(folder, examples=EXAMPLES[:1]), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "message"),
-    [(4, r"full: the loss is nan at step 2: training diverged\. Lower learning_rate \(now 1e\+30\)"), (99, "held-out")],
-)
-def test_a_training_that_diverges_says_so(folder, tmp_path, batch_size, message):
+@pytest.mark.parametrize(("batch_size", "step"), [(4, 2), (99, 1)])
+def test_a_training_that_diverges_stops_and_keeps_the_best_weights(folder, tmp_path, batch_size, step):
     method = dataclasses.replace(METHOD, learning_rate=1e30, batch_size=batch_size)
-    with pytest.raises(AdapterError, match=message):
-        run(method, job(folder), tmp_path)
+    report, output = run(method, job(folder), tmp_path)
+    assert report.diverged_at == step
+    assert (report.best_epoch, report.helped) == (0, False)
+    assert report.divergence == (
+        f"training diverged: a loss is not finite at step {step}; the weights of epoch 0 are kept. "
+        "Lower learning_rate, or lengthen the warm-up."
+    )
+    assert TrainingReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+    plm = LocalPLM.load(folder, dtype="float32")
+    with method.open(plm, job(folder), tmp_path, output) as adapted:
+        kept = dict(adapted.model.named_parameters())
+    assert all(torch.equal(kept[name], value) for name, value in plm.model.named_parameters())
+
+
+def test_whether_training_helped():
+    points = [{"epoch": epoch, "held_out_loss": loss} for epoch, loss in enumerate((2.0, 1.0, 1.5))]
+    assert (TrainingReport(1, 0.0, tuple(points)).best_epoch, TrainingReport(1, 0.0, tuple(points)).helped) == (1, True)
+    worse = ({"epoch": 0, "held_out_loss": 0.5}, *points[1:])
+    assert (TrainingReport(1, 0.0, worse).best_epoch, TrainingReport(1, 0.0, worse).helped) == (0, False)
+    assert (TrainingReport(0, 0.0).best_epoch, TrainingReport(0, 0.0).helped) == (None, None)
+    assert TrainingReport(0, 0.0).divergence == ""
 
 
 def test_a_plm_whose_own_loss_is_not_finite_is_not_trained(folder, tmp_path):

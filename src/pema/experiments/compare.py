@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from pema.experiments.results import finished, write_experiment
 from pema.experiments.workplace import Workplace
 from pema.files import write_json
 from pema.locks import exclusive
+from pema.methods.contract import TrainingReport
 from pema.methods.registry import method_name
 from pema.signature import signature
 
@@ -165,18 +165,12 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
         needs=Needs(**vars(stages.method.needs)),
         curve=tuple(Point(**point) for point in figures["curve"]),
         signature=Signature(**signature(config, seed)),
-        training_helped=training_helped(figures["curve"]),
+        training_helped=TrainingReport.from_dict(figures).helped,
     )
     write_hypotheses(file.with_suffix(".txt"), generated.texts)
     write_json(file, result.to_dict())
     values = ", ".join(f"{metric_name(name)} {score_text(name, each.value)}" for name, each in scores.items())
     note(f"{file.stem}: {values}" + (", but training did not help" if result.training_helped is False else ""))
-
-
-def training_helped(curve: Sequence[Mapping[str, float]]) -> bool | None:
-    """Return whether a learning curve falls below its start, so that other weights than the first are kept."""
-    losses = [point["held_out_loss"] for point in curve]
-    return min(losses[1:]) < losses[0] if len(losses) > 1 else None
 
 
 def _trials(experiment: Experiment, place: Workplace, line: Line) -> list[Trial]:

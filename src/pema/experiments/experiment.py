@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pema.errors import ConfigError, PemaError
@@ -43,13 +43,18 @@ class Entry:
     grid: Mapping[str, Sequence[Any]]
     choose: Mapping[str, Sequence[Any]]
 
-    def lines(self, kind: Kind) -> Iterator[Line]:
-        """Its line of a comparison, or its lines of a sweep."""
+    def lines(self, kind: Kind, trials: int) -> Iterator[Line]:
+        """Its line of a comparison, with the method's default candidates within `trials`; or its lines of a sweep."""
         if kind == "compare":
             if self.choose:
                 name = next(iter(self.choose))
                 raise ConfigError(f"{self.label}: `choose` is for sweeps: in a comparison, name {name!r} in `grid`.")
-            yield Line(self.label, self.method, self.settings, self.grid)
+            line = Line(self.label, self.method, self.settings, self.grid)
+            for name, values in self.method.default_grid.items():
+                if name not in self.settings and name not in self.grid:
+                    candidates = values[: max(1, trials // line.trainings)]
+                    line = replace(line, choice={**line.choice, name: candidates})
+            yield line
             return
         for point in product(self.grid):
             label = ", ".join([self.label, *(f"{name}={value}" for name, value in point.items())])
@@ -87,6 +92,11 @@ class Line:
         """The settings with every combination of the choice."""
         for point in product(self.choice):
             yield {**self.settings, **point}
+
+    @property
+    def trainings(self) -> int:
+        """Number of different trainings among the candidates."""
+        return len({digest(dict(made(self.method, each).trained_by)) for each in self.candidates()})
 
 
 @dataclass(frozen=True)
@@ -135,10 +145,9 @@ class Experiment:
             raise ConfigError(f"seeds {list(self.seeds)} must be one or more different numbers.")
         self._require_names()
         for line in self.lines():
-            trainings = {digest(dict(made(line.method, each).trained_by)) for each in line.candidates()}
-            if len(trainings) > self.budget.trials:
+            if line.trainings > self.budget.trials:
                 raise ConfigError(
-                    f"{line.label}: {len(trainings)} trainings to choose among are more than the budget's trials="
+                    f"{line.label}: {line.trainings} trainings to choose among are more than the budget's trials="
                     f"{self.budget.trials}: leave candidates out, or give all methods more trials."
                 )
 
@@ -162,7 +171,7 @@ class Experiment:
     def lines(self) -> Iterator[Line]:
         """The lines of the table, in order."""
         for entry in self.entries:
-            yield from entry.lines(self.kind)
+            yield from entry.lines(self.kind, self.budget.trials)
 
     def runs(self) -> list[tuple[Line, int]]:
         """Return every run: a line of the table with a seed."""

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pema.console import note
 from pema.experiments.experiment import EXAMPLES, PLM, Experiment, made
 from pema.experiments.training_process import TRAINED, train_in_process
 from pema.files import digest, read_json, write_json, writing
-from pema.methods.contract import AdaptedModel, Job, Method
+from pema.methods.contract import AdaptedModel, Job, Method, TrainingReport
 from pema.methods.registry import method_name
 from pema.own import is_own, source_digest
 from pema.owner.local import LocalPLM
@@ -96,7 +97,9 @@ class Workplace:
                     write_json(temporary / PREPARED, {"prepare_seconds": seconds})
             prepared = read_json(place.prepared / PREPARED)
         if not (place.trained / TRAINED).exists():
-            train_in_process(method, place.job, place.prepared, place.trained)
+            report = TrainingReport.from_dict(train_in_process(method, place.job, place.prepared, place.trained))
+            if report.divergence:
+                note(f"{method.name} with {place.method.settings()}: {report.divergence}")
         return prepared | read_json(place.trained / TRAINED)
 
     def open(self, place: Place, plm: LocalPLM) -> AdaptedModel:

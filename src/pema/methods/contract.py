@@ -110,11 +110,36 @@ class TrainingReport:
         seconds: training time in seconds, without loading libraries.
         curve: one entry per epoch, the first one before training: `epoch`, `seconds` so far, `held_out_loss` (mean
             cross-entropy per held-out target token, in nats), and `train_loss` from epoch 1 on.
+        diverged_at: number of the step at which a loss was not finite, so that training stopped early with the best
+            weights until then; None if it did not diverge.
     """
 
     trainable_parameters: int
     seconds: float
     curve: tuple[Mapping[str, float], ...] = field(default_factory=tuple)
+    diverged_at: int | None = None
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch whose weights are kept, that of the lowest held-out loss; None without a learning curve."""
+        if not self.curve:
+            return None
+        return int(min(self.curve, key=lambda point: point["held_out_loss"])["epoch"])
+
+    @property
+    def helped(self) -> bool | None:
+        """Whether training lowered the held-out loss; None without a learning curve."""
+        return None if len(self.curve) < 2 and self.diverged_at is None else self.best_epoch != 0
+
+    @property
+    def divergence(self) -> str:
+        """What to say about training that diverged; "" if it did not."""
+        if self.diverged_at is None:
+            return ""
+        return (
+            f"training diverged: a loss is not finite at step {self.diverged_at}; the weights of epoch "
+            f"{self.best_epoch} are kept. Lower learning_rate, or lengthen the warm-up."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -123,7 +148,8 @@ class TrainingReport:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingReport:
         """Build the report from the values of `to_dict`."""
-        return cls(values["trainable_parameters"], values["seconds"], tuple(values["curve"]))
+        curve = tuple(values["curve"])
+        return cls(values["trainable_parameters"], values["seconds"], curve, values.get("diverged_at"))
 
 
 class AdaptedModel(ABC):
@@ -167,11 +193,14 @@ class Method(ABC):
         name: name of the method in configurations.
         shared: whether the result of `prepare` is the same for all methods and seeds with equal `prepared_by`.
         seeded: whether the seed has an effect; if not, one run represents all seeds.
+        default_grid: candidates for settings that a comparison chooses on dev if the user gives neither a value nor
+            candidates; as many of the first ones as the budget has trials for.
     """
 
     name: ClassVar[str]
     shared: ClassVar[bool] = False
     seeded: ClassVar[bool] = True
+    default_grid: ClassVar[Mapping[str, Sequence[Any]]] = {}
 
     def __post_init__(self) -> None:
         try:

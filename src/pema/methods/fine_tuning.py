@@ -96,9 +96,9 @@ class FineTuning(Method):
             torch.manual_seed(job.seed)
             model, keep = self.trainable(plm, prepared)
             tokens = encode(plm, job.task.template, job.train, self.virtual_tokens)
-            curve = fine_tune(model, tokens, self, job, lambda: keep(output))
+            curve, diverged_at = fine_tune(model, tokens, self, job, lambda: keep(output))
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        return TrainingReport(parameters, round(time.perf_counter() - started, 3), tuple(curve))
+        return TrainingReport(parameters, round(time.perf_counter() - started, 3), tuple(curve), diverged_at)
 
 
 def fine_tune(
@@ -107,8 +107,10 @@ def fine_tune(
     method: FineTuning,
     job: Job,
     keep: Callable[[], None],
-) -> list[dict[str, float]]:
+) -> tuple[list[dict[str, float]], int | None]:
     """Train the parameters that require gradients until the last epoch, or until the held-out loss stops falling.
+
+    Training that diverges (a loss is not finite) stops, and the best weights so far are kept.
 
     Args:
         model: called like a causal language model of transformers.
@@ -119,10 +121,10 @@ def fine_tune(
             best weights are on disk, without a second copy in memory.
 
     Returns:
-        The learning curve, see `TrainingReport.curve`.
+        The learning curve, and the step at which training diverged or None; see `TrainingReport`.
 
     Raises:
-        AdapterError: a loss is not finite; the message names the step and the remedy.
+        AdapterError: the loss is not finite before training.
     """
     started, budget = time.perf_counter(), job.budget
     train, held_out = draw_held_out(len(tokens.cuts), budget.dev_fraction, job.seed, "the training set")
@@ -131,25 +133,19 @@ def fine_tune(
     epochs, step, over = min(method.epochs, budget.epochs), 0, False
     steps = epochs * math.ceil(len(train) / method.batch_size)
 
-    def finite(loss: float, what: str) -> float:
-        if not math.isfinite(loss) and step == 0:
-            raise AdapterError(
-                f"{method.name}: the {what} is {loss} before training, so the PLM itself causes it: load the PLM with "
-                "plm_dtype='float32'."
-            )
-        if not math.isfinite(loss):
-            raise AdapterError(
-                f"{method.name}: the {what} is {loss} at step {step}: training diverged. Lower learning_rate (now "
-                f"{method.learning_rate:g}), or lengthen the warm-up (now {method.warmup:g} of the steps)."
-            )
-        return loss
-
     def measure() -> float:
-        return finite(mean_cross_entropy(model, tokens, held_out.tolist()), "held-out loss")
+        return mean_cross_entropy(model, tokens, held_out.tolist())
 
-    stopping = EarlyStopping(budget.patience, lowest=measure())
+    before = measure()
+    if not math.isfinite(before):
+        raise AdapterError(
+            f"{method.name}: the held-out loss is {before} before training, so the PLM itself causes it: load the PLM "
+            "with plm_dtype='float32'."
+        )
+    stopping = EarlyStopping(budget.patience, lowest=before)
     curve = [{"epoch": 0.0, "seconds": 0.0, "held_out_loss": stopping.lowest}]
     keep()
+    diverged = False
     with progress("training", steps, "steps") as advance:
         for epoch in range(1, epochs + 1):
             model.train()
@@ -159,13 +155,19 @@ def fine_tune(
                 rate = method.learning_rate * course(max((step + 0.5) / steps, elapsed), method.warmup)
                 step += 1
                 loss, n = cross_entropy(model, tokens, batch)
-                total, count = total + finite(float(loss.detach()), "loss"), count + n
+                diverged = not math.isfinite(float(loss.detach()))
+                if diverged:
+                    break
+                total, count = total + float(loss.detach()), count + n
                 descend(optimizer, loss / n, parameters, rate, CLIP)
                 advance(1, note=f"epoch {epoch}/{epochs} loss {total / count:.3f}")
                 over = method.seconds is not None and time.perf_counter() - started >= method.seconds
                 if over:
                     break
-            held_out_loss = measure()
+            held_out_loss = math.inf if diverged else measure()
+            diverged = not math.isfinite(held_out_loss)
+            if diverged:
+                break
             seconds = round(time.perf_counter() - started, 3)
             curve.append(
                 {"epoch": epoch, "seconds": seconds, "train_loss": total / count, "held_out_loss": held_out_loss}
@@ -175,7 +177,7 @@ def fine_tune(
             if over or stopping.is_over:
                 break
     model.eval()
-    return curve
+    return curve, step if diverged else None
 
 
 def batches(tokens: Tokens, which: Numbers, batch_size: int, random: np.random.Generator) -> Iterator[list[int]]:

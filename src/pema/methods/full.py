@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +23,9 @@ class FullFineTuning(FineTuning):
 
     name: ClassVar[str] = "full"
 
-    learning_rate: float = option(3e-4, above=0.0, most=LARGEST)
+    default_grid: ClassVar[Mapping[str, Sequence[Any]]] = {"learning_rate": (1e-4, 3e-5, 3e-4, 1e-5)}
+
+    learning_rate: float = option(1e-4, above=0.0, most=LARGEST)
 
     def trainable(self, plm: LocalPLM, prepared: Path) -> tuple[Any, Callable[[Path], None]]:
         """See `FineTuning.trainable`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +49,7 @@ class OffsiteTuning(FineTuning):
 
     name: ClassVar[str] = "offsite"
     shared: ClassVar[bool] = True
+    default_grid: ClassVar[Mapping[str, Sequence[Any]]] = {"learning_rate": (1e-4, 3e-4, 1e-3, 3e-5)}
 
     adapters: int | None = option(None, least=1, most=10_000)
     keep: float = option(0.5, above=0.0, most=1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -97,6 +97,7 @@ class LoRA(_Merged, PeftMethod):
 
     name: ClassVar[str] = "lora"
     remedy: ClassVar[str] = "set target_modules to names of its linear layers."
+    default_grid: ClassVar[Mapping[str, Sequence[Any]]] = {"learning_rate": (1e-3, 3e-4, 3e-3)}
 
     rank: int = option(16, least=1, most=WIDEST)
     alpha: float = option(32.0, above=0.0, most=1e6)
@@ -127,6 +128,7 @@ class IA3(_Merged, PeftMethod):
 
     name: ClassVar[str] = "ia3"
     remedy: ClassVar[str] = "set target_modules and feedforward_modules to names of its linear layers."
+    default_grid: ClassVar[Mapping[str, Sequence[Any]]] = {"learning_rate": (2e-2, 5e-3, 5e-2)}
 
     learning_rate: float = option(2e-2, above=0.0, most=LARGEST)
     target_modules: Sequence[str] | None = None
@@ -158,6 +160,7 @@ class PrefixTuning(PeftMethod):
 
     name: ClassVar[str] = "prefix-tuning"
     remedy: ClassVar[str] = "choose lora, which needs linear layers only."
+    default_grid: ClassVar[Mapping[str, Sequence[Any]]] = {"learning_rate": (5e-2, 1e-2, 2e-3)}
 
     learning_rate: float = option(5e-2, above=0.0, most=LARGEST)
     prefix_length: int = option(20, least=1, most=1 << 20)
