@@ -71,9 +71,7 @@ def test_texts_are_those_of_the_plm_behind_the_prompt(plm, tmp_path):
         whole = text_of(plm, prompt)
         limit = 2 * prompt.source_length + 16
         task = replace(TASK, template=Template(whole.replace(source, "{source}")))
-        alone = decode(
-            plm, plm.generator, [source], task, plain, max_new_tokens=limit, stop_strings=["\n"], batch_size=1
-        )
+        alone = decode(plm, plm.generator, [source], task, plain, max_new_tokens=limit, stop=("\n",), batch_size=1)
         assert [text] == alone.texts
 
 

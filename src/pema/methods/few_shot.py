@@ -200,8 +200,7 @@ class _Prompted(AdaptedModel):
         plm, task = self._plm, self._task
         longest = max(len(each.prompt) for each in self._template.encode_prompts(plm.tokenizer, sources))
         size = min(batch_size, max(1, BATCH_TOKENS // longest))
-        settings: dict[str, Any] = {"stop_strings": list(self._stop)} if self._stop else {}
-        return decode(plm, plm.generator, sources, task, plain, batch_size=size, **settings)
+        return decode(plm, plm.generator, sources, task, plain, batch_size=size, stop=self._stop or None)
 
     def perplexity(self, examples: Sequence[Example]) -> float:
         with memory_of(self._plm, self._task, examples) as memory:
