@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
-from pema.console import keeping, note, print_table, printable, progress
+from pema.console import LINE_SECONDS, keeping, note, print_table, printable, progress
 
 
 def test_escape_codes_are_shown_and_not_obeyed():
@@ -120,3 +120,30 @@ def test_a_bar_without_a_total_has_no_time_left(monkeypatch):
     monkeypatch.setattr("pema.console.stderr", Console(file=io.StringIO(), force_terminal=True, width=120))
     with progress("reading", None, "lines") as advance:
         advance(3)
+
+
+def test_a_log_gets_a_line_now_and_then_and_no_bar(monkeypatch):
+    from rich.console import Console
+    from rich.progress import Progress
+
+    now, log = [0.0], io.StringIO()
+    monkeypatch.setattr("pema.console.stderr", Console(file=log, width=40))
+    init = Progress.__init__
+    monkeypatch.setattr(
+        Progress, "__init__", lambda self, *columns, **options: init(self, *columns, get_time=lambda: now[0], **options)
+    )
+    with progress("building", 1000, "tokens") as advance:
+        for second in range(1, 101):
+            now[0] = float(second)
+            advance(2, f"example {second}\x1b[2J")
+    with progress("running", None, "runs") as advance:
+        now[0] += LINE_SECONDS - 1
+        advance(1)  # too early for a line
+        now[0] += 1
+        advance(1)
+    assert log.getvalue().splitlines() == [
+        "building: 60 of 1,000 (6%) tokens, 2 tokens/s, 0:07:50 left, example 30\\x1b[2J",
+        "building: 120 of 1,000 (12%) tokens, 2 tokens/s, 0:07:20 left, example 60\\x1b[2J",
+        "building: 180 of 1,000 (18%) tokens, 2 tokens/s, 0:06:50 left, example 90\\x1b[2J",
+        "running: 2 runs, 0.067 runs/s",
+    ]

@@ -21,6 +21,10 @@ UNLIMITED = 1 << 16
 """Maximum width of a table that is not printed on a terminal."""
 
 
+LINE_SECONDS = 30.0
+"""Seconds between lines of progress in a log."""
+
+
 class _Rate(ProgressColumn):
     """A column that shows units per second, on average since the bar was drawn.
 
@@ -29,18 +33,14 @@ class _Rate(ProgressColumn):
     """
 
     def render(self, task: Task) -> Text:
-        rate = _rate(task)
-        return Text("" if rate is None else f"{rate:,.0f} {task.fields['unit']}/s", style="dim")
+        return Text(_rate_text(task), style="dim")
 
 
 class _Left(ProgressColumn):
     """A column that shows the estimated time left."""
 
     def render(self, task: Task) -> Text:
-        rate = _rate(task)
-        if rate is None or task.remaining is None:
-            return Text("-:--:--", style="progress.remaining")
-        return Text(str(timedelta(seconds=math.ceil(task.remaining / rate))), style="progress.remaining")
+        return Text(_left_text(task), style="progress.remaining")
 
 
 def _rate(task: Task) -> float | None:
@@ -49,12 +49,37 @@ def _rate(task: Task) -> float | None:
     return steps / elapsed if steps > 0 and elapsed else None
 
 
+def _rate_text(task: Task) -> str:
+    rate = _rate(task)
+    if rate is None:
+        return ""
+    # A slow rate needs a digit that is not zero.
+    return f"{rate:,.0f} {task.fields['unit']}/s" if rate >= 10 else f"{rate:.2g} {task.fields['unit']}/s"
+
+
+def _left_text(task: Task) -> str:
+    rate = _rate(task)
+    if rate is None or task.remaining is None:
+        return "-:--:--"
+    return str(timedelta(seconds=math.ceil(task.remaining / rate)))
+
+
+def _line(task: Task) -> str:
+    """Return the progress in one line, for a log."""
+    total = "" if task.total is None else f" of {task.total:,.0f} ({task.percentage:.0f}%)"
+    left = "" if task.total is None else f"{_left_text(task)} left"
+    amount = f"{task.completed:,.0f}{total} {task.fields['unit']}"
+    parts = [amount, _rate_text(task), left, str(task.fields["note"])]
+    return f"{task.description}: {', '.join(part for part in parts if part)}"
+
+
 @contextlib.contextmanager
 def progress(description: str, total: float | None, unit: str) -> Iterator[Callable[..., None]]:
     """Show a progress bar with rate and remaining time while the block runs.
 
     Yields a function `advance(n, note="", earlier=False)` that advances the bar by `n` units and shows `note` after
-    it. Units of an `earlier` run do not count for the rate. Nothing is drawn if stderr is not a terminal.
+    it. Units of an `earlier` run do not count for the rate. If stderr is not a terminal, a line is printed every
+    `LINE_SECONDS` instead.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -68,10 +93,14 @@ def progress(description: str, total: float | None, unit: str) -> Iterator[Calla
     )
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
         task = bars.add_task(description, total=total, unit=unit, note="", before=0.0)
+        printed = [bars.get_time()]
 
         def advance(n: float, note: str = "", *, earlier: bool = False) -> None:
             before = bars.tasks[0].fields["before"] + (n if earlier else 0.0)
             bars.update(task, advance=n, note=note, before=before)
+            if not stderr.is_terminal and bars.get_time() - printed[0] >= LINE_SECONDS:
+                printed[0] = bars.get_time()
+                stderr.print(printable(_line(bars.tasks[0])), markup=False, soft_wrap=True)
 
         yield advance
 
