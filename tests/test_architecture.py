@@ -54,7 +54,7 @@ EDGES = {
     "owner.loading": {"tasks"},  # the token that ends a turn in a chat template
     "owner.opening": {"owner.client", "owner.local", "owner.mask"},
     "generation.decoding": {"owner.models"},  # batches of one length, where positions depend on it
-    "experiments.description": {"owner"},  # the precisions that a PLM is loaded in
+    "experiments.description": {"owner", "memory", "generation"},  # settings of the PLM, of building and generation
     "experiments.workplace": {"owner.local"},  # keeps the PLM with its weights for the methods
     "cli.options": {"owner.sources"},  # a name that leads nowhere is refused before torch is imported
     "cli.serve": {"owner.local", "serving"},

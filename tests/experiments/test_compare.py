@@ -15,6 +15,7 @@ from pema.experiments.compare import run_experiment
 from pema.experiments.config import read_config
 from pema.experiments.lifeline import child
 from pema.experiments.reader import read_folder
+from pema.experiments.workplace import Workplace
 from pema.files import read_json
 from pema.pages.report.document import report
 
@@ -286,3 +287,56 @@ def test_results_of_other_settings_are_refused_before_the_first_run(folder, comp
         run_experiment(read_config(folder / "late.toml", "compare"), folder / "results", folder / "work")
     assert not (folder / "results" / "tiny" / "first-seed0.json").exists()
     assert (folder / "results" / "tiny" / "experiment.json").read_bytes() == before
+
+
+def test_memories_and_representations_are_made_once_for_all_that_can_share_them(folder, compared, monkeypatch):
+    """Presets, seeds and kNN-LM with the same contexts share one memory, and all methods one pass over dev."""
+    from pema.methods import on_memory
+
+    built = []
+
+    def build(plm, examples, task, output, **settings):
+        built.append(len(examples))
+        return build_memory(plm, examples, task, output, **settings)
+
+    build_memory = on_memory.build_memory
+    monkeypatch.setattr(on_memory, "build_memory", build)
+    text = (folder / "tiny.toml").read_text(encoding="utf-8").partition("[[methods]]")[0]
+    for label, settings in (
+        ("paper", 'preset = "paper", rank = 4'),
+        ("best", 'preset = "best", rank = 4'),
+        ("constant", 'preset = "best", rank = 4, schedule = "constant"'),
+    ):
+        text += f'[[methods]]\nlabel = "{label}"\nmethod = "pema"\nsettings = {{ {settings} }}\n'
+    text = text.replace('reference = "alone"\n', "")
+    (folder / "shared.toml").write_text(text, encoding="utf-8")
+    run_experiment(read_config(folder / "shared.toml", "compare"), folder / "results", folder / "fresh")
+    assert built == [20, 3]  # the training examples, and dev
+    (folder / "other.toml").write_text(text.replace('"paper", rank = 4', '"paper", rank = 8'), encoding="utf-8")
+    run_experiment(read_config(folder / "other.toml", "compare"), folder / "results", folder / "fresh")
+    assert built == [20, 3, 3]  # another process, or PLM object, measures dev again
+
+
+def test_device_and_batches_reach_the_plm_and_the_training(folder, compared, monkeypatch):
+    text = (folder / "tiny.toml").read_text(encoding="utf-8").replace("[1e-6, 3e-2]", "[3e-2]")
+    text = text.replace("seeds = [0, 1]", 'seeds = [0]\ndevice = "cpu"\nbatch_size = 3\nbatch_tokens = 64')
+    (folder / "batches.toml").write_text(text, encoding="utf-8")
+    experiment = read_config(folder / "batches.toml", "compare")
+    (line,) = (line for line in experiment.lines() if line.label == "PEMA")
+    job = Workplace(folder / "work", experiment).place(line.method, line.settings, 0).job
+    assert (job.device, job.batch_tokens) == ("cpu", 64)
+    assert line.method.of({}).config(job).device == "cpu"
+    assert line.method.of({"device": "auto"}).config(job).device == "auto"
+    run_experiment(experiment, folder / "results", folder / "work")
+    config = read_json(folder / "results" / "batches" / "pema-seed0.json")["signature"]["config"]
+    assert (config["batch_size"], config["batch_tokens"]) == (3, 64)
+    assert "device" not in config
+    usual = results(folder)["pema-seed0"]["signature"]["config"]
+    assert not {"batch_size", "batch_tokens", "device"} & set(usual)
+
+
+def test_a_device_that_is_not_here_is_refused_when_the_file_is_read(folder):
+    text = (folder / "tiny.toml").read_text(encoding="utf-8").replace("[data]", 'device = "cuda:99"\n[data]')
+    (folder / "nowhere.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(AdapterError, match=r"device='cuda:99' cannot be used here"):
+        read_config(folder / "nowhere.toml", "compare")

@@ -256,13 +256,13 @@ def test_the_model_is_restored_even_after_an_error(plm, made, index):
 
 
 def slow_log_likelihood(plm, pairs, k, temperature, weight):
-    with memory_of(plm, TASK, DEV) as memory:
-        (batch,) = memory.view().batches(10_000)
-        p_plm = torch.softmax(memory.head().logits(batch.representations), -1).double()
-        total = 0.0
-        for f, y, row in zip(batch.representations, batch.targets.tolist(), p_plm, strict=True):
-            p = slow_p_knn(pairs, f, k, temperature, len(row))[y]
-            total += math.log(weight * p + (1 - weight) * float(row[y]))
+    memory = memory_of(plm, TASK, DEV)
+    (batch,) = memory.view().batches(10_000)
+    p_plm = torch.softmax(memory.head().logits(batch.representations), -1).double()
+    total = 0.0
+    for f, y, row in zip(batch.representations, batch.targets.tolist(), p_plm, strict=True):
+        p = slow_p_knn(pairs, f, k, temperature, len(row))[y]
+        total += math.log(weight * p + (1 - weight) * float(row[y]))
     return total / len(batch.targets)
 
 

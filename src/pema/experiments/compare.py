@@ -14,7 +14,8 @@ from pema.evaluation.evaluate import evaluate
 from pema.evaluation.notation import metric_name, score_text
 from pema.evaluation.outputs import write_hypotheses
 from pema.experiments.comparison import Comparisons
-from pema.experiments.experiment import Experiment, Line, made
+from pema.experiments.description import ExperimentFile
+from pema.experiments.experiment import CPU, Experiment, Line, made
 from pema.experiments.layout import run_name
 from pema.experiments.records import Comparison, Costs, Needs, Point, Run, Score, Signature, Trial
 from pema.experiments.results import finished, write_experiment
@@ -27,6 +28,9 @@ from pema.signature import signature
 
 WARM_UP = 2
 """Sentences that are generated from before time is taken: the first call of a process loads and allocates."""
+
+USUAL = {"device": CPU, "batch_tokens": ExperimentFile.batch_tokens, "batch_size": ExperimentFile.batch_size}
+"""Values of settings that results do not name."""
 
 COSTS = ("prepare_seconds", "trainable_parameters", "train_peak_bytes", "train_peak_accelerator_bytes")
 
@@ -116,6 +120,10 @@ def _config(experiment: Experiment, place: Workplace, line: Line) -> dict[str, A
     sources = experiment.own_sources(line)
     if sources:
         config["own"] = sources
+    # Added when they are not what earlier versions always used, whose results stay valid.
+    for name, usual in USUAL.items():
+        if getattr(experiment, name) != usual:
+            config[name] = getattr(experiment, name)
     return config
 
 
@@ -130,9 +138,9 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
     test = experiment.data.test
     sources = [example.source for example in test]
     with place.open(stages, plm) as adapted:
-        adapted.generate(sources[:WARM_UP])
+        adapted.generate(sources[:WARM_UP], batch_size=experiment.batch_size)
         started = time.perf_counter()
-        generated = adapted.generate(sources)
+        generated = adapted.generate(sources, batch_size=experiment.batch_size)
         seconds = time.perf_counter() - started
         disk_bytes, chosen = adapted.disk_bytes, dict(adapted.chosen)
         perplexity = place.dev_perplexity(stages, plm, adapted)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pema.console import note
+from pema.devices import device_named
 from pema.errors import ConfigError, DataError
 from pema.evaluation.evaluate import FORMALITY, get_metric
 from pema.evaluation.notation import is_style
@@ -72,6 +73,9 @@ def _experiment(file: ExperimentFile, name: str, kind: Kind, root: Path) -> Expe
         task=task,
         plm=file.plm,
         plm_dtype=file.plm_dtype,
+        device=str(device_named(file.device)),
+        batch_tokens=file.batch_tokens,
+        batch_size=file.batch_size,
         seeds=file.seeds,
         metrics=metrics,
         references=(file.reference,) if isinstance(file.reference, str) else tuple(file.reference),

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from pema.generation.config import GenerateConfig
+from pema.memory.config import BuildConfig
 from pema.methods.contract import Budget
 from pema.owner.config import LoadConfig, PLMDtype
 from pema.schema import SEED, documented, option, same
@@ -91,6 +93,9 @@ class ExperimentFile:
     template: str | None = option(None, "Prompt with {source} in it, instead of the task's own.")
     plm: str = option("embedded", "Name or folder of the PLM.")
     plm_dtype: PLMDtype | None = same(LoadConfig, "dtype")
+    device: str = option("auto", "Device of PLM and training: cpu, cuda, cuda:1, ...; auto: a GPU if there is one.")
+    batch_tokens: int = same(BuildConfig, "batch_tokens")
+    batch_size: int = same(GenerateConfig, "batch_size")
     seeds: tuple[int, ...] = option((0,), "Every setting that is reported runs once with each.", least=0, most=SEED)
     metrics: tuple[str, ...] | None = option(None, "Names; the first one leads. By default the task's own.")
     reference: str | Sequence[str] = option((), "Label, or labels, of the lines that all others are compared with.")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pema.errors import ConfigError, PemaError
 from pema.experiments.data import Data
+from pema.experiments.description import ExperimentFile
 from pema.experiments.layout import LONGEST_NAME, run_name
 from pema.files import digest
 from pema.methods.contract import Budget, Method
@@ -19,6 +20,7 @@ from pema.schema import SEED, among, require, short
 from pema.tasks.registry import Task
 
 Kind = Literal["compare", "sweep"]
+CPU = "cpu"
 EXAMPLES = "examples"
 PLM = "plm"
 OF_THE_RUN = (EXAMPLES, PLM)
@@ -116,6 +118,9 @@ class Experiment:
         data: the data.
         budget: of every method.
         entries: the methods, in the table's order.
+        device: device of the PLM and of training.
+        batch_tokens: maximum tokens per PLM batch when a memory is built.
+        batch_size: sequences per batch of generation.
     """
 
     name: str
@@ -130,6 +135,9 @@ class Experiment:
     data: Data
     budget: Budget
     entries: tuple[Entry, ...]
+    device: str = CPU
+    batch_tokens: int = ExperimentFile.batch_tokens
+    batch_size: int = ExperimentFile.batch_size
 
     def __post_init__(self) -> None:
         labels = [entry.label for entry in self.entries]

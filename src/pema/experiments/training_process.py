@@ -70,6 +70,7 @@ def _written(method: Method, job: Job, prepared: Path, output: Path) -> dict[str
         "dev": [example.to_list() for example in job.dev],
         "seed": job.seed,
         "budget": asdict(job.budget),
+        "device": job.device,
     }
 
 
@@ -79,7 +80,9 @@ def _read(order: dict[str, Any]) -> tuple[Method, Job]:
     method = get_method(order["method"]).of(order["settings"])
     train, dev = (tuple(map(Example.of_list, order[part])) for part in ("train", "dev"))
     task = get_task(order["task"], order["template"])
-    return method, Job(order["plm"], order["plm_dtype"], task, train, dev, order["seed"], Budget(**order["budget"]))
+    budget = Budget(**order["budget"])
+    given = (order["plm"], order["plm_dtype"], task, train, dev, order["seed"], budget, order["device"])
+    return method, Job(*given)
 
 
 def _load_libraries() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pema.console import note
-from pema.experiments.experiment import EXAMPLES, PLM, Experiment, made
+from pema.experiments.experiment import CPU, EXAMPLES, PLM, Experiment, made
 from pema.experiments.training_process import TRAINED, train_in_process
 from pema.files import digest, read_json, write_json, writing
 from pema.methods.contract import AdaptedModel, Job, Method, TrainingReport
@@ -51,7 +51,14 @@ class Workplace:
         """The PLM of a run; the last one stays loaded."""
         name = settings.get(PLM, self._experiment.plm)
         if self._plm is None or self._plm[0] != name:
-            self._plm = name, LocalPLM.load(name, dtype=self._experiment.plm_dtype)
+            self._plm = (
+                name,
+                LocalPLM.load(
+                    name,
+                    dtype=self._experiment.plm_dtype,
+                    device_map=None if self._experiment.device == CPU else self._experiment.device,
+                ),
+            )
         return self._plm[1]
 
     def place(self, method: type[Method], settings: Mapping[str, Any], seed: int) -> Place:
@@ -59,13 +66,25 @@ class Workplace:
         experiment, description = self._experiment, self.plm(settings).description
         train = experiment.data.train[: settings.get(EXAMPLES)]
         name = settings.get(PLM, experiment.plm)
-        job = Job(name, experiment.plm_dtype, experiment.task, train, experiment.data.dev, seed, experiment.budget)
+        job = Job(
+            plm=name,
+            plm_dtype=experiment.plm_dtype,
+            task=experiment.task,
+            train=train,
+            dev=experiment.data.dev,
+            seed=seed,
+            budget=experiment.budget,
+            device=experiment.device,
+            batch_tokens=experiment.batch_tokens,
+        )
         one = made(method, settings)
-        given = {
+        given: dict[str, Any] = {
             "plm": [description.fingerprint, description.tokenizer_fingerprint, experiment.plm_dtype],
             "template": experiment.task.template.text,
             "train": [example.to_list() for example in train],
         }
+        if experiment.device != CPU:
+            given["device"] = experiment.device
         prepared: dict[str, Any] = {"given": given, "prepared_by": one.prepared_by}
         if not one.shared:
             prepared |= {"method": one.name, "seed": seed}

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pema.errors import ConfigError
+from pema.memory.config import BuildConfig
 from pema.schema import among, check, documented, option
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class Job:
         dev: examples for settings that are chosen without training (k, temperature and lambda of kNN-LM).
         seed: random seed of training.
         budget: training budget.
+        device: device of training: `auto` (an accelerator if there is one), cpu, cuda, ...
+        batch_tokens: maximum number of tokens per batch when a memory is built.
     """
 
     plm: str
@@ -99,6 +102,8 @@ class Job:
     dev: tuple[Example, ...]
     seed: int
     budget: Budget
+    device: str = "auto"
+    batch_tokens: int = BuildConfig.batch_tokens
 
 
 @dataclass(frozen=True)

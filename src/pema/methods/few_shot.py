@@ -203,5 +203,5 @@ class _Prompted(AdaptedModel):
         return decode(plm, plm.generator, sources, task, plain, batch_size=size, stop=self._stop or None)
 
     def perplexity(self, examples: Sequence[Example]) -> float:
-        with memory_of(self._plm, self._task, examples) as memory:
-            return perplexity(memory.view(), memory.head())
+        memory = memory_of(self._plm, self._task, examples)
+        return perplexity(memory.view(), memory.head())

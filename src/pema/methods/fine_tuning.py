@@ -90,7 +90,7 @@ class FineTuning(Method):
             ConfigError, DataError, OwnerError: a setting, an example or the PLM cannot be used.
         """
         plm = LocalPLM.load(self.source(job, prepared), dtype=job.plm_dtype or "float32")
-        plm.model.to(device_named("auto")).requires_grad_(False)
+        plm.model.to(device_named(job.device)).requires_grad_(False)
         started = time.perf_counter()
         with torch.random.fork_rng():
             torch.manual_seed(job.seed)

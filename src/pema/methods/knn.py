@@ -114,13 +114,13 @@ class _Neighbouring(AdaptedModel):
 def measure(plm: LocalPLM, job: Job, examples: Sequence[Example], index: Index, k: int) -> TokenMeasurements:
     """Measure the targets of examples after c = [I; X; y_<i]: log P_LM, and the k neighbours of their contexts."""
     plm_parts, distances, neighbour_targets, targets = [], [], [], []
-    with memory_of(plm, job.task, examples) as memory:
-        head = memory.head()
-        for batch in memory.view().batches(max(16, LOGITS_BYTES // (4 * head.vocabulary_size))):
-            neighbours = index.search(batch.representations, k)
-            plm_parts.append(log_p(head, batch.representations, batch.targets))
-            distances.append(neighbours.distances)
-            neighbour_targets.append(neighbours.targets)
-            targets.append(batch.targets)
+    memory = memory_of(plm, job.task, examples)
+    head = memory.head()
+    for batch in memory.view().batches(max(16, LOGITS_BYTES // (4 * head.vocabulary_size))):
+        neighbours = index.search(batch.representations, k)
+        plm_parts.append(log_p(head, batch.representations, batch.targets))
+        distances.append(neighbours.distances)
+        neighbour_targets.append(neighbours.targets)
+        targets.append(batch.targets)
     neighbours = Neighbours(torch.cat(distances), torch.cat(neighbour_targets))
     return TokenMeasurements(torch.cat(plm_parts), neighbours, torch.cat(targets))

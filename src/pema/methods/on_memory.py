@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pema.memory.build import build_memory
 from pema.memory.config import BuildConfig, Dtype, Targets, require_pairing
@@ -16,10 +16,11 @@ from pema.memory.reader import Memory
 from pema.methods.contract import Job, Method, Needs
 from pema.owner.contract import Contexts
 from pema.schema import same
+from pema.tasks.example import Example
+from pema.tasks.template import Template
 
 if TYPE_CHECKING:
     from pema.owner.local import LocalPLM
-    from pema.tasks.example import Example
     from pema.tasks.registry import Task
 
 MEMORY = "memory"
@@ -59,11 +60,30 @@ class MemoryMethod(Method):
             contexts=self.contexts,
             targets=self.targets,
             dtype=self.dtype,
+            batch_tokens=job.batch_tokens,
         )
 
 
-@contextlib.contextmanager
-def memory_of(plm: LocalPLM, task: Task, examples: Sequence[Example]) -> Iterator[Memory]:
-    """Build a temporary memory of `teacher` contexts inside the block, for measurements and not for training."""
-    with tempfile.TemporaryDirectory(prefix="pema-measured-") as folder:
-        yield build_memory(plm, list(examples), task, Path(folder) / MEMORY, dtype="float32")
+def memory_of(plm: LocalPLM, task: Task, examples: Sequence[Example]) -> Memory:
+    """Return a temporary memory of `teacher` contexts, for measurements and not for training.
+
+    The memory of the last examples is kept as long as the PLM, so all candidates and methods that are measured on the
+    same dev examples with the same template object share one pass of the PLM.
+    """
+    kept = _measured.get(plm)
+    # Templates are compared by identity: those with demonstrations can be equal and write other prompts.
+    if kept is None or kept.template is not task.template or kept.examples != tuple(examples):
+        folder = tempfile.TemporaryDirectory(prefix="pema-measured-")  # removed when nothing refers to it
+        memory = build_memory(plm, list(examples), task, Path(folder.name) / MEMORY, dtype="float32")
+        kept = _measured[plm] = _Measured(task.template, tuple(examples), folder, memory)
+    return kept.memory
+
+
+class _Measured(NamedTuple):
+    template: Template
+    examples: tuple[Example, ...]
+    folder: tempfile.TemporaryDirectory[str]
+    memory: Memory
+
+
+_measured: weakref.WeakKeyDictionary[LocalPLM, _Measured] = weakref.WeakKeyDictionary()

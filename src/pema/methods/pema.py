@@ -89,6 +89,7 @@ class PEMA(MemoryMethod):
             epochs=min(wanted.epochs, budget.epochs),
             patience=budget.patience,
             dev_fraction=budget.dev_fraction,
+            device=wanted.device if "device" in self.changes else job.device,
         )
 
     def train(self, job: Job, prepared: Path, output: Path) -> TrainingReport:
@@ -124,8 +125,8 @@ class _Mixed(AdaptedModel):
             return decode(plm, plm.generator, sources, self._job.task, attached.inputs, batch_size=batch_size)
 
     def perplexity(self, examples: Sequence[Example]) -> float:
-        with memory_of(self._plm, self._job.task, examples) as memory:
-            return perplexity(memory.view(), memory.head(), self._adapter, self._schedule)
+        memory = memory_of(self._plm, self._job.task, examples)
+        return perplexity(memory.view(), memory.head(), self._adapter, self._schedule)
 
 
 def curve(log: Path) -> list[dict[str, float]]:

@@ -48,5 +48,5 @@ class _Plain(AdaptedModel):
         return decode(self._plm, self._plm.generator, sources, self._job.task, plain, batch_size=batch_size)
 
     def perplexity(self, examples: Sequence[Example]) -> float:
-        with memory_of(self._plm, self._job.task, examples) as memory:
-            return perplexity(memory.view(), memory.head())
+        memory = memory_of(self._plm, self._job.task, examples)
+        return perplexity(memory.view(), memory.head())
