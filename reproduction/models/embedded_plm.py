@@ -177,8 +177,8 @@ tags: [translation]
 # tatoeba-en-de-9m
 
 A small causal language model of Llama architecture ({result["parameters"]:,} parameters, V = 8,192, bf16) that
-translates short everyday sentences from English to German. It is the PLM that pema ships, so that everything runs
-offline; it is no translator to rely on.
+translates short everyday sentences from English to German. It is bundled with pema for tests and examples, which
+run offline; it is no translator to rely on.
 
 Prompt: `Translate this from English to German: \\n{{source}}\\nGerman:`; the answer starts with a space and ends with
 `</s>`.

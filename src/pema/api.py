@@ -58,7 +58,8 @@ class PLM:
         """Open a PLM.
 
         Args:
-            name_or_address: "embedded", a local folder, a hub name, or the address of a `pema serve`.
+            name_or_address: name of a packaged PLM, a local folder, a GGUF file, a hub name, or the address of a `pema
+                serve`; "embedded" is bundled for tests.
             settings: fields of `LoadConfig`: tap, dtype, device_map, revision, mask_secret.
 
         Raises:

@@ -91,7 +91,7 @@ class ExperimentFile:
     title: str | None = option(None, "What the report calls it; by default the name.")
     task: str = option("translation", "Name of the task.")
     template: str | None = option(None, "Prompt with {source} in it, instead of the task's own.")
-    plm: str = option("embedded", "Name or folder of the PLM.")
+    plm: str = option("embedded", "The PLM: a packaged one, a hub name, a folder, or a GGUF file.")
     plm_dtype: PLMDtype | None = same(LoadConfig, "dtype")
     device: str = option("auto", "Device of PLM and training: cpu, cuda, cuda:1, ...; auto: a GPU if there is one.")
     batch_tokens: int = same(BuildConfig, "batch_tokens")

@@ -200,6 +200,11 @@ def test_what_the_file_says_of_its_tokenizer(files, tmp_path):
         ({"add_bos_token": False}, False, False),
         ({"add_bos_token": None}, False, False),
         ({"add_bos_token": None, "tokenizer_pre": "llama-bpe"}, True, False),
+        (
+            {"add_bos_token": None, "tokenizer_model": "llama", "token_scores": [-float(n) for n in range(320)]},
+            True,
+            False,
+        ),
         ({"add_bos_token": False, "add_eos_token": True}, False, True),
         ({"add_bos_token": True, "add_eos_token": True}, True, True),
         ({"add_bos_token": True, "bos_token_id": None}, False, False),

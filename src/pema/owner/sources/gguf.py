@@ -1,6 +1,6 @@
 """GGUF files as PLMs: each is converted once to a folder of transformers, which is kept in the cache.
 
-A converted file is complete or absent. Its name is the SHA-256 of the GGUF file and of what the conversion depends on;
+A converted file is complete or absent. Its name is made of the SHA-256 of the GGUF file and of what the conversion depends on;
 its manifest has the SHA-256 of every file in it, which are verified at each start, so that a damaged copy is replaced.
 """
 
@@ -57,7 +57,11 @@ def converted(name: str, parts: Callable[[], Sequence[Path]], expected: str | No
         files = files or parts()
         _require_packages(name)
         with _alone(folder):
-            weights = _verified(folder) or _convert(name, files, content, folder)
+            weights = _verified(folder)
+            if weights is None:
+                if folder.exists():
+                    note(f"the converted GGUF file in {folder} is damaged: it is converted again.")
+                weights = _convert(name, files, content, folder)
     return str(folder), name, weights
 
 
@@ -117,16 +121,11 @@ def _key(content: str) -> str:
 
 def _verified(folder: Path) -> str | None:
     """Return the line on the weights of a converted file if all of it is there, else None."""
-    if not folder.is_dir():
-        return None
     try:
         manifest = unseal(read_json(folder / MANIFEST))
-        if manifest["files"] == _checksums(folder):
-            return str(manifest["weights"])
+        return str(manifest["weights"]) if manifest["files"] == _checksums(folder) else None
     except (DataError, OSError, KeyError):
-        pass
-    note(f"the converted GGUF file in {folder} is damaged: it is converted again.")
-    return None
+        return None
 
 
 def _checksums(folder: Path) -> dict[str, str]:
