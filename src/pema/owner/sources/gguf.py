@@ -1,7 +1,8 @@
 """GGUF files as PLMs: each is converted once to a folder of transformers, which is kept in the cache.
 
-A converted file is complete or absent. Its name is made of the SHA-256 of the GGUF file and of what the conversion depends on;
-its manifest has the SHA-256 of every file in it, which are verified at each start, so that a damaged copy is replaced.
+A converted file is complete or absent. Its name is made of the SHA-256 of the GGUF file and of what the conversion
+depends on; its manifest has the SHA-256 of every file in it, which are verified at each start, so that a damaged copy
+is replaced.
 """
 
 from __future__ import annotations
