@@ -328,3 +328,17 @@ def test_formal_and_informal_go_together(run):
     code, _, err = run("evaluate", "--task", "translation", *files)
     assert code == 2
     assert "--informal" in err
+
+
+def test_evaluate_says_on_how_many_texts_a_score_rests(run, folder):
+    (folder / "hyp.txt").write_text("Sie da\nkomm\ngeh\n", "utf-8")
+    (folder / "formal.txt").write_text("[F]Sie[/F]\n[F]Kommen[/F]\n[F]Gehen[/F]\n", "utf-8")
+    (folder / "informal.txt").write_text("[F]du[/F]\n[F]komme[/F]\n[F]gehe[/F]\n", "utf-8")
+    command = ("evaluate", "--task", "style", "--hypotheses", "hyp.txt", "--references", "hyp.txt")
+    marks = ("--formal", "formal.txt", "--informal", "informal.txt")
+    scores = json.loads(run(*command, *marks, "--json")[1])
+    assert (scores["formality_accuracy"]["value"], scores["formality_accuracy"]["texts"]) == (1.0, 1)
+    assert "texts" not in scores["bleu"]
+    shown = run(*command, *marks)[1]
+    assert "1.000  on 1 of 3 texts" in shown
+    assert "100.00  chrF2" in shown

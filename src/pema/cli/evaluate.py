@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -74,6 +75,15 @@ def evaluate(
         elsewhere = ExternalScores([path])
         found[elsewhere.name] = score(elsewhere, *texts)
     if as_json:
-        show({name: {"value": each.value, "signature": each.signature} for name, each in found.items()}, True)
-    else:
-        show({name: f"{score_text(name, each.value)}  {each.signature}" for name, each in found.items()}, False)
+        scores_as_json = {
+            name: {key: value for key, value in asdict(each).items() if value is not None}
+            for name, each in found.items()
+        }
+        show(scores_as_json, True)
+        return
+    count = len(texts[0])
+    lines = {}
+    for name, each in found.items():
+        rests = "" if each.texts is None else f"  on {each.texts:,} of {count:,} texts"
+        lines[name] = f"{score_text(name, each.value)}{rests}  {each.signature}"
+    show(lines, False)

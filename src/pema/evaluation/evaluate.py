@@ -12,6 +12,7 @@ from pema.evaluation.formality import FormalityAccuracy, Matching
 from pema.evaluation.notation import STYLE, is_style
 from pema.evaluation.own_metric import own_metric
 from pema.evaluation.score import Metric, Reference, Score, require_aligned, score
+from pema.evaluation.simplification import Sari
 from pema.evaluation.slots import SlotErrors
 from pema.evaluation.summarisation import rouge
 from pema.evaluation.translation import bleu, chrf
@@ -20,7 +21,8 @@ from pema.schema import unknown
 from pema.tasks.registry import Task
 
 FORMALITY = "formality_accuracy"
-SLOT_ERRORS = "slot_errors"
+WITH_SOURCES: dict[str, Callable[[Sequence[str] | None], Metric]] = {"sari": Sari, "slot_errors": SlotErrors}
+"""The metrics that compare the hypotheses with their sources."""
 BLEU_WITH = "bleu:"
 OWN = "MODULE:FUNCTION"
 METRICS: dict[str, Callable[[], Metric]] = {
@@ -34,8 +36,8 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "accuracy": accuracy,
 }
 """The metrics that need only hypotheses and references. `bleu:TOKENIZER` is BLEU with that sacreBLEU tokenizer;
-`formality_accuracy` needs annotated references, `slot_errors` sources, and `MEASURE:MODEL` a classifier (see
-`pema.evaluation.style`)."""
+`formality_accuracy` needs annotated references, those of `WITH_SOURCES` sources, and `MEASURE:MODEL` a
+classifier (see `pema.evaluation.style`)."""
 
 
 def evaluate(
@@ -54,7 +56,7 @@ def evaluate(
         task: the task; its metrics are computed unless `metrics` names others.
         hypotheses: one per source.
         references: aligned with the hypotheses; for each a text, or several valid ones.
-        sources: aligned with the hypotheses; `slot_errors` and `style_improvement` read them.
+        sources: aligned with the hypotheses; `sari`, `slot_errors` and `style_improvement` read them.
         annotated: formal and informal references with [F]...[/F] marks; adds `formality_accuracy` to the metrics.
         matching: how annotated phrases match; see `pema.evaluation.formality`.
         metrics: names of metrics.
@@ -89,8 +91,8 @@ def get_metric(
         if annotated is None:
             raise ConfigError(f"{FORMALITY} needs formal and informal references with [F]...[/F] marks: give both.")
         return FormalityAccuracy(*annotated, matching=matching)
-    if name == SLOT_ERRORS:
-        return SlotErrors(sources)
+    if name in WITH_SOURCES:
+        return WITH_SOURCES[name](sources)
     if is_style(name):
         from pema.evaluation.style import style  # loads torch, which other metrics do not need
 
@@ -100,6 +102,6 @@ def get_metric(
     if is_own(name):
         return own_metric(name)
     if name not in METRICS:
-        further = (f"{BLEU_WITH}TOKENIZER", FORMALITY, SLOT_ERRORS, *(f"{measure}:MODEL" for measure in STYLE), OWN)
+        further = (f"{BLEU_WITH}TOKENIZER", FORMALITY, *WITH_SOURCES, *(f"{measure}:MODEL" for measure in STYLE), OWN)
         raise ConfigError(unknown("metric", name, [*METRICS, *further]))
     return METRICS[name]()
