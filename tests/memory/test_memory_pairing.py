@@ -3,9 +3,12 @@ from fake_plm import EOS, FakePLM, FakeTask, build, f, g, some_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pema.errors import ConfigError
+from pema.errors import ConfigError, ExternalMemoryError
 from pema.memory.build import steps_for
-from pema.memory.pairing import align, pair
+from pema.memory.merge import merge
+from pema.memory.pairing import agreeing, align, pair
+from pema.memory.reader import Memory
+from pema.memory.sample import sample
 from pema.owner.contract import STEP_BUCKET
 
 tokens = st.lists(st.integers(0, 3), max_size=9)
@@ -107,3 +110,93 @@ def test_aligned_targets_need_predicted_contexts(tmp_path):
     with pytest.raises(ConfigError, match="targets='aligned' requires contexts='predicted'"):
         build(tmp_path / "m", targets="aligned")
     assert not (tmp_path / "m").exists()
+
+
+def test_agreement_of_worked_examples():
+    gold = [5, 6, 7, 8, EOS]
+    assert agreeing(gold, gold) == 5
+    assert agreeing(gold, [1, 1, 1, 1]) == 0
+    # The PLM leaves 6 out; behind it, it goes on as the gold text does.
+    assert agreeing(gold, [5, 7, 8, EOS]) == 3
+    # Behind 5 9 the nearest gold prefix is 5 6, whose 6 is over.
+    assert agreeing(gold, [5, 9, 6, 7]) == 2
+
+
+@settings(deadline=None)
+@given(tokens.filter(bool), tokens.filter(bool))
+def test_agreement_counts_the_aligned_pairs_whose_target_the_plm_generated(generated, gold):
+    paired = pair(gold, generated, "aligned")
+    assert agreeing(gold, generated) == sum(y == g for y, g in zip(paired, generated, strict=True))
+
+
+def agreements(examples):
+    """(pairs that agree, pairs) of aligned targets, by a loop over the examples."""
+    counts = []
+    for encoded in FakeTask().template.encode(None, examples):
+        text = list(encoded.prompt)
+        for _ in range(steps_for(len(encoded.target), "aligned")):
+            text.append(g(text))
+            if text[-1] == EOS:
+                break
+        generated = text[len(encoded.prompt) :]
+        counts.append((agreeing(encoded.target, generated), len(pair(encoded.target, generated, "aligned"))))
+    return tuple(sum(column) for column in zip(*counts, strict=True))
+
+
+def test_a_memory_of_predicted_contexts_says_how_far_the_plm_agrees(tmp_path, capsys):
+    examples = some_examples(20)
+    memory = build(tmp_path / "m", examples, contexts="predicted", targets="aligned")
+    agree, pairs = agreements(examples)
+    assert memory.pairs == pairs
+    assert memory.manifest.agreement == agree / pairs < 0.15
+    said = " ".join(capsys.readouterr().err.split())
+    first = memory.manifest.shards[0]
+    assert f"agree with the targets on {first.agreeing / first.pairs:.0%} of their tokens" in said
+    assert "build with teacher contexts" in said
+    other = build(tmp_path / "n", 5, contexts="predicted", targets="aligned")
+    both = merge([memory.path, other.path], tmp_path / "b").manifest
+    assert both.agreement == pytest.approx(
+        (memory.manifest.agreement * memory.pairs + other.manifest.agreement * other.pairs) / both.pairs
+    )
+    assert sample(memory.path, tmp_path / "s", 30).manifest.agreement is None
+
+
+def test_teacher_contexts_have_no_agreement_and_no_warning(tmp_path, capsys):
+    memory = build(tmp_path / "m", 20)
+    assert memory.manifest.agreement is None
+    assert "agreeing" not in (tmp_path / "m" / "manifest.json").read_text()
+    assert "agree" not in capsys.readouterr().err
+
+
+def test_a_plm_that_says_the_targets_itself_is_not_warned_of(tmp_path, capsys):
+    class Copying(FakePLM):
+        def predict(self, prompts, steps, **options):
+            self.target = iter(encoded.target for encoded in FakeTask().template.encode(None, some_examples(8)))
+            return super().predict(prompts, steps, **options)
+
+        def _answers(self, answers):
+            from dataclasses import replace
+
+            import torch
+
+            for (prompt, answer), target in zip(answers, self.target, strict=True):
+                text = torch.tensor(target)
+                rows = torch.stack([f([*prompt, *target[:k]]) for k in range(len(target))])
+                yield replace(answer, representations=rows, generated=text)
+
+    memory = build(tmp_path / "m", 8, plm=Copying(), contexts="predicted")
+    assert memory.manifest.agreement == 1.0
+    assert "agree" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("contexts", "agreeing"), [("predicted", 10_000), ("teacher", 1)])
+def test_an_impossible_agreement_is_refused(tmp_path, contexts, agreeing):
+    from dataclasses import replace
+
+    from fake_plm import rewrite
+
+    memory = build(tmp_path / "m", 8, contexts=contexts)
+    shard = replace(memory.manifest.shards[0], agreeing=agreeing)
+    rewrite(tmp_path / "m", shards=(shard,))
+    with pytest.raises(ExternalMemoryError, match=r"shards\[0\].agreeing=.* is impossible with .* pairs of"):
+        Memory.open(tmp_path / "m")

@@ -31,6 +31,7 @@ def info(memory: MemoryFolder, as_json: AsJSON = False) -> None:
             "task": manifest.task,
             "contexts": manifest.contexts,
             "targets": manifest.targets,
+            **({} if manifest.agreement is None else {"agreement": round(manifest.agreement, 4)}),
             "tap": manifest.plm.tap,
             "dtype": manifest.dtype,
             "width": manifest.plm.d_tap,

@@ -166,7 +166,8 @@ def journal_name(index: int) -> str:
 def _identity(manifest: Manifest) -> str:
     """The digest of everything that the answers depend on."""
     values = manifest.to_dict()
-    return digest({name: values[name] for name in ("plm", "task", "template", "contexts", "targets", "inputs")})
+    grows = ("complete", "pairs", "examples", "head", "shards", "digest")
+    return digest({name: value for name, value in values.items() if name not in grows})
 
 
 def _content(answers: list[ContextRepresentations]) -> bytes:

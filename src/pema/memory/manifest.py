@@ -46,10 +46,20 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class ShardEntry(FileEntry):
-    """A shard: a file, and the number of pairs and examples in it."""
+    """A shard: a file, and the number of pairs and examples in it.
+
+    Attributes:
+        agreeing: number of pairs whose context the PLM itself continued with the gold token that follows the nearest
+            gold prefix; None for `teacher` contexts, and where it was not counted.
+    """
 
     pairs: int = option(least=1, most=1 << 40)
     examples: int = option(least=1, most=1 << 40)
+    agreeing: int | None = option(None, least=0, most=1 << 40)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values, without a number that was not counted."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,12 @@ class Manifest:
         return sum(shard.pairs for shard in self.shards)
 
     @property
+    def agreement(self) -> float | None:
+        """Share of the pairs where the PLM's own text says what the target says; None where it was not counted."""
+        counts = [shard.agreeing for shard in self.shards if shard.agreeing is not None]
+        return sum(counts) / self.pairs if counts and len(counts) == len(self.shards) else None
+
+    @property
     def examples(self) -> int:
         """Number of examples in the shards."""
         return sum(shard.examples for shard in self.shards)
@@ -208,7 +224,7 @@ class Manifest:
             "dtype": self.dtype,
             "inputs": [entry.to_dict() for entry in self.inputs],
             "head": [asdict(entry) for entry in self.head],
-            "shards": [asdict(entry) for entry in self.shards],
+            "shards": [entry.to_dict() for entry in self.shards],
         }
         return seal(values)
 
@@ -237,6 +253,11 @@ class Manifest:
         for k, entry in enumerate(self.shards):
             if entry.file != file_name(k):
                 raise ConfigError(f"shards[{k}].file={short(entry.file)} must be {file_name(k)!r}.")
+            if entry.agreeing is not None and (entry.agreeing > entry.pairs or self.contexts == "teacher"):
+                raise ConfigError(
+                    f"shards[{k}].agreeing={entry.agreeing:,} is impossible with {entry.pairs:,} pairs of "
+                    f"{self.contexts} contexts."
+                )
             header = entry.bytes - row * entry.pairs - example * entry.examples - shard - 8
             if entry.examples > entry.pairs or not 0 < header <= HEADER_BYTES:
                 raise ConfigError(

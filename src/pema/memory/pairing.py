@@ -34,6 +34,15 @@ def pair(target: Sequence[int], generated: Sequence[int] | None, targets: Target
     return gold[align(np.asarray(generated, np.int64), gold)]
 
 
+def agreeing(target: Sequence[int], generated: Sequence[int]) -> int:
+    """Return the number of contexts that the PLM continued as the gold text goes on from there.
+
+    That is the number of i with generated[i] = gold[j], where gold[:j] is the gold prefix nearest to generated[:i].
+    """
+    text, gold = np.asarray(generated, np.int64), np.asarray(target, np.int64)
+    return int((gold[align(text, gold)] == text).sum())
+
+
 def align(generated: Tokens, gold: Tokens) -> Tokens:
     """Return for every i the j < len(gold) that minimises the edit distance between generated[:i] and gold[:j].
 

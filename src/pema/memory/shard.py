@@ -45,6 +45,7 @@ class Contents:
         example_offsets: (e + 1,) int64; example j has the rows [example_offsets[j], example_offsets[j + 1]), ordered by
             position t = 0, 1, ...
         source_lengths: (e,) int32, number of tokens of each example's source.
+        agreeing: not in the file: see `ShardEntry`.
     """
 
     representations: Tensor
@@ -53,6 +54,7 @@ class Contents:
     example_offsets: Tensor
     source_lengths: Tensor
     channel_scales: Tensor | None = None
+    agreeing: int | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by their names in the file."""
@@ -170,6 +172,7 @@ def write_shard(folder: Path, index: int, contents: Contents) -> ShardEntry:
         sha256=hashlib.sha256(data).hexdigest(),
         pairs=len(contents.targets),
         examples=len(contents.source_lengths),
+        agreeing=contents.agreeing,
     )
 
 
