@@ -252,12 +252,12 @@ def test_without_opacus(memory, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"kappa": 0.2, "activation": "none"}, r"kappa=0.2 with dp_epsilon=3.0: reconstruction reads .* Set kappa=0.0"),
-        ({"init": "pca"}, r"init='pca' with dp_epsilon=3.0: .* Set init='random'"),
-        ({"vocabulary": "seen"}, r"vocabulary='seen' with dp_epsilon=3.0: .* Set vocabulary='full'"),
-        ({"dev_fraction": 0.1}, r"dev_fraction=0.1 with dp_epsilon=3.0: early stopping .* Set dev_fraction=0.0"),
-        ({"dropout": 0.1}, r"dropout=0.1 with dp_epsilon=3.0: .* Set dropout=0.0"),
-        ({"clip": 0.0}, r"clip=0 with dp_epsilon=3.0: noise hides only what is clipped. Set clip=1"),
+        ({"kappa": 0.2, "activation": "none"}, r"kappa=0.2 with dp_epsilon=3.0: reconstruction reads .* Use kappa=0.0"),
+        ({"init": "pca"}, r"init='pca' with dp_epsilon=3.0: .* Use init='random'"),
+        ({"vocabulary": "seen"}, r"vocabulary='seen' with dp_epsilon=3.0: .* Use vocabulary='full'"),
+        ({"dev_fraction": 0.1}, r"dev_fraction=0.1 with dp_epsilon=3.0: early stopping .* Use dev_fraction=0.0"),
+        ({"dropout": 0.1}, r"dropout=0.1 with dp_epsilon=3.0: .* Use dropout=0.0"),
+        ({"clip": 0.0}, r"clip=0 with dp_epsilon=3.0: noise hides only what is clipped. Use clip=1"),
         ({"dp_delta": None}, r"dp_epsilon=3.0 with dp_delta=None: .* needs both"),
         ({"dp_epsilon": None}, r"preset 'private' trains with DP-SGD: give dp_epsilon and dp_delta"),
         ({"dp_epsilon": 0.0}, r"dp_epsilon=0.0 cannot be reached by finite noise"),

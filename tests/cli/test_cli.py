@@ -251,7 +251,7 @@ def test_help_has_an_example(run, verb):
         (("build", "--plm", "plm"), 2, "Missing option"),
         (("frobnicate",), 2, "No such command"),
         (("train", "memory", "-o", "x", "--kappa", "3"), 2, "kappa"),
-        (("train", "memory", "-o", "x", "--preset", "paper", "--rank", "99"), 2, "rank=99 is larger than d = 32"),
+        (("train", "memory", "-o", "x", "--preset", "paper", "--rank", "99"), 2, "--rank 99 is larger than d = 32"),
         (("memory", "info", "nowhere"), 1, "nowhere"),
         (("release", "no-such-plm", "-o", "x"), 1, "no-such-plm"),
     ],

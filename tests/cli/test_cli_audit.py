@@ -66,12 +66,12 @@ def test_private_training_tells_what_it_spent(run, private):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--dp-epsilon", 8), "dp_epsilon=8.0 with dp_delta=None: differential privacy needs both"),
-        (("--dp-delta", 0.01), "dp_epsilon=None with dp_delta=0.01"),
-        (("--dp-epsilon", 8, "--dp-delta", 0.9), "dp_delta=0.9 for 15 examples"),
-        (("--dp-epsilon", 8, "--dp-delta", 0.01, "--preset", "paper"), "Set kappa=0.0"),
-        (("--dp-epsilon", 8, "--dp-delta", 0.01, "--vocabulary", "seen"), "Set vocabulary='full'"),
-        (("--dp-epsilon", 8, "--dp-delta", 0.01, "--clip", 0), "Set clip=1"),
+        (("--dp-epsilon", 8), "--dp-epsilon 8.0 with --dp-delta none: differential privacy needs both"),
+        (("--dp-delta", 0.01), "--dp-epsilon none with --dp-delta 0.01"),
+        (("--dp-epsilon", 8, "--dp-delta", 0.9), "--dp-delta 0.9 for 15 examples"),
+        (("--dp-epsilon", 8, "--dp-delta", 0.01, "--preset", "paper"), "Use --kappa 0.0"),
+        (("--dp-epsilon", 8, "--dp-delta", 0.01, "--vocabulary", "seen"), "Use --vocabulary full"),
+        (("--dp-epsilon", 8, "--dp-delta", 0.01, "--clip", 0), "Use --clip 1"),
         (("--dp-epsilon", 8, "--dp-delta", 0.01), "use at most 15"),
     ],
 )

@@ -125,7 +125,10 @@ def test_python_and_the_command_line_make_the_same_settings(monkeypatch, trained
         (("train", "m", "-o", "a", "--preset", "private"), "preset 'private' trains with DP-SGD"),
         (("build", "--plm", "p", "--task", "qa", "-o", "m", "--limit", 0), "--limit=0 is too small"),
         (("build", "--plm", "p", "--task", "qa", "-o", "m", "--dtype", "int4"), "unknown --dtype 'int4': use"),
-        (("build", "--plm", "p", "--task", "qa", "-o", "m", "--targets", "aligned"), "requires contexts='predicted'"),
+        (
+            ("build", "--plm", "p", "--task", "qa", "-o", "m", "--targets", "aligned"),
+            "--targets aligned requires --contexts predicted",
+        ),
         (("build", "--plm", "p", "--task", "qa", "-o", "m", "--plm-dtype", "int4"), "unknown --plm-dtype 'int4': use"),
         (("build", "--plm", "p", "--task", "qa", "-o", "m", "--set", "examples_per_shard=0"), "examples_per_shard=0"),
         (("generate", "a", "--plm", "p", "--input", "i", "-o", "o", "--num-beams", 0), "--num-beams=0 is too small"),
@@ -135,6 +138,14 @@ def test_python_and_the_command_line_make_the_same_settings(monkeypatch, trained
         (("audit", "a", "--members", "m", "--non-members", "n", "--references", -2), "--references=-2 is too small"),
         (("demo", "--seed", -1), "--seed=-1 is too small"),
         (("serve", "p", "--port", 65536), "--port=65536 is too large: it must be at most 65535"),
+        (
+            ("train", "m", "-o", "a", "--kappa", "0.2", "--set", "activation=gelu", "--set", "residual=true"),
+            "--kappa 0.2 with --set activation=gelu: reconstruction is linear. Use --kappa 0 or --set activation=none",
+        ),
+        (
+            ("train", "m", "-o", "a", "--preset", "paper", "--set", "weight_decay=0.1"),
+            "--set weight_decay=0.1 with --set optimizer=adam",
+        ),
         (("release", "p", "-o", "h", "--mask", "mirror"), "unknown --mask 'mirror': use none or rotation"),
     ],
 )

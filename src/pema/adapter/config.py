@@ -50,7 +50,7 @@ WIDEST_GELU = 6
 
 def _check_shape(config: TrainConfig | AdapterConfig) -> None:
     if config.activation == "gelu" and not config.residual:
-        raise ConfigError("activation='gelu' with residual=False: h_pd would lose f. Set residual=True.")
+        raise ConfigError("activation='gelu' with residual=False: h_pd would lose f. Use residual=True.")
 
 
 UNDER_PRIVACY = {
@@ -78,10 +78,10 @@ def _check_privacy(config: TrainConfig) -> None:
     for name, (wanted, why) in UNDER_PRIVACY.items():
         if getattr(config, name) != wanted:
             raise ConfigError(
-                f"{name}={getattr(config, name)!r} with dp_epsilon={epsilon}: {why}. Set {name}={wanted!r}."
+                f"{name}={getattr(config, name)!r} with dp_epsilon={epsilon}: {why}. Use {name}={wanted!r}."
             )
     if config.clip == 0:
-        raise ConfigError(f"clip=0 with dp_epsilon={epsilon}: noise hides only what is clipped. Set clip=1.")
+        raise ConfigError(f"clip=0 with dp_epsilon={epsilon}: noise hides only what is clipped. Use clip=1.")
 
 
 @documented

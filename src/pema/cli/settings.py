@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pema.errors import ConfigError
-from pema.schema import Field, among, fields_of, parse, require, short
+from pema.errors import AdapterError, ConfigError
+from pema.schema import Field, among, fields_of, parse, require, respell, short
 
 SET = "set_"
 
@@ -96,9 +96,18 @@ class Options:
             if not equals:
                 raise ConfigError(f"--set {short(pair)} is not of the form key=value.")
             if key in values:
-                raise ConfigError(f"{key} is given twice: leave one out.")
+                raise ConfigError(f"{key} is given twice: omit one.")
             values[key] = self._other(key, text)
         return values
+
+    def spell(self, name: str, value: str) -> str | None:
+        """Return how a user types a setting: `--kappa 0.2` or `--set activation=gelu`; None if there is no way."""
+        if name in self.common:
+            flag = self.flag(name)
+            if self.fields()[name].hint is bool:
+                return flag if value == "true" else f"--no-{flag[2:]}"
+            return f"{flag} {value}"
+        return f"--set {name}={value}" if self.rest and name in self.fields() else None
 
     def _other(self, key: str, text: str) -> Any:  # noqa: ANN401
         known = self.fields()
@@ -129,10 +138,18 @@ def declared(**groups: Options) -> Callable[[Callable[..., None]], Callable[...,
         for each in signature.parameters.values():
             parameters += groups[each.name].parameters() if each.name in groups else [each.replace(kind=_KIND)]
 
+        def spell(name: str, value: str) -> str | None:
+            return next((text for group in groups.values() if (text := group.spell(name, value))), None)
+
         @functools.wraps(verb)
         def wrapper(**given: Any) -> None:  # noqa: ANN401
             settings = {name: group.read(given) for name, group in groups.items()}
-            verb(**given, **settings)
+            try:
+                verb(**given, **settings)
+            except (ConfigError, AdapterError) as error:
+                # The same settings contradict each other in Python; a user of the command line types options.
+                error.args = (respell(str(error), spell),)
+                raise
 
         wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {each.name: each.annotation for each in parameters}
