@@ -20,7 +20,7 @@ from pema.generation.decoding import GeneratedTexts, decode, plain
 from pema.memory.encoding import Tokens
 from pema.methods.contract import AdaptedModel, Job, Method, Needs, TrainingReport
 from pema.methods.demonstrations import DemonstrationTemplate, eligible, stop_of
-from pema.methods.on_memory import memory_of
+from pema.methods.on_memory import head_on_device, memory_of
 from pema.methods.retrieval import Index
 from pema.owner.local import LocalPLM
 from pema.schema import option
@@ -204,4 +204,4 @@ class _Prompted(AdaptedModel):
 
     def perplexity(self, examples: Sequence[Example]) -> float:
         memory = memory_of(self._plm, self._task, examples)
-        return perplexity(memory.view(), memory.head())
+        return perplexity(memory.view(), head_on_device(self._plm, memory))

@@ -19,7 +19,7 @@ from pema.memory.reader import Memory
 from pema.methods.contract import AdaptedModel, Job, TrainingReport
 from pema.methods.knn_index import Index, Neighbours, faiss_library
 from pema.methods.knn_mixture import MixtureSettings, TokenMeasurements, choose, log_p_mixed, plugged
-from pema.methods.on_memory import MEMORY, MemoryMethod, memory_of
+from pema.methods.on_memory import MEMORY, MemoryMethod, head_on_device, memory_of
 from pema.owner.local import LocalPLM
 from pema.schema import option
 from pema.tasks.example import Example
@@ -115,10 +115,10 @@ def measure(plm: LocalPLM, job: Job, examples: Sequence[Example], index: Index, 
     """Measure the targets of examples after c = [I; X; y_<i]: log P_LM, and the k neighbours of their contexts."""
     plm_parts, distances, neighbour_targets, targets = [], [], [], []
     memory = memory_of(plm, job.task, examples)
-    head = memory.head()
+    head = head_on_device(plm, memory)
     for batch in memory.view().batches(max(16, LOGITS_BYTES // (4 * head.vocabulary_size))):
         neighbours = index.search(batch.representations, k)
-        plm_parts.append(log_p(head, batch.representations, batch.targets))
+        plm_parts.append(log_p(head, batch.representations, batch.targets).cpu())
         distances.append(neighbours.distances)
         neighbour_targets.append(neighbours.targets)
         targets.append(batch.targets)

@@ -15,6 +15,7 @@ from pema.memory.config import BuildConfig, Dtype, Targets, require_pairing
 from pema.memory.reader import Memory
 from pema.methods.contract import Job, Method, Needs
 from pema.owner.contract import Contexts
+from pema.owner.head import Head
 from pema.schema import same
 from pema.tasks.example import Example
 from pema.tasks.template import Template
@@ -77,6 +78,12 @@ def memory_of(plm: LocalPLM, task: Task, examples: Sequence[Example]) -> Memory:
         memory = build_memory(plm, list(examples), task, Path(folder.name) / MEMORY, dtype="float32")
         kept = _measured[plm] = _Measured(task.template, tuple(examples), folder, memory)
     return kept.memory
+
+
+def head_on_device(plm: LocalPLM, memory: Memory) -> Head:
+    """Return the head on the PLM's device; the memory's own if the PLM has it on none (offloaded weights)."""
+    head = plm.head()
+    return memory.head() if head.weight.device.type == "meta" else head
 
 
 class _Measured(NamedTuple):

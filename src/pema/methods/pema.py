@@ -23,7 +23,7 @@ from pema.generation.decoding import GeneratedTexts, decode
 from pema.generation.plugin import attach
 from pema.memory.reader import Memory
 from pema.methods.contract import AdaptedModel, Job, TrainingReport
-from pema.methods.on_memory import MEMORY, MemoryMethod, memory_of
+from pema.methods.on_memory import MEMORY, MemoryMethod, head_on_device, memory_of
 from pema.owner.local import LocalPLM
 from pema.schema import among, same
 from pema.tasks.example import Example
@@ -126,7 +126,8 @@ class _Mixed(AdaptedModel):
 
     def perplexity(self, examples: Sequence[Example]) -> float:
         memory = memory_of(self._plm, self._job.task, examples)
-        return perplexity(memory.view(), memory.head(), self._adapter, self._schedule)
+        head = head_on_device(self._plm, memory)
+        return perplexity(memory.view(), head, self._adapter.to(head.weight.device), self._schedule)
 
 
 def curve(log: Path) -> list[dict[str, float]]:

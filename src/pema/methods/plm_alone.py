@@ -10,7 +10,7 @@ from typing import ClassVar
 from pema.evaluation.perplexity import perplexity
 from pema.generation.decoding import GeneratedTexts, decode, plain
 from pema.methods.contract import AdaptedModel, Job, Method, Needs, TrainingReport
-from pema.methods.on_memory import memory_of
+from pema.methods.on_memory import head_on_device, memory_of
 from pema.owner.local import LocalPLM
 from pema.tasks.example import Example
 
@@ -49,4 +49,4 @@ class _Plain(AdaptedModel):
 
     def perplexity(self, examples: Sequence[Example]) -> float:
         memory = memory_of(self._plm, self._job.task, examples)
-        return perplexity(memory.view(), memory.head())
+        return perplexity(memory.view(), head_on_device(self._plm, memory))
