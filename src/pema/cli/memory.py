@@ -26,6 +26,7 @@ def info(memory: MemoryFolder, as_json: AsJSON = False) -> None:
         {
             "memory": str(memory),
             "plm": manifest.plm.name,
+            **({"plm_weights": manifest.plm.weights} if manifest.plm.weights else {}),
             "plm_fingerprint": manifest.plm.fingerprint,
             "tokenizer_fingerprint": manifest.plm.tokenizer_fingerprint,
             "task": manifest.task,

@@ -1,5 +1,6 @@
 """GGUF files as PLMs: converted once, verified at each start, and what they say of their tokenizer."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -12,14 +13,17 @@ import numpy as np
 import pytest
 import torch
 
+import pema
 from gguf_files import TEMPLATE, build_llama, rounded, write_gguf
-from pema.errors import OwnerError, StorageError
+from pema.cli import main
+from pema.errors import MismatchError, OwnerError, StorageError
 from pema.files import sha256
 from pema.owner.contract import PLMDescription
 from pema.owner.loading import eos_token_ids
 from pema.owner.local import LocalPLM
 from pema.owner.sources import conversion, gguf
 from pema.owner.weights import fingerprint
+from pema.tasks.example import Example
 from tiny import BOS, EOS, build_tokenizer
 
 pytest.importorskip("gguf")
@@ -75,6 +79,19 @@ def test_the_fingerprint_tells_quantisations_apart(files):
     plms = {kind: LocalPLM.load(path, dtype="float32").description for kind, path in files.items()}
     assert len({plm.fingerprint for plm in plms.values()}) == len(files)
     assert len({plm.tokenizer_fingerprint for plm in plms.values()}) == 1
+
+
+def test_a_memory_says_how_the_weights_were_quantised_and_belongs_to_them(files, tmp_path, monkeypatch, capsys):
+    examples = [Example("the house", "das Haus"), Example("the dog", "der Hund")]
+    plm = pema.PLM.from_pretrained(files["Q8_0"])
+    memory = pema.build_memory(plm, examples, pema.get_task("translation"), tmp_path / "memory")
+    monkeypatch.setattr("sys.argv", ["pema", "memory", "info", str(tmp_path / "memory"), "--json"])
+    with contextlib.suppress(SystemExit):
+        main()
+    assert json.loads(capsys.readouterr().out)["plm_weights"] == "GGUF quantised to Q8_0, widened to bfloat16"
+    other = LocalPLM.load(files["Q4_0"]).description
+    with pytest.raises(MismatchError, match=r"the memory belongs to another PLM: it was made with tiny\.Q8_0 "):
+        other.require_same(memory.manifest.plm, "the memory")
 
 
 def test_the_second_start_converts_nothing(files, cache, monkeypatch, capsys):
