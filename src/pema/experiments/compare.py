@@ -109,7 +109,7 @@ def _config(experiment: Experiment, place: Workplace, line: Line) -> dict[str, A
         "budget": vars(experiment.budget),
         "plm": place.plm(line.settings).description.to_dict(),
         "plm_dtype": experiment.plm_dtype,
-        "template": experiment.task.template.text,
+        **experiment.task.template.record(place.plm(line.settings).tokenizer),
         "metrics": list(experiment.metrics),
         "data": experiment.data.name,
         "data_sha256": experiment.data.digest(),
@@ -136,11 +136,10 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
     stages = place.place(line.method, settings, seed)
     figures = place.figures(stages, plm)
     test = experiment.data.test
-    sources = [example.source for example in test]
     with place.open(stages, plm) as adapted:
-        adapted.generate(sources[:WARM_UP], batch_size=experiment.batch_size)
+        adapted.generate(test[:WARM_UP], batch_size=experiment.batch_size)
         started = time.perf_counter()
-        generated = adapted.generate(sources, batch_size=experiment.batch_size)
+        generated = adapted.generate(test, batch_size=experiment.batch_size)
         seconds = time.perf_counter() - started
         disk_bytes, chosen = adapted.disk_bytes, dict(adapted.chosen)
         perplexity = place.dev_perplexity(stages, plm, adapted)
@@ -148,7 +147,7 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
         experiment.task,
         generated.texts,
         [example.references for example in test],
-        sources=sources,
+        sources=[example.source for example in test],
         annotated=experiment.data.annotated.get("test"),
         metrics=experiment.metrics,
     )

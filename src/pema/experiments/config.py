@@ -54,7 +54,7 @@ def _experiment(file: ExperimentFile, name: str, kind: Kind, root: Path) -> Expe
     name = name if file.name is None else file.name
     if not name or not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
         raise ConfigError(f"name {name!r} becomes a folder: use letters, digits, '-', '_' and '.' only.")
-    task = get_task(file.task, file.template)
+    task = get_task(file.task, file.template, chat=file.chat, system=file.system)
     for table in file.methods:
         require_method(table.method)  # before the data are read
     data = _data(file.data, task.name, root)

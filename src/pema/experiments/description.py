@@ -91,6 +91,8 @@ class ExperimentFile:
     title: str | None = option(None, "What the report calls it; by default the name.")
     task: str = option("translation", "Name of the task.")
     template: str | None = option(None, "Prompt with {source} in it, instead of the task's own.")
+    chat: bool | None = option(None, "Chat or plain prompts; by default a chat if the PLM has a chat template.")
+    system: str | None = option(None, "System prompt of the chat; by default the chat template's own.")
     plm: str = option("embedded", "The PLM: a packaged one, a hub name, a folder, or a GGUF file.")
     plm_dtype: PLMDtype | None = same(LoadConfig, "dtype")
     device: str = option("auto", "Device of PLM and training: cpu, cuda, cuda:1, ...; auto: a GPU if there is one.")

@@ -66,6 +66,8 @@ def _written(method: Method, job: Job, prepared: Path, output: Path) -> dict[str
         "plm_dtype": job.plm_dtype,
         "task": job.task.name,
         "template": job.task.template.text,
+        "chat": job.task.template.chat,
+        "system": job.task.template.system,
         "train": [example.to_list() for example in job.train],
         "dev": [example.to_list() for example in job.dev],
         "seed": job.seed,
@@ -79,7 +81,7 @@ def _read(order: dict[str, Any]) -> tuple[Method, Job]:
 
     method = get_method(order["method"]).of(order["settings"])
     train, dev = (tuple(map(Example.of_list, order[part])) for part in ("train", "dev"))
-    task = get_task(order["task"], order["template"])
+    task = get_task(order["task"], order["template"], chat=order["chat"], system=order["system"])
     budget = Budget(**order["budget"])
     given = (order["plm"], order["plm_dtype"], task, train, dev, order["seed"], budget, order["device"])
     return method, Job(*given)

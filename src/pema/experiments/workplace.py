@@ -80,7 +80,7 @@ class Workplace:
         one = made(method, settings)
         given: dict[str, Any] = {
             "plm": [description.fingerprint, description.tokenizer_fingerprint, experiment.plm_dtype],
-            "template": experiment.task.template.text,
+            **experiment.task.template.record(self.plm(settings).tokenizer),
             "train": [example.to_list() for example in train],
         }
         if experiment.device != CPU:

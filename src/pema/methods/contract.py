@@ -171,7 +171,7 @@ class AdaptedModel(ABC):
         """Bytes that must be stored to generate with it, apart from the PLM."""
 
     @abstractmethod
-    def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> GeneratedTexts:
+    def generate(self, sources: Sequence[str | Example], *, batch_size: int = 32) -> GeneratedTexts:
         """Generate one text per source, greedily, in the order of the sources; see `pema.generation.decoding`."""
 
     @abstractmethod

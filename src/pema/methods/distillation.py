@@ -92,7 +92,7 @@ def _input_of(layer: nn.Module, seen: list[Any]) -> RemovableHandle:
 
 def _generated(plm: LocalPLM, job: Job) -> Tokens:
     """Return the prompts of the training examples, each followed by the PLM's greedy output instead of its target."""
-    prompts = job.task.template.encode_prompts(plm.tokenizer, [example.source for example in job.train])
+    prompts = job.task.template.encode_prompts(plm.tokenizer, job.train)
     texts = [encoded.prompt for encoded in prompts]
     steps = [token_limit(i, each, plm.max_length, None) for i, each in enumerate(prompts, 1)]
     outputs: dict[int, list[int]] = {}

@@ -196,7 +196,7 @@ class _Prompted(AdaptedModel):
         """The number of demonstrations, and of prompts into which not all fitted so far."""
         return {"k": self._k, "shortened_prompts": sum(map(bool, self._template.shortened.values()))}
 
-    def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> GeneratedTexts:
+    def generate(self, sources: Sequence[str | Example], *, batch_size: int = 32) -> GeneratedTexts:
         plm, task = self._plm, self._task
         longest = max(len(each.prompt) for each in self._template.encode_prompts(plm.tokenizer, sources))
         size = min(batch_size, max(1, BATCH_TOKENS // longest))

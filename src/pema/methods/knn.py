@@ -100,7 +100,7 @@ class _Neighbouring(AdaptedModel):
     def chosen(self) -> Mapping[str, Any]:
         return self._chosen.to_dict()
 
-    def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> GeneratedTexts:
+    def generate(self, sources: Sequence[str | Example], *, batch_size: int = 32) -> GeneratedTexts:
         plm = self._plm
         with plugged(plm.model, self._index, self._chosen):
             return decode(plm, plm.model, sources, self._job.task, plain, batch_size=batch_size)

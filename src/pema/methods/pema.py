@@ -119,7 +119,7 @@ class _Mixed(AdaptedModel):
     def disk_bytes(self) -> int:
         return size(self._folder)
 
-    def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> GeneratedTexts:
+    def generate(self, sources: Sequence[str | Example], *, batch_size: int = 32) -> GeneratedTexts:
         plm = self._plm
         with attach(plm.generator, self._adapter, plm.head(), self._schedule, description=plm.description) as attached:
             return decode(plm, plm.generator, sources, self._job.task, attached.inputs, batch_size=batch_size)

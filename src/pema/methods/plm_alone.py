@@ -44,7 +44,7 @@ class _Plain(AdaptedModel):
     def disk_bytes(self) -> int:
         return 0
 
-    def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> GeneratedTexts:
+    def generate(self, sources: Sequence[str | Example], *, batch_size: int = 32) -> GeneratedTexts:
         return decode(self._plm, self._plm.generator, sources, self._job.task, plain, batch_size=batch_size)
 
     def perplexity(self, examples: Sequence[Example]) -> float:

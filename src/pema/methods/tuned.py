@@ -91,7 +91,7 @@ class TunedModel(AdaptedModel):
         """Bytes of the file that training stored."""
         return self._kept.stat().st_size
 
-    def generate(self, sources: Sequence[str], *, batch_size: int = 32) -> GeneratedTexts:
+    def generate(self, sources: Sequence[str | Example], *, batch_size: int = 32) -> GeneratedTexts:
         """See `AdaptedModel.generate`."""
         return decode(
             self._plm,

@@ -102,6 +102,16 @@ class Template:
         """
         return form_of(self.text, self.chat, self.system, tokenizer).chat_template
 
+    def record(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+        """Return everything that the prompts depend on, apart from sources and tokenizer; JSON-ready.
+
+        Raises:
+            ConfigError: as `settled`.
+        """
+        digest = self.chat_template(tokenizer)
+        chat = {} if digest is None else {"chat_template": digest}
+        return {"template": self.text} | chat | ({} if self.system is None else {"system": self.system})
+
     def end(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
         """Return the token that ends a target; None if the tokenizer has none.
 
