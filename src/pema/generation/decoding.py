@@ -119,9 +119,8 @@ def generate_counted(
                 attach(plm.generator, adapter, plm.head(), mixture, description=plm.description)
             )
             inputs = attached.inputs
-        return decode(
-            plm, plm.generator, sources, task, inputs, **with_own_ending(adapter and adapter.config, settings)
-        )
+        ending = with_own_ending(None if adapter is None else adapter.config, settings)
+        return decode(plm, plm.generator, sources, task, inputs, **ending)
 
 
 def adapters_task(adapter: Adapter | None) -> Task:
