@@ -34,8 +34,8 @@ class Origin:
 
 
 def results() -> str:
-    """The README's figures."""
-    return demo.demo() + comparisons.summary() + benchmarks.benchmarks()
+    """Return the figures of docs/results.md."""
+    return comparisons.summary() + comparisons.comparisons()
 
 
 def paper() -> str:
@@ -54,8 +54,8 @@ def origins() -> list[Origin]:
     summarised = tuple(file for file in compared if file.stem in embedded)
     return [
         Origin("the demo", README, demo.COMMAND, (demo.FILE,)),
-        Origin("methods side by side", README, comparisons.summary_command(), summarised),
-        Origin("benchmarks", README, benchmarks.command(), (benchmarks.FILE,)),
+        Origin("methods side by side", DOCS / "results.md", comparisons.summary_command(), summarised),
+        Origin("benchmarks", DOCS / "benchmarks.md", benchmarks.command(), (benchmarks.FILE,)),
         *(
             Origin(f"comparison `{file.stem}`", DOCS / "results.md", comparisons.command(file.stem), (file,))
             for file in compared
@@ -98,9 +98,10 @@ def table() -> str:
 
 
 BLOCKS: dict[Path, Callable[[], str]] = {
-    README: results,
+    README: demo.demo,
     SECURITY: attack.attack,
-    DOCS / "results.md": comparisons.comparisons,
+    DOCS / "benchmarks.md": benchmarks.benchmarks,
+    DOCS / "results.md": results,
     DOCS / "presets.md": presets.presets,
     DOCS / "masked-head.md": privacy.masked_head,
     DOCS / "paper.md": paper,

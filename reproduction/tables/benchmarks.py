@@ -20,7 +20,7 @@ def command() -> str:
 
 def benchmarks() -> str:
     """What each benchmark measured against its floor, and whether the aim was met."""
-    text = "### Benchmarks\n\n" + head(["benchmark", "measured", "value", "against", "ratio", "aim", "met"])
+    text = head(["benchmark", "measured", "value", "against", "ratio", "aim", "met"])
     runs = list(read_runs(FILE).values())
     for run in runs:
         name = run["benchmark"]

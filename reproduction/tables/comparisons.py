@@ -79,7 +79,7 @@ def summary() -> str:
         f"\n{about.plm['name']} ({about.plm['parameters'] / 1e6:.1f} M parameters), means over {len(about.seeds)} "
         f"seeds. **+** and **-**: better and worse than {about.reference}, p < 0.05 (paired "
         f"bootstrap). Memory and time are those of training on {SUPPORT}; spreads, chrF and the costs elsewhere are in "
-        "[docs/results.md](docs/results.md). " + source(shipped.comparison.signature, summary_command()) + "\n"
+        "the tables below. " + source(shipped.comparison.signature, summary_command()) + "\n"
     )
 
 

@@ -12,7 +12,7 @@ from pema.devices import device_named
 from pema.errors import ConfigError, DataError
 from pema.evaluation.evaluate import FORMALITY, get_metric
 from pema.evaluation.notation import is_style
-from pema.experiments.data import SUPPORT, Data, support_data
+from pema.experiments.data import SHIPPED, Data
 from pema.experiments.description import DataTable, ExperimentFile, GyafcFiles, MethodTable, TextFiles
 from pema.experiments.experiment import Entry, Experiment, Kind
 from pema.methods.registry import get_method, require_method
@@ -100,8 +100,8 @@ def _entry(table: MethodTable) -> Entry:
 
 def _data(table: DataTable, task: str, root: Path) -> Data:
     given = {part: getattr(table, part) for part in ("train", "dev", "test")}
-    if table.name == SUPPORT and not any(given.values()):
-        return support_data()
+    if table.name in SHIPPED and not any(given.values()):
+        return SHIPPED[table.name]()
     examples: dict[str, tuple[Example, ...]] = {}
     annotated: dict[str, tuple[list[str], list[str]]] = {}
     for part, values in given.items():

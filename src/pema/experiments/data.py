@@ -11,10 +11,13 @@ from pathlib import Path
 
 from pema.evaluation.formality import strip_marks
 from pema.tasks.example import Example
-from pema.tasks.readers import read_lines
+from pema.tasks.readers import read_examples, read_lines
 
-SUPPORT = "support"
-"""The data that the package ships."""
+SUPPORT, RESTAURANTS = "support", "restaurants"
+"""Names of the data that the package ships."""
+
+DEMO_DATA = Path(str(resources.files("pema") / "demo_data"))
+RESTAURANTS_FOLDER = DEMO_DATA / RESTAURANTS
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,9 @@ class Data:
 
 def support_data() -> Data:
     """The customer-support sentences that the package ships (see `demo_data/README.md`)."""
-    folder = Path(str(resources.files("pema") / "demo_data"))
 
     def fields(name: str) -> list[list[str]]:
-        return [line.split("\t") for line in read_lines(folder / name)]
+        return [line.split("\t") for line in read_lines(DEMO_DATA / name)]
 
     test = fields("support_test.tsv")
     return Data(
@@ -63,3 +65,13 @@ def support_data() -> Data:
         test=tuple(Example(source, strip_marks(formal)) for source, formal, _ in test),
         annotated={"test": ([formal for _, formal, _ in test], [informal for _, _, informal in test])},
     )
+
+
+def restaurant_data() -> Data:
+    """Return descriptions of restaurants, a part of E2E NLG (see `demo_data/restaurants/README.md`)."""
+    train, dev, test = (read_examples(data=RESTAURANTS_FOLDER / f"{part}.jsonl") for part in ("train", "dev", "test"))
+    return Data(name=RESTAURANTS, task="data-to-text", train=tuple(train), dev=tuple(dev), test=tuple(test))
+
+
+SHIPPED = {SUPPORT: support_data, RESTAURANTS: restaurant_data}
+"""By name, what reads the data that the package ships."""

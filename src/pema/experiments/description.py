@@ -54,7 +54,9 @@ class DataTable:
 
     called: ClassVar[str] = "[data]"
 
-    name: str = option(help="What results call the data; `support`, without parts, is what the package ships.")
+    name: str = option(
+        help="Name of the data in results; `restaurants` and `support`, without parts, are bundled with the package."
+    )
     train: Mapping[str, Any] | None = option(None, "What is learned from.")
     dev: Mapping[str, Any] | None = option(None, "What settings are chosen on.")
     test: Mapping[str, Any] | None = option(None, "What is reported.")

@@ -1,0 +1,56 @@
+"""Every block of code in README and docs runs, and every link leads somewhere."""
+
+import json
+import re
+
+import pytest
+
+from documented import KEY, ROOT, Reader, blocks, pages
+from pema.experiments.data import support_data
+from pema.serving.keys import digest
+
+CODE = [page for page in pages() if blocks(page)]
+MANY = {"private-training.md": 230}
+"""Pages whose commands need more than 24 examples: private training takes 128 in a step."""
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch, request):
+    """A folder with the files that the pages name, of a few sentences each."""
+    data = support_data()
+    count = MANY.get(request.getfixturevalue("page").name, 24)
+    parts = {"train": data.train[:count], "dev": data.dev[:4], "test": data.test[:3], "others": data.train[-40:]}
+    for name, examples in parts.items():
+        lines = [json.dumps({"source": e.source, "target": e.target}, ensure_ascii=False) for e in examples]
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        (tmp_path / f"{name}.en").write_text("".join(f"{e.source}\n" for e in examples), encoding="utf-8")
+        (tmp_path / f"{name}.de").write_text("".join(f"{e.target}\n" for e in examples), encoding="utf-8")
+    (tmp_path / "policy.toml").write_text(f'[[keys]]\nname = "acme"\nsha256 = "{digest(KEY)}"\n', encoding="utf-8")
+    (tmp_path / "reproduction").symlink_to(ROOT / "reproduction")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", CODE, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_code_of_a_page_runs(page, files, monkeypatch, capsys):
+    reader = Reader(monkeypatch, capsys)
+    try:
+        reader.follow(page)
+    finally:
+        reader.close()
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_the_readme_starts_with_two_lines_of_installation_and_ten_of_python():
+    install, python = (
+        next(b.text for b in blocks(ROOT / "README.md") if b.language == name) for name in ("sh", "python")
+    )
+    assert len(install.splitlines()) == 2
+    assert len(python.splitlines()) <= 10
