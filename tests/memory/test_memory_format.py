@@ -46,7 +46,9 @@ def test_shards_are_as_the_page_says(tmp_path, dtype):
     encoded = iter(FakeTask().template.encode(None, examples))
     for k in range(3):
         tensors = by_the_page(tmp_path / "m" / f"shard-{k:05d}.safetensors")
-        assert set(tensors) == set(names) - (set() if dtype == "int8" else {"scales", "channel_scales"})
+        scales = {"scales", "channel_scales"} if dtype == "int8" else set()
+        sources = {"sources"} if memory.shards[k].entry.sources else set()
+        assert set(tensors) == set(names) - {"scales", "channel_scales", "sources"} | scales | sources
         f = tensors["representations"].astype(np.float32)
         found.append(f * tensors["scales"][:, None] * tensors["channel_scales"] if dtype == "int8" else f)
         offsets = tensors["example_offsets"]

@@ -8,17 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_plm import FakePLM, build, rewrite
+from fake_plm import FakePLM, build, rewrite, some_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pema.errors import ConfigError, ExternalMemoryError
+from pema.memory.merge import merge
 from pema.memory.reader import Memory
+from pema.memory.sample import sample
+from pema.memory.verify import verify
+from pema.tasks.example import Example
 
 
 @pytest.fixture(scope="module")
 def memory(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("reader") / "m", 60)
+    examples = list({example.source: example for example in some_examples(90)}.values())[:60]
+    return build(tmp_path_factory.mktemp("reader") / "m", examples)
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +246,11 @@ import torch
 torch.set_num_threads(1)
 from pema.adapter.presets import preset
 from pema.adapter.training import train
+from pema.memory.merge import merge
 from pema.memory.reader import Memory
+from pema.memory.sample import sample
+from pema.memory.verify import verify
+from pema.tasks.example import Example
 
 memory = Memory.open(sys.argv[1])
 A = torch.zeros(16, 1024, requires_grad=True)
@@ -268,3 +277,34 @@ def test_a_memory_larger_than_the_limit_on_ram_trains(large, tmp_path):
     whole, size = done.stdout.split()
     assert whole == "True"
     assert int(size) >= 450_000_000
+
+
+def test_the_targets_of_a_source_are_never_split(tmp_path):
+    """Not in a build, whose shards end inside a source, nor after sampling, appending and merging."""
+    several = [Example("abcdefg"[i % 7] * (i // 7 + 1), "gh", alternatives=("h", "fg")) for i in range(20)]
+    apart = [Example("abcdefg"[i % 7] * (i // 7 + 1), "f") for i in range(60)]  # the first 20 sources are the same
+    memory = build(tmp_path / "m", several)
+    assert [shard.entry.sources for shard in memory.shards] == [True] * 8
+    build(tmp_path / "m", several[:3], append=True)
+    plain = build(tmp_path / "plain", apart)
+    assert not any(shard.entry.sources for shard in plain.shards)
+    merged = merge([tmp_path / "m", tmp_path / "plain"], tmp_path / "merged")
+    sampled = sample(tmp_path / "merged", tmp_path / "sampled", merged.pairs * 2 // 3)
+    sources = [example.source for example in [*several, *several[:3]] for _ in range(3)]
+    for one, all_sources in ((memory, sources[:60]), (Memory.open(tmp_path / "m"), sources)):
+        for seed in range(5):
+            train, held_out = one.split(0.3, seed)
+            assert train.examples + held_out.examples == one.examples
+            assert not {all_sources[i] for i in train.selected} & {all_sources[i] for i in held_out.selected}
+    for path in ("m", "plain", "merged", "sampled"):
+        verify(tmp_path / path)
+    train, held_out = merged.split(0.5, 0)
+    of = {i: sources[i] if i < len(sources) else i for i in range(merged.examples)}
+    assert not {of[i] for i in train.selected} & {of[i] for i in held_out.selected}
+    train, held_out = sampled.split(0.5, 0)
+    assert train.examples + held_out.examples == sampled.examples
+    text = (tmp_path / "merged" / "manifest.json").read_text(encoding="utf-8")
+    assert text.count('"sources": true') == 10
+    (tmp_path / "merged" / "manifest.json").write_text(text.replace('"sources": true', '"sources": false', 1))
+    with pytest.raises(ExternalMemoryError, match="is damaged"):
+        Memory.open(tmp_path / "merged")

@@ -359,6 +359,7 @@ def _contents(
         example_offsets=torch.from_numpy(offsets),
         source_lengths=torch.from_numpy(tokens.source_lengths[start : start + len(answers)]).to(torch.int32),
         agreeing=None if teacher else agree,
+        sources=None if tokens.sources is None else torch.from_numpy(tokens.sources[start : start + len(answers)]),
     )
 
 

@@ -13,6 +13,7 @@ from pema.errors import DataError
 from pema.memory.shard import Integers
 from pema.owner.contract import PLM, PLMDescription
 from pema.tasks.example import Example
+from pema.tasks.held_out import sources_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,12 +32,14 @@ class Tokens:
         starts: (e + 1,) int64, first token of each example.
         cuts: (e,) int64, first target token of each example.
         source_lengths: (e,) int64, SL of each example.
+        sources: (e,) int64, equal for examples of one source; None if all sources differ. See `sources_of`.
     """
 
     ids: np.ndarray[tuple[int], np.dtype[np.int32]]
     starts: Integers
     cuts: Integers
     source_lengths: Integers
+    sources: Integers | None = None
 
     @classmethod
     def encode(cls, plm: PLM, template: Template, examples: Sequence[Example], *, apart: bool = False) -> Tokens:
@@ -67,7 +70,7 @@ class Tokens:
                 advance(len(block))
         prompts, targets, source_lengths = np.array(sizes, np.int64).T
         starts = np.concatenate([[0], np.cumsum(prompts + targets)])
-        return cls(np.concatenate(packed), starts, starts[:-1] + prompts, source_lengths)
+        return cls(np.concatenate(packed), starts, starts[:-1] + prompts, source_lengths, sources_of(examples))
 
     @property
     def target_lengths(self) -> Integers:

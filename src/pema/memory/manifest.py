@@ -51,15 +51,17 @@ class ShardEntry(FileEntry):
     Attributes:
         agreeing: number of pairs whose context the PLM itself continued with the gold token that follows the nearest
             gold prefix; None for `teacher` contexts, and where it was not counted.
+        sources: whether the shard says which examples have the same source.
     """
 
     pairs: int = option(least=1, most=1 << 40)
     examples: int = option(least=1, most=1 << 40)
     agreeing: int | None = option(None, least=0, most=1 << 40)
+    sources: bool = option(False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values, without a number that was not counted."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """Return JSON-ready values, without a number that was not counted, and `sources` only if it is true."""
+        return {name: value for name, value in asdict(self).items() if value is not None and value is not False}
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,8 @@ class Manifest:
                     f"shards[{k}].agreeing={entry.agreeing:,} is impossible with {entry.pairs:,} pairs of "
                     f"{self.contexts} contexts."
                 )
-            header = entry.bytes - row * entry.pairs - example * entry.examples - shard - 8
+            each = example + (8 if entry.sources else 0)
+            header = entry.bytes - row * entry.pairs - each * entry.examples - shard - 8
             if entry.examples > entry.pairs or not 0 < header <= HEADER_BYTES:
                 raise ConfigError(
                     f"shards[{k}] cannot have {entry.bytes:,} bytes with {entry.pairs:,} pairs of "
@@ -266,7 +269,7 @@ class Manifest:
                 )
 
     def bytes_of(self) -> tuple[int, int, int]:
-        """Return the bytes of a shard's tensors: per pair, per example, and the constant part."""
+        """Return the bytes of a shard's tensors: per pair, per example (without `sources`), and the constant part."""
         int8 = self.dtype == "int8"
         return self.plm.d_tap * ITEM_BYTES[self.dtype] + (8 if int8 else 4), 12, 8 + (4 * self.plm.d_tap if int8 else 0)
 

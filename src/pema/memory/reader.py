@@ -140,17 +140,28 @@ class Memory:
         """Split the examples at random into a training view and a held-out view.
 
         Args:
-            dev_fraction: fraction of examples to hold out; at least one is held out and at least one is not.
+            dev_fraction: fraction of examples to hold out; see `draw_held_out`. Examples of one source stay together.
             seed: the same seed draws the same examples.
 
         Returns:
             The training view and the held-out view.
 
         Raises:
-            ConfigError: the fraction is not between 0 and 1, or there is only one example.
+            ConfigError: the fraction is not between 0 and 1, or there is only one example or source.
         """
-        train, held_out = draw_held_out(self.examples, dev_fraction, seed, str(self.path))
+        train, held_out = draw_held_out(self.examples, dev_fraction, seed, str(self.path), self._sources())
         return View(self, train), View(self, held_out)
+
+    def _sources(self) -> Integers | None:
+        """Return (e,) equal numbers for examples of one source; None if all sources differ."""
+        if not any(shard.entry.sources for shard in self.shards):
+            return None
+        first, numbers = 0, []
+        for shard in self.shards:
+            sources = shard.sources
+            numbers.append(np.arange(first, first + shard.entry.examples) if sources is None else sources)
+            first += shard.entry.examples
+        return np.concatenate(numbers)
 
 
 @dataclass(frozen=True)

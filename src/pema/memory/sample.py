@@ -126,4 +126,5 @@ def select(shard: ShardFile, examples: Integers) -> Contents:
         targets=whole.targets[rows],
         example_offsets=torch.from_numpy(np.concatenate([[0], ends])),
         source_lengths=whole.source_lengths[torch.from_numpy(examples)],
+        sources=None if whole.sources is None else whole.sources[torch.from_numpy(examples)],
     )

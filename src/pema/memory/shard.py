@@ -46,6 +46,7 @@ class Contents:
             position t = 0, 1, ...
         source_lengths: (e,) int32, number of tokens of each example's source.
         agreeing: not in the file: see `ShardEntry`.
+        sources: (e,) int64, equal for examples of one source; None if all sources differ.
     """
 
     representations: Tensor
@@ -55,6 +56,7 @@ class Contents:
     source_lengths: Tensor
     channel_scales: Tensor | None = None
     agreeing: int | None = None
+    sources: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by their names in the file."""
@@ -66,6 +68,8 @@ class Contents:
         }
         if self.scales is not None and self.channel_scales is not None:
             values |= {"scales": self.scales, "channel_scales": self.channel_scales}
+        if self.sources is not None:
+            values["sources"] = self.sources
         return values
 
 
@@ -173,6 +177,7 @@ def write_shard(folder: Path, index: int, contents: Contents) -> ShardEntry:
         pairs=len(contents.targets),
         examples=len(contents.source_lengths),
         agreeing=contents.agreeing,
+        sources=contents.sources is not None,
     )
 
 
@@ -195,6 +200,8 @@ class ShardFile:
         }
         if manifest.dtype == "int8":
             self.layout |= {"scales": ("F32", [n]), "channel_scales": ("F32", [manifest.plm.d_tap])}
+        if entry.sources:
+            self.layout["sources"] = ("I64", [e])
 
     def damaged(self, why: str) -> DamagedShardError:
         """Return the error for a damaged shard."""
@@ -290,6 +297,11 @@ class ShardFile:
             raise self.damaged(f"a source length is outside 1 to {self.max_length:,}, the PLM's context window")
         return lengths
 
+    @property
+    def sources(self) -> Integers | None:
+        """(e,): equal numbers for examples of one source; None if all sources differ."""
+        return self.integers("sources", 0, self.entry.examples) if self.entry.sources else None
+
     @functools.cached_property
     def channel_scales(self) -> Tensor | None:
         """(d_tap,) float32 for int8, else None.
@@ -328,4 +340,5 @@ class ShardFile:
             targets=torch.from_numpy(self.targets(0, n).astype(np.int32)),
             example_offsets=torch.from_numpy(self.example_offsets),
             source_lengths=torch.from_numpy(self.source_lengths.astype(np.int32)),
+            sources=None if self.sources is None else torch.from_numpy(self.sources),
         )

@@ -127,7 +127,7 @@ def fine_tune(
         AdapterError: the loss is not finite before training.
     """
     started, budget = time.perf_counter(), job.budget
-    train, held_out = draw_held_out(len(tokens.cuts), budget.dev_fraction, job.seed, "the training set")
+    train, held_out = draw_held_out(len(tokens.cuts), budget.dev_fraction, job.seed, "the training set", tokens.sources)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=method.learning_rate, weight_decay=method.weight_decay, fused=True)
     epochs, step, over = min(method.epochs, budget.epochs), 0, False
