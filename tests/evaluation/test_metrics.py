@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pema.evaluation import translation
-from pema.evaluation.answers import exact_match, f1, matches_exactly, normalise_answer, word_f1
+from pema.evaluation.answers import (
+    exact_match,
+    f1,
+    matches_exactly,
+    matches_verbatim,
+    normalise_answer,
+    verbatim_match,
+    word_f1,
+)
 from pema.evaluation.characters import canonical, words
 from pema.evaluation.classification import accuracy, trimmed
 from pema.evaluation.score import score
@@ -244,3 +252,21 @@ def test_only_public_names_of_sacrebleu_are_used():
     tree = ast.parse(Path(translation.__file__).read_text(encoding="utf-8"))
     used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr.startswith("_")]
     assert {ast.unparse(node.value) for node in used} <= {"self"}
+
+
+@pytest.mark.parametrize(
+    ("said", "gold", "value"),
+    [
+        ("ls  -l\n", "ls -l", 1),
+        ("ls -L", "ls -l", 0),
+        ("find . -name 'a'", 'find . -name "a"', 0),
+        ("the a", "a", 0),
+        ("cafe\u0301", "caf\u00e9", 1),
+        ("", "", 1),
+    ],
+)
+def test_verbatim_match_ignores_white_space_only(said, gold, value):
+    assert matches_verbatim(said, gold) == value
+    found = score(verbatim_match(), [said, "x"], [gold, ("y", "x")])
+    assert found.value == 50 * (value + 1)
+    assert found.signature == "verbatim_match|norm:nfc,width,spaces|n:2|refs:3|scale:100"

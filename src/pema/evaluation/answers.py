@@ -49,6 +49,16 @@ def word_f1(hypothesis: str, reference: str) -> float:
     return f_measure((Counter(left) & Counter(right)).total(), len(left), len(right))
 
 
+def matches_verbatim(hypothesis: str, reference: str) -> float:
+    """Return 1 where both are equal, apart from the amount of white space, else 0."""
+    return float(canonical(hypothesis).split() == canonical(reference).split())
+
+
+def verbatim_match() -> Mean:
+    """Build the metric: percentage of texts that equal the reference, case included; for commands and code."""
+    return Mean(matches_verbatim, "verbatim_match|norm:nfc,width,spaces", 100.0)
+
+
 def exact_match() -> Mean:
     """Build the metric: percentage of answers that match exactly, 0 to 100."""
     return Mean(matches_exactly, "exact_match|norm:squad,symbols", 100.0)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from pema.errors import ConfigError
-from pema.evaluation.answers import exact_match, f1
+from pema.evaluation.answers import exact_match, f1, verbatim_match
 from pema.evaluation.classification import accuracy
 from pema.evaluation.formality import FormalityAccuracy, Matching
 from pema.evaluation.notation import STYLE, is_style
@@ -32,6 +32,7 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "rouge2": partial(rouge, "rouge2"),
     "rougeL": partial(rouge, "rougeL"),
     "exact_match": exact_match,
+    "verbatim_match": verbatim_match,
     "f1": f1,
     "accuracy": accuracy,
 }

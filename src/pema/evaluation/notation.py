@@ -39,6 +39,7 @@ NOTATIONS = {
     "rouge2": Notation("ROUGE-2", OF_100),
     "rougeL": Notation("ROUGE-L", OF_100),
     "exact_match": Notation("EM", OF_100),
+    "verbatim_match": Notation("verbatim EM", OF_100),
     "f1": Notation("F1", OF_100),
     "accuracy": Notation("accuracy", OF_1),
     "formality_accuracy": Notation("M-ACC", OF_1),
