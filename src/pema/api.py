@@ -1,4 +1,4 @@
-"""The short way: a PLM by its name, an adapter from examples, texts from both."""
+"""The short interface: open a PLM, adapt it to examples, generate texts."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ MEMORY, ADAPTER = "memory", "adapter"
 
 
 class PLM:
-    """A frozen language model, in this process or behind its owner's server, and what is done with it.
+    """A frozen language model, in this process or on its owner's server, with the methods to adapt and use it.
 
-    Wherever the step-by-step functions take a PLM (`build_memory`, `generate`, ...), they take this one.
+    The step-by-step functions (`build_memory`, `generate`, ...) accept it wherever they accept a PLM.
     """
 
     def __init__(self, plm: contract.PLM) -> None:
-        """Take a PLM that is open: a `LocalPLM`, a `RemotePLM`, a masked one."""
+        """Wrap an open PLM: a `LocalPLM`, a `RemotePLM`, a masked one."""
         self._plm = plm
         self._used: _Used | None = None
 
@@ -63,8 +63,8 @@ class PLM:
             settings: fields of `LoadConfig`: tap, dtype, device_map, revision, mask_secret.
 
         Raises:
-            OwnerError: it cannot be loaded or reached, its head is not understood, or the secret cannot be read.
-            ConfigError: a setting that does not exist or cannot be meant.
+            OwnerError: it cannot be loaded or reached, its head is not supported, or the secret cannot be read.
+            ConfigError: an unknown or invalid setting.
         """
         return cls(open_plm(name_or_address, **settings))
 
@@ -76,7 +76,7 @@ class PLM:
         output: str | Path | None = None,
         **building: Any,  # noqa: ANN401
     ) -> Adapter:
-        """Make an adapter from examples: build the external memory, train on it, fit the schedule.
+        """Train an adapter on examples: build the external memory, train on it, fit the schedule.
 
         The same as `build_memory` and `train` one after the other, and as `pema build` and `pema train`.
 
@@ -84,15 +84,15 @@ class PLM:
             examples: the pairs of texts to adapt to.
             task: its name, or a task of your own.
             config: a preset's name, or the settings of the training.
-            output: a folder, which gets `memory` and `adapter`. A call that was killed goes on there when it is made
-                again, and one that ended returns its adapter. None keeps nothing on the disk.
+            output: folder for `memory` and `adapter`. The same call resumes one that was killed, and returns the
+                adapter of one that ended. With None nothing is kept on the disk.
             building: fields of `BuildConfig`, such as contexts="predicted".
 
         Returns:
             The adapter, with its task, template and schedule.
 
         Raises:
-            ConfigError: a setting that does not exist or cannot be meant.
+            ConfigError: an unknown or invalid setting.
             DataError: no examples, or one that cannot be used.
             PemaError: as `build_memory` and `train`.
         """
@@ -166,7 +166,7 @@ class PLM:
 
         Raises:
             DataError: a source is blank, or too long for the PLM.
-            ConfigError: a setting that cannot be meant; no adapter and no task.
+            ConfigError: an invalid setting; neither adapter nor task.
             MismatchError: the adapter belongs to another PLM, task or template.
         """
         return self.generate_counted(sources, adapter, task=task, schedule=schedule, **settings).texts
@@ -180,7 +180,7 @@ class PLM:
         schedule: Schedule | str | None = None,
         **settings: Any,  # noqa: ANN401
     ) -> GeneratedTexts:
-        """The same as `generate`, with what was counted on the way."""
+        """Generate as `generate` does, and return counts with the texts."""
         chosen = get_task(task) if isinstance(task, str) else task
         used = self._used
         if used is None or adapter not in (None, used.adapter):
@@ -195,7 +195,7 @@ class PLM:
 
     @property
     def description(self) -> PLMDescription:
-        """What the PLM says of itself."""
+        """Description of the PLM."""
         return self._plm.description
 
     @property
@@ -210,11 +210,11 @@ class PLM:
 
     @property
     def generator(self) -> PreTrainedModel:
-        """The one whose `generate` gives every row what it has alone."""
+        """The causal language model whose `generate` does not depend on the other rows of a batch."""
         return self._plm.generator
 
     def head(self) -> Head:
-        """The head bundle."""
+        """Return the head."""
         return self._plm.head()
 
     def represent(
@@ -225,7 +225,7 @@ class PLM:
         batch_tokens: int = BATCH_TOKENS,
         skip: frozenset[int] = frozenset(),
     ) -> Iterator[ContextRepresentations]:
-        """`teacher` contexts; see `pema.owner.contract.PLM.represent`."""
+        """Return representations of `teacher` contexts; see `pema.owner.contract.PLM.represent`."""
         return self._plm.represent(sequences, starts, batch_tokens=batch_tokens, skip=skip)
 
     def predict(
@@ -236,11 +236,11 @@ class PLM:
         batch_tokens: int = BATCH_TOKENS,
         skip: frozenset[int] = frozenset(),
     ) -> Iterator[ContextRepresentations]:
-        """`predicted` contexts; see `pema.owner.contract.PLM.predict`."""
+        """Return representations of `predicted` contexts; see `pema.owner.contract.PLM.predict`."""
         return self._plm.predict(prompts, steps, batch_tokens=batch_tokens, skip=skip)
 
     def open_session(self, prompts: Sequence[Sequence[int]]) -> Session:
-        """Begin to decode; see `pema.owner.contract.PLM.open_session`."""
+        """Open a decoding session; see `pema.owner.contract.PLM.open_session`."""
         return self._plm.open_session(prompts)
 
 

@@ -1,5 +1,6 @@
 """Help and refusals come before torch and transformers are imported, which takes seconds."""
 
+import re
 import subprocess
 import sys
 
@@ -18,7 +19,7 @@ print("imported", *sorted({"torch", "transformers"} & set(sys.modules)))
 
 @pytest.fixture
 def run(tmp_path):
-    """Run `pema ...` in a process of its own; returns the exit code, stderr and whether torch was imported."""
+    """Run `pema ...` in a process of its own; returns the exit code, the output and what was imported."""
     (tmp_path / "two.txt").write_text("a\nb\n", encoding="utf-8")
     (tmp_path / "one.txt").write_text("a\n", encoding="utf-8")
     (tmp_path / "bad.toml").write_text("[x\n", encoding="utf-8")
@@ -32,8 +33,9 @@ def run(tmp_path):
     def run(*arguments):
         command = [sys.executable, "-c", WRAPPER, *map(str, arguments)]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-        *_, code, imported = done.stdout.splitlines()
-        return int(code.removeprefix("exit ")), " ".join(done.stderr.split()), imported.removeprefix("imported").split()
+        *out, code, imported = done.stdout.splitlines()
+        text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", " ".join(out) + done.stderr).split())
+        return int(code.removeprefix("exit ")), text, imported.removeprefix("imported").split()
 
     return run
 
@@ -43,17 +45,26 @@ BUILD = ("build", "--plm", "embedded", "--task", "qa", *PAIR, "-o")
 EVALUATE = ("evaluate", "--task", "translation", "--hypotheses", "two.txt", "--references")
 
 
-@pytest.mark.parametrize(
-    "verb",
-    [
-        (),
-        *((verb,) for verb in ("audit", "build", "compare", "demo", "evaluate", "generate", "inspect", "memory")),
-        *((verb,) for verb in ("release", "report", "serve", "serve-key", "sweep", "train")),
-        *(("memory", verb) for verb in ("info", "merge", "sample", "verify")),
-    ],
-)
-def test_help_comes_without_torch(run, verb):
-    assert run(*verb, "--help") == (0, "", [])
+VERBS = [
+    *((verb,) for verb in ("audit", "build", "compare", "demo", "evaluate", "generate", "inspect")),
+    *((verb,) for verb in ("release", "report", "serve", "serve-key", "sweep", "train")),
+    *(("memory", verb) for verb in ("info", "merge", "sample", "verify")),
+]
+
+
+@pytest.mark.parametrize("verb", [(), ("memory",)])
+def test_help_names_all_verbs_without_torch(run, verb):
+    code, text, imported = run(*verb, "--help")
+    assert (code, imported) == (0, [])
+    assert all(each[-1] in text for each in VERBS if each[:-1] == verb)
+
+
+@pytest.mark.parametrize("verb", VERBS, ids="-".join)
+def test_help_has_an_example_and_the_result_as_json_without_torch(run, verb):
+    code, text, imported = run(*verb, "--help")
+    assert (code, imported) == (0, [])
+    assert f"Example: pema {' '.join(verb)}" in text
+    assert "--json" in text or verb == ("serve",)
 
 
 @pytest.mark.parametrize(

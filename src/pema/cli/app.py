@@ -1,4 +1,4 @@
-"""The `pema` application: gathers the verbs."""
+"""The `pema` application with its verbs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _root(
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of a failure (may stand anywhere).")
+        bool, typer.Option("--debug", help="Print the traceback of a failure (anywhere in the command).")
     ] = False,
 ) -> None:
     """Adapt a frozen language model without its weights (Plug-in External Memory Adaptation)."""

@@ -32,8 +32,8 @@ def build(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the memory.", metavar="MEMORY")],
     building: dict[str, Any],
     loaded: dict[str, Any],
-    source: Annotated[Path | None, typer.Option("--source", help="Source texts, one a line.")] = None,
-    target: Annotated[Path | None, typer.Option("--target", help="Target texts, one a line.")] = None,
+    source: Annotated[Path | None, typer.Option("--source", help="Source texts, one per line.")] = None,
+    target: Annotated[Path | None, typer.Option("--target", help="Target texts, one per line.")] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -56,7 +56,7 @@ def build(
 ) -> None:
     """Build an external memory: (context representation, target token) pairs on your own disk.
 
-    A build that was killed goes on where it stopped when the same command runs again.
+    The same command resumes a build that was interrupted.
 
     Example: pema build --plm embedded --task translation --source train.en --target train.de -o memory
     """

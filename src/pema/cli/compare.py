@@ -29,7 +29,7 @@ def compare(
     data_root: DataRoot = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Run what is missing of a comparison, then print its table; settings with a grid are chosen on dev.
+    """Run the missing runs of a comparison, then print its table; settings with a grid are chosen on dev.
 
     Example: pema compare reproduction/configs/compare/support.toml -o results
     """

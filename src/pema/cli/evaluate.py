@@ -64,7 +64,7 @@ def evaluate(
         raise ConfigError("--formal and --informal go together: M-ACC compares the marks of both references.")
     annotated = None if formal is None or informal is None else (read_lines(formal), read_lines(informal))
     texts = read_hypotheses(hypotheses), read_references(references)
-    found = evaluated(
+    results = evaluated(
         get_task(task),
         *texts,
         sources=None if sources is None else read_hypotheses(sources, "source"),
@@ -73,17 +73,17 @@ def evaluate(
     )
     for path in scores or []:
         elsewhere = ExternalScores([path])
-        found[elsewhere.name] = score(elsewhere, *texts)
+        results[elsewhere.name] = score(elsewhere, *texts)
     if as_json:
         scores_as_json = {
             name: {key: value for key, value in asdict(each).items() if value is not None}
-            for name, each in found.items()
+            for name, each in results.items()
         }
         show(scores_as_json, True)
         return
     count = len(texts[0])
     lines = {}
-    for name, each in found.items():
+    for name, each in results.items():
         rests = "" if each.texts is None else f"  on {each.texts:,} of {count:,} texts"
         lines[name] = f"{score_text(name, each.value)}{rests}  {each.signature}"
     show(lines, False)

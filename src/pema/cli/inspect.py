@@ -43,7 +43,7 @@ def inspect(
     system: OwnSystemPrompt = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Generate one text greedily and show who decided each token, on a page that needs no network.
+    """Generate one text greedily and write a self-contained page about which distribution decided each token.
 
     Example: pema inspect adapter --plm embedded --text "Where is your order?" -o page.html
     """

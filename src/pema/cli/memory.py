@@ -1,4 +1,4 @@
-"""`pema memory info|verify|merge|sample`: look after external memories."""
+"""`pema memory info|verify|merge|sample`: inspect and combine external memories."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import typer
 
 from pema.cli.options import AsJSON, MemoryFolder, Seed, integer, show
 
-app = typer.Typer(help="Look after external memories.", no_args_is_help=True)
+app = typer.Typer(help="Inspect and combine external memories.", no_args_is_help=True)
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for the new memory.", metavar="MEMORY")]
 
 
 @app.command()
 def info(memory: MemoryFolder, as_json: AsJSON = False) -> None:
-    """Say what a memory holds and which PLM it belongs to.
+    """Describe a memory: its content, and the PLM it was built with.
 
     Example: pema memory info memory --json
     """
@@ -50,7 +50,7 @@ def verify(
     memories: Annotated[list[Path], typer.Argument(help="Folders of external memories.", metavar="MEMORY...")],
     as_json: AsJSON = False,
 ) -> None:
-    """Check every byte of memories against their manifests.
+    """Verify every byte of memories against their manifests.
 
     Example: pema memory verify memory
     """
@@ -77,7 +77,7 @@ def merge(
     output: Output,
     as_json: AsJSON = False,
 ) -> None:
-    """Join memories of one PLM into a new one.
+    """Merge memories of one PLM into a new one.
 
     Example: pema memory merge monday tuesday -o both
     """
@@ -103,7 +103,7 @@ def sample(
     seed: Seed = 0,
     as_json: AsJSON = False,
 ) -> None:
-    """Draw whole examples at random into a new memory, up to a number of pairs.
+    """Sample complete examples into a new memory, up to a number of pairs.
 
     Example: pema memory sample memory --pairs 10000 -o small
     """

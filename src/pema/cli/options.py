@@ -1,4 +1,4 @@
-"""Options that several verbs share: one place for meaning and help text."""
+"""Options that several verbs share, with their help texts."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ Seed = Annotated[int, integer("--seed", "Seed of everything random.", least=0, m
 
 
 def loading(*names: str) -> Options:
-    """Options for how the PLM is loaded."""
+    """Return the options for loading a PLM."""
     return Options(LoadConfig, names, flags={"dtype": "--plm-dtype"})
 
 
 FURTHER = ("dtype", "device_map", "revision", "mask_secret")
-"""Of a PLM whose tap an adapter says."""
+"""Settings for loading a PLM whose tap is that of an adapter."""
 
 AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 MemoryFolder = Annotated[Path, typer.Argument(help="Folder of the external memory.", metavar="MEMORY")]

@@ -1,4 +1,4 @@
-"""`pema release`: what a PLM owner gives away, the head bundle."""
+"""`pema release`: the head bundle, which the PLM owner gives to data owners."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pema.errors import ConfigError
 from pema.schema import among
 
 MASKS = ("none", "rotation")
-"""What stands between the PLM and what is given away."""
+"""Masks of a head bundle."""
 
 
 @declared(loaded=loading("tap", "dtype", "device_map", "revision"))
@@ -31,7 +31,7 @@ def release(
         ),
     ] = "none",
     secret: Annotated[
-        Path | None, typer.Option("--secret", help="File of the mask's secret; made where there is none.")
+        Path | None, typer.Option("--secret", help="File of the mask's secret; created if it does not exist.")
     ] = None,
     as_json: AsJSON = False,
 ) -> None:
@@ -50,14 +50,14 @@ def release(
             else "--secret is for a masked head: give --mask rotation too."
         )
     if secret is not None and secret.resolve().is_relative_to(output.resolve()):
-        raise ConfigError(f"the secret {secret} would lie in {output}, which is given away: keep it elsewhere.")
+        raise ConfigError(f"the secret {secret} would be in {output}, which is given away: keep it elsewhere.")
     require_plm(plm)
 
     from pema.owner.mask import Mask
     from pema.owner.opening import open_plm
 
     if secret is not None and Mask.create(secret):
-        note(f"{secret} holds a new secret. Keep it, and keep it to yourself: no adapter works without it.")
+        note(f"{secret} contains a new secret. Keep it, and do not give it away: no adapter works without it.")
     owner = open_plm(plm, mask_secret=secret, **loaded)
     head = owner.head()
     head.save(output)

@@ -16,20 +16,21 @@ def serve(
     plm: LocalPLMName,
     loaded: dict[str, Any],
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, integer("--port", "Port; 0 takes any that is free.", least=0, most=65535)] = 8000,
+    port: Annotated[int, integer("--port", "Port; 0 selects a free one.", least=0, most=65535)] = 8000,
     policy: Annotated[
-        Path | None, typer.Option("--policy", help="TOML file: keys, limits, what is given out.", metavar="FILE")
+        Path | None,
+        typer.Option("--policy", help="TOML file: keys, limits, form of the head.", metavar="FILE"),
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate (PEM).", metavar="FILE")] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Its private key (PEM).", metavar="FILE")] = None,
     insecure_network: Annotated[
         bool,
-        typer.Option("--insecure-network", help="Listen on a network without keys or TLS; something else guards it."),
+        typer.Option("--insecure-network", help="Listen on a network without keys or TLS, behind a proxy with both."),
     ] = False,
 ) -> None:
-    """Serve representations of a frozen PLM to data owners over HTTP; stops on SIGTERM once all is answered.
+    """Serve representations of a frozen PLM to data owners over HTTP; on SIGTERM, finish the open requests.
 
-    Without a policy it listens on the loopback only, asks for no key, and gives the head out plain.
+    Without a policy it listens on the loopback only, requires no key, and serves the plain head.
 
     Example: pema serve embedded --port 8000
     """
@@ -69,10 +70,10 @@ def serve(
 
 
 def serve_key(
-    name: Annotated[str, typer.Argument(help="Whose key; stands in the server's logs.", metavar="NAME")],
+    name: Annotated[str, typer.Argument(help="Name of the key's owner in the server's logs.", metavar="NAME")],
     as_json: AsJSON = False,
 ) -> None:
-    """Make an API key. It is shown once: only its hash goes into the policy file.
+    """Create an API key. It is printed once: the policy file contains its hash only.
 
     Example: pema serve-key acme
     """

@@ -1,4 +1,4 @@
-"""Options of the command line made from the settings' one declaration: name, kind of value, limits and meaning."""
+"""Options of the command line, derived from the declarations of the settings."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Options:
         common: fields that are options of their own.
         flags: options whose name is not the field's.
         rest: whether the other fields are reached by `--set key=value`.
-        further: where `--set` takes settings of another library as well: what knows them, for the help text.
-        defaults: whether the fields' own defaults hold, and are shown.
+        further: help text about settings of another library that `--set` accepts too; empty if there are none.
+        defaults: whether the fields' own defaults apply, and are in the help text.
     """
 
     kind: type
@@ -39,19 +39,19 @@ class Options:
     defaults: bool = True
 
     def fields(self) -> dict[str, Field]:
-        """All fields by name."""
+        """Return all fields by name."""
         return {each.name: each for each in fields_of(self.kind)}
 
     def flag(self, name: str) -> str:
-        """The option of a field."""
+        """Return the option of a field."""
         return self.flags.get(name, f"--{name.replace('_', '-')}")
 
     def argument(self, name: str) -> str:
-        """The name of the verb's argument for a field, which several stages may have."""
+        """Return the name of the verb's argument for a field; several stages may have the field."""
         return f"{self.kind.__name__.lower()}_{name}"
 
     def parameter(self, name: str) -> inspect.Parameter:
-        """The option of a field, as typer reads it; a text or nothing, which `read` turns into a value."""
+        """Return the option of a field for typer; its value is a text or None, which `read` parses."""
         each, flag = self.fields()[name], self.flag(name)
         text = each.meaning() if self.defaults else each.help + (f" ({each.range()})" if each.range() else "")
         if each.hint is bool:
@@ -65,15 +65,15 @@ class Options:
         return _parameter(self.argument(name), Annotated[str | None, option], None)
 
     def parameters(self) -> list[inspect.Parameter]:
-        """All options."""
-        found = [self.parameter(name) for name in self.common]
+        """Return all options."""
+        parameters = [self.parameter(name) for name in self.common]
         if self.rest:
             others = [name for name in self.fields() if name not in self.common]
             more = f"; {self.further}" if self.further else ""
             text = f"Another setting; may be repeated: {', '.join(others)}{more}"
             option = typer.Option("--set", help=f"{text} (docs/settings.md).", metavar="KEY=VALUE", show_default=False)
-            found.append(_parameter(SET, Annotated[list[str] | None, option], None))
-        return found
+            parameters.append(_parameter(SET, Annotated[list[str] | None, option], None))
+        return parameters
 
     def read(self, given: dict[str, Any]) -> dict[str, Any]:
         """Take the values of these options out of what the user gave, each held to its limits.
@@ -127,7 +127,7 @@ def with_line_breaks(text: str) -> str:
 
 
 def declared(**groups: Options) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb the options of some settings, in the place of the parameter of each group's name.
+    """Replace parameters of a verb by the options of some settings.
 
     The verb receives what was given as a dictionary, checked before its body runs.
     """

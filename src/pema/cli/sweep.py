@@ -15,7 +15,7 @@ def sweep(
     data_root: DataRoot = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Run what is missing of every point of the config's grids, then print the table.
+    """Run the missing runs of every point of the config's grids, then print the table.
 
     Example: pema sweep reproduction/configs/studies/rank.toml -o results
     """

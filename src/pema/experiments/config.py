@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pema.console import note
-from pema.devices import device_named
 from pema.errors import ConfigError, DataError
 from pema.evaluation.evaluate import FORMALITY, get_metric
 from pema.evaluation.notation import is_style
@@ -66,6 +65,8 @@ def _experiment(file: ExperimentFile, name: str, kind: Kind, root: Path) -> Expe
             get_metric(metric, data.annotated.get("test"), sources=[example.source for example in data.test])
     if not metrics:
         raise ConfigError("metrics is empty: name at least one.")
+    from pema.devices import device_named  # loads torch: what is wrong in the file is said before
+
     return Experiment(
         name=name,
         title=name if file.title is None else file.title,

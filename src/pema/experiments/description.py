@@ -21,8 +21,8 @@ class TextFiles:
 
     called: ClassVar[str] = "a part of the data"
 
-    source: str | None = option(None, "Source texts, one a line.")
-    target: str | None = option(None, "Target texts, one a line.")
+    source: str | None = option(None, "Source texts, one per line.")
+    target: str | None = option(None, "Target texts, one per line.")
     data: str | None = option(
         None, "JSONL, JSON, CSV, TSV or Parquet file (.gz too), folder of a data set, or hf:NAME:SPLIT."
     )
