@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -356,6 +357,13 @@ def test_a_missing_package_says_how_to_install_it(files, monkeypatch):
     with pytest.raises(
         OwnerError, match=r"tiny\.Q8_0 is a GGUF file, which needs gguf and accelerate: pip install 'pe"
     ):
+        LocalPLM.load(files["Q8_0"])
+
+
+def test_a_library_that_cannot_be_imported(files, monkeypatch):
+    monkeypatch.setattr(gguf, "find_spec", lambda package: True)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(OwnerError, match=r"the library gguf, which reads tiny\.Q8_0, cannot be imported \(.+\): pip"):
         LocalPLM.load(files["Q8_0"])
 
 

@@ -81,10 +81,14 @@ class GGUFFile:
         """Read the metadata.
 
         Raises:
-            OwnerError: the file is damaged, or one part of several.
+            OwnerError: the file is damaged, or one part of several, or the library that reads it cannot be imported.
         """
-        from gguf import GGUFReader
-
+        try:
+            from gguf import GGUFReader
+        except ImportError as error:
+            raise OwnerError(
+                f"the library gguf, which reads {name}, cannot be imported ({error}): pip install 'pema[gguf]'."
+            ) from error
         self.path, self.name = path, name
         try:
             self._reader = GGUFReader(path)
