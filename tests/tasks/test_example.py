@@ -1,11 +1,12 @@
 import json
 from dataclasses import replace
 
+import pandas
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pema.errors import ConfigError
+from pema.errors import ConfigError, DataError
 from pema.tasks.example import Example, Turn, one_target_each
 from pema.tasks.readers import read_examples
 
@@ -49,6 +50,12 @@ def test_every_target_becomes_an_example(given_examples):
     ]
     assert list(one_target_each(given_examples)) == expected
     assert [each.target for each in expected] == [target for each in given_examples for target in each.references]
+
+
+@pytest.mark.parametrize("data", [["text"], [{"source": "a", "target": "b"}], pandas.DataFrame({"source": ["a"]})])
+def test_other_rows_than_examples(data):
+    with pytest.raises(DataError, match=r"example 1 is of type .*: read the data with pema\.read_examples\(data\)"):
+        list(one_target_each(data))
 
 
 def test_a_role_that_is_none():

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from pema.errors import DataError
 from pema.schema import require
 
 Role = Literal["system", "user", "assistant"]
@@ -75,8 +76,17 @@ class Example:
 
 
 def one_target_each(examples: Iterable[Example]) -> Iterator[Example]:
-    """Yield an example for each valid target of each example, in order: what training consists of."""
-    for example in examples:
+    """Yield an example for each valid target of each example, in order: what training consists of.
+
+    Raises:
+        DataError: one is not an `Example`.
+    """
+    for number, example in enumerate(examples, start=1):
+        if not isinstance(example, Example):
+            raise DataError(
+                f"example {number} is of type {type(example).__name__}, not an Example: read the data with "
+                "pema.read_examples(data)."
+            )
         if not example.alternatives:
             yield example
             continue
