@@ -205,7 +205,7 @@ def test_a_masked_head_is_released_again_and_built_with(run, folder):
             2,
             "a masked head needs tap 'head_input'",
         ),
-        (("--mask", "rotation", "--secret", "never/mask.key"), 2, "would lie in never, which is given away"),
+        (("--mask", "rotation", "--secret", "never/mask.key"), 2, "would be in never, which is given away"),
         (("--mask", "rotation", "--secret", "train.en"), 1, "expected 32 for a mask's secret"),
     ],
 )
