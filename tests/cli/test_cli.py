@@ -6,6 +6,11 @@ import re
 import pytest
 
 from pema.cli import main
+from pema.cli.settings import with_line_breaks
+from pema.evaluation.evaluate import evaluate
+from pema.evaluation.outputs import LINE_ENDS
+from pema.files import read_json
+from pema.tasks.registry import get_task
 
 TEXTS = [
     ("The house is small.", "Das Haus ist klein."),
@@ -127,6 +132,75 @@ def test_an_adapter_generates_with_its_own_template_only(run, folder, trained):
         code, _, err = run("inspect", "adapter", "--plm", "plm", "--text", "a", *other, "-o", "page.html")
         assert code == 1
         assert f"the adapter was trained with the {other[0][2:]} '" in err
+
+
+def test_texts_of_several_lines_go_through_the_command_line(run, folder, tiny_tokenizer):
+    mails = ["Dear Ann,\nthank you.", "Hello,\nwe wait.", "Dear Bob,\nno."]
+    rows = [{"source": f"{text}\n!", "target": f"{text}\nBye"} for text in mails]
+    (folder / "mails.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert run("build", "--plm", "plm", "--task", "style", "--data", "mails.jsonl", "-o", "mails")[0] == 0
+    assert run("train", "mails", "-o", "mails-adapter", "--preset", "paper", "--rank", 8, "--epochs", 1)[0] == 0
+    (folder / "sources.jsonl").write_text("".join(json.dumps({"source": row["source"]}) + "\n" for row in rows))
+    generating = ("generate", "mails-adapter", "--plm", "plm", "--data", "sources.jsonl")
+    code, out, err = run(*generating, "-o", "out.jsonl", "--json")
+    assert code == 0, err
+    assert json.loads(out)["stop"] == ["\n\n"]
+    # This random PLM writes lines if it is made to.
+    (end,) = tiny_tokenizer()("\n", add_special_tokens=False)["input_ids"]
+    lines = (*generating, "--stop", "", "--set", f"sequence_bias=[[[{end}], 30.0]]", "--set", "no_repeat_ngram_size=2")
+    code, out, err = run(*lines, "-o", "out.jsonl", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["stop"] == []
+    outputs = [json.loads(line) for line in (folder / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [each["source"] for each in outputs] == [row["source"] for row in rows]
+    assert sum(each["finish_reason"] == "length" for each in outputs) == result["cut"]
+    assert all("\n" in each["text"] for each in outputs)
+    # A text file of one text per line says what happens to the line breaks.
+    code, _, err = run(*lines, "-o", "out.txt")
+    assert "line breaks are written as \\n" in " ".join(err.split())
+    plain = (folder / "out.txt").read_text(encoding="utf-8").splitlines()
+    assert plain == [LINE_ENDS.sub(lambda match: repr(match[0])[1:-1], each["text"]) for each in outputs]
+    code, out, err = run(
+        *("evaluate", "--task", "style", "--hypotheses", "out.jsonl", "--references", "mails.jsonl", "--json")
+    )
+    assert code == 0, err
+    references = [row["target"] for row in rows]
+    expected = evaluate(get_task("style"), [each["text"] for each in outputs], references)
+    assert json.loads(out)["bleu"]["value"] == pytest.approx(expected["bleu"].value)
+    # A limit and stop strings of the user's own.
+    stopping = ("--stop", r"\n", "--stop", "Ann", "--max-new-tokens", 9)
+    code, out, _ = run(*generating, "-o", "out.jsonl", *stopping, "--json")
+    ending = json.loads(out)
+    assert (ending["max_new_tokens"], ending["stop"]) == (9, ["\n", "Ann"])
+    texts = [json.loads(line)["text"] for line in (folder / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert not any("\n" in text or "Ann" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("-o", "o.txt"), "give the sources once: --input (a text file, one per line) or --data"),
+        (("-o", "o.txt", "--input", "train.en", "--data", "train.jsonl"), "give the sources once"),
+        (("-o", "o.txt", "--input", "train.jsonl"), "--input reads one text per line: give --data train.jsonl"),
+        (
+            ("-o", "o.json", "--input", "train.en"),
+            "o.json: outputs are text (one per line) or JSON Lines",
+        ),
+        (("-o", "o.txt", "--input", "train.en", "--stop", "a", "--stop", ""), "--stop[1]='' is empty"),
+    ],
+)
+def test_sources_and_outputs_that_cannot_be_meant(run, trained, arguments, words):
+    code, _, err = run("generate", "adapter", "--plm", "plm", *arguments)
+    assert code == 2
+    assert words in " ".join(err.split())
+
+
+def test_backslash_n_in_a_template_is_a_line_break(run, folder, built):
+    for template in (r"English: \n{source}\nGerman:", "English: \n{source}\nGerman:"):
+        assert build(run, "--template", template, output="broken")[0] == 0
+    assert read_json(folder / "broken" / "manifest.json")["template"] == "English: \n{source}\nGerman:"
+    assert with_line_breaks(r"a\nb\\nc\d\\") == "a\nb\\nc\\d" + 2 * "\\"
 
 
 def test_jsonl_gives_the_same_memory_as_parallel_files(run, folder, built):

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+import tomllib
 
 import pytest
 from tests.tiny import build_model, build_tokenizer
@@ -18,6 +19,7 @@ from pema.experiments.reader import read_folder
 from pema.experiments.workplace import Workplace
 from pema.files import read_json
 from pema.pages.report.document import report
+from pema.tasks.target_statistics import TargetStatistics
 
 CONFIG = """
 title = "Tiny"
@@ -129,6 +131,35 @@ def test_a_result_of_other_settings_is_refused_by_name(folder, compared):
     changed = (folder / "tiny.toml").read_text(encoding="utf-8").replace("rank = 16", "rank = 8")
     (folder / "changed.toml").write_text('name = "tiny"\n' + changed, encoding="utf-8")
     with pytest.raises(MismatchError, match=r"pema-seed0.json was made with another settings: .*16.*not.*8"):
+        run_experiment(read_config(folder / "changed.toml", "compare"), folder / "results", folder / "work")
+
+
+def test_all_methods_decode_alike_and_by_default_as_the_training_targets_end(folder, compared):
+    decodings = [each["signature"]["config"]["decoding"] for each in results(folder).values()]
+    lengths = [len(build_tokenizer()(f" das Haus {i}", add_special_tokens=False)["input_ids"]) + 1 for i in range(20)]
+    limit = TargetStatistics.of(lengths, []).max_new_tokens
+    assert decodings == [{"max_new_tokens": limit, "stop": ["\n"]}] * 3
+    # The adapter of these examples stores the same.
+    (adapter, *_) = (folder / "work" / "trained").glob("pema-*/adapter/adapter_config.json")
+    stored = read_json(adapter)["pema"]
+    assert (stored["max_new_tokens"], stored["stop"]) == (limit, ["\n"])
+
+
+def test_decoding_settings_count_for_every_method_and_are_part_of_a_result(folder, compared, capsys):
+    text = (folder / "tiny.toml").read_text(encoding="utf-8").replace("[1e-6, 3e-2]", "[3e-2]")
+    decoding = '[decoding]\nmax_new_tokens = 3\nnum_beams = 2\nstop = ["\\n", "Haus"]\nlength_penalty = 0.5\n'
+    (folder / "short.toml").write_text(text + decoding, encoding="utf-8")
+    experiment = read_config(folder / "short.toml", "compare")
+    run_experiment(experiment, folder / "results", folder / "work")
+    for file in (folder / "results" / "short").glob("*seed*.json"):
+        result = read_json(file)
+        assert result["signature"]["config"]["decoding"] == tomllib.loads(decoding)["decoding"]
+        assert result["costs"]["generated_tokens"] <= 4 * 3
+        assert result["costs"]["cut_texts"] is not None
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"alone-seed0: .*, \d of 4 texts cut at 3 tokens", said)
+    (folder / "changed.toml").write_text('name = "short"\n' + text + decoding.replace("= 3", "= 4"), encoding="utf-8")
+    with pytest.raises(MismatchError, match=r"another decoding: .*'max_new_tokens': 3.*not.*'max_new_tokens': 4"):
         run_experiment(read_config(folder / "changed.toml", "compare"), folder / "results", folder / "work")
 
 

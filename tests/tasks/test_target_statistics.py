@@ -58,17 +58,20 @@ def test_known_limits(values, limit):
         (["Das Haus.", "Ein Hund."], ("\n",)),
         (["Das Haus.\n", "\n Ein Hund."], ("\n",)),
         (["Dear Ann,\n\nthank you."], ()),
-        (["one", "two\r\nthree"], ()),
+        (["one", "two\r\nthree"], ("\n\n",)),
+        (["one", "two\nthree\nfour"], ("\n\n",)),
+        (["one", "two\r\n\r\nthree"], ()),
+        ([], ("\n",)),
         (["one\u2028two"], ("\n",)),
     ],
 )
 def test_targets_of_one_line_end_at_a_line_break(targets, stop):
-    assert TargetStatistics.of([3] * len(targets), targets).stop == stop
+    assert TargetStatistics.of([3], targets).stop == stop
 
 
 def test_several_lines_somewhere_are_several_lines():
-    one, several = TargetStatistics(3, 3, False), TargetStatistics(2, 2, True)
-    assert TargetStatistics.merged([one, several]) == TargetStatistics(3, 3, True)
+    one, several = TargetStatistics(3, 3, 0), TargetStatistics(2, 2, 2)
+    assert TargetStatistics.merged([one, several]) == TargetStatistics(3, 3, 2)
     assert TargetStatistics.merged([one, several]).stop == ()
     with pytest.raises(ConfigError, match="longest=0 is too small"):
-        TargetStatistics(0, 1, False)
+        TargetStatistics(0, 1, 0)

@@ -268,7 +268,9 @@ class AdapterConfig:
         most=LONGEST_TEXT,
     )
     stop: tuple[str, ...] = option(
-        (), "Strings that end a text if none are given: a line break if no target contains one.", pattern=NOT_EMPTY
+        (),
+        "Strings that end a text if none are given: a line break, or a blank line, if no target contains one.",
+        pattern=NOT_EMPTY,
     )
     training: Mapping[str, Any] = dataclasses.field(
         default_factory=dict, metadata={"help": "Settings, figures and signature of the training."}

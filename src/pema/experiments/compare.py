@@ -12,13 +12,13 @@ from pema.console import keeping, note, progress
 from pema.errors import PemaError
 from pema.evaluation.evaluate import evaluate
 from pema.evaluation.notation import metric_name, score_text
-from pema.evaluation.outputs import write_hypotheses
 from pema.experiments.comparison import Comparisons
 from pema.experiments.description import ExperimentFile
 from pema.experiments.experiment import CPU, Experiment, Line, made
 from pema.experiments.layout import run_name
 from pema.experiments.records import Comparison, Costs, Needs, Point, Run, Score, Signature, Trial
 from pema.experiments.results import finished, write_experiment
+from pema.experiments.texts import write_texts
 from pema.experiments.workplace import Workplace
 from pema.files import write_json
 from pema.locks import exclusive
@@ -107,6 +107,7 @@ def _config(experiment: Experiment, place: Workplace, line: Line) -> dict[str, A
         "settings": dict(line.settings),
         "grid": {name: list(values) for name, values in line.choice.items()},
         "budget": vars(experiment.budget),
+        "decoding": place.decoding(line.settings),
         "plm": place.plm(line.settings).description.to_dict(),
         "plm_dtype": experiment.plm_dtype,
         **experiment.task.template.record(place.plm(line.settings).tokenizer),
@@ -174,9 +175,12 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
         signature=Signature(**signature(config, seed)),
         training_helped=TrainingReport.from_dict(figures).helped,
     )
-    write_hypotheses(file.with_suffix(".txt"), generated.texts)
+    write_texts(file.parent, file.stem, generated.texts)
     write_json(file, result.to_dict())
     values = ", ".join(f"{metric_name(name)} {score_text(name, each.value)}" for name, each in scores.items())
+    if generated.cut:
+        limit = place.decoding(line.settings)["max_new_tokens"]
+        values += f", {generated.cut:,} of {len(sources):,} texts cut at {limit:,} tokens"
     note(f"{file.stem}: {values}" + (", but training did not help" if result.training_helped is False else ""))
 
 

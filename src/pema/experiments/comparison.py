@@ -17,10 +17,10 @@ from pema.experiments.experiment import PLM, Experiment
 from pema.experiments.layout import COMET, COMPARISON
 from pema.experiments.reader import read_run
 from pema.experiments.records import Comparison, Difference, Interval, NoHelp, Row, Signature
+from pema.experiments.texts import read_texts
 from pema.files import digest, write_json
 from pema.methods.plm_alone import PLMAlone
 from pema.signature import signature
-from pema.tasks.readers import read_lines
 
 SIGNIFICANT = 0.05
 """Upper limit of the p-value of a significant difference, exclusive."""
@@ -103,7 +103,7 @@ class Comparisons:
 
     def _read(self, run: str) -> list[str]:
         if run not in self._texts:
-            self._texts[run] = read_lines(self._folder / f"{run}.txt")
+            self._texts[run] = read_texts(self._folder, run)
         return self._texts[run]
 
     def _no_help(self, runs: Mapping[str, Sequence[str]]) -> dict[str, tuple[NoHelp, ...]]:

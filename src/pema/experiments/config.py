@@ -83,6 +83,7 @@ def _experiment(file: ExperimentFile, name: str, kind: Kind, root: Path) -> Expe
         data=data,
         budget=file.budget,
         entries=tuple(map(_entry, file.methods)),
+        decoding=file.decoding,
     )
 
 

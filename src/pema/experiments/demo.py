@@ -15,8 +15,8 @@ from pema.experiments.data import Data
 from pema.experiments.experiment import Experiment
 from pema.experiments.reader import read_folder
 from pema.experiments.table import comparison_tables
+from pema.experiments.texts import read_texts
 from pema.files import read_json
-from pema.tasks.readers import read_lines
 
 BEFORE, AFTER = "PLM alone", "PEMA best, teacher"
 SHOWN = (BEFORE, "PEMA paper, teacher", AFTER)
@@ -44,7 +44,7 @@ def show_demo(experiment: Experiment, folder: Path) -> list[Table]:
     """The tables and three test sentences, ready to print."""
     place = folder / "results" / experiment.name
     runs = read_folder(place).runs
-    outputs = {label: read_lines(place / f"{runs[label][0].run}.txt") for label in SHOWN}
+    outputs = {label: read_texts(place, runs[label][0].run) for label in SHOWN}
     sides = Table(title="Side by side", show_header=False)
     for example in pick_examples(experiment.data, outputs):
         for name, text in example.items():

@@ -104,4 +104,11 @@ class ExperimentFile:
     metrics: tuple[str, ...] | None = option(None, "Names; the first one leads. By default the task's own.")
     reference: str | Sequence[str] = option((), "Label, or labels, of the lines that all others are compared with.")
     budget: Budget = option(Budget(), "What training may use.")
+    decoding: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "help": "Settings of generation, common to all methods, as for `pema generate` (max_new_tokens, stop, "
+            "num_beams, ...); by default token limit and stop strings come from the training targets."
+        },
+    )
     methods: tuple[MethodTable, ...] = option((), "The methods, in the table's order.")

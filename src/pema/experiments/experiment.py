@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pema.errors import ConfigError, PemaError
@@ -14,6 +14,7 @@ from pema.experiments.description import ExperimentFile
 from pema.experiments.layout import LONGEST_NAME, run_name
 from pema.files import digest
 from pema.methods.contract import Budget, Method
+from pema.methods.decoding import check_decoding
 from pema.methods.registry import method_name
 from pema.own import is_own, source_digest
 from pema.schema import SEED, among, require, short
@@ -121,6 +122,7 @@ class Experiment:
         device: device of the PLM and of training.
         batch_tokens: maximum tokens per PLM batch when a memory is built.
         batch_size: sequences per batch of generation.
+        decoding: settings of generation, common to all methods; see `pema.methods.decoding`.
     """
 
     name: str
@@ -138,8 +140,10 @@ class Experiment:
     device: str = CPU
     batch_tokens: int = ExperimentFile.batch_tokens
     batch_size: int = ExperimentFile.batch_size
+    decoding: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_decoding(self.decoding)
         labels = [entry.label for entry in self.entries]
         if not labels:
             raise ConfigError("there is nothing to run: give at least one [[methods]].")

@@ -12,9 +12,10 @@ from pema.console import note
 from pema.errors import ConfigError, DataError
 from pema.experiments.layout import COMET, COMPARISON, EXPERIMENT, TEST
 from pema.experiments.records import Comparison, ExperimentFacts, Record, Results, Row, Run, Score
+from pema.experiments.texts import read_texts, texts_file
 from pema.files import read_json
 from pema.schema import from_json, require
-from pema.tasks.readers import read_examples, read_lines
+from pema.tasks.readers import read_examples
 
 Kind = TypeVar("Kind", bound=Record)
 AGAIN = "It is damaged or of an older version: make the results again."
@@ -192,9 +193,8 @@ def _with_texts(folder: Path) -> Results:
     results = read_folder(folder)
     outputs = {}
     for run in (run for some in results.runs.values() for run in some):
-        path = folder / f"{run.run}.txt"
-        outputs[run.run] = read_lines(path)
-        _require_count(path, len(outputs[run.run]), results.about)
+        outputs[run.run] = read_texts(folder, run.run)
+        _require_count(texts_file(folder, run.run), len(outputs[run.run]), results.about)
     examples = None
     if (folder / TEST).exists():
         examples = read_examples(data=str(folder / TEST))

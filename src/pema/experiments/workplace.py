@@ -14,6 +14,7 @@ from pema.experiments.experiment import CPU, EXAMPLES, PLM, Experiment, made
 from pema.experiments.training_process import TRAINED, train_in_process
 from pema.files import digest, read_json, write_json, writing
 from pema.methods.contract import AdaptedModel, Job, Method, TrainingReport
+from pema.methods.decoding import decoding_for
 from pema.methods.registry import method_name
 from pema.own import is_own, source_digest
 from pema.owner.local import LocalPLM
@@ -46,6 +47,7 @@ class Workplace:
     def __init__(self, folder: Path, experiment: Experiment) -> None:
         self._folder, self._experiment = folder, experiment
         self._plm: tuple[str, LocalPLM] | None = None
+        self._decoding: dict[str, dict[str, Any]] = {}
 
     def plm(self, settings: Mapping[str, Any]) -> LocalPLM:
         """The PLM of a run; the last one stays loaded."""
@@ -60,6 +62,16 @@ class Workplace:
                 ),
             )
         return self._plm[1]
+
+    def decoding(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the decoding settings of a run: the same for all methods that adapt the same PLM."""
+        name = settings.get(PLM, self._experiment.plm)
+        if name not in self._decoding:
+            experiment = self._experiment
+            self._decoding[name] = decoding_for(
+                self.plm(settings), experiment.task.template, experiment.data.train, experiment.decoding
+            )
+        return self._decoding[name]
 
     def place(self, method: type[Method], settings: Mapping[str, Any], seed: int) -> Place:
         """Where the run of these settings lies; equal names are equal in everything that a stage depends on."""
@@ -76,6 +88,7 @@ class Workplace:
             budget=experiment.budget,
             device=experiment.device,
             batch_tokens=experiment.batch_tokens,
+            decoding=self.decoding(settings),
         )
         one = made(method, settings)
         given: dict[str, Any] = {

@@ -42,8 +42,8 @@ class GenerateConfig:
     )
     stop: tuple[str, ...] | None = option(
         None,
-        "End a text before the first of these strings; by default the adapter's own: a line break if no training "
-        "target contains one.",
+        "End a text before the first of these strings; by default the adapter's own: a line break, or a blank line, "
+        "if no training target contains one.",
         pattern=NOT_EMPTY,
     )
     do_sample: bool = option(False, "Draw from the full mixture instead of taking its most probable token.")

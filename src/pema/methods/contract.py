@@ -93,6 +93,8 @@ class Job:
         budget: training budget.
         device: device of training: `auto` (an accelerator if there is one), cpu, cuda, ...
         batch_tokens: maximum number of tokens per batch when a memory is built.
+        decoding: settings of `pema.generate` for all texts, such as `max_new_tokens` and `stop`; training does not
+            depend on them.
     """
 
     plm: str
@@ -104,6 +106,7 @@ class Job:
     budget: Budget
     device: str = "auto"
     batch_tokens: int = BuildConfig.batch_tokens
+    decoding: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,8 +174,13 @@ class AdaptedModel(ABC):
         """Bytes that must be stored to generate with it, apart from the PLM."""
 
     @abstractmethod
-    def generate(self, sources: Sequence[str | Example], *, batch_size: int = 32) -> GeneratedTexts:
-        """Generate one text per source, greedily, in the order of the sources; see `pema.generation.decoding`."""
+    def generate(self, sources: Sequence[str | Example], **settings: Any) -> GeneratedTexts:  # noqa: ANN401
+        """Generate one text per source, in the order of the sources; see `pema.generation.decoding`.
+
+        Args:
+            sources: the source texts.
+            settings: decoding settings that differ from the job's.
+        """
 
     @abstractmethod
     def perplexity(self, examples: Sequence[Example]) -> float:

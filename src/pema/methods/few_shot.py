@@ -182,7 +182,7 @@ class _Prompted(AdaptedModel):
             window=plm.max_length,
             reserved=reserved,
         )
-        self._task = replace(job.task, template=self._template)
+        self._job, self._task = job, replace(job.task, template=self._template)
         self._stop = () if template.chat else stop_of(job.train)
 
     @property
@@ -196,11 +196,12 @@ class _Prompted(AdaptedModel):
         """The number of demonstrations, and of prompts into which not all fitted so far."""
         return {"k": self._k, "shortened_prompts": sum(map(bool, self._template.shortened.values()))}
 
-    def generate(self, sources: Sequence[str | Example], *, batch_size: int = 32) -> GeneratedTexts:
+    def generate(self, sources: Sequence[str | Example], **settings: Any) -> GeneratedTexts:  # noqa: ANN401
         plm, task = self._plm, self._task
         longest = max(len(each.prompt) for each in self._template.encode_prompts(plm.tokenizer, sources))
-        size = min(batch_size, max(1, BATCH_TOKENS // longest))
-        return decode(plm, plm.generator, sources, task, plain, batch_size=size, stop=self._stop or None)
+        settings = {"stop": self._stop, **self._job.decoding, **settings}
+        settings["batch_size"] = min(settings.get("batch_size", 32), max(1, BATCH_TOKENS // longest))
+        return decode(plm, plm.generator, sources, task, plain, **settings)
 
     def perplexity(self, examples: Sequence[Example]) -> float:
         memory = memory_of(self._plm, self._task, examples)

@@ -100,10 +100,10 @@ class _Neighbouring(AdaptedModel):
     def chosen(self) -> Mapping[str, Any]:
         return self._chosen.to_dict()
 
-    def generate(self, sources: Sequence[str | Example], *, batch_size: int = 32) -> GeneratedTexts:
-        plm = self._plm
+    def generate(self, sources: Sequence[str | Example], **settings: Any) -> GeneratedTexts:  # noqa: ANN401
+        plm, settings = self._plm, {**self._job.decoding, **settings}
         with plugged(plm.model, self._index, self._chosen):
-            return decode(plm, plm.model, sources, self._job.task, plain, batch_size=batch_size)
+            return decode(plm, plm.model, sources, self._job.task, plain, **settings)
 
     def perplexity(self, examples: Sequence[Example]) -> float:
         measured = measure(self._plm, self._job, examples, self._index, self._chosen.k)

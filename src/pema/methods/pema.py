@@ -18,7 +18,7 @@ from pema.adapter.training import train
 from pema.errors import ConfigError
 from pema.evaluation.perplexity import perplexity
 from pema.files import size
-from pema.generation.config import GenerateConfig
+from pema.generation.config import GenerateConfig, with_own_ending
 from pema.generation.decoding import GeneratedTexts, decode
 from pema.generation.plugin import attach
 from pema.memory.reader import Memory
@@ -119,10 +119,10 @@ class _Mixed(AdaptedModel):
     def disk_bytes(self) -> int:
         return size(self._folder)
 
-    def generate(self, sources: Sequence[str | Example], *, batch_size: int = 32) -> GeneratedTexts:
-        plm = self._plm
+    def generate(self, sources: Sequence[str | Example], **settings: Any) -> GeneratedTexts:  # noqa: ANN401
+        plm, settings = self._plm, with_own_ending(self._adapter.config, {**self._job.decoding, **settings})
         with attach(plm.generator, self._adapter, plm.head(), self._schedule, description=plm.description) as attached:
-            return decode(plm, plm.generator, sources, self._job.task, attached.inputs, batch_size=batch_size)
+            return decode(plm, plm.generator, sources, self._job.task, attached.inputs, **settings)
 
     def perplexity(self, examples: Sequence[Example]) -> float:
         memory = memory_of(self._plm, self._job.task, examples)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pema.evaluation.perplexity import perplexity
 from pema.generation.decoding import GeneratedTexts, decode, plain
@@ -44,8 +44,9 @@ class _Plain(AdaptedModel):
     def disk_bytes(self) -> int:
         return 0
 
-    def generate(self, sources: Sequence[str | Example], *, batch_size: int = 32) -> GeneratedTexts:
-        return decode(self._plm, self._plm.generator, sources, self._job.task, plain, batch_size=batch_size)
+    def generate(self, sources: Sequence[str | Example], **settings: Any) -> GeneratedTexts:  # noqa: ANN401
+        settings = {**self._job.decoding, **settings}
+        return decode(self._plm, self._plm.generator, sources, self._job.task, plain, **settings)
 
     def perplexity(self, examples: Sequence[Example]) -> float:
         memory = memory_of(self._plm, self._job.task, examples)

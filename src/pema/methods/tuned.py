@@ -91,7 +91,7 @@ class TunedModel(AdaptedModel):
         """Bytes of the file that training stored."""
         return self._kept.stat().st_size
 
-    def generate(self, sources: Sequence[str | Example], *, batch_size: int = 32) -> GeneratedTexts:
+    def generate(self, sources: Sequence[str | Example], **settings: Any) -> GeneratedTexts:  # noqa: ANN401
         """See `AdaptedModel.generate`."""
         return decode(
             self._plm,
@@ -99,7 +99,7 @@ class TunedModel(AdaptedModel):
             sources,
             self._job.task,
             plain,
-            batch_size=batch_size,
+            **dict(self._job.decoding) | settings,
             max_length=self._plm.max_length - self._virtual_tokens,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -21,12 +22,13 @@ class TargetStatistics:
     Attributes:
         longest: number of tokens of the longest target.
         common: number of tokens that at most one percent of the targets exceed.
-        line_breaks: whether a target contains a line break, apart from white space around it.
+        line_breaks: maximum number of line breaks in a row in a target, apart from white space around it: 0 if all
+            targets are one line, 2 or more if one has a blank line.
     """
 
     longest: int = option(least=1, most=1 << 30)
     common: int = option(least=1, most=1 << 30)
-    line_breaks: bool = option()
+    line_breaks: int = option(least=0, most=1 << 30)
 
     def __post_init__(self) -> None:
         check(self)
@@ -35,7 +37,8 @@ class TargetStatistics:
     def of(cls, lengths: Sequence[int] | npt.NDArray[np.int64], targets: Iterable[str]) -> TargetStatistics:
         """Measure targets: their numbers of tokens, at least one, and their texts."""
         common = np.quantile(np.asarray(lengths), 0.99, method="higher")
-        return cls(int(max(lengths)), int(common), any("\n" in target.strip() for target in targets))
+        runs = (run for target in targets for run in re.findall("\n+", target.strip().replace("\r\n", "\n")))
+        return cls(int(max(lengths)), int(common), max(map(len, runs), default=0))
 
     @classmethod
     def merged(cls, parts: Sequence[TargetStatistics]) -> TargetStatistics:
@@ -43,7 +46,7 @@ class TargetStatistics:
         return cls(
             max(each.longest for each in parts),
             max(each.common for each in parts),
-            any(each.line_breaks for each in parts),
+            max(each.line_breaks for each in parts),
         )
 
     @property
@@ -58,8 +61,8 @@ class TargetStatistics:
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Stop strings of the texts to generate: a line break if no target contains one.
+        """Stop strings of the texts to generate: a line break if no target contains one, else a blank line.
 
         A PLM that does not end its text after the answer goes on with another line, often another prompt.
         """
-        return () if self.line_breaks else ("\n",)
+        return ("\n" * (self.line_breaks + 1),) if self.line_breaks < 2 else ()
