@@ -180,7 +180,7 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
     values = ", ".join(f"{metric_name(name)} {score_text(name, each.value)}" for name, each in scores.items())
     if generated.cut:
         limit = place.decoding(line.settings)["max_new_tokens"]
-        values += f", {generated.cut:,} of {len(sources):,} texts cut at {limit:,} tokens"
+        values += f", {generated.cut:,} of {len(test):,} texts cut at {limit:,} tokens"
     note(f"{file.stem}: {values}" + (", but training did not help" if result.training_helped is False else ""))
 
 
