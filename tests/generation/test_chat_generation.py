@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers import AddedToken
 
 import pema
 from pema.adapter.store import CONFIG_FILE
+from pema.adapter.task import task_of
 from pema.errors import ConfigError, MismatchError
 from pema.generation.decoding import generate, generate_counted
 from pema.memory.manifest import Manifest
@@ -94,6 +96,20 @@ def test_texts_end_where_their_targets_end(adapted, plm):
     result = generate_counted(plm, adapter, EXAMPLES, schedule=pema.Constant(1.0), max_new_tokens=40)
     assert result.texts == [example.target for example in EXAMPLES]
     assert result.cut == 0
+
+
+def test_the_end_of_a_turn_is_not_part_of_a_text(tmp_path):
+    """Though the tokenizer does not count it among its special tokens."""
+    tokenizer = build_tokenizer(vocab_size=316)
+    tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in ("<|im_start|>", "<|im_end|>")])
+    tokenizer.chat_template = CHAT
+    assert "<|im_end|>" in tokenizer.decode(tokenizer("<|im_end|>")["input_ids"], skip_special_tokens=True)
+    plm = pema.PLM(LocalPLM(build_model("llama"), tokenizer))
+    adapter = plm.adapt(EXAMPLES[:1], TASK, TRAINING, tmp_path)
+    result = plm.generate_counted(EXAMPLES[:1], adapter, schedule=pema.Constant(1.0))
+    assert (result.texts, result.finish_reasons) == (["das Haus"], ["eos_token"])
+    inspected = inspect_generation(plm, adapter, "the house", task_of(adapter.config), pema.Constant(1.0))
+    assert inspected.output == "das Haus"
 
 
 def test_every_way_to_generate_uses_the_adapters_form(adapted, plm):

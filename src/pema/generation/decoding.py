@@ -217,7 +217,9 @@ def decode(
                     reasons[i] = "eos_token"
                 elif len(row) < limits[i] and settings.get("stopping_criteria"):
                     reasons[i] = "stopping_criteria"
-                texts[i] = text_of(plm.tokenizer, row, reasons[i] == "length")
+                # Not every tokenizer counts the token that ends a turn among its special tokens.
+                shown = row[:-1] if reasons[i] == "eos_token" else row
+                texts[i] = text_of(plm.tokenizer, shown, reasons[i] == "length")
                 tokens += len(row)
             advance(len(chosen))
     result = GeneratedTexts(texts, tokens, reasons)

@@ -189,11 +189,12 @@ def inspect_generation(
     finally:
         session.close()
     ended = before_stop is not None or generated[-1] in ends
+    text = generated[:-1] if generated[-1] in ends else generated
     return Inspection(
         plm=plm.description.name,
         source=source,
         prompt=tokenizer.decode(prompt.prompt, skip_special_tokens=False),
-        output=text_of(tokenizer, generated, cut=not ended) if before_stop is None else before_stop[1],
+        output=text_of(tokenizer, text, cut=not ended) if before_stop is None else before_stop[1],
         source_length=prompt.source_length,
         ended=ended,
         steps=tuple(steps),
