@@ -10,7 +10,17 @@ from pathlib import Path
 from reproduction import studies
 from reproduction.lines import SUFFIX, files
 from reproduction.paths import DOCS, RESULTS, ROOT
-from reproduction.tables import attack, benchmarks, comparisons, demo, paper_shape, presets, privacy, settings
+from reproduction.tables import (
+    attack,
+    benchmarks,
+    comparisons,
+    demo,
+    paper_shape,
+    presets,
+    privacy,
+    settings,
+    vocabulary,
+)
 from reproduction.tables.markdown import head, replace_block, row
 
 PLM_CARD = ROOT / "src" / "pema" / "plm" / "tatoeba-en-de-9m" / "README.md"
@@ -43,6 +53,11 @@ def paper() -> str:
     return "".join(comparisons.comparison(name) for name in PAPER)
 
 
+def chosen() -> str:
+    """What preset `best` was chosen by."""
+    return presets.presets() + vocabulary.vocabulary()
+
+
 SECURITY = ROOT / "SECURITY.md"
 README, PAPER = ROOT / "README.md", ("wmt22", "wmt22-14m")
 
@@ -65,6 +80,7 @@ def origins() -> list[Origin]:
             for name in PAPER
         ),
         Origin("candidates for preset `best`", DOCS / "presets.md", presets.COMMAND, tuple(files(presets.FOLDER))),
+        Origin("vocabularies of training", DOCS / "presets.md", vocabulary.COMMAND, (vocabulary.FILE,)),
         Origin("masked heads", DOCS / "masked-head.md", privacy.MASKED_HEAD_COMMAND, (privacy.MASKED_HEAD,)),
         Origin("attacks", SECURITY, attack.COMMAND, (attack.FILE,)),
         Origin("private training", DOCS / "private-training.md", privacy.PRIVATE_COMMAND, (privacy.PRIVATE,)),
@@ -102,7 +118,7 @@ BLOCKS: dict[Path, Callable[[], str]] = {
     SECURITY: attack.attack,
     DOCS / "benchmarks.md": benchmarks.benchmarks,
     DOCS / "results.md": results,
-    DOCS / "presets.md": presets.presets,
+    DOCS / "presets.md": chosen,
     DOCS / "masked-head.md": privacy.masked_head,
     DOCS / "paper.md": paper,
     DOCS / "paper-shape.md": paper_shape.paper_shape,

@@ -14,9 +14,10 @@ SETS = ("new names", "known names")
 def vocabulary() -> str:
     """Return what training cost with each vocabulary, and how good it was."""
     runs = read_runs(FILE)
-    columns = ["perplexity", "names", "slot errors"]
-    text = head(["vocabulary", "training", *(f"{name}, {of}" for of in SETS for name in columns)])
-    for kind, run in runs.items():
+    columns = [f"{name}, {of}" for of in SETS for name in ("perplexity", "names", "slot errors")]
+    text = "\nOn SmolLM2-135M-Instruct, 1,000 E2E texts, constant weight 0.7; `training` is processor time:\n\n"
+    text += head(["vocabulary", "training", *columns])
+    for kind, run in ((kind, runs[kind]) for kind in KINDS if kind in runs):
         cells = [f"`{kind}`", f"{run['processor_seconds']:.0f} s"]
         for of in SETS:
             scores = run["scores"][of]
