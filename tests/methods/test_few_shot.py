@@ -75,6 +75,16 @@ def test_texts_are_those_of_the_plm_behind_the_prompt(plm, tmp_path):
         assert [text] == alone.texts
 
 
+def test_texts_of_several_lines_stop_at_a_blank_line(plm, tmp_path):
+    train = [Example("a", "one\ntwo"), Example("b", "three")]
+    given = replace(job(train), decoding={"stop": (), "max_new_tokens": 40})
+    adapted = opened(FewShot(k=2), plm, tmp_path, given)
+    (own,) = adapted.generate(["c"]).texts
+    assert [own] == adapted.generate(["c"], stop=("\n\n",)).texts
+    assert adapted._stop == ("\n\n",)
+    assert "\n\n" not in own
+
+
 def test_perplexity_is_that_of_the_target_and_the_separator_behind_the_prompt(plm, tmp_path):
     adapted = opened(FewShot(k=3), plm, tmp_path)
     (prompt,) = adapted._template.encode_prompts(plm.tokenizer, ["a dog"])

@@ -199,7 +199,8 @@ class _Prompted(AdaptedModel):
     def generate(self, sources: Sequence[str | Example], **settings: Any) -> GeneratedTexts:  # noqa: ANN401
         plm, task = self._plm, self._task
         longest = max(len(each.prompt) for each in self._template.encode_prompts(plm.tokenizer, sources))
-        settings = {"stop": self._stop, **self._job.decoding, **settings}
+        settings = {**self._job.decoding, **settings}
+        settings["stop"] = settings.get("stop") or self._stop  # a plain text would go on with a further example
         settings["batch_size"] = min(settings.get("batch_size", 32), max(1, BATCH_TOKENS // longest))
         return decode(plm, plm.generator, sources, task, plain, **settings)
 
