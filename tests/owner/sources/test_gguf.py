@@ -153,6 +153,7 @@ def test_a_damaged_copy_is_converted_again(files, cache, capsys, how):
 
 
 def _killed(path, cache, ready):
+    torch.set_num_threads(1)  # a forked process has none of the threads that OpenMP waits for
     os.environ["PEMA_CACHE"] = cache
     settle = conversion.GGUFFile.weights.fget
 
@@ -179,6 +180,7 @@ def test_a_kill_in_the_middle_leaves_nothing_half(files, cache):
 
 
 def _convert(path, cache, results):
+    torch.set_num_threads(1)
     os.environ["PEMA_CACHE"] = cache
     made = []
     original = conversion.convert
