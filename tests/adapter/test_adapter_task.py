@@ -1,9 +1,14 @@
 import pytest
+from made_memories import make_memory
 
-from pema.adapter.config import AdapterConfig
+from pema.adapter.card import card
+from pema.adapter.config import AdapterConfig, TrainConfig
+from pema.adapter.optimisation import adapter_config
+from pema.adapter.presets import preset
 from pema.adapter.task import require_task, task_of
 from pema.errors import ConfigError, MismatchError
 from pema.tasks.registry import get_task
+from pema.tasks.target_statistics import TargetStatistics
 from tiny import build_tokenizer
 
 OWN = "Übersetze: {source}"
@@ -101,3 +106,41 @@ def test_another_chat_template_is_refused():
         require_task(own, task_of(own), other)
     with pytest.raises(MismatchError, match=rf"chat template {digest[:12]} .* tokenizer has none: put that"):
         require_task(own, task_of(own), with_chat_template(None))
+
+
+def test_an_adapter_stores_how_its_texts_end():
+    own = config(task="translation", template=OWN, max_new_tokens=48, stop=["\n", "##"])
+    assert own.stop == ("\n", "##")
+    assert AdapterConfig.from_dict(own.to_dict()) == own
+    assert "| maximum output length | 48 tokens |" in card(own)
+    assert '| stop strings | `"\\n"`, `"##"` |' in card(own)
+    # Adapters of older versions have neither.
+    older = {name: value for name, value in own.to_dict().items() if name not in ("max_new_tokens", "stop")}
+    read = AdapterConfig.from_dict(older)
+    assert (read.max_new_tokens, read.stop) == (None, ())
+    assert "| maximum output length | 2 SL + 16 tokens |" in card(read)
+    for name, value, message in (
+        ("max_new_tokens", 0, "max_new_tokens=0 is too small"),
+        ("stop", [""], r"stop\[0\]='' is empty"),
+        ("stop", ["\x1b"], "contains control characters"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            AdapterConfig.from_dict(own.to_dict() | {name: value})
+
+
+def test_limit_and_stop_strings_come_from_the_memory_and_never_under_privacy(tmp_path):
+    memory = make_memory(tmp_path / "memory")
+    assert memory.manifest.statistics is None
+    assert (
+        adapter_config(memory, TrainConfig(rank=2)).max_new_tokens,
+        adapter_config(memory, TrainConfig(rank=2)).stop,
+    ) == (
+        None,
+        (),
+    )
+    memory.manifest = memory.manifest.with_statistics(TargetStatistics(longest=30, common=30, line_breaks=1))
+    stored = adapter_config(memory, TrainConfig(rank=2))
+    assert (stored.max_new_tokens, stored.stop) == (40, ("\n\n",))
+    # Lengths of targets are read without noise.
+    private = adapter_config(memory, preset("private", dp_epsilon=8.0, dp_delta=1e-3, rank=2))
+    assert (private.max_new_tokens, private.stop) == (None, ())
