@@ -16,12 +16,14 @@ import numpy as np
 
 from pema.errors import ConfigError, DataError
 from pema.evaluation.perplexity import perplexity
+from pema.generation.config import GenerateConfig
 from pema.generation.decoding import GeneratedTexts, decode, plain
 from pema.memory.encoding import Tokens
 from pema.methods.contract import AdaptedModel, Job, Method, Needs, TrainingReport
 from pema.methods.demonstrations import DemonstrationTemplate, eligible, stop_of
 from pema.methods.on_memory import head_on_device, memory_of
 from pema.methods.retrieval import Index
+from pema.owner.contract import BATCH_TOKENS
 from pema.owner.local import LocalPLM
 from pema.schema import option
 from pema.tasks.example import Example
@@ -31,9 +33,6 @@ KS = (1, 2, 4, 8, 16)
 
 DEV = 50
 """Number of dev examples that the number of demonstrations is chosen on, evenly spaced over all of them."""
-
-BATCH_TOKENS = 8192
-"""Maximum of rows times longest prompt in a batch: the keys and values of long prompts take much memory."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +200,9 @@ class _Prompted(AdaptedModel):
         longest = max(len(each.prompt) for each in self._template.encode_prompts(plm.tokenizer, sources))
         settings = {**self._job.decoding, **settings}
         settings["stop"] = settings.get("stop") or self._stop  # a plain text would go on with a further example
-        settings["batch_size"] = min(settings.get("batch_size", 32), max(1, BATCH_TOKENS // longest))
+        # The keys and values of long prompts take much memory.
+        most = settings.get("batch_size", GenerateConfig.batch_size)
+        settings["batch_size"] = min(most, max(1, BATCH_TOKENS // longest))
         return decode(plm, plm.generator, sources, task, plain, **settings)
 
     def perplexity(self, examples: Sequence[Example]) -> float:
