@@ -55,6 +55,7 @@ EDGES = {
     "owner.opening": {"owner.client", "owner.local", "owner.mask"},
     "generation.decoding": {"owner.models"},  # batches of one length, where positions depend on it
     "experiments.description": {"owner", "memory", "generation"},  # settings of the PLM, of building and generation
+    "experiments.estimate": {"owner.local"},  # measures the PLM that the workplace loaded
     "experiments.workplace": {"owner.local"},  # keeps the PLM with its weights for the methods
     "cli.options": {"owner.sources"},  # a name that leads nowhere is refused before torch is imported
     "cli.serve": {"owner.local", "serving"},

@@ -14,10 +14,12 @@ from pema.errors import AdapterError, MismatchError
 from pema.experiments import compare, training_process
 from pema.experiments.compare import run_experiment
 from pema.experiments.config import read_config
+from pema.experiments.estimate import START, Sizes, Speed, memory_bytes, prepare_seconds, run_seconds, train_seconds
 from pema.experiments.lifeline import child
 from pema.experiments.reader import read_folder
 from pema.experiments.workplace import Workplace
 from pema.files import read_json
+from pema.methods.registry import get_method
 from pema.pages.report.document import report
 from pema.tasks.target_statistics import TargetStatistics
 
@@ -371,3 +373,62 @@ def test_a_device_that_is_not_here_is_refused_when_the_file_is_read(folder):
     (folder / "nowhere.toml").write_text(text, encoding="utf-8")
     with pytest.raises(AdapterError, match=r"device='cuda:99' cannot be used here"):
         read_config(folder / "nowhere.toml", "compare")
+
+
+def dry_run(folder, name, capsys, monkeypatch, *options):
+    arguments = ["compare", f"{name}.toml", "-o", "results", "--work", "work", "--dry-run", *options]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", ["pema", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    return capsys.readouterr().out
+
+
+def test_a_dry_run_says_what_is_left_and_starts_nothing(folder, compared, capsys, monkeypatch):
+    monkeypatch.setattr("pema.experiments.workplace.train_in_process", None)
+    before = sorted(folder.rglob("*"))
+    lines = json.loads(dry_run(folder, "tiny", capsys, monkeypatch, "--json"))["lines"]
+    assert [(line["label"], line["finished"], line["runs"]) for line in lines] == [("alone", 1, 0), ("PEMA", 2, 0)]
+    assert all(line["seconds"] == line["trainings"] == line["memory_bytes"] == 0 for line in lines)
+    text = (folder / "tiny.toml").read_text(encoding="utf-8").replace("[1e-6, 3e-2]", "[1e-6, 3e-2, 1e-3]")
+    # A third candidate: another experiment, which finds the memory and the trainings of the other two.
+    text += '[[methods]]\nlabel = "int8"\nmethod = "pema"\nsettings = { rank = 4, dtype = "int8" }\n'
+    (folder / "more.toml").write_text(text, encoding="utf-8")
+    before.append(folder / "more.toml")
+    alone, pema, other = json.loads(dry_run(folder, "more", capsys, monkeypatch, "--json"))["lines"]
+    assert (alone["runs"], alone["trainings"], alone["preparations"]) == (1, 0, 0)
+    # One candidate with the first seed; with the second seed at most one, the first candidate's, if that is chosen.
+    assert (pema["runs"], pema["trainings"], pema["preparations"]) == (2, 2, 0)
+    assert (other["runs"], other["trainings"], other["preparations"]) == (2, 2, 1)
+    assert other["seconds"] >= 2 * START > alone["seconds"] >= 0
+    assert other["memory_bytes"] > 0
+    shown = dry_run(folder, "more", capsys, monkeypatch)
+    assert "No run was started." in " ".join(shown.split())
+    assert sorted(folder.rglob("*")) == sorted(before)
+
+
+def test_estimates_follow_the_model_of_costs(folder, compared):
+    """Twice the speed, epochs or examples are half or twice the time."""
+    experiment, _ = compared
+    place = Workplace(folder / "work", experiment)
+    line = next(line for line in experiment.lines() if line.label == "PEMA")
+    stages = place.place(line.method, {**line.settings, "learning_rate": 3e-2}, 0)
+    plm = place.plm({})
+    sizes = Sizes.of(plm, stages, stages.job.train)
+    assert sizes.examples == 20
+    targets = [plm.tokenizer(f" das Haus {i}", add_special_tokens=False).input_ids for i in range(20)]
+    assert sizes.targets == sum(len(target) + 1 for target in targets)
+    speed = Speed(token=2.0, step=3.0, vector=5.0)
+    assert train_seconds(stages, speed, sizes, 1) == START + 2 * sizes.targets * 3 * 5.0
+    assert prepare_seconds(stages, speed, sizes, 32) == (sizes.prompts + sizes.targets) * 2.0
+    assert run_seconds(speed, sizes, sizes, 4) == pytest.approx(
+        2 * (2 * sizes.prompts + sizes.targets) + 5 * sizes.targets / 20 * 3.0
+    )
+    full = place.place(get_method("full"), {"epochs": 1}, 0)
+    assert train_seconds(full, speed, sizes, 1) == START + 3 * 2.0 * (sizes.prompts + sizes.targets)
+    lora = place.place(get_method("lora"), {"epochs": 1}, 0)
+    numbers = sum(p.numel() for p in plm.model.parameters())
+    assert memory_bytes(full, plm, sizes) - memory_bytes(lora, plm, sizes) == 3 * 4 * numbers
+    measured = Speed.of(plm, stages, 4)
+    assert 0 < measured.token < measured.step * 100

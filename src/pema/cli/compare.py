@@ -12,7 +12,7 @@ from pema.cli.options import AsJSON, show
 from pema.errors import PemaError
 
 if TYPE_CHECKING:
-    from pema.experiments.experiment import Kind
+    from pema.experiments.experiment import Experiment, Kind
 
 Config = Annotated[Path, typer.Argument(help="TOML file: methods, data, budget, seeds.", metavar="CONFIG")]
 Results = Annotated[Path, typer.Option("-o", "--output", help="Gets a folder with one result file per run.")]
@@ -21,22 +21,30 @@ DataRoot = Annotated[
     Path | None, typer.Option("--data-root", help="Folder that the config's data paths start from; default: its own.")
 ]
 
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Only measure the PLM, and print what is left to do, with time and memory."),
+]
+
 
 def compare(
     config: Config,
     output: Results = Path("results"),
     work: Work = Path("runs"),
     data_root: DataRoot = None,
+    dry_run: DryRun = False,
     as_json: AsJSON = False,
 ) -> None:
     """Run the missing runs of a comparison, then print its table; settings with a grid are chosen on dev.
 
     Example: pema compare reproduction/configs/compare/support.toml -o results
     """
-    run("compare", config, output, work, data_root, as_json)
+    run("compare", config, output, work, data_root, dry_run, as_json)
 
 
-def run(kind: Kind, config: Path, output: Path, work: Path, data_root: Path | None, as_json: bool) -> None:
+def run(
+    kind: Kind, config: Path, output: Path, work: Path, data_root: Path | None, dry_run: bool, as_json: bool
+) -> None:
     """Run an experiment and print its table; if a run fails or is interrupted, the table of the finished runs."""
     from pema.experiments.config import read_config
 
@@ -45,6 +53,9 @@ def run(kind: Kind, config: Path, output: Path, work: Path, data_root: Path | No
     from pema.experiments.compare import run_experiment  # loads torch: the file is refused before
 
     folder = output / experiment.name
+    if dry_run:
+        _show_plan(experiment, output, work, as_json)
+        return
     try:
         run_experiment(experiment, output, work)
     except BaseException:
@@ -52,6 +63,18 @@ def run(kind: Kind, config: Path, output: Path, work: Path, data_root: Path | No
             _show(folder, as_json)
         raise
     _show(folder, as_json)
+
+
+def _show_plan(experiment: Experiment, output: Path, work: Path, as_json: bool) -> None:
+    from pema.console import print_table
+    from pema.experiments.plan import plan_experiment, plan_table
+    from pema.experiments.table import rich_table
+
+    lines = plan_experiment(experiment, output, work)
+    if as_json:
+        show({"lines": [vars(line) for line in lines]}, True)
+    else:
+        print_table(rich_table(plan_table(experiment, lines)))
 
 
 def _show(folder: Path, as_json: bool) -> None:

@@ -17,10 +17,11 @@ def comparison_tables(folder: Path) -> list[rich.Table]:
     Raises:
         DataError: the folder contains no results, or they are damaged.
     """
-    return [_table(each) for each in result_tables(read_folder(folder))]
+    return [rich_table(each) for each in result_tables(read_folder(folder))]
 
 
-def _table(table: Table) -> rich.Table:
+def rich_table(table: Table) -> rich.Table:
+    """Return a table for a terminal."""
     # Titles and labels are text of the user's, which may look like rich's markup.
     drawn = rich.Table(title=Text(table.title), caption=Text("\n".join(table.notes)))
     for place, heading in enumerate(table.columns):

@@ -143,7 +143,8 @@ def save_emulator(model: PreTrainedModel, plm: LocalPLM, folder: Path) -> None:
     """
     model.save_pretrained(folder / MODEL)
     plm.tokenizer.save_pretrained(folder / MODEL)
-    loaded = load_emulator(folder, str(model.dtype).removeprefix("torch.")).model
+    # On the same device: products on different devices round differently.
+    loaded = load_emulator(folder, str(model.dtype).removeprefix("torch.")).model.to(model.device)
     tokens = torch.arange(12)[None] % plm.head().vocabulary_size
     with torch.no_grad():
         expected, got = (each(input_ids=tokens.to(each.device)).logits.float().cpu() for each in (model, loaded))

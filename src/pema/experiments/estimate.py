@@ -1,0 +1,142 @@
+"""How long a run takes and how much memory it needs, from a short measurement of the PLM and a model of the costs.
+
+Measured are a forward pass over some training examples, a step of generation and a product with the LM head. The model,
+with F, D and H the seconds of a token in a forward pass, of a step of generation with a full batch, and of a vector in
+a product with the head:
+
+- a memory of `teacher` contexts: tokens x F; of `predicted` contexts: prompt tokens x F + steps x D;
+- training with gradients through the PLM: epochs x tokens x 3 F (a backward pass costs two forward passes); on a
+  memory: epochs x pairs x 3 H, times the fraction of the vocabulary that is trained;
+- a run: prompt tokens of test x F + steps x D, and tokens of dev x F;
+- memory: the weights, and while training with gradients their copy in the training process (four times for full
+  fine-tuning: weights, gradients and two moments of AdamW), the activations and the logits of a batch.
+
+Times are upper bounds of training, which stops early if the held-out loss no longer falls, and neglect evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pema.experiments.workplace import Place
+from pema.methods.full import FullFineTuning
+from pema.methods.targets import encode
+from pema.owner.local import LocalPLM
+from pema.tasks.example import Example
+
+START = 5.0
+"""Seconds that a training process takes to load the libraries."""
+
+SAMPLE, MEASURED_TOKENS, VECTORS = 16, 2048, 256
+FLOAT = 4
+ACTIVATIONS = 20
+"""Numbers per token, layer and dimension that a backward pass needs."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured speed of a PLM: seconds per token, per step of generation, and per vector in a product with the head."""
+
+    token: float
+    step: float
+    vector: float
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, plm: LocalPLM, place: Place, batch_size: int) -> Speed:
+        """Measure a PLM on some training examples."""
+        examples = place.job.train[:SAMPLE]
+        tokens = encode(plm, place.job.task.template, examples)
+        width = max(1, int(np.mean(tokens.starts[1:] - tokens.starts[:-1])))
+        rows = max(1, min(SAMPLE, MEASURED_TOKENS // width))
+        ids = torch.from_numpy(tokens.ids[:width].astype(np.int64)).repeat(rows, 1).to(plm.model.device)
+        head = plm.head()
+        vectors = torch.zeros(VECTORS, head.d, device=head.weight.device)
+        return cls(
+            _seconds(lambda: plm.model(input_ids=ids, use_cache=False).logits) / ids.numel(),
+            _seconds(lambda: plm.model(input_ids=ids[:1, :1].repeat(batch_size, 1), use_cache=False).logits),
+            _seconds(lambda: head.logits(vectors)) / VECTORS,
+        )
+
+
+def _seconds(call: Callable[[], torch.Tensor]) -> float:
+    """Return the shortest of three times, after one call that is not measured."""
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        float(call().flatten()[-1])  # waits for a GPU
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of tokens of examples."""
+
+    examples: int
+    prompts: int
+    targets: int
+    kinds: int
+
+    @classmethod
+    def of(cls, plm: LocalPLM, place: Place, examples: Sequence[Example]) -> Sizes:
+        """Count; `kinds` is the number of different target tokens."""
+        tokens = encode(plm, place.job.task.template, examples)
+        targets = [tokens.target(i) for i in range(len(tokens.cuts))]
+        total = sum(map(len, targets))
+        return cls(len(tokens.cuts), len(tokens.ids) - total, total, len({each for one in targets for each in one}))
+
+
+def prepare_seconds(place: Place, speed: Speed, sizes: Sizes, batch_size: int) -> float:
+    """Estimate the PLM owner's part."""
+    settings = place.method.settings()
+    if settings.get("contexts") == "predicted":
+        return sizes.prompts * speed.token + _generation(sizes, speed, batch_size)
+    if "distil_steps" in settings:
+        length = (sizes.prompts + sizes.targets) / sizes.examples
+        return float(settings["distil_steps"]) * SAMPLE * length * 4 * speed.token
+    return (sizes.prompts + sizes.targets) * speed.token
+
+
+def train_seconds(place: Place, speed: Speed, sizes: Sizes, vocabulary: int) -> float:
+    """Estimate one training, at most."""
+    settings = {**place.method.implied, **place.method.settings()}
+    if "epochs" not in settings:
+        return START
+    epochs = min(settings["epochs"], place.job.budget.epochs)
+    if place.method.needs.gradients:
+        return START + float(epochs * (sizes.prompts + sizes.targets) * 3 * speed.token)
+    share = sizes.kinds / vocabulary if settings.get("vocabulary") == "seen" else 1.0
+    return START + float(epochs * sizes.targets * 3 * speed.vector * share)
+
+
+def run_seconds(speed: Speed, test: Sizes, dev: Sizes, batch_size: int) -> float:
+    """Estimate generation for the test examples and the perplexity of the dev examples."""
+    return test.prompts * speed.token + _generation(test, speed, batch_size) + (dev.prompts + dev.targets) * speed.token
+
+
+def memory_bytes(place: Place, plm: LocalPLM, sizes: Sizes) -> int:
+    """Estimate the memory of both processes while training, without the libraries."""
+    weights: int = sum(p.numel() * p.element_size() for p in plm.model.parameters())
+    head = plm.head()
+    settings = {**place.method.implied, **place.method.settings()}
+    rows: int = settings.get("batch_size", 0)
+    if not place.method.needs.gradients:
+        return weights + (head.vocabulary_size * (head.d + 3 * rows) * FLOAT if rows else 0)
+    numbers: int = sum(p.numel() for p in plm.model.parameters())
+    layers: int = plm.model.config.get_text_config().num_hidden_layers
+    tokens = rows * (sizes.prompts + sizes.targets) / sizes.examples
+    logits = rows * sizes.targets / sizes.examples * head.vocabulary_size * 3
+    copies = 4 if isinstance(place.method, FullFineTuning) else 1
+    return weights + math.ceil((copies * numbers + tokens * layers * head.d * ACTIVATIONS + logits) * FLOAT)
+
+
+def _generation(sizes: Sizes, speed: Speed, batch_size: int) -> float:
+    batches = math.ceil(sizes.examples / batch_size)
+    return batches * sizes.targets / sizes.examples * speed.step

@@ -1,0 +1,127 @@
+"""What a comparison or a sweep would do: runs, trainings, seconds and memory, without starting any."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from pema.evaluation.notation import NOTHING
+from pema.experiments.compare import unfinished
+from pema.experiments.estimate import (
+    Sizes,
+    Speed,
+    memory_bytes,
+    prepare_seconds,
+    run_seconds,
+    train_seconds,
+)
+from pema.experiments.experiment import Experiment, Line
+from pema.experiments.formats import seconds, size
+from pema.experiments.layout import run_name
+from pema.experiments.tables import Cell, Table
+from pema.experiments.training_process import TRAINED
+from pema.experiments.workplace import PREPARED, Place, Workplace
+
+
+@dataclass(frozen=True)
+class LinePlan:
+    """What is left to do of a line of the table.
+
+    Attributes:
+        label: of the line.
+        finished: runs that are finished and would be skipped.
+        runs: runs to do.
+        preparations: memories or emulators to build that no line before builds.
+        trainings: trainings to do, at most.
+        seconds: estimated time, at most.
+        memory_bytes: estimated memory of the PLM and the training process; 0 if there is nothing to do.
+    """
+
+    label: str
+    finished: int
+    runs: int
+    preparations: int
+    trainings: int
+    seconds: float
+    memory_bytes: int
+
+
+def plan_experiment(experiment: Experiment, results: Path, work: Path) -> list[LinePlan]:
+    """Return what `run_experiment` would do; the PLM is loaded and measured, and nothing is written.
+
+    Raises:
+        MismatchError, DataError: see `run_experiment`.
+        OwnerError: the PLM cannot be loaded.
+    """
+    place = Workplace(work, experiment)
+    todo = unfinished(experiment, place, results / experiment.name)
+    planned: set[Path] = set()
+    return [_line(experiment, place, line, todo, planned) for line in experiment.lines()]
+
+
+def _line(experiment: Experiment, place: Workplace, line: Line, todo: set[str], planned: set[Path]) -> LinePlan:
+    seeds = experiment.seeds_of(line)
+    left = [seed for seed in seeds if run_name(line.label, seed) in todo]
+    if not left:
+        return LinePlan(line.label, len(seeds), 0, 0, 0, 0.0, 0)
+    plm = place.plm(line.settings)
+    candidates = list(line.candidates())
+    # The chosen candidate is not known yet: all with the first seed, then any one with the other seeds.
+    stages = [place.place(line.method, each, experiment.seeds[0]) for each in candidates]
+    stages += [place.place(line.method, candidates[0], seed) for seed in left if seed != experiment.seeds[0]]
+    batch_size = experiment.batch_size
+    speed = Speed.of(plm, stages[0], batch_size)
+    train, dev, test = (
+        Sizes.of(plm, stages[0], part) for part in (stages[0].job.train, experiment.data.dev, experiment.data.test)
+    )
+    preparations = _new(stages, "prepared", PREPARED, planned)
+    trainings = _new(stages, "trained", TRAINED, planned)
+    total = len(left) * run_seconds(speed, test, dev, batch_size)
+    total += sum(prepare_seconds(each, speed, train, batch_size) for each in preparations)
+    total += sum(train_seconds(each, speed, train, plm.description.vocabulary_size) for each in trainings)
+    return LinePlan(
+        line.label,
+        len(seeds) - len(left),
+        len(left),
+        len(preparations),
+        len(trainings),
+        round(total, 1),
+        max(memory_bytes(each, plm, train) for each in stages),
+    )
+
+
+def _new(stages: list[Place], stage: str, mark: str, planned: set[Path]) -> list[Place]:
+    """Return the places whose stage is neither finished nor planned yet, and add them to the planned ones."""
+    new = []
+    for each in stages:
+        folder: Path = getattr(each, stage)
+        if stage == "prepared" and each.method.prepared_by is None:
+            continue
+        if folder not in planned and not (folder / mark).exists():
+            planned.add(folder)
+            new.append(each)
+    return new
+
+
+def plan_table(experiment: Experiment, lines: list[LinePlan]) -> Table:
+    """Return the plan as a table with a line of totals."""
+    heads = ("", "Finished", "Runs", "To prepare", "Trainings", "Time", "Memory")
+    rows = [tuple(map(Cell, _texts(line))) for line in lines]
+    totals = {
+        field.name: sum(getattr(line, field.name) for line in lines)
+        for field in fields(LinePlan)
+        if field.name not in ("label", "memory_bytes")
+    }
+    memory = max(line.memory_bytes for line in lines)
+    rows.append(tuple(map(Cell, _texts(LinePlan(label="all", memory_bytes=memory, **totals)))))
+    notes = (
+        "Estimated from a measured forward pass; trainings and their time are upper bounds (early stopping); memory is "
+        "that of the PLM and the training process, without libraries. No run was started.",
+    )
+    return Table(f"{experiment.title}: plan", heads, tuple(rows), notes)
+
+
+def _texts(line: LinePlan) -> list[str]:
+    counts = [f"{value:,}" for value in (line.finished, line.runs, line.preparations, line.trainings)]
+    costs = [seconds(line.seconds), size(line.memory_bytes)] if line.runs else [NOTHING, NOTHING]
+    return [line.label, *counts, *costs]
