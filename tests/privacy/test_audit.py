@@ -65,7 +65,7 @@ def test_an_adapter_that_learned_nothing_is_not(memories):
     description = memories[0].manifest.plm
     shape = {"d": description.d, "vocabulary_size": description.vocabulary_size, "rank": 4, "plm": description}
     nothing = Adapter(AdapterConfig(**shape, residual=True))
-    attacks = audit(nothing, *memories)["attacks"]
+    attacks = audit(nothing, *memories, references=0)["attacks"]
     assert attacks["plm"]["auc"] == 0.5
     assert set(attacks) == {"loss", "plm"}
     with pytest.raises(AdapterError, match="does not tell its training's settings: audit it with references=0"):
@@ -99,7 +99,7 @@ def test_every_example_is_in_half_of_the_references(adapter, memories, monkeypat
 def test_a_private_adapter_is_reported_with_its_bound(adapter, memories, monkeypatch):
     training = {"figures": {"epsilon": 1.0, "delta": 1e-3}}
     monkeypatch.setattr(adapter, "config", AdapterConfig(**{**vars(adapter.config), "training": training}))
-    result = audit(adapter, *memories)
+    result = audit(adapter, *memories, references=0)
     assert result["auc_bound"] == auc_bound(1.0, 1e-3)
     expected = f"{auc_bound(1.0, 1e-3):.3f} (epsilon 1.000, delta 0.001)"
     assert summary(result)["largest AUC that the guarantee allows"] == expected

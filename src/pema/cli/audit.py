@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pema.cli.options import AsJSON, Seed, integer, show
+from pema.privacy.config import REFERENCES
 
 
 def audit(
@@ -19,7 +20,7 @@ def audit(
     ],
     references: Annotated[
         int, integer("--references", "Reference adapters to train for the strongest attack; even, or 0.", least=0)
-    ] = 8,
+    ] = REFERENCES,
     seed: Seed = 0,
     as_json: AsJSON = False,
 ) -> None:

@@ -29,6 +29,7 @@ from pema.memory.merge import merge
 from pema.memory.reader import Memory
 from pema.memory.sample import example_lengths, take
 from pema.owner.head import Head
+from pema.privacy.config import REFERENCES
 from pema.signature import signature
 
 Floats = npt.NDArray[np.float64]
@@ -60,7 +61,7 @@ class Attack:
 
 
 def audit(
-    adapter: Adapter, members: Memory, non_members: Memory, *, references: int = 0, seed: int = 0
+    adapter: Adapter, members: Memory, non_members: Memory, *, references: int = REFERENCES, seed: int = 0
 ) -> dict[str, Any]:
     """Attack an adapter with what its owner knows of its training.
 
