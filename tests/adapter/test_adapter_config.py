@@ -110,7 +110,7 @@ def test_adapter_config_and_its_plm_agree_in_size():
     from made_memories import describe, make_head
 
     plm = describe(make_head(d=12, V=40))
-    with pytest.raises(ConfigError, match="d=8, vocabulary_size=40 are not those of made: 12, 40"):
+    with pytest.raises(ConfigError, match="d=8, vocabulary_size=40 differ from those of made: 12, 40"):
         AdapterConfig(d=8, vocabulary_size=40, rank=3, plm=plm)
     config = AdapterConfig(d=12, vocabulary_size=40, rank=3, plm=plm, training={"figures": {"pairs": 3}})
     assert AdapterConfig.from_dict(config.to_dict()) == config

@@ -279,7 +279,7 @@ def test_differential_privacy_needs_both_numbers():
 def test_what_does_not_fit_the_number_of_examples(memory, tmp_path):
     with pytest.raises(ConfigError, match=r"dp_delta=0.025 for 40 examples: .* Use less than 0.025"):
         train(memory, preset("private", **SMALL | {"dp_delta": 0.025}), tmp_path / "adapter")
-    with pytest.raises(ConfigError, match=r"batch_size=41 with dp_epsilon counts examples, and the memory holds 40"):
+    with pytest.raises(ConfigError, match=r"batch_size=41 with dp_epsilon counts examples, and the memory has 40"):
         train(memory, preset("private", **SMALL | {"batch_size": 41}), tmp_path / "adapter")
     with pytest.raises(ConfigError, match="tensorboard with dp_epsilon"):
         train(memory, preset("private", **SMALL), tmp_path / "adapter", tensorboard=True)
@@ -289,7 +289,7 @@ def test_a_memory_without_pairs(memory, tmp_path):
     class Empty:
         pairs, path = 0, "empty"
 
-    with pytest.raises(AdapterError, match="empty holds no pairs to train on"):
+    with pytest.raises(AdapterError, match="empty contains no pairs to train on"):
         private.train_privately(Empty(), preset("private", **SMALL), tmp_path, None)
 
 
@@ -309,7 +309,7 @@ def test_training_that_diverges(memory, tmp_path):
 def test_no_schedule_is_fitted(trained):
     adapter = trained[1][0]
     assert adapter.config.fitted is None
-    with pytest.raises(ConfigError, match="No fitted schedule belongs to an adapter of private training"):
+    with pytest.raises(ConfigError, match="no fitted schedule belongs to an adapter of private training"):
         adapter.config.choose_schedule("fitted")
 
 

@@ -90,5 +90,5 @@ def test_an_empty_view_is_refused(memory):
     class Empty:
         pairs = 0
 
-    with pytest.raises(AdapterError, match="the memory holds no pairs to train on"):
+    with pytest.raises(AdapterError, match="the memory contains no pairs to train on"):
         closed_form(Empty(), 3, 12)

@@ -70,7 +70,7 @@ def test_a_finished_run_is_returned_as_it_is(memory, unbroken):
 
 
 def test_it_does_not_train_over_an_adapter(memory, unbroken):
-    with pytest.raises(AdapterError, match="paper contains an adapter already: train into another folder"):
+    with pytest.raises(AdapterError, match="paper already contains an adapter: train into another folder"):
         train(memory, preset("paper", **SETTINGS), unbroken / "paper")
 
 
@@ -93,7 +93,7 @@ def stopped(memory, tmp_path, monkeypatch):
 
 def test_a_checkpoint_is_not_trained_over(memory, stopped):
     with pytest.raises(
-        AdapterError, match="holds the checkpoint of a training that has not ended: go on with --resume"
+        AdapterError, match="contains the checkpoint of a training that has not ended: continue with --resume"
     ):
         train(memory, preset("paper", **SETTINGS), stopped)
 

@@ -104,14 +104,14 @@ def test_schedules_go_along(tmp_path):
     assert values["schedule"] == {"schedule": "linear", "lambda_max": 0.3}
     assert values["fitted"] == {"schedule": "fitted", "values": [0.5], "span": 2.0}
     card = (tmp_path / "one" / "README.md").read_text(encoding="utf-8")
-    assert "| linear, lambda_max 0.3; one fitted to held-out examples goes along |" in card
+    assert "| linear, lambda_max 0.3; one fitted to held-out examples is stored too |" in card
     loaded = Adapter.from_pretrained(tmp_path / "one")
     loaded.save_pretrained(tmp_path / "two")
     assert Adapter.from_pretrained(tmp_path / "two").config == make(fitted=Fitted((0.5,)), schedule=Linear(0.3)).config
 
 
 def test_missing_things_are_named(tmp_path):
-    with pytest.raises(AdapterError, match=r"holds no adapter: .*adapter_config.json does not exist"):
+    with pytest.raises(AdapterError, match=r"contains no adapter: .*adapter_config.json does not exist"):
         Adapter.from_pretrained(tmp_path)
     make().save_pretrained(tmp_path)
     (tmp_path / "adapter_model.safetensors").unlink()
@@ -143,14 +143,17 @@ def change(folder, **values):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"peft_type": "LORA"}, "holds an adapter of type 'LORA', not PEMA: load it with peft"),
-        ({"format": 3}, "has format 3, this version reads 2 and before: use the version of pema that wrote it"),
+        ({"peft_type": "LORA"}, "contains an adapter of type 'LORA', not PEMA: load it with peft"),
+        ({"format": 3}, "has format 3, this version reads 2 and older: use the version of pema that wrote it"),
         ({"format": True}, "has format True"),
-        ({"pema": {"d": D}}, "does not hold a readable adapter"),
+        ({"pema": {"d": D}}, "not contain a readable adapter"),
         ({"pema": {"d": D, "vocabulary_size": V, "rank": 4, "colour": 1}}, "unknown setting 'colour'"),
         ({"pema": {"d": D, "vocabulary_size": V, "rank": 3}}, r"A is \(4, 6\), the config says \(3, 6\)"),
-        ({"pema": {"d": D, "vocabulary_size": V, "rank": 4, "plm": {"name": "x"}}}, "does not hold a readable adapter"),
-        ({"pema": 3}, "does not hold a readable adapter"),
+        (
+            {"pema": {"d": D, "vocabulary_size": V, "rank": 4, "plm": {"name": "x"}}},
+            "not contain a readable adapter",
+        ),
+        ({"pema": 3}, "not contain a readable adapter"),
         ({"pema": {"d": D, "vocabulary_size": V, "rank": 4, "vocabulary": "seen"}}, "vocabulary='seen' needs tokens"),
     ],
 )
@@ -175,7 +178,7 @@ def test_weights_that_do_not_belong_are_refused(tmp_path):
     for wrong in ({**held, "C": torch.zeros(1)}, {"A": held["A"]}):
         save_file(wrong, path)
         change(tmp_path, model_sha256=sha256(path))
-        with pytest.raises(AdapterError, match=r"holds .* where A, B_pd \(B_rct, tokens\) belong"):
+        with pytest.raises(AdapterError, match=r"expected the tensors A, B_pd \(B_rct, tokens\), got "):
             Adapter.from_pretrained(tmp_path)
     path.write_bytes(b"not a safetensors file")
     change(tmp_path, model_sha256=sha256(path))

@@ -192,7 +192,7 @@ def test_a_memory_without_pairs(memory, tmp_path, monkeypatch):
     class Empty:
         d, pairs, path, manifest = memory.d, 0, "empty", memory.manifest
 
-    with pytest.raises(AdapterError, match="empty holds no pairs to train on"):
+    with pytest.raises(AdapterError, match="empty contains no pairs to train on"):
         train(Empty(), preset("paper"), tmp_path / "adapter")
 
 

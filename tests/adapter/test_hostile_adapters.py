@@ -57,7 +57,7 @@ CONFIG = [
     ("pema.rank", 1 << 20, "rank=1048576 is larger than d = 6"),
     ("pema.rank", "4", "rank='4' must be a whole number"),
     ("pema.d", 10**9, "d=1000000000 is too large"),
-    ("pema.d", 7, "d=7, vocabulary_size=11 are not those of made: 6, 11"),
+    ("pema.d", 7, "d=7, vocabulary_size=11 differ from those of made: 6, 11"),
     ("pema.vocabulary_size", 10**13, "vocabulary_size=10000000000000 is too large"),
     ("pema.residual", "yes", "residual='yes' must be true or false"),
     ("pema.residual", 1, "residual=1 must be true or false"),
@@ -122,21 +122,21 @@ def spoilt(name, value):
 
 
 WEIGHTS = [
-    (spoilt("A", float("nan")), "A holds NaN, infinity or a number beyond 1e"),
-    (spoilt("B_pd", float("inf")), "B_pd holds NaN, infinity"),
-    (spoilt("B_pd", 1e38), "B_pd holds NaN, infinity or a number beyond"),
-    (spoilt("B_rct", -1e38), "B_rct holds NaN, infinity or a number beyond"),
-    (put("A", lambda A: A.int()), "A holds I32, not floating-point numbers"),
+    (spoilt("A", float("nan")), "A contains NaN, infinity or a number beyond 1e"),
+    (spoilt("B_pd", float("inf")), "B_pd contains NaN, infinity"),
+    (spoilt("B_pd", 1e38), "B_pd contains NaN, infinity or a number beyond"),
+    (spoilt("B_rct", -1e38), "B_rct contains NaN, infinity or a number beyond"),
+    (put("A", lambda A: A.int()), "A contains I32, not floating-point numbers"),
     (put("A", lambda A: A.T), r"A is \(6, 4\), the config says \(4, 6\)"),
     (put("A", lambda A: A[:0]), r"A is \(0, 6\), the config says \(4, 6\)"),
-    (put("C", lambda _: torch.zeros(1)), "where A, B_pd"),
-    (put("\x1b[2J", lambda _: torch.zeros(1)), r"holds .*\\x1b.* where A, B_pd"),
-    (put("tokens", lambda tokens: tokens.float()), "tokens are no list of 64-bit whole numbers"),
-    (put("tokens", lambda tokens: tokens[None]), "tokens are no list of 64-bit whole numbers"),
+    (put("C", lambda _: torch.zeros(1)), "expected the tensors A, B_pd"),
+    (put("\x1b[2J", lambda _: torch.zeros(1)), r"expected the tensors A, B_pd .*\\x1b"),
+    (put("tokens", lambda tokens: tokens.float()), "tokens is not a list of 64-bit integers"),
+    (put("tokens", lambda tokens: tokens[None]), "tokens is not a list of 64-bit integers"),
     (put("tokens", lambda tokens: tokens.flip(0)), "the seen tokens must be sorted, unique and within 0..10"),
     (put("tokens", lambda tokens: tokens + 5), "the seen tokens must be sorted, unique and within 0..10"),
     (put("tokens", lambda tokens: tokens[:0]), "the seen tokens must be sorted"),
-    (lambda values: {name: value for name, value in values.items() if name != "A"}, "where A, B_pd"),
+    (lambda values: {name: value for name, value in values.items() if name != "A"}, "expected the tensors A, B_pd"),
     (lambda values: {name: value for name, value in values.items() if name != "tokens"}, "vocabulary='seen' needs tok"),
 ]
 
@@ -312,11 +312,11 @@ def test_an_impossible_state_is_refused(memory, begun, tmp_path, place, value, w
 TENSORS = [
     (put("A", lambda A: A[:2]), r"A has the shape \(2, 12\), not \(4, 12\)"),
     (put("B_rct", lambda B: B.T), r"B_rct has the shape \(4, 12\), not \(12, 4\)"),
-    (put("C", lambda _: torch.zeros(1)), r"it holds the tensors 'A', .*'C'"),
-    (lambda values: {n: v for n, v in values.items() if n != "best.A"}, r"it holds the tensors 'A', 'B_pd', 'B_rct'"),
-    (lambda values: {n: v for n, v in values.items() if n != "optimizer.A.exp_avg"}, "it holds the tensors"),
-    (spoilt("optimizer.A.exp_avg", float("nan")), "optimizer.A.exp_avg holds NaN or infinity"),
-    (spoilt("A", float("inf")), "A holds NaN or infinity"),
+    (put("C", lambda _: torch.zeros(1)), r"it has the tensors 'A', .*'C'"),
+    (lambda values: {n: v for n, v in values.items() if n != "best.A"}, r"it has the tensors 'A', 'B_pd', 'B_rct'"),
+    (lambda values: {n: v for n, v in values.items() if n != "optimizer.A.exp_avg"}, "it has the tensors"),
+    (spoilt("optimizer.A.exp_avg", float("nan")), "optimizer.A.exp_avg contains NaN or infinity"),
+    (spoilt("A", float("inf")), "A contains NaN or infinity"),
 ]
 
 

@@ -111,9 +111,9 @@ def test_the_fitted_schedule_is_a_part_of_the_adapter():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, "No fitted schedule belongs to this adapter: train it again to have one: choose unrolling"),
+        ({}, "no fitted schedule belongs to this adapter: train it again to have one: choose unrolling"),
         ({"dev_fraction": 0}, "trained with dev_fraction=0: nothing was held out"),
-        ({"dev_fraction": 0, "dp_epsilon": 8.0}, "private training: it would be read off examples without noise"),
+        ({"dev_fraction": 0, "dp_epsilon": 8.0}, "private training: it would be computed from examples without noise"),
     ],
 )
 def test_where_none_was_fitted_the_reason_is_said(settings, words):
@@ -141,7 +141,7 @@ def test_what_cannot_be_meant_is_refused():
         get_schedule("square")
     with pytest.raises(ConfigError, match="'fitted' has no lambda_max"):
         get_schedule("fitted", lambda_max=0.5)
-    with pytest.raises(ConfigError, match="No fitted schedule was given"):
+    with pytest.raises(ConfigError, match="no fitted schedule was given"):
         get_schedule("fitted")
     with pytest.raises(ConfigError, match="values is empty"):
         Fitted(())
@@ -155,5 +155,5 @@ def test_what_cannot_be_meant_is_refused():
         NamedSchedule.from_dict({"schedule": "unrolling", "lambda_min": 0.1})
     with pytest.raises(ConfigError, match="'constant' stands where a schedule of the kind 'fitted' belongs"):
         Fitted.from_dict({"schedule": "constant"})
-    with pytest.raises(ConfigError, match=r"a schedule is an object, not 0\.5"):
+    with pytest.raises(ConfigError, match=r"a schedule must be an object, not 0\.5"):
         NamedSchedule.from_dict(0.5)

@@ -82,7 +82,7 @@ def test_help_has_an_example_and_the_result_as_json_without_torch(run, verb):
         (("build", "--plm", "p", "--task", "q", *PAIR, "-o", "m"), 2, "unknown task 'q'"),
         (("build", "--plm", "p", "--task", "qa", "--data", "no.jsonl", "-o", "m"), 1, "no.jsonl does not exist"),
         (("generate", "nowhere", "--plm", "p", "--input", "two.txt", "-o", "o"), 1, "nowhere is not a folder with an"),
-        (("generate", "empty", "--plm", "p", "--input", "two.txt", "-o", "o"), 1, "empty holds no adapter"),
+        (("generate", "empty", "--plm", "p", "--input", "two.txt", "-o", "o"), 1, "empty contains no adapter"),
         (("generate", "empty", "--plm", "p", "--input", "no.txt", "-o", "o"), 1, "no.txt does not exist"),
         (("inspect", "nowhere", "--plm", "p", "--text", "a", "-o", "o"), 1, "nowhere is not a folder with an"),
         ((*EVALUATE, "one.txt"), 1, "not aligned: 2 hypotheses, 1 references"),

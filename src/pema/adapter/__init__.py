@@ -1,1 +1,1 @@
-"""Steps 2 and 3, on the data owner's side: the adapter, its losses, its training and its place on disk."""
+"""Steps 2 and 3, on the data owner's side: the adapter, its losses, its training and its files."""

@@ -1,4 +1,4 @@
-"""What DP-SGD spends: the accountants of Opacus, which is an extra."""
+"""Privacy spent by DP-SGD, by the accountants of Opacus (an extra)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import Iterator
 from pema.errors import ConfigError
 
 ACCOUNTANT = "prv"
-"""Numerical composition of privacy loss random variables (Gopi, Lee and Wutschitz 2021): an upper bound, and tight."""
+"""Numerical composition of privacy loss random variables (Gopi, Lee and Wutschitz 2021): a tight upper bound."""
 
 
 @functools.cache
 def noise_multiplier(epsilon: float, delta: float, rate: float, steps: int) -> float:
-    """The standard deviation of the noise, in clip norms, that keeps `steps` steps within (epsilon, delta).
+    """Return the standard deviation of the noise, in clip norms, that keeps `steps` steps within (epsilon, delta).
 
     Args:
-        epsilon: the most to spend.
-        delta: of the guarantee.
-        rate: probability of an example to be in a step's batch.
-        steps: of training.
+        epsilon: maximum epsilon to spend.
+        delta: delta of the guarantee.
+        rate: probability that an example is in the batch of a step.
+        steps: number of training steps.
 
     Raises:
         ConfigError: Opacus is not installed, or no noise is large enough.
@@ -30,7 +30,7 @@ def noise_multiplier(epsilon: float, delta: float, rate: float, steps: int) -> f
         from opacus.accountants.utils import get_noise_multiplier
 
         try:
-            found = get_noise_multiplier(
+            noise = get_noise_multiplier(
                 target_epsilon=epsilon, target_delta=delta, sample_rate=rate, steps=steps, accountant=ACCOUNTANT
             )
         except (ValueError, RuntimeError) as error:
@@ -38,11 +38,11 @@ def noise_multiplier(epsilon: float, delta: float, rate: float, steps: int) -> f
                 f"dp_epsilon={epsilon}, dp_delta={delta} cannot be reached in {steps} steps: {error} "
                 "Raise dp_epsilon or train for fewer epochs."
             ) from error
-    return float(found)
+    return float(noise)
 
 
 def epsilon_spent(noise: float, delta: float, rate: float, steps: int) -> float:
-    """The epsilon of `steps` steps with that noise multiplier; see `noise_multiplier`.
+    """Return the epsilon of `steps` steps with that noise multiplier; see `noise_multiplier`.
 
     Raises:
         ConfigError: Opacus is not installed.
@@ -56,7 +56,7 @@ def epsilon_spent(noise: float, delta: float, rate: float, steps: int) -> float:
 
 
 def accountant_name() -> str:
-    """Which accountant of which version."""
+    """Return the name of the accountant and the version of Opacus."""
     with _opacus():
         from opacus import __version__
 

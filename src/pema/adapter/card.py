@@ -35,7 +35,7 @@ PRIVACY = {
 
 
 def card(config: AdapterConfig) -> str:
-    """README.md: what the adapter is, how to use it, its figures and their signature."""
+    """Return README.md: what the adapter is, how to use it, its figures and their signature."""
     name = config.plm.name if config.plm else None
     hub = f"base_model: {json.dumps(name)}\n" if name and name.count("/") == 1 else ""
     front = f"---\nlibrary_name: pema\n{hub}tags:\n- pema\n- adapter\n---\n"
@@ -97,7 +97,7 @@ def card(config: AdapterConfig) -> str:
 
 
 def _prompts(config: AdapterConfig) -> str:
-    """The form of its prompts, in a line."""
+    """Return the form of its prompts in one line."""
     if config.chat_template is None:
         return "plain" if config.template else "not recorded"
     system = f", system prompt {json.dumps(config.system, ensure_ascii=False)}" if config.system else ""
@@ -105,19 +105,19 @@ def _prompts(config: AdapterConfig) -> str:
 
 
 def _schedule(config: AdapterConfig) -> str:
-    """The schedule that it generates with, in a line."""
+    """Return the schedule that it generates with, in one line."""
     values = config.choose_schedule().to_dict()
     name = values.pop("schedule")
     settings = "".join(f", {key} {value}" for key, value in values.items() if not isinstance(value, list))
-    return f"{name}{settings}" + ("; one fitted to held-out examples goes along" if config.fitted else "")
+    return f"{name}{settings}" + ("; one fitted to held-out examples is stored too" if config.fitted else "")
 
 
 def _privacy(figures: Mapping[str, Any]) -> list[str]:
-    """What DP-SGD guarantees, and the figures that it follows from."""
+    """Return the guarantee of DP-SGD and the figures that it follows from, as lines."""
     lines = [
-        "Trained with DP-SGD: (epsilon, delta)-differentially private with one example, all its pairs together, as the",
-        "unit. Neighbouring training sets differ in one example that is blank in one of them. Losses on the training",
-        "data are not given, and the randomness of the noise is not kept.",
+        "Trained with DP-SGD: (epsilon, delta)-differentially private with one example (all its pairs together) as the",
+        "unit. Neighbouring training sets differ in one example, which is blank in one of them. Losses on the training",
+        "data are not published, and the random numbers of the noise are not stored.",
         "",
         "| | |",
         "|---|---|",

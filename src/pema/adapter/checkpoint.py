@@ -1,4 +1,4 @@
-"""Checkpoints from which training goes on bit for bit as if it had never stopped."""
+"""Checkpoints: a resumed training gives bit for bit the result of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from pema.tensors import is_finite, read_header, save_tensors
 
 FORMAT = 1
 FREE = ("device", "checkpoint_every", "log_every", "fit_rank")
-"""Settings that a resumed run may change: none of them is part of the result."""
+"""Settings that a resumed run may change: the result does not depend on them."""
 
 
 @dataclass
 class State:
-    """Where training stands; everything that is not a tensor. Masks and orders follow from the seed and these counts.
+    """State of the training, except tensors. Dropout masks and batch orders follow from the seed and these counts.
 
     Attributes:
-        epoch: epochs finished.
-        batch: batches of the current epoch that are done.
-        step: optimizer steps done.
-        lowest: lowest held-out loss so far; None where nothing is held out.
-        best_epoch: the epoch that it was reached in; 0 is the start.
-        since: epochs since then.
+        epoch: number of finished epochs.
+        batch: number of finished batches of the current epoch.
+        step: number of finished optimizer steps.
+        lowest: lowest held-out loss so far; None if nothing is held out.
+        best_epoch: the epoch of that loss; 0 is the start.
+        since: number of epochs since then.
         sums: [pairs, total, reconstruction, prediction], each loss times pairs, over the current epoch.
-        seconds: spent in training, without reconstruction.
-        log_bytes: length of the log.
-        figures: what was measured on the way.
-        stopped: whether training is over.
+        seconds: training time without reconstruction.
+        log_bytes: length of the log in bytes.
+        figures: measured figures so far.
+        stopped: whether training has ended.
     """
 
     epoch: int = option(0, least=0, most=MOST)
@@ -70,9 +70,9 @@ class _Stored:
 
 
 class Checkpoint:
-    """One safetensors file, replaced as a whole: tensors, and the rest as JSON in its header.
+    """One safetensors file, replaced atomically: tensors, and the rest as JSON in its header.
 
-    One file, so that a kill at any moment leaves either the old state or the new one, never parts of both.
+    It is one file, so that a kill at any moment leaves either the old state or the new one, never parts of both.
     """
 
     def __init__(self, output: Path, config: TrainConfig, memory: str) -> None:
@@ -88,19 +88,19 @@ class Checkpoint:
         self.config, self.memory = config, memory
 
     def exists(self) -> bool:
-        """Whether there is one."""
+        """Return whether there is a checkpoint."""
         return self.file.exists()
 
     def save(self, state: State, tensors: Mapping[str, Tensor]) -> None:
         """Replace the checkpoint.
 
         Raises:
-            StorageError: the disk refused; the checkpoint that stood there is untouched.
+            StorageError: writing failed; the previous checkpoint is unchanged.
         """
         values = {"format": FORMAT, "config": self.config.to_dict(), "memory": self.memory, "state": asdict(state)}
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         header = {"checkpoint": json.dumps(values)}
-        # For its owner alone: with differential privacy it holds what the noise is drawn from.
+        # Only its owner may read it: with differential privacy it contains the key of the noise.
         with writing(self.file, private=True) as temporary:
             save_tensors(stored, temporary, header | {"digest": _digest(stored, header["checkpoint"])})
 
@@ -110,11 +110,11 @@ class Checkpoint:
         """Read the checkpoint.
 
         Args:
-            wanted: shapes of the tensors that it must hold, by name.
-            optional: shapes of those that it may hold; all whose names share what stands before the last dot, or none.
+            wanted: shapes of the tensors that it must contain, by name.
+            optional: shapes of tensors that it may contain; those with the same prefix (to the last dot) only together.
 
         Raises:
-            AdapterError: it is damaged or of another format.
+            AdapterError: it is damaged or has another format.
             MismatchError: it belongs to other settings or another memory; the message names the first that differs.
         """
         remedy = f"remove {self.folder} and train without --resume."
@@ -127,64 +127,64 @@ class Checkpoint:
             stored = from_json(_Stored, values)
             _require_shapes({name: place.shape for name, place in header.places.items()}, wanted, optional)
             with safe_open(self.file, framework="pt") as opened:
-                # Copies, so that every tensor is aligned as in an unbroken run: products may depend on it.
+                # Copies, so that every tensor is aligned as in an uninterrupted run: products may depend on it.
                 tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
             if header.texts.get("digest") != _digest(tensors, header.texts["checkpoint"]):
                 raise DataError("its digest does not match")
             for name, tensor in tensors.items():
                 if not is_finite(tensor):
-                    raise DataError(f"{name} holds NaN or infinity")
+                    raise DataError(f"{name} contains NaN or infinity")
         except (SafetensorError, OSError, KeyError, ConfigError, DataError) as error:
             raise AdapterError(f"the checkpoint {self.file} is damaged ({error}): {remedy}") from error
         require_same_run(stored.config, stored.memory, self.config, self.memory, f"the checkpoint {self.folder}")
         return stored.state, tensors
 
     def remove(self) -> None:
-        """Remove the checkpoint; training is over."""
+        """Remove the checkpoint, after the training has ended."""
         remove(self.folder)
 
 
 def _require_shapes(
-    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Iterable[int]], optional: Mapping[str, Iterable[int]]
+    stored: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Iterable[int]], optional: Mapping[str, Iterable[int]]
 ) -> None:
-    groups = {name.rpartition(".")[0] or name for name in found.keys() & optional.keys()}
+    groups = {name.rpartition(".")[0] or name for name in stored.keys() & optional.keys()}
     due = set(wanted) | {name for name in optional if (name.rpartition(".")[0] or name) in groups}
-    if set(found) != due:
-        raise DataError(f"it holds the tensors {', '.join(map(short, sorted(found)))}, not {', '.join(sorted(due))}")
+    if set(stored) != due:
+        raise DataError(f"it has the tensors {', '.join(map(short, sorted(stored)))}, not {', '.join(sorted(due))}")
     for name, shape in ({**wanted, **optional}).items():
-        if name in found and found[name] != tuple(shape):
-            raise DataError(f"{name} has the shape {found[name]}, not {tuple(shape)}")
+        if name in stored and stored[name] != tuple(shape):
+            raise DataError(f"{name} has the shape {stored[name]}, not {tuple(shape)}")
 
 
 def require_same_run(
     settings: Mapping[str, Any], memory: str | None, config: TrainConfig, here: str, what: str
 ) -> None:
-    """Refuse what another run left behind.
+    """Refuse the files of a run with other settings or another memory.
 
     Args:
         settings: the settings stored in `what`.
         memory: the memory's digest stored in `what`.
         config: the settings of this run.
         here: the digest of this run's memory.
-        what: for the message.
+        what: name of the files, for the message.
 
     Raises:
-        MismatchError: names the first setting that differs, or the memory.
+        MismatchError: they differ; the message names the first setting that differs, or the memory.
     """
-    remedy = "resume with what it was made with, or train into another folder."
-    mine = config.to_dict()
-    for name in [n for n in {**mine, **settings} if n not in FREE]:
-        if settings.get(name) != mine.get(name):
+    remedy = "resume with the same settings and memory, or train into another folder."
+    current = config.to_dict()
+    for name in [n for n in {**current, **settings} if n not in FREE]:
+        if settings.get(name) != current.get(name):
             raise MismatchError(
                 f"{what} was made with {short(name)[1:-1]}={short(settings.get(name))}, this run has "
-                f"{short(name)[1:-1]}={mine.get(name)!r}: {remedy}"
+                f"{short(name)[1:-1]}={current.get(name)!r}: {remedy}"
             )
     if memory != here:
         raise MismatchError(f"{what} was made with another memory ({short(memory)[1:13]}, not {here[:12]}): {remedy}")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The optimizer's moments and step counts by name, "optimizer.A.exp_avg" and so on."""
+    """Return the optimizer's moments and step counts by name: "optimizer.A.exp_avg" and so on."""
     return {
         f"optimizer.{name}.{key}": value
         for name, parameter in parameters.items()
@@ -193,7 +193,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
 
 
 def optimizer_shapes(parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shapes of what `optimizer_tensors` returns once a step was done."""
+    """Return the shapes of the tensors that `optimizer_tensors` returns after a step."""
     moments = ("exp_avg", "exp_avg_sq")
     shapes = {f"optimizer.{name}.{key}": tuple(p.shape) for name, p in parameters.items() for key in moments}
     return shapes | {f"optimizer.{name}.step": () for name in parameters}
@@ -202,13 +202,13 @@ def optimizer_shapes(parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, .
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> None:
-    """The inverse of `optimizer_tensors`."""
+    """Restore the state that `optimizer_tensors` returned."""
     for name, parameter in parameters.items():
         prefix = f"optimizer.{name}."
-        found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        if found:
-            # Adam keeps its step count where it was made: on the CPU, or beside the parameter when fused.
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in found.items()}
+        state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if state:
+            # Adam keeps its step count on the CPU, or on the parameter's device if it is fused.
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 
 def _digest(tensors: Mapping[str, Tensor], header: str) -> str:

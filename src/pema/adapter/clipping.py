@@ -1,4 +1,4 @@
-"""The clipped gradient of DP-SGD, example by example, without holding any example's gradient."""
+"""The sum of the clipped gradients of DP-SGD, computed without storing the gradient of any example."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pema.adapter.module import Adapter
 
 
 class Gradient(NamedTuple):
-    """A gradient of the adapter: A (r, d) and B_pd (d, r), float32."""
+    """Gradient of the adapter: A (r, d) and B_pd (d, r), float32."""
 
     A: Tensor
     B_pd: Tensor
@@ -29,21 +29,21 @@ def clipped_sum(
     *,
     bfloat16: bool = False,
 ) -> Gradient:
-    """sum_e g_e min(1, C / ||g_e||), with g_e the gradient of example e's mean loss over its pairs, in A and B_pd.
+    """Return sum_e g_e min(1, C / ||g_e||); g_e is the gradient of example e's mean loss over its pairs in A and B_pd.
 
     With x what A reads, z = A x, a what B_pd reads and h = h_pd, for the n pairs of an example (rows) the gradients are
     dL/dA = dL/dz^T x and dL/dB_pd = dL/dh^T a. Their norms need only n x n products of rows,
     ||dL/dA||^2 = sum_{s,t} (dL/dz_s . dL/dz_t) (x_s . x_t), and likewise for B_pd ("ghost norms", Li et al. 2022); the
-    clipping factors then go onto the rows, so the sum over examples is one product for each matrix.
+    clipping factors are then applied to the rows, so the sum over examples is one product per matrix.
 
     Args:
         adapter: the adapter.
         cross_entropy: the loss of the frozen head.
         f: (b, d) float32, the pairs of the examples one after another.
         targets: (b,) token ids.
-        lengths: (e,) how many of the pairs are each example's; none is 0.
-        clip: C, the largest norm of one example's gradient over both matrices together.
-        bfloat16: multiply matrices in bfloat16; norms and sum are both of what came out, so the bound still holds.
+        lengths: (e,) number of pairs of each example, at least 1.
+        clip: C, the maximum norm of one example's gradient over both matrices together.
+        bfloat16: multiply matrices in bfloat16; norms and sum are computed from the same products, so the bound holds.
     """
     with torch.no_grad(), torch.autocast(f.device.type, torch.bfloat16, enabled=bfloat16):
         x = adapter.normalise(f)
@@ -62,9 +62,9 @@ def clipped_sum(
 
 
 def _norms(dz: Tensor, x: Tensor, dh: Tensor, a: Tensor, lengths: Tensor) -> Tensor:
-    """(e,) float64, the norm of every example's gradient.
+    """Return the norm of every example's gradient: (e,) float64.
 
-    In float64: where the gradients of an example's pairs cancel, its norm is a small difference of large numbers.
+    It needs float64: if the gradients of an example's pairs cancel, its norm is a small difference of large numbers.
     """
     squares = []
     parts = (torch.split(t.double(), lengths.tolist()) for t in (dz, x, dh, a))

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009  (`option` is `dataclasses.field` with the meaning and limits beside the default)
-"""What an adapter is (`AdapterConfig`) and how one is trained (`TrainConfig`)."""
+"""Description of an adapter (`AdapterConfig`) and settings of its training (`TrainConfig`)."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ WIDEST = 1 << 20
 """Largest rank."""
 
 MOST = 1_000_000
-"""Most epochs, and steps between lines of the log or checkpoints."""
+"""Maximum number of epochs, and of steps between lines of the log or between checkpoints."""
 
 LONGEST_TEXT = (1 << 31) - 1
 """Maximum number of tokens of a text."""
 
 LARGEST = 1e38
-"""Largest learning rate: what float32 holds. Training with one that is too large ends where it diverges."""
+"""Largest learning rate: the limit of float32. Training with a rate that is too large stops when it diverges."""
 
 TEXT_FIGURES = ("unit", "accountant")
-"""Figures of a training that are no numbers."""
+"""Names of the figures of a training that are texts."""
 
 SAMPLE = 2048
-"""With vocabulary="sampled", so many tokens are drawn for a step in addition to those that occur in the memory."""
+"""Number of tokens drawn per step with vocabulary="sampled", in addition to those that occur in the memory."""
 
 PAYS = 4
-"""vocabulary="auto" is "sampled" where V is at least so many times the tokens of a step."""
+"""Minimum ratio of V to the tokens of a step at which vocabulary="auto" means "sampled"."""
 
 WIDEST_GELU = 6
-"""`fit_rank` lets an adapter with an activation be this many times wider than d, at most."""
+"""Maximum ratio of the rank to d that `fit_rank` allows an adapter with an activation."""
 
 
 def _check_shape(config: TrainConfig | AdapterConfig) -> None:
@@ -55,12 +55,12 @@ def _check_shape(config: TrainConfig | AdapterConfig) -> None:
 
 UNDER_PRIVACY = {
     "kappa": (0.0, "reconstruction reads the representations without noise"),
-    "init": ("random", "the principal subspace is read off the memory without noise"),
-    "vocabulary": ("full", "it would tell which tokens occur in the memory"),
+    "init": ("random", "the principal subspace is computed from the memory without noise"),
+    "vocabulary": ("full", "it would reveal which tokens occur in the memory"),
     "dev_fraction": (0.0, "early stopping reads the held-out examples without noise"),
     "dropout": (0.0, "the mask of one example would depend on which others are in its batch"),
 }
-"""What DP-SGD needs of other settings, and why."""
+"""Values of other settings that DP-SGD requires, with the reason."""
 
 
 def _check_privacy(config: TrainConfig) -> None:
@@ -87,17 +87,19 @@ def _check_privacy(config: TrainConfig) -> None:
 @documented
 @dataclass(frozen=True)
 class TrainConfig:
-    """How an adapter is trained: steps 2 and 3 of the method.
+    """Settings of training an adapter: steps 2 and 3 of the method.
 
     Raises:
-        ConfigError: a value outside its limits, or values that contradict each other.
+        ConfigError: a value is outside its limits, or values contradict each other.
     """
 
-    rank: int = option(512, "r, the rows of A.", least=1, most=WIDEST)
+    rank: int = option(512, "r, number of rows of A.", least=1, most=WIDEST)
     kappa: float = option(
         0.2, "Weight of reconstruction in the joint loss; 1 - kappa goes to prediction.", least=0.0, most=1.0
     )
-    dropout: float = option(0.2, "Share of the adapter's input that is dropped in training.", least=0.0, below=1.0)
+    dropout: float = option(
+        0.2, "Share of the entries of the adapter's input that are dropped in training.", least=0.0, below=1.0
+    )
     init: Init = option("random", "Start of A: random (the paper), or pca, the principal subspace of the memory.")
     residual: bool = option(False, "h_pd = f + B_pd A f, with B_pd zero at the start.")
     activation: Activation = option("none", "gelu: h_pd = f + B_pd gelu(A norm(f)); needs residual.")
@@ -107,12 +109,12 @@ class TrainConfig:
         "training has these and a random sample of the others. auto: sampled where that is at most a quarter of V, "
         "else full.",
     )
-    reconstruction: Reconstruction = option("closed_form", "How B_rct is found: in closed form, or by sgd (the paper).")
+    reconstruction: Reconstruction = option("closed_form", "How B_rct is computed: closed_form, or sgd (the paper).")
     reconstruction_learning_rate: float = option(
-        1e-3, "Adam's learning rate where reconstruction is sgd.", least=0.0, most=1e3
+        1e-3, "Adam's learning rate with reconstruction=sgd.", least=0.0, most=1e3
     )
     reconstruction_epochs: int = option(
-        200, "Most passes over the memory where reconstruction is sgd.", least=1, most=MOST
+        200, "Maximum number of passes over the memory with reconstruction=sgd.", least=1, most=MOST
     )
     optimizer: Optimizer = option("adam", "adam or adamw.")
     learning_rate: float = option(1e-3, "Peak learning rate.", least=0.0, most=LARGEST)
@@ -123,31 +125,31 @@ class TrainConfig:
     decay: Decay = option("none", "How the learning rate falls to zero after the warm-up: none, linear or cosine.")
     clip: float = option(
         1.0,
-        "Largest norm of the gradient; 0 clips nothing. With dp_epsilon: of one example's gradient.",
+        "Maximum norm of the gradient; 0: no clipping. With dp_epsilon: of one example's gradient.",
         least=0.0,
         most=1e9,
     )
-    epochs: int = option(30, "Most passes over the memory.", least=1, most=MOST)
+    epochs: int = option(30, "Maximum number of passes over the memory.", least=1, most=MOST)
     batch_size: int = option(
         256, "Pairs in a step. With dp_epsilon: examples in a step, on average over the steps.", least=1, most=1 << 24
     )
     dev_fraction: float = option(
-        0.1, "Share of the examples held out for early stopping; 0 holds out none.", least=0.0, below=1.0
+        0.1, "Share of the examples held out for early stopping; 0: none.", least=0.0, below=1.0
     )
     patience: int = option(3, "Epochs without a lower held-out loss before training stops.", least=1, most=MOST)
-    seed: int = option(0, "Seed of everything random.", least=0, most=SEED)
+    seed: int = option(0, "Random seed.", least=0, most=SEED)
     fit_rank: bool = option(
         False, "Reduce the rank to what the PLM's width allows, with a note, instead of refusing it."
     )
     precision: Precision = option(
         "auto", "Arithmetic of the matrix products; auto: bfloat16 where the processor has it."
     )
-    device: str = option("auto", "Where to train; auto: an accelerator where there is one.")
+    device: str = option("auto", "Device of training; auto: an accelerator if there is one.")
     checkpoint_every: int = option(0, "Steps between checkpoints; 0: one per epoch.", least=0, most=MOST)
     log_every: int = option(50, "Steps between lines of the log; 0: one per epoch.", least=0, most=MOST)
     dp_epsilon: float | None = option(
         None,
-        "Train with DP-SGD, spending at most this epsilon on an example (docs/private-training.md).",
+        "Train with DP-SGD; maximum epsilon per example (docs/private-training.md).",
         least=0.0,
         most=1e6,
     )
@@ -169,11 +171,11 @@ class TrainConfig:
 
     @property
     def reconstructs(self) -> bool:
-        """Whether B_rct is needed: by the joint loss, or as the start of A."""
+        """Whether B_rct is needed: in the joint loss, or to initialise A."""
         return self.kappa > 0 or self.init == "pca"
 
     def with_vocabulary(self, vocabulary_size: int, seen: int) -> TrainConfig:
-        """Return this config with `auto` decided, and with `full` where a sample would be all other tokens.
+        """Return this config with a vocabulary for `auto`, and with `full` if the sample would be all other tokens.
 
         Args:
             vocabulary_size: V.
@@ -190,7 +192,7 @@ class TrainConfig:
         """Return this config for a PLM of width `d`.
 
         Raises:
-            ConfigError: the rank is larger than d where that means nothing, and `fit_rank` is off.
+            ConfigError: the rank is too large for d, and `fit_rank` is off.
         """
         linear = self.activation == "none" or self.reconstructs
         most = d if linear else WIDEST_GELU * d
@@ -215,10 +217,10 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`.
+        """Build the config from the result of `to_dict`.
 
         Raises:
-            ConfigError: a key that is not a setting, or a value that cannot be meant.
+            ConfigError: a key is unknown, or a value is invalid.
         """
         return from_json(cls, values)
 
@@ -237,15 +239,15 @@ def _check_training(training: Mapping[str, Any]) -> None:
 @documented
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What an adapter is, and which PLM, task and training it comes from; `adapter_config.json`.
+    """Description of an adapter, its PLM, its task and its training; stored as `adapter_config.json`.
 
     Raises:
-        ConfigError: a value outside its limits, or values that contradict each other.
+        ConfigError: a value is outside its limits, or values contradict each other.
     """
 
     d: int = option(help="Width of the head's input.", least=1, most=WIDEST)
-    vocabulary_size: int = option(help="V, the rows of W_hd.", least=1, most=1 << 24)
-    rank: int = option(help="r, the rows of A.", least=1, most=WIDEST)
+    vocabulary_size: int = option(help="V, number of rows of W_hd.", least=1, most=1 << 24)
+    rank: int = option(help="r, number of rows of A.", least=1, most=WIDEST)
     residual: bool = option(False, "h_pd = f + B_pd A f.")
     activation: Activation = option("none", "gelu: h_pd = f + B_pd gelu(A norm(f)).")
     vocabulary: Vocabulary = option("full", "seen: P_PEMA covers only target tokens that occur in the memory.")
@@ -256,11 +258,11 @@ class AdapterConfig:
         None, "SHA-256 of the chat template that prompts are written in; None: plain prompts.", pattern="[0-9a-f]{64}"
     )
     system: str | None = option(None, "System prompt of the chat, if one was given.")
-    contexts: Contexts | None = option(None, "What follows the prompt in the memory's contexts.")
+    contexts: Contexts | None = option(None, "Tokens that follow the prompt in the memory's contexts.")
     schedule: NamedSchedule | None = option(
-        None, "The mixture weight's course where none is named; None is the one that suits the contexts."
+        None, "Default schedule of the mixture weight; None: the one suited to the contexts."
     )
-    fitted: Fitted | None = option(None, "The schedule that training fitted to the held-out pairs.")
+    fitted: Fitted | None = option(None, "The schedule fitted to the held-out pairs.")
     max_new_tokens: int | None = option(
         None,
         "Maximum output length in tokens if none is given, from the training targets; None: 2 SL + 16.",
@@ -285,7 +287,7 @@ class AdapterConfig:
             raise ConfigError(f"rank={self.rank} is larger than d = {self.d}: use a rank of at most {self.d}.")
         if self.plm is not None and (self.plm.d, self.plm.vocabulary_size) != (self.d, self.vocabulary_size):
             raise ConfigError(
-                f"d={self.d}, vocabulary_size={self.vocabulary_size} are not those of {self.plm.name}: "
+                f"d={self.d}, vocabulary_size={self.vocabulary_size} differ from those of {self.plm.name}: "
                 f"{self.plm.d}, {self.plm.vocabulary_size}."
             )
         _check_training(self.training)
@@ -300,27 +302,27 @@ class AdapterConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AdapterConfig:
-        """The inverse of `to_dict`.
+        """Build the config from the result of `to_dict`.
 
         Raises:
-            ConfigError: a key that is not a setting, or a value that cannot be meant.
+            ConfigError: a key is unknown, or a value is invalid.
         """
         return from_json(cls, values)
 
     @property
     def tap(self) -> Tap:
-        """Where the representations are read that the adapter learned from."""
+        """Tap of the representations that the adapter was trained on."""
         return "head_input" if self.plm is None else self.plm.tap
 
     def choose_schedule(self, name: str | None = None, lambda_max: float | None = None) -> NamedSchedule:
-        """Return the schedule that a user names, or the adapter's own.
+        """Return the schedule of this name, or the adapter's own.
 
         Args:
-            name: unrolling, constant, linear, fitted or none; None is the adapter's own.
-            lambda_max: the weight that it begins with, in place of the schedule's own.
+            name: unrolling, constant, linear, fitted or none; None: the adapter's own.
+            lambda_max: initial weight instead of the schedule's own.
 
         Raises:
-            ConfigError: as `get_schedule`; a fitted schedule that the adapter does not have.
+            ConfigError: see `get_schedule`; or the adapter has no fitted schedule.
         """
         assert self.schedule is not None
         if name is None and lambda_max is None:
@@ -328,10 +330,10 @@ class AdapterConfig:
         return get_schedule(name or self.schedule.name, lambda_max=lambda_max, fitted=self.fitted, why_not=self._why())
 
     def _why(self) -> str:
-        """Why the adapter has no fitted schedule."""
+        """Return why the adapter has no fitted schedule, for the message."""
         settings = self.training.get("settings", {})
         if settings.get("dp_epsilon") is not None:
-            return "belongs to an adapter of private training: it would be read off examples without noise"
+            return "belongs to an adapter of private training: it would be computed from examples without noise"
         if settings.get("dev_fraction") == 0:
             return "belongs to this adapter, which was trained with dev_fraction=0: nothing was held out to fit it on"
         return "belongs to this adapter: train it again to have one"

@@ -1,4 +1,4 @@
-"""Dropout whose mask depends on the seed and the step alone, so a resumed run draws what an unbroken one would."""
+"""Dropout whose mask depends only on the seed and the step, so that a resumed run draws the same masks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ LEVELS = 1 << 16
 
 
 class Dropout:
-    """x -> x m / (1 - p), with m = 0 at a share p of the entries (p rounded to a multiple of 1 / 65536).
+    """Dropout: x -> x m / (1 - p), with m = 0 at a share p of the entries (p rounded to a multiple of 1 / 65536).
 
-    Four 16-bit draws come out of each 64-bit random number, which on a CPU is many times faster than a draw of each
-    entry.
+    Each 64-bit random number serves four entries, which on a CPU is many times faster than a random number per entry.
     """
 
     def __init__(self, p: float, seed: int, device: torch.device) -> None:
@@ -21,7 +20,7 @@ class Dropout:
         self.random = torch.Generator(device)
 
     def at(self, step: int) -> Dropout | None:
-        """Make ready for the masks of `step`; None where nothing is dropped."""
+        """Prepare the masks of `step`; return None if nothing is dropped."""
         if not self.cut:
             return None
         self.random.manual_seed((self.seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9) % (1 << 63))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BINS = 16
 SPAN = 2.0
 PRIOR_PAIRS = 50.0
-"""The weight of all pairs together counts as much as this many pairs of a bin."""
+"""Number of pairs of a bin as which the weight of all pairs counts."""
 
 
 def fit_schedule(
@@ -32,22 +32,22 @@ def fit_schedule(
     prior_pairs: float = PRIOR_PAIRS,
     batch_size: int = 512,
 ) -> Fitted:
-    """Fit lambda per bin of t / SL on held-out pairs; needs no PLM.
+    """Fit lambda per bin of t / SL on held-out pairs, without the PLM.
 
     Maximises sum_i log(lambda P_PEMA(y_i | c_i) + (1 - lambda) P_LM(y_i | c_i)) per bin, which is concave in lambda.
-    Every bin leans on the weight of all pairs together, so a bin of few pairs (or none) is not fitted to chance.
+    The weight of all pairs together is the prior of every bin, so that a bin of few pairs (or none) does not overfit.
 
     Args:
-        adapter: the adapter; its dropout is off here.
+        adapter: the adapter, used without dropout.
         head: the head bundle.
-        view: held-out pairs, which the adapter was not trained on.
-        bins: equal bins of t / SL in [0, span), the last one open.
+        view: held-out pairs, on which the adapter was not trained.
+        bins: number of equal bins of t / SL in [0, span); the last one is open to the right.
         span: see `Fitted`.
-        prior_pairs: how many pairs of a bin the weight of all pairs counts as.
-        batch_size: pairs whose logits are alive at once.
+        prior_pairs: number of pairs of a bin as which the weight of all pairs counts.
+        batch_size: number of pairs whose logits are in memory at a time.
 
     Raises:
-        ConfigError: no pairs, or bins or prior_pairs out of range.
+        ConfigError: there are no pairs, or bins or prior_pairs is out of range.
     """
     require("bins", bins, int, least=1, most=10_000)
     require("prior_pairs", prior_pairs, float, least=0.0)
@@ -61,7 +61,7 @@ def fit_schedule(
     finally:
         adapter.train(was_training)
     if not log_ratios:
-        raise ConfigError("A fitted schedule needs held-out pairs, and there are none: raise dev_fraction.")
+        raise ConfigError("a fitted schedule needs held-out pairs, and there are none: raise dev_fraction.")
     ratios, bin_of_pair = torch.cat(log_ratios), torch.cat(places)
     together = maximise(ratios, torch.zeros_like(bin_of_pair), 1)
     values = maximise(ratios, bin_of_pair, bins, prior=together, prior_pairs=prior_pairs)

@@ -40,7 +40,7 @@ from pema.signature import signature
 
 
 class JointRun:
-    """One training run: what it works on, and the `State` that a checkpoint keeps."""
+    """One training run: its memory, adapter and optimizer, and the `State` that a checkpoint stores."""
 
     def __init__(
         self, memory: Memory, config: TrainConfig, output: Path, checkpoint: Checkpoint, tensorboard: bool
@@ -86,7 +86,7 @@ class JointRun:
             self.start()
 
     def reconstruct(self) -> None:
-        """Find B_rct; with init="pca" the adapter starts there."""
+        """Fit B_rct; with init="pca" the adapter starts from it."""
         config, view, d = self.config, self.train_view, self.memory.d
         started = time.perf_counter()
         if config.reconstruction == "closed_form":
@@ -116,7 +116,7 @@ class JointRun:
                 self.adapter.B_pd.data.copy_(B_rct)
 
     def start(self) -> None:
-        """Measure the adapter that has learnt nothing yet; with `residual` it is the PLM."""
+        """Measure the losses before training; with `residual` the adapter is then equal to the PLM."""
         if self.held_out is not None:
             total, reconstruction, prediction = self.measure(self.held_out)
             self.state.lowest = total
@@ -126,7 +126,7 @@ class JointRun:
         self.save()
 
     def to_the_end(self) -> None:
-        """Epochs until the last one, or until the held-out loss has not fallen for `patience` of them."""
+        """Train until the last epoch, or until the held-out loss has not fallen for `patience` epochs."""
         config, state = self.config, self.state
         pairs = self.train_view.pairs
         done = min(state.epoch * pairs + state.batch * config.batch_size, config.epochs * pairs)
@@ -139,7 +139,7 @@ class JointRun:
         self.log.close()
 
     def epoch(self, advance: Any) -> None:  # noqa: ANN401
-        """The batches of the current epoch that are not done yet."""
+        """Train on the remaining batches of the current epoch."""
         config, state = self.config, self.state
         started, pairs = time.perf_counter(), 0
         seed = config.seed * 1_000_003 + state.epoch
@@ -160,7 +160,7 @@ class JointRun:
                 self.save()
 
     def step(self, f: Tensor, targets: Tensor) -> tuple[tuple[float, float, float], float]:
-        """One step of the optimizer on f (b, d) and targets (b,); returns the losses and the learning rate."""
+        """Take an optimizer step on f (b, d) and targets (b,); return the losses and the learning rate."""
         config, state = self.config, self.state
         rate = learning_rate_at(state.step, self.steps, config)
         f, targets = f.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
@@ -180,7 +180,7 @@ class JointRun:
         return (total, float(losses.reconstruction.detach()), float(losses.prediction.detach())), rate
 
     def end_epoch(self, seconds: float, pairs: float) -> None:
-        """Measure the held-out loss, keep the weights if it is the lowest, decide whether to go on."""
+        """Measure the held-out loss, keep the weights if it is the lowest, and decide whether to continue."""
         config, state = self.config, self.state
         state.epoch, state.batch = state.epoch + 1, 0
         state.seconds += seconds
@@ -211,7 +211,7 @@ class JointRun:
         self.save()
 
     def note_lowest(self, total: float, reconstruction: float, prediction: float) -> None:
-        """Keep the held-out losses of the best weights for the card."""
+        """Record the held-out losses of the best weights for the model card."""
         figures = {"held_out_loss": total, "held_out_cross_entropy": prediction}
         if self.config.kappa > 0:
             figures["held_out_reconstruction"] = reconstruction
@@ -219,7 +219,7 @@ class JointRun:
 
     @torch.no_grad()
     def measure(self, view: View) -> tuple[float, float, float]:
-        """Mean losses (total, reconstruction, prediction) of the adapter over the pairs of `view`."""
+        """Return the mean losses (total, reconstruction, prediction) of the adapter over the pairs of `view`."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         for batch in view.batches(max(self.config.batch_size, 1024)):
             f, targets = batch.representations.to(self.device), batch.targets.to(self.device)
@@ -236,7 +236,7 @@ class JointRun:
         return total, reconstruction, prediction
 
     def save(self) -> None:
-        """Replace the checkpoint by what stands now."""
+        """Replace the checkpoint with the current state."""
         self.log.sync()
         self.state.log_bytes = self.log.bytes
         tensors: dict[str, Tensor] = dict(self.parameters)
@@ -247,7 +247,7 @@ class JointRun:
         self.checkpoint.save(self.state, tensors)
 
     def finish(self, digest: str) -> Adapter:
-        """Write the best adapter with its figures and its fitted schedule, and drop the checkpoint."""
+        """Write the best adapter with its figures and its fitted schedule, and remove the checkpoint."""
         state, config = self.state, self.config
         for name, parameter in self.parameters.items():
             parameter.data.copy_(self.best[name])
@@ -277,7 +277,7 @@ class JointRun:
 
 def _split(memory: Memory, config: TrainConfig) -> tuple[View, View | None]:
     if not memory.pairs:
-        raise AdapterError(f"{memory.path} holds no pairs to train on: build it with more examples.")
+        raise AdapterError(f"{memory.path} contains no pairs to train on: build it with more examples.")
     if config.dev_fraction == 0:
         return memory.view(), None
     return memory.split(config.dev_fraction, config.seed)

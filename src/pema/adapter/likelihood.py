@@ -1,4 +1,4 @@
-"""How likely the gold tokens are under the PLM, the adapter and their mixture, and the weight that suits them best."""
+"""Likelihood of the gold tokens under the PLM, the adapter and their mixture, and the weight that maximises it."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def log_p(head: Head, h: Tensor, targets: Tensor, tokens: Tensor | None = None) -> Tensor:
-    """Log softmax(W_hd h) of the gold tokens.
+    """Return log softmax(W_hd h) of the gold tokens.
 
     Args:
         head: the head bundle.
         h: (n, d), f for P_LM or h_pd for P_PEMA.
         targets: (n,) token ids.
-        tokens: (V',) sorted ids, where P covers these alone.
+        tokens: (V',) sorted ids, if P covers only these.
 
     Returns:
         (n,) float64; -inf for a target that is not among `tokens`.
     """
     logits = head.logits(h, tokens)
     places = targets if tokens is None else torch.searchsorted(tokens, targets).clamp(max=len(tokens) - 1)
-    found = logits.gather(1, places[:, None])[:, 0].double() - logits.logsumexp(-1).double()
-    return found if tokens is None else found.masked_fill(tokens[places] != targets, -torch.inf)
+    values = logits.gather(1, places[:, None])[:, 0].double() - logits.logsumexp(-1).double()
+    return values if tokens is None else values.masked_fill(tokens[places] != targets, -torch.inf)
 
 
 @torch.no_grad()
 def log_ratio(adapter: Adapter, head: Head, f: Tensor, targets: Tensor) -> Tensor:
-    """The log of P_PEMA(y) / P_LM(y) for the gold token y.
+    """Return log(P_PEMA(y) / P_LM(y)) of the gold tokens y.
 
     Args:
         adapter: the adapter.
@@ -42,7 +42,7 @@ def log_ratio(adapter: Adapter, head: Head, f: Tensor, targets: Tensor) -> Tenso
         targets: (n,) y.
 
     Returns:
-        (n,) float64; -inf where P_PEMA has no such token.
+        (n,) float64; -inf if P_PEMA does not cover the token.
     """
     f, targets = f.to(head.weight.device), targets.to(head.weight.device)
     return (log_p(head, adapter(f), targets, adapter.tokens) - log_p(head, f, targets)).cpu()
@@ -58,16 +58,16 @@ def maximise(
     tolerance: float = 1e-7,
     most_steps: int = 2000,
 ) -> Tensor:
-    """EM from 1/2 until no weight moves by more than `tolerance`.
+    """Maximise the likelihood per bin by EM, from 1/2 until no weight changes by more than `tolerance`.
 
     Args:
         log_ratios: (n,) float64, log P_PEMA(y) - log P_LM(y).
         bin_of_pair: (n,) int64.
-        bins: how many bins there are.
-        prior: (1,) weight that every bin leans on; needed where a bin may be empty.
-        prior_pairs: how many pairs it counts as.
-        tolerance: the smallest movement that is still followed.
-        most_steps: where to stop at the latest.
+        bins: number of bins.
+        prior: (1,) prior weight of every bin; required if a bin may be empty.
+        prior_pairs: number of pairs as which it counts.
+        tolerance: largest change of a weight at which EM stops.
+        most_steps: maximum number of steps.
 
     Returns:
         (bins,) float64 in [0, 1].
@@ -90,14 +90,14 @@ def em_step(
     prior: Tensor | None = None,
     prior_pairs: float = 0.0,
 ) -> Tensor:
-    """One step of EM: lambda becomes the mean probability that the gold token came from P_PEMA.
+    """Take one step of EM: lambda becomes the mean probability that the gold token came from P_PEMA.
 
     E: r_i = lambda P_PEMA(y_i) / (lambda P_PEMA(y_i) + (1 - lambda) P_LM(y_i)). M: lambda = mean of r_i over the bin,
-    with `prior_pairs` further pairs of r = prior. A bin of nothing takes the prior, or keeps its weight without one.
+    with `prior_pairs` further pairs of r = prior. An empty bin takes the prior, or keeps its weight without one.
     """
     bins = len(weights)
     share = torch.sigmoid(torch.logit(weights)[bin_of_pair] + log_ratios)
-    # A weight of exactly 0 or 1 meets a ratio of the other infinity: the weight says which part there is.
+    # With a weight of exactly 0 or 1 an infinite ratio gives NaN: the weight alone decides then.
     share = torch.where(share.isnan(), weights[bin_of_pair], share)
     total = torch.bincount(bin_of_pair, share, minlength=bins)
     count = torch.bincount(bin_of_pair, minlength=bins).double()

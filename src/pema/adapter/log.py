@@ -1,4 +1,4 @@
-"""The training log: one JSON object a line, and TensorBoard where it is wanted."""
+"""The training log: one JSON object per line, and TensorBoard on request."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pema.files import sync
 
 
 class Log:
-    """Appends to `training.jsonl`; a resumed run first cuts off half lines and what its checkpoint does not know of."""
+    """Writer of `training.jsonl`; a resumed run first removes incomplete lines and lines after its checkpoint."""
 
     def __init__(self, folder: Path, keep_bytes: int, tensorboard: bool, step: int) -> None:
         """Open the log.
 
         Args:
             folder: the adapter's folder.
-            keep_bytes: how much of an existing log belongs to this run.
+            keep_bytes: number of bytes of an existing log that belong to this run.
             tensorboard: whether to write for TensorBoard as well, into `folder / "tensorboard"`.
-            step: the step that the run stands at.
+            step: current step of the run.
 
         Raises:
             ConfigError: TensorBoard is not installed.
@@ -34,7 +34,7 @@ class Log:
             folder.mkdir(parents=True, exist_ok=True)
             self.path.touch()
             with self.path.open("r+b") as file:
-                # After a power cut the log may be shorter than the checkpoint knows, or end in bytes that are no line.
+                # After a power cut the log may be shorter than the checkpoint says, or end in an incomplete line.
                 kept = file.read(keep_bytes).partition(b"\0")[0]
                 self.bytes = kept.rfind(b"\n") + 1
                 file.truncate(self.bytes)
@@ -51,7 +51,7 @@ class Log:
         """Append one event with its values, rounded to seven digits.
 
         Raises:
-            StorageError: the disk refused.
+            StorageError: writing failed.
         """
         rounded = {k: float(f"{v:.7g}") if isinstance(v, float) else v for k, v in values.items()}
         line = (json.dumps({"event": event, "step": step} | rounded) + "\n").encode()
@@ -69,10 +69,10 @@ class Log:
                     self.board.add_scalar(f"{event}/{name}", value, step)
 
     def sync(self) -> None:
-        """Flush the log to the disk, before a checkpoint counts on it.
+        """Flush the log to the disk, before a checkpoint refers to it.
 
         Raises:
-            StorageError: the disk refused.
+            StorageError: writing failed.
         """
         try:
             sync(self.path)
@@ -80,6 +80,6 @@ class Log:
             raise StorageError(f"cannot write {self.path}: {error.strerror or error}.") from error
 
     def close(self) -> None:
-        """Flush what TensorBoard still holds."""
+        """Flush and close the TensorBoard writer."""
         if self.board is not None:
             self.board.close()

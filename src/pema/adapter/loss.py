@@ -1,4 +1,4 @@
-"""The joint loss, with a cross-entropy that never holds the logits of a whole batch."""
+"""The joint loss, with a cross-entropy that never stores the logits of a whole batch."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from pema.errors import AdapterError
 from pema.owner.head import Head
 
 CHUNK_BYTES = {"cpu": 16 << 20}
-"""float32 logits alive at a time: on a CPU as many as its last-level cache holds; elsewhere 256 MiB."""
+"""Bytes of float32 logits in memory at a time: on a CPU the size of its last-level cache; elsewhere 256 MiB."""
 
 LEAST_ROWS = 256
-"""Fewer rows than this make the matrix products slow; a chunk of it takes 256 / d of what W_hd takes."""
+"""Minimum rows per chunk: fewer make matrix products slow. Such a chunk takes 256 / d of the bytes of W_hd."""
 
 WIDENED_BYTES = 1 << 28
-"""A W_hd that is stored in half precision and takes no more than this in float32 is widened once, which is faster."""
+"""Maximum bytes in float32 of a half-precision W_hd that is converted once to float32, which is faster."""
 
 PIECES = 8
-"""A piece of W_hd that is widened takes this part of a chunk's bytes: it is read again at once, from a core's cache."""
+"""Size of a converted piece of W_hd, as part of a chunk's bytes: small enough to be read again from a core's cache."""
 
 
 class Losses(NamedTuple):
-    """L and its two parts, each a mean over the pairs of a batch; scalars."""
+    """Scalars: L and its two parts, each a mean over the pairs of a batch."""
 
     total: Tensor
     reconstruction: Tensor
@@ -37,7 +37,7 @@ class Losses(NamedTuple):
 
 
 class JointLoss:
-    """L = kappa * mean ||f - h_rct||^2 + (1 - kappa) * CE(softmax(W_hd h_pd), y).
+    """Joint loss L = kappa * mean ||f - h_rct||^2 + (1 - kappa) * CE(softmax(W_hd h_pd), y).
 
     The mean of the first term is over pairs and over the d entries of f, as in the published code.
     """
@@ -68,32 +68,32 @@ class JointLoss:
 
 
 class CrossEntropy:
-    """-log softmax(W_hd h)_y, mean over the batch, in chunks of rows.
+    """Mean of -log softmax(W_hd h)_y over the batch, computed in chunks of rows.
 
-    Each chunk yields its loss and its gradient in one go: dL/dh = (softmax(W_hd h) - onehot(y)) W_hd / n. W_hd is
-    frozen, so this is all that the backward pass needs, and the logits are dropped with the chunk.
+    Each chunk yields its loss and its gradient together: dL/dh = (softmax(W_hd h) - onehot(y)) W_hd / n. W_hd is
+    frozen, so the backward pass needs nothing else, and the logits are freed with the chunk.
 
-    A large W_hd that is stored in half precision stays so: for products in float32 it is widened a piece at a time,
+    A large W_hd in half precision stays so: for products in float32 it is converted a piece at a time,
     which costs a few per cent of the time and halves its memory.
     """
 
     def __init__(
         self, head: Head, tokens: Tensor | None = None, *, bfloat16: bool = False, chunk_bytes: int | None = None
     ) -> None:
-        """Bring W_hd into the layout of training.
+        """Convert W_hd to the layout of training.
 
         Args:
             head: the frozen head.
             tokens: (V',) the seen vocabulary, or None for all V.
             bfloat16: multiply matrices in bfloat16.
-            chunk_bytes: maximum size of the logits that are alive at a time; None chooses it by the device.
+            chunk_bytes: maximum size of the logits in memory at a time; None: chosen by the device.
         """
         self.position: Tensor | None = None
         if tokens is not None:
             self.position = tokens.new_full((head.vocabulary_size,), -1)
             self.position[tokens] = torch.arange(len(tokens), device=tokens.device)
             head = head.subset(tokens)
-        # The head itself is not kept: a W_hd that is cast would stay in memory twice.
+        # The head itself is not kept: a converted W_hd would stay in memory twice.
         self.scale, self.soft_cap = head.scale, head.soft_cap
         self.bias = None if head.bias is None else head.bias.detach().float() * head.scale
         self.dtype = torch.bfloat16 if bfloat16 else torch.float32
@@ -110,10 +110,10 @@ class CrossEntropy:
         self._widened = torch.empty(0, device=device)
 
     def __call__(self, h: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of h (n, d) with token ids `targets` (n,): a scalar, differentiable in h.
+        """Return the mean loss of h (n, d) with token ids `targets` (n,): a scalar, differentiable in h.
 
         Raises:
-            AdapterError: a target lies outside the vocabulary.
+            AdapterError: a target is outside the vocabulary.
         """
         if self.position is not None:
             targets = self.position[targets]
@@ -123,7 +123,7 @@ class CrossEntropy:
         return loss
 
     def sweep(self, h: Tensor, targets: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None]:
-        """Mean loss, and its gradient in h, chunk by chunk."""
+        """Return the mean loss and its gradient in h, computed chunk by chunk."""
         n = h.shape[0]
         dh = torch.empty(h.shape, dtype=torch.float32, device=h.device) if gradient else None
         total = torch.zeros((), dtype=torch.float64, device=h.device)
@@ -142,11 +142,11 @@ class CrossEntropy:
         return (total / n).float(), dh
 
     def logits(self, h: Tensor) -> Tensor:
-        """Head logits of (c, d): (c, V) float32, in a buffer that the next chunk reuses."""
+        """Compute the head's logits of (c, d): (c, V) float32, in a buffer that the next chunk reuses."""
         h = h * self.scale if self.scale != 1 else h
-        self._logits, out = _room(self._logits, len(h), self.V)
+        self._logits, out = _view(self._logits, len(h), self.V)
         if self.dtype != torch.float32:
-            self._rounded, rounded = _room(self._rounded, len(h), self.V)
+            self._rounded, rounded = _view(self._rounded, len(h), self.V)
             out.copy_(torch.mm(h.to(self.dtype), self.W_hd.t(), out=rounded))
             out = out if self.bias is None else out.add_(self.bias)
         else:
@@ -160,27 +160,27 @@ class CrossEntropy:
         return out
 
     def pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        """W_hd in the dtype of training, some tokens at a time: all of them where it is held in that dtype."""
+        """Yield W_hd in the dtype of training, some tokens at a time; all at once if it is stored in that dtype."""
         if self.W_hd.dtype == self.dtype:
             yield slice(0, self.V), self.W_hd
             return
-        self._widened, room = _room(self._widened, self.piece, self.W_hd.shape[1])
+        self._widened, rows = _view(self._widened, self.piece, self.W_hd.shape[1])
         for start in range(0, self.V, self.piece):
             tokens = slice(start, min(start + self.piece, self.V))
-            yield tokens, room[: tokens.stop - start].copy_(self.W_hd[tokens])
+            yield tokens, rows[: tokens.stop - start].copy_(self.W_hd[tokens])
 
     def weigh(self, logits: Tensor) -> None:
-        """Change logits (c, V) in place where a token stands for several; here none does."""
+        """Change logits (c, V) in place if a token represents several; here none does."""
 
     def slope(self, logits: Tensor) -> Tensor | None:
-        """Derivative of the soft cap at capped logits: cap tanh(x / cap) has 1 - tanh(x / cap)^2. Shape (c, V)."""
+        """Return the derivative of the soft cap cap tanh(x / cap) at capped logits, 1 - tanh(x / cap)^2: (c, V)."""
         cap = self.soft_cap
         return None if cap is None else (logits / cap).square_().neg_().add_(1)
 
     def step_back(self, dlogits: Tensor, out: Tensor) -> None:
-        """dL/dlogits W_hd: (c, V) -> (c, d) into `out`."""
+        """Compute dL/dlogits W_hd, (c, V) -> (c, d), into `out`."""
         if self.dtype != torch.float32:
-            self._rounded, rounded = _room(self._rounded, *dlogits.shape)
+            self._rounded, rounded = _view(self._rounded, *dlogits.shape)
             out.copy_(torch.mm(rounded.copy_(dlogits), self.W_hd))
             return
         for columns, W_hd in self.pieces():
@@ -190,17 +190,17 @@ class CrossEntropy:
                 out.addmm_(dlogits[:, columns], W_hd)
 
 
-def _room(buffer: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """A buffer of at least that many entries, and a (rows, columns) view of it; the old one serves where it can."""
+def _view(buffer: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Return a (rows, columns) view of a buffer, and the buffer: the given one, or a new one if that is too small."""
     if buffer.numel() < rows * columns:
         buffer = buffer.new_empty(rows * columns)
     return buffer, buffer[: rows * columns].view(rows, columns)
 
 
 def _probabilities(logits: Tensor, y: Tensor) -> Tensor:
-    """Turn logits (c, V) into softmax(logits) in place; returns the summed loss of the targets y (c, 1).
+    """Turn logits (c, V) into softmax(logits) in place; return the summed loss of the targets y (c, 1).
 
-    log sum exp is read off the largest entry, x_max - log p_max, which cannot underflow: p_max >= 1 / V.
+    log sum exp is computed from the largest entry as x_max - log p_max, which cannot underflow: p_max >= 1 / V.
     """
     x_max, x_y = logits.amax(-1), logits.gather(1, y)[:, 0]
     torch.softmax(logits, -1, out=logits)
@@ -208,7 +208,7 @@ def _probabilities(logits: Tensor, y: Tensor) -> Tensor:
 
 
 class _Chunked(torch.autograd.Function):
-    """Ties `CrossEntropy.sweep` into autograd."""
+    """Autograd function of `CrossEntropy.sweep`."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, targets: Tensor, cross_entropy: CrossEntropy) -> Tensor:  # noqa: ANN401

@@ -1,4 +1,4 @@
-"""The adapter: A, B_rct and B_pd (the paper's section 3.3), with the options that go past the paper."""
+"""The adapter: A, B_rct and B_pd (the paper's section 3.3), with options beyond the paper."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pema.owner.head import Head
 
 
 class Adapter(nn.Module):
-    """h_pd = B_pd A f and h_rct = B_rct A f; P_PEMA = softmax(W_hd h_pd).
+    """PEMA adapter: h_pd = B_pd A f and h_rct = B_rct A f; P_PEMA = softmax(W_hd h_pd).
 
     With `residual`, h_pd = f + B_pd A f, and with `activation="gelu"` also, h_pd = f + B_pd gelu(A norm(f)), where
     norm(f) = f / sqrt(mean(f^2)). B_pd is then zero at the start: the adapter starts as the PLM. With
@@ -29,9 +29,9 @@ class Adapter(nn.Module):
         config: what the adapter is and where it comes from.
         A: (r, d), trained.
         B_pd: (d, r), trained.
-        B_rct: (d, r), frozen; None where the training needed no reconstruction.
-        tokens: (V',) int64, the sorted token ids of the "seen" vocabulary; None with the full one.
-        name: what messages call it: the last part of the folder or hub name that it was saved to or loaded from.
+        B_rct: (d, r), frozen; None if the training needed no reconstruction.
+        tokens: (V',) int64, the sorted token ids of the "seen" vocabulary; None with the full vocabulary.
+        name: name in messages: the last part of the folder or hub name that it was saved to or loaded from.
     """
 
     B_rct: Tensor | None
@@ -56,30 +56,30 @@ class Adapter(nn.Module):
         self.register_buffer("tokens", tokens)
 
     def forward(self, f: Tensor) -> Tensor:
-        """h_pd of f: (..., d) -> (..., d), in the adapter's dtype."""
+        """Return h_pd of f: (..., d) -> (..., d), in the adapter's dtype."""
         f = f.to(self.A.dtype)
         return self.predict(f, self.compress(f))
 
     def compress(self, f: Tensor, drop: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """A f, or gelu(A norm(f)): (..., d) -> (..., r). `drop` is applied to what A reads."""
+        """Return A f, or gelu(A norm(f)): (..., d) -> (..., r). `drop` is applied to the input of A."""
         x = self.normalise(f)
         return self.activate(linear(x if drop is None else drop(x), self.A))
 
     def normalise(self, f: Tensor) -> Tensor:
-        """What A reads: f, or norm(f) with the activation; (..., d) -> (..., d)."""
+        """Return the input of A: f, or norm(f) with the activation; (..., d) -> (..., d)."""
         return rms_norm(f, (self.config.d,)) if self.config.activation == "gelu" else f
 
     def activate(self, z: Tensor) -> Tensor:
-        """What B_pd reads, z or gelu(z): (..., r) -> (..., r)."""
+        """Return the input of B_pd: z, or gelu(z) with the activation; (..., r) -> (..., r)."""
         return gelu(z) if self.config.activation == "gelu" else z
 
     def predict(self, f: Tensor, z: Tensor) -> Tensor:
-        """B_pd z, or f + B_pd z: (..., d), (..., r) -> (..., d)."""
+        """Return B_pd z, or f + B_pd z with `residual`: (..., d), (..., r) -> (..., d)."""
         h_pd = linear(z, self.B_pd)
         return f + h_pd if self.config.residual else h_pd
 
     def reconstruct(self, f: Tensor) -> Tensor:
-        """h_rct = B_rct A f: (..., d) -> (..., d).
+        """Return h_rct = B_rct A f: (..., d) -> (..., d).
 
         Raises:
             AdapterError: the adapter was trained without reconstruction.
@@ -91,7 +91,7 @@ class Adapter(nn.Module):
         return linear(self.compress(f.to(self.A.dtype)), self.B_rct)
 
     def log_probs(self, f: Tensor, head: Head) -> Tensor:
-        """Log P_PEMA(. | c) of every token: (n, d) -> (n, V) float32; -inf outside a seen vocabulary."""
+        """Return log P_PEMA(. | c) of every token: (n, d) -> (n, V) float32; -inf outside a seen vocabulary."""
         log_p = torch.log_softmax(head.logits(self(f), self.tokens).float(), dim=-1)
         if self.tokens is None:
             return log_p
@@ -103,14 +103,16 @@ class Adapter(nn.Module):
         """Refuse a PLM that the adapter was not trained for.
 
         Raises:
-            MismatchError: names what differs: the PLM, its tokenizer, its head, the tap or a size.
+            MismatchError: the message names what differs: the PLM, its tokenizer, its head, the tap or a size.
         """
         what = f"the adapter {self.name}" if self.name else "this adapter"
         if self.config.plm is not None:
             description.require_same(self.config.plm, what)
-        mine, theirs = (self.config.d, self.config.vocabulary_size), (description.d, description.vocabulary_size)
-        if mine != theirs:
-            raise MismatchError(f"{what} has (d, V) = {mine}, {description.name} has {theirs}: they do not fit.")
+        sizes, expected = (self.config.d, self.config.vocabulary_size), (description.d, description.vocabulary_size)
+        if sizes != expected:
+            raise MismatchError(
+                f"{what} has (d, V) = {sizes}, {description.name} has {expected}: use the PLM that it was trained for."
+            )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the adapter to `folder` in the layout of a PEFT adapter; see `pema.adapter.store.save`."""
@@ -137,17 +139,17 @@ class Adapter(nn.Module):
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
     ) -> str:
-        """Upload the adapter to the Hugging Face hub; see `pema.adapter.store.push`. Returns the address."""
+        """Upload the adapter to the Hugging Face hub and return its address; see `pema.adapter.store.push`."""
         return store.push(self.config, self.state_dict(), repo_id, private=private, revision=revision, token=token)
 
 
 def _uniform(rows: int, columns: int, random: torch.Generator) -> Tensor:
-    """The start of a linear layer in the paper's code: uniform within 1 / sqrt(columns)."""
+    """Return the initial values of a linear layer in the paper's code: uniform within 1 / sqrt(columns)."""
     return torch.empty(rows, columns).uniform_(-(columns**-0.5), columns**-0.5, generator=random)
 
 
 def _is_vocabulary(tokens: Tensor, vocabulary_size: int) -> bool:
-    """Whether these are sorted unique int64 ids below `vocabulary_size`, at least one."""
+    """Return whether these are sorted unique int64 ids below `vocabulary_size`, at least one."""
     if tokens.dtype != torch.int64 or tokens.dim() != 1 or not len(tokens):
         return False
     return bool(tokens[0] >= 0 and tokens[-1] < vocabulary_size and (tokens[1:] > tokens[:-1]).all())

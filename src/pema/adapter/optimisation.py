@@ -1,4 +1,4 @@
-"""What every training does alike: optimizer, learning rate, step and early stopping, and the config of its adapter."""
+"""Common parts of every training: optimizer, learning rate, step, early stopping, and the config of the adapter."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pema.memory.reader import Memory
 
 
 def course(done: float, warmup: float, decay: Decay = "cosine") -> float:
-    """The learning rate's share of its highest value: a linear rise over the warm-up, then the decay towards zero.
+    """Return the learning rate relative to its peak: a linear rise over the warm-up, then the decay towards zero.
 
     Args:
-        done: the share of the training that is over; beyond 1 the rate stays where it ended.
-        warmup: the share that is warm-up.
-        decay: how it falls.
+        done: finished share of the training; beyond 1 the rate stays constant.
+        warmup: share of the warm-up.
+        decay: form of the decay.
     """
     if warmup and done <= warmup:
         return done / warmup
@@ -31,7 +31,7 @@ def course(done: float, warmup: float, decay: Decay = "cosine") -> float:
 
 
 def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
-    """The learning rate of step 0, 1, ... of `steps`: the warm-up is whole steps, and no step has a rate of zero."""
+    """Return the learning rate of a step (from 0): the warm-up has whole steps, and no step has a rate of zero."""
     warmup = math.ceil(config.warmup * steps)
     done = (step + 1 if step < warmup else step) / steps
     return config.learning_rate * course(done, warmup / steps, config.decay)
@@ -40,14 +40,14 @@ def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
 def descend(
     optimizer: torch.optim.Optimizer, loss: Tensor, parameters: Iterable[nn.Parameter], rate: float, clip: float
 ) -> None:
-    """One step of an optimizer on a loss, with a learning rate and with the gradient's norm at most `clip`.
+    """Take an optimizer step on a loss, with a learning rate and with the gradient's norm at most `clip`.
 
     Args:
-        optimizer: of the parameters.
-        loss: a scalar.
-        parameters: what is trained.
-        rate: of this step.
-        clip: 0 leaves the gradient as it is.
+        optimizer: optimizer of the parameters.
+        loss: scalar loss.
+        parameters: trained parameters.
+        rate: learning rate of this step.
+        clip: maximum norm of the gradient; 0: no clipping.
     """
     set_rate(optimizer, rate)
     optimizer.zero_grad(set_to_none=True)
@@ -58,19 +58,19 @@ def descend(
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give the next step of an optimizer its learning rate."""
+    """Set the learning rate of an optimizer."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 @dataclass
 class EarlyStopping:
-    """What says when a held-out loss has not fallen for long enough.
+    """Detector of a held-out loss that no longer falls.
 
     Attributes:
-        patience: measurements without a lower loss after which training stops.
-        lowest: loss so far.
-        since: measurements after it.
+        patience: number of measurements without a lower loss after which training stops.
+        lowest: lowest loss so far.
+        since: number of measurements since then.
     """
 
     patience: int
@@ -78,24 +78,24 @@ class EarlyStopping:
     since: int = 0
 
     def is_lowest(self, loss: float) -> bool:
-        """Note a held-out loss; whether it is the lowest so far."""
+        """Record a held-out loss; return whether it is the lowest so far."""
         lower = loss < self.lowest
         self.lowest, self.since = (loss, 0) if lower else (self.lowest, self.since + 1)
         return lower
 
     @property
     def is_over(self) -> bool:
-        """Whether training stops."""
+        """Whether training must stop."""
         return self.since >= self.patience
 
 
 def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
-    """Whether matrix products with W_hd are taken in bfloat16."""
+    """Return whether matrix products with W_hd are computed in bfloat16."""
     return config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16(device))
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW, as the settings say."""
+    """Create the optimizer of the settings: Adam or AdamW."""
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
@@ -108,11 +108,11 @@ def adapter_config(
     Args:
         memory: the external memory.
         config: the settings.
-        training: what the adapter tells of its training.
-        fitted: the schedule that was fitted to the held-out pairs.
+        training: settings, figures and signature of the training.
+        fitted: the schedule fitted to the held-out pairs.
     """
     manifest = memory.manifest
-    # Under differential privacy nothing is read off the targets without noise, their lengths included.
+    # Under differential privacy nothing is computed from the targets without noise, not even from their lengths.
     statistics = manifest.statistics if config.dp_epsilon is None else None
     return AdapterConfig(
         d=memory.d,

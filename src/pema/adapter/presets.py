@@ -1,4 +1,4 @@
-"""Named settings of training: the paper's, ours, and ours under differential privacy."""
+"""Named settings of training: the paper's, the best ones, and the best ones with differential privacy."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ PRESETS: dict[str, TrainConfig] = {
         fit_rank=False,
     ),
 }
-"""By name. `private` is `best` changed for DP-SGD; docs/private-training.md says how its values were chosen."""
+"""Presets by name. `private` is `best` adapted to DP-SGD; see docs/private-training.md for how it was chosen."""
 
 
 def preset(name: str, **changes: Any) -> TrainConfig:  # noqa: ANN401
-    """Return the preset `name` with `changes`; a rank among them is taken as it stands.
+    """Return the preset `name` with `changes`; a rank among them is used unchanged.
 
-    Under differential privacy `best` is another: with `dp_epsilon`, `best` means `private`.
+    With `dp_epsilon`, `best` means `private`.
 
     Args:
         name: `paper`, `best` or `private`; the last one needs `dp_epsilon` and `dp_delta`.
         changes: fields of `TrainConfig`.
 
     Raises:
-        ConfigError: an unknown preset or setting, or a contradiction.
+        ConfigError: the preset or a setting is unknown, or settings contradict each other.
     """
     among("preset", [name], PRESETS)
     known(TrainConfig, changes)

@@ -1,11 +1,11 @@
 """Training with differential privacy: DP-SGD (Abadi et al. 2016) with whole examples as the unit.
 
-Neighbouring memories have the same number N of examples and differ in one: all its pairs are there in the one memory,
-and in the other it is blank (no pairs, so no gradient). A step takes every example with probability q, independently of
-the others, clips the gradient of its mean loss to norm C, adds up, adds noise N(0, (sigma C)^2) to every entry, and
-divides by q N. The accountant of Opacus says which sigma keeps all steps together within (epsilon, delta).
+Neighbouring memories have the same number N of examples and differ in one: in one memory all its pairs are present,
+in the other it is blank (no pairs, so no gradient). A step takes every example with probability q, independently of
+the others, clips the gradient of its mean loss to norm C, sums them, adds noise N(0, (sigma C)^2) to every entry, and
+divides by q N. The accountant of Opacus computes the sigma that keeps all steps together within (epsilon, delta).
 
-Everything that leaves the training is made of these noisy sums and of what counts as public: the settings, N, the PLM,
+All outputs of the training are computed from these noisy sums and from public values: the settings, N, the PLM,
 the task and its template.
 """
 
@@ -37,7 +37,7 @@ from pema.memory.shard import Integers
 from pema.signature import signature
 
 EXAMPLES_AT_ONCE = 64
-"""Examples of a batch whose pairs are in RAM at a time."""
+"""Number of examples whose pairs are in RAM at a time."""
 
 
 def train_privately(
@@ -46,18 +46,18 @@ def train_privately(
     """Train for all epochs and write the last adapter; see `pema.adapter.training.train`.
 
     Raises:
-        ConfigError: dp_delta or batch_size does not fit the number of examples, or Opacus is not installed.
+        ConfigError: dp_delta or batch_size is too large for the number of examples, or Opacus is not installed.
         AdapterError: the memory is empty, or a gradient is not finite.
     """
     if not memory.pairs:
-        raise AdapterError(f"{memory.path} holds no pairs to train on: build it with more examples.")
+        raise AdapterError(f"{memory.path} contains no pairs to train on: build it with more examples.")
     run = PrivateRun(memory, config, output, checkpoint)
     run.to_the_end()
     return run.finish(), run.state.figures
 
 
 class PrivateRun:
-    """One private training run. Its `State` keeps the step; the secret lies in the checkpoint until the run ends."""
+    """One private training run. Its `State` stores the step; the checkpoint stores the secret until the run ends."""
 
     def __init__(self, memory: Memory, config: TrainConfig, output: Path, checkpoint: Checkpoint) -> None:
         assert config.dp_epsilon is not None
@@ -89,7 +89,7 @@ class PrivateRun:
             self.save()
 
     def to_the_end(self) -> None:
-        """All steps that are not done yet."""
+        """Take all remaining steps."""
         state = self.state
         every = self.config.checkpoint_every or math.ceil(1 / self.rate)
         with progress("private training", self.steps, "steps") as advance:
@@ -103,7 +103,7 @@ class PrivateRun:
                     self.save()
 
     def step(self) -> None:
-        """One step of DP-SGD; what is drawn depends on the secret and the step alone."""
+        """Take one step of DP-SGD; its random numbers depend only on the secret and the step."""
         config, state = self.config, self.state
         rate = learning_rate_at(state.step, self.steps, config)
         set_rate(self.optimizer, rate)
@@ -124,14 +124,14 @@ class PrivateRun:
         state.step += 1
 
     def clipped_sum(self, examples: Integers) -> dict[str, Tensor]:
-        """The sum of the clipped gradients of some examples (numbers, rising), by parameter; zero without any."""
+        """Return the sum of the clipped gradients of some examples (sorted indices), by parameter; zero without any."""
         total = {name: torch.zeros_like(parameter, requires_grad=False) for name, parameter in self.parameters.items()}
         for start in range(0, len(examples), EXAMPLES_AT_ONCE):
             view = View(self.memory, examples[start : start + EXAMPLES_AT_ONCE])
             for batch in view.batches(max(view.pairs, 1)):
                 starts = (batch.steps == 0).nonzero()[:, 0].tolist()
                 lengths = [stop - first for first, stop in itertools.pairwise([*starts, len(batch.steps)])]
-                found = clipped_sum(
+                part = clipped_sum(
                     self.adapter,
                     self.cross_entropy,
                     batch.representations.to(self.device),
@@ -140,20 +140,20 @@ class PrivateRun:
                     self.config.clip,
                     bfloat16=self.bfloat16,
                 )
-                for name, gradient in found._asdict().items():
+                for name, gradient in part._asdict().items():
                     total[name] += gradient
         return total
 
     def save(self) -> None:
-        """Replace the checkpoint by what stands now."""
+        """Replace the checkpoint with the current state."""
         secret = torch.tensor(list(self.secret.key), dtype=torch.uint8)
         tensors = {"secret": secret, **self.parameters, **optimizer_tensors(self.optimizer, self.parameters)}
         self.checkpoint.save(self.state, tensors)
 
     def finish(self) -> Adapter:
-        """Write the adapter with what it spent, and drop the checkpoint with the secret.
+        """Write the adapter with its privacy figures, and remove the checkpoint with the secret.
 
-        Neither the memory's digest, the number of its pairs nor the time that training took is written: they are
+        Neither the memory's digest, the number of its pairs nor the training time is written: they are
         functions of the data without noise.
         """
         state, config = self.state, self.config
@@ -190,6 +190,6 @@ def _check_sizes(config: TrainConfig, examples: int) -> None:
         )
     if config.batch_size > examples:
         raise ConfigError(
-            f"batch_size={config.batch_size} with dp_epsilon counts examples, and the memory holds {examples}: "
+            f"batch_size={config.batch_size} with dp_epsilon counts examples, and the memory has {examples}: "
             f"use at most {examples}."
         )

@@ -12,20 +12,20 @@ from pema.errors import AdapterError, ConfigError
 from pema.memory.reader import View
 
 ROWS = 8192
-"""Representations read at a time, at most."""
+"""Maximum number of representations read at a time."""
 
 ROWS_BYTES = 1 << 24
-"""The same in bytes of float32."""
+"""Maximum bytes of float32 representations read at a time."""
 
 STRIPES = 4
-"""The second moment is symmetric: so many stripes of it are computed from the diagonal on, 5/8 of the products."""
+"""Number of stripes of the symmetric second moment; each is computed from the diagonal on: 5/8 of the products."""
 
 
 def closed_form(view: View, rank: int, d: int) -> tuple[Tensor, Tensor, float]:
-    """The best A and B_rct of rank r: A = U^T and B_rct = U, with U the top r eigenvectors of mean(f f^T).
+    """Return the best A and B_rct of rank r: A = U^T and B_rct = U, with U the top r eigenvectors of mean(f f^T).
 
-    No pair of matrices of that rank reconstructs the memory better (Eckart-Young). One pass over the memory and one
-    eigendecomposition of d x d; products are summed in float64.
+    No pair of matrices of that rank reconstructs the memory better (Eckart-Young). It takes one pass over the memory
+    and one eigendecomposition of d x d; products are summed in float64.
 
     Args:
         view: the memory, or a part of it.
@@ -57,7 +57,7 @@ def closed_form(view: View, rank: int, d: int) -> tuple[Tensor, Tensor, float]:
 def add_products(moment: Tensor, f: Tensor) -> None:
     """Add f^T f to the upper triangle of `moment`, in place: (d, d) float64, (n, d) float32.
 
-    What lies below the diagonal is not the product's.
+    Entries below the diagonal are meaningless.
     """
     d = len(moment)
     width = -(-d // STRIPES)
@@ -77,21 +77,21 @@ def fit_reconstruction_sgd(
     patience: int = 3,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, float]:
-    """The paper's procedure: Adam on A and B_rct, stopped early on the held-out error.
+    """Fit A and B_rct by the paper's procedure: Adam, with early stopping on the held-out error.
 
     Args:
         view: the memory, or a part of it.
         rank: r.
         d: width of a representation.
-        held_out: pairs to stop on; `view` itself where None.
-        learning_rate: of Adam.
-        epochs: most passes over `view`.
+        held_out: pairs for early stopping; None: `view` itself.
+        learning_rate: learning rate of Adam.
+        epochs: maximum number of passes over `view`.
         batch_size: pairs in a step.
-        patience: epochs without a lower held-out error before it stops.
-        seed: of the start and of the shuffling.
+        patience: number of epochs without a lower held-out error before it stops.
+        seed: seed of the initial values and of the order.
 
     Returns:
-        A (r, d), B_rct (d, r) as they were when the held-out error was lowest, and the error on `view`.
+        A (r, d) and B_rct (d, r) of the lowest held-out error, and the error on `view`.
 
     Raises:
         ConfigError: r is larger than d.
@@ -124,7 +124,7 @@ def fit_reconstruction_sgd(
 
 
 def reconstruction_error(view: View, A: Tensor, B_rct: Tensor) -> float:
-    """Mean over pairs and entries of (f - B_rct A f)^2: A (r, d), B_rct (d, r)."""
+    """Return the mean over pairs and entries of (f - B_rct A f)^2: A (r, d), B_rct (d, r)."""
     total = 0.0
     for batch in view.batches(_rows(A.shape[1])):
         f = batch.representations
@@ -133,7 +133,7 @@ def reconstruction_error(view: View, A: Tensor, B_rct: Tensor) -> float:
 
 
 def where_not_finite(view: View, otherwise: str = "the loss is not finite.") -> str:
-    """Name the first pair of `view`, in stored order, whose representation is not finite; or say `otherwise`."""
+    """Return a message with the first pair of `view` whose representation is not finite, or `otherwise`."""
     first = 0
     for batch in view.batches(ROWS):
         bad = ~batch.representations.isfinite().all(dim=1)
@@ -141,14 +141,14 @@ def where_not_finite(view: View, otherwise: str = "the loss is not finite.") -> 
             row = int(bad.nonzero()[0, 0])
             return (
                 f"the representation of pair {first + row} (of {view.pairs}; step {int(batch.steps[row])} of its "
-                "example) is not finite: the PLM overflowed there. Build the memory again in float32 or bfloat16."
+                "example) is not finite: the PLM overflowed. Build the memory again in float32 or bfloat16."
             )
         first += len(bad)
     return otherwise
 
 
 def _rows(d: int) -> int:
-    """How many representations of width d are read at a time."""
+    """Return the number of representations of width d that are read at a time."""
     return max(min(ROWS, ROWS_BYTES // (4 * d)), 1)
 
 
@@ -156,4 +156,4 @@ def _check(view: View, rank: int, d: int) -> None:
     if rank > d:
         raise ConfigError(f"rank={rank} is larger than d = {d}: reconstruction has d directions.")
     if not view.pairs:
-        raise AdapterError("the memory holds no pairs to train on: build it with more examples.")
+        raise AdapterError("the memory contains no pairs to train on: build it with more examples.")

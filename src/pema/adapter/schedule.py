@@ -14,26 +14,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ScheduleName = Literal["unrolling", "constant", "linear", "fitted", "none"]
-"""What a user may call a schedule."""
+"""Names of schedules."""
 
 LAMBDA_MAX = 0.9
-"""The first weight of a schedule that sinks, the paper's."""
+"""Default initial weight of a decreasing schedule (the paper's)."""
 
 STEADY = 0.7
-"""The weight of a schedule that stays: what dev data favour (docs/results.md)."""
+"""Default weight of a constant schedule: the best on dev data (docs/results.md)."""
 
 
 @runtime_checkable
 class Schedule(Protocol):
-    """What the plug-in asks of a schedule; a class of your own needs only `weights`."""
+    """Interface of a schedule; a class of your own needs only `weights`."""
 
     def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
-        """The adapter's weight lambda_t in [0, 1].
+        """Return the adapter's weight lambda_t in [0, 1].
 
         Args:
             step: integers, t = 0 for the first generated token.
-            input_length: integers of a shape that broadcasts with `step`; SL, tokens of the input (never the
-                reference), at least 1.
+            input_length: SL, the number of tokens of the input (never of the reference), at least 1; integers of a
+                shape that broadcasts with `step`.
 
         Returns:
             float32, of the broadcast shape.
@@ -42,7 +42,7 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class NamedSchedule(ABC):
-    """What the schedules below share: a name and a JSON form, so that an adapter can hold one."""
+    """Base class of the schedules below: a name and a JSON form, in which an adapter stores it."""
 
     name: ClassVar[str]
     needs_length: ClassVar[bool] = True
@@ -60,14 +60,14 @@ class NamedSchedule(ABC):
 
     @classmethod
     def from_dict(cls, values: object) -> NamedSchedule:
-        """Read what `to_dict` returned; the inverse.
+        """Build a schedule from the result of `to_dict`.
 
         Raises:
-            ConfigError: an unknown schedule, a key that it does not have, a value out of range, or another schedule
-                than this class.
+            ConfigError: the schedule or a key is unknown, a value is out of range, or it is a schedule of another
+                class.
         """
         if not isinstance(values, Mapping):
-            raise ConfigError(f"a schedule is an object, not {short(values)}.")
+            raise ConfigError(f"a schedule must be an object, not {short(values)}.")
         settings = dict(values)
         name = settings.pop("schedule", None)
         among("schedule", [name], SCHEDULES)
@@ -82,10 +82,10 @@ class GradualUnrolling(NamedSchedule):
     """Gradual Unrolling (section 3.3): lambda_t = max(0, lambda_max - t * step)^2 with step = lambda_max / SL."""
 
     name: ClassVar[str] = "unrolling"
-    lambda_max: float = option(LAMBDA_MAX, "Weight at t = 0, before the square if there is one.", least=0.0, most=1.0)
+    lambda_max: float = option(LAMBDA_MAX, "Weight at t = 0 (of unrolling: before the square).", least=0.0, most=1.0)
 
     def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
-        """See `Schedule.weights`; 0 from t = SL on."""
+        """Return the weights, 0 from t = SL on; see `Schedule.weights`."""
         return (self.lambda_max * _left(step, input_length)).square().float()
 
 
@@ -94,16 +94,16 @@ class Linear(NamedSchedule):
     """Gradual Unrolling without the square: lambda_t = max(0, lambda_max - t * step) with step = lambda_max / SL."""
 
     name: ClassVar[str] = "linear"
-    lambda_max: float = option(LAMBDA_MAX, "Weight at t = 0, before the square if there is one.", least=0.0, most=1.0)
+    lambda_max: float = option(LAMBDA_MAX, "Weight at t = 0 (of unrolling: before the square).", least=0.0, most=1.0)
 
     def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
-        """See `Schedule.weights`; 0 from t = SL on."""
+        """Return the weights, 0 from t = SL on; see `Schedule.weights`."""
         return (self.lambda_max * _left(step, input_length)).float()
 
 
 @dataclass(frozen=True)
 class Constant(NamedSchedule):
-    """lambda_t = value at every step."""
+    """Constant weight: lambda_t = value at every step."""
 
     name: ClassVar[str] = "constant"
     needs_length: ClassVar[bool] = False
@@ -116,7 +116,7 @@ class Constant(NamedSchedule):
 
 @dataclass(frozen=True)
 class NoAdapter(NamedSchedule):
-    """lambda_t = 0: the PLM alone."""
+    """No adapter: lambda_t = 0, the PLM alone."""
 
     name: ClassVar[str] = "none"
     needs_length: ClassVar[bool] = False
@@ -128,7 +128,7 @@ class NoAdapter(NamedSchedule):
 
 @dataclass(frozen=True)
 class Fitted(NamedSchedule):
-    """lambda_t = values[bin of t / SL], learnt from held-out pairs by `fit_schedule`.
+    """Fitted weights: lambda_t = values[bin of t / SL], from held-out pairs by `fit_schedule`.
 
     Attributes:
         values: one weight per bin.
@@ -142,7 +142,7 @@ class Fitted(NamedSchedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.values:
-            raise ConfigError("A fitted schedule needs at least one weight: values is empty.")
+            raise ConfigError("a fitted schedule needs at least one weight: values is empty.")
 
     def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
         """See `Schedule.weights`."""
@@ -151,7 +151,7 @@ class Fitted(NamedSchedule):
 
 
 def relative_bin(step: Tensor, input_length: Tensor, bins: int, span: float) -> Tensor:
-    """The bin of t / SL among `bins` equal ones of [0, span), the last one open; int64, of the broadcast shape."""
+    """Return the bin of t / SL among `bins` equal bins of [0, span), the last one open: int64, broadcast shape."""
     position = step.double() * bins / (span * input_length.double())
     return position.floor().long().clamp_(0, bins - 1)
 
@@ -163,49 +163,50 @@ SCHEDULES: dict[str, type[NamedSchedule]] = {
 WEIGHTED: dict[str, type[GradualUnrolling | Constant | Linear]] = {
     kind.name: kind for kind in (GradualUnrolling, Constant, Linear)
 }
-"""Those that one weight decides."""
+"""Schedules with the single parameter lambda_max."""
 
 
 def get_schedule(
     name: str, *, lambda_max: float | None = None, fitted: Fitted | None = None, why_not: str = "was given"
 ) -> NamedSchedule:
-    """Return the schedule that a user names.
+    """Return the schedule of this name.
 
     Args:
         name: unrolling, constant, linear, fitted or none.
         lambda_max: the weight at t = 0 before the square (unrolling), at t = 0 (linear) or at all t (constant); 0.9
             where it is not given, of `constant` 0.7.
-        fitted: the fitted schedule itself.
-        why_not: what the message says where there is none.
+        fitted: the fitted schedule, if there is one.
+        why_not: reason in the message if there is none.
 
     Raises:
-        ConfigError: an unknown name, a lambda_max outside [0, 1] or with a schedule that has none, or no fitted
-            schedule where one is asked for.
+        ConfigError: the name is unknown, lambda_max is outside [0, 1] or given for a schedule without it, or there is
+            no fitted schedule.
     """
     require("lambda_max", lambda_max, float | None, least=0.0, most=1.0)
     among("schedule", [name], SCHEDULES)
     if name not in WEIGHTED and lambda_max is not None:
-        raise ConfigError(f"The schedule {name!r} has no lambda_max: leave it out, or choose unrolling.")
+        raise ConfigError(f"the schedule {name!r} has no lambda_max: leave it out, or choose unrolling.")
     if name == NoAdapter.name:
         return NoAdapter()
     if kind := WEIGHTED.get(name):
         return kind() if lambda_max is None else kind(lambda_max)
     if fitted is None:
-        raise ConfigError(f"No fitted schedule {why_not}: choose unrolling, constant or linear.")
+        raise ConfigError(f"no fitted schedule {why_not}: choose unrolling, constant or linear.")
     return fitted
 
 
 def suited(contexts: str | None) -> NamedSchedule:
-    """Return the schedule that suits an adapter by the contexts that it learned from.
+    """Return the schedule suited to the contexts that an adapter was trained on.
 
-    That is a constant weight for `teacher` contexts. An adapter from `predicted` contexts learned the reference's words
-    where the PLM had left the reference, and ruins a sentence unless its weight sinks: there it is Gradual Unrolling.
+    It is a constant weight for `teacher` contexts. An adapter from `predicted` contexts has learned words of the
+    reference in contexts that differ from the reference, and damages a sentence unless its weight decreases: it gets
+    Gradual Unrolling.
     """
     return GradualUnrolling() if contexts == "predicted" else Constant()
 
 
 def _left(step: Tensor, input_length: Tensor) -> Tensor:
-    """The share of the input that is left at t: max(0, 1 - t / SL), in float64 so that it is 0 at t = SL exactly."""
+    """Return the remaining share of the input, max(0, 1 - t / SL), in float64 so that it is exactly 0 at t = SL."""
     return (1 - step.double() / input_length.double()).clamp_(min=0)
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 READ = (1, 2)
-"""Formats that are read. In the first one the fitted schedule lay beside the config, in `schedule.json`."""
+"""Formats that can be read. In the first one the fitted schedule is in a file of its own, `schedule.json`."""
 CONFIG_FILE = "adapter_config.json"
 MODEL_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
@@ -34,16 +34,16 @@ SCHEDULE_FILE = "schedule.json"
 CONFIG_BYTES = 1 << 22
 
 LARGEST = 1e6
-"""Largest weight that is believed: training ends far below, and products of larger ones leave float32."""
+"""Largest plausible weight: trained weights are far smaller, and products of larger ones overflow float32."""
 
 AGAIN = "copy or download it again, or train it again."
 
 
 def save(config: AdapterConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write weights, config and model card to `folder`, each whole or not at all, the config last.
+    """Write weights, config and model card to `folder`, each atomically, the config last.
 
     Raises:
-        StorageError: the disk refused.
+        StorageError: writing failed.
     """
     with writing(folder / MODEL_FILE) as temporary:
         save_tensors(tensors, temporary)
@@ -61,7 +61,7 @@ def save(config: AdapterConfig, tensors: Mapping[str, Tensor], folder: Path) -> 
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the file that `save` would write of an adapter's weights."""
+    """Return the SHA-256 of the file that `save` would write for an adapter's weights."""
     from safetensors.torch import save as serialise
 
     return hashlib.sha256(serialise({name: t.detach().cpu().contiguous() for name, t in tensors.items()})).hexdigest()
@@ -78,13 +78,13 @@ def load(
         token: for a private repository.
 
     Raises:
-        AdapterError: there is none, it is of another format, or its files do not belong together.
+        AdapterError: there is none, it has another format, or its files do not belong together.
     """
     from safetensors.torch import load_file
 
     config, path, digest = _open(name_or_folder, revision, token)
     try:
-        # Shapes and checksum first: what the config says is obeyed once the weights are known to be of that size.
+        # Shapes and checksum first: memory is allocated by the config only if the weights have that size.
         _require_fit(read_header(path).places, config, path)
         if sha256(path) != digest:
             raise DataError(f"its SHA-256 is not the one in {CONFIG_FILE}")
@@ -93,7 +93,7 @@ def load(
         raise AdapterError(f"{path} is damaged: {error}; {AGAIN}") from error
     for name in {"A", "B_pd", "B_rct"} & tensors.keys():
         if not float(tensors[name].abs().max()) <= LARGEST:
-            raise AdapterError(f"{path}: {name} holds NaN, infinity or a number beyond {LARGEST:g}; {AGAIN}")
+            raise AdapterError(f"{path}: {name} contains NaN, infinity or a number beyond {LARGEST:g}; {AGAIN}")
     return config, tensors
 
 
@@ -101,23 +101,23 @@ def read_config(name_or_folder: str | Path) -> AdapterConfig:
     """Read an adapter's config without its weights.
 
     Raises:
-        AdapterError: there is none, it is of another format, or its weights are missing.
+        AdapterError: there is none, it has another format, or its weights are missing.
     """
     return _open(name_or_folder, None, None)[0]
 
 
 def require_free(folder: Path) -> None:
-    """Refuse a folder that contains an adapter already.
+    """Refuse a folder that already contains an adapter.
 
     Raises:
-        AdapterError: it does.
+        AdapterError: it contains one.
     """
     if (folder / CONFIG_FILE).exists():
-        raise AdapterError(f"{folder} contains an adapter already: train into another folder, or remove it first.")
+        raise AdapterError(f"{folder} already contains an adapter: train into another folder, or remove it first.")
 
 
 def _open(name_or_folder: str | Path, revision: str | None, token: str | None) -> tuple[AdapterConfig, Path, object]:
-    """Return an adapter's config, the file of its weights and the digest that the file must have."""
+    """Return an adapter's config, the file of its weights and the expected digest of that file."""
     folder = Path(name_or_folder)
     if not folder.is_dir():
         folder = _download(str(name_or_folder), revision, token)
@@ -131,12 +131,12 @@ def _open(name_or_folder: str | Path, revision: str | None, token: str | None) -
             config = _with_schedule(config, folder / SCHEDULE_FILE)
     except (ConfigError, DataError) as error:
         reason = str(error).rstrip(".")
-        raise AdapterError(f"{folder} does not hold a readable adapter: {reason}; {AGAIN}") from error
+        raise AdapterError(f"{folder} does not contain a readable adapter: {reason}; {AGAIN}") from error
     return config, path, values.get("model_sha256")
 
 
 def _with_schedule(config: AdapterConfig, path: Path) -> AdapterConfig:
-    """The config with the schedule that lies beside it: the fitted one, or another that a user stored there."""
+    """Return the config with the schedule of `schedule.json`: the fitted one, or another that a user stored there."""
     schedule = NamedSchedule.from_dict(read_json(path, CONFIG_BYTES))
     if isinstance(schedule, Fitted):
         return replace(config, fitted=schedule)
@@ -152,15 +152,15 @@ def push(
     revision: str | None = None,
     token: str | None = None,
 ) -> str:
-    """Upload an adapter to the hub, into a repository that is made if there is none.
+    """Upload an adapter to a repository on the hub, which is created if it does not exist.
 
     Args:
-        config: what it is.
+        config: config of the adapter.
         tensors: its weights.
         repo_id: owner/name.
         private: whether a new repository is private.
         revision: branch to upload to.
-        token: of the account; the one that `hf auth login` stored where None.
+        token: token of the account; None: the one stored by `hf auth login`.
 
     Returns:
         The repository's address.
@@ -190,33 +190,33 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         values = read_json(folder / CONFIG_FILE, CONFIG_BYTES)
     except DataError as error:
-        raise AdapterError(f"{folder} holds no adapter: {error}") from error
+        raise AdapterError(f"{folder} contains no adapter: {error}") from error
     if values.get("peft_type") != "PEMA":
         raise AdapterError(
-            f"{folder} holds an adapter of type {short(values.get('peft_type'))}, not PEMA: load it with peft."
+            f"{folder} contains an adapter of type {short(values.get('peft_type'))}, not PEMA: load it with peft."
         )
     if type(values.get("format")) is not int or values["format"] not in READ:
         raise AdapterError(
-            f"the adapter {folder} has format {short(values.get('format'))}, this version reads {FORMAT} and before: "
+            f"the adapter {folder} has format {short(values.get('format'))}, this version reads {FORMAT} and older: "
             "use the version of pema that wrote it."
         )
     return values
 
 
 def _require_fit(places: Mapping[str, Place], config: AdapterConfig, path: Path) -> None:
-    """Refuse missing, surplus or misshapen tensors."""
+    """Refuse missing tensors, unknown tensors and wrong shapes or types."""
     shapes = {"A": (config.rank, config.d), "B_pd": (config.d, config.rank), "B_rct": (config.d, config.rank)}
     surplus = set(places) - {*shapes, "tokens"}
     for name in [name for name in shapes if name in places]:
         if places[name].shape != shapes[name]:
             raise AdapterError(f"{path}: {name} is {places[name].shape}, the config says {shapes[name]}; {AGAIN}")
         if places[name].dtype not in FLOATS:
-            raise AdapterError(f"{path}: {name} holds {places[name].dtype}, not floating-point numbers; {AGAIN}")
+            raise AdapterError(f"{path}: {name} contains {places[name].dtype}, not floating-point numbers; {AGAIN}")
     if surplus or not {"A", "B_pd"} <= set(places):
         named = ", ".join(map(short, sorted(places)))
-        raise AdapterError(f"{path} holds {named} where A, B_pd (B_rct, tokens) belong; {AGAIN}")
+        raise AdapterError(f"{path}: expected the tensors A, B_pd (B_rct, tokens), got {named}; {AGAIN}")
     if "tokens" in places and (places["tokens"].dtype, len(places["tokens"].shape)) != ("I64", 1):
-        raise AdapterError(f"{path}: tokens are no list of 64-bit whole numbers; {AGAIN}")
+        raise AdapterError(f"{path}: tokens is not a list of 64-bit integers; {AGAIN}")
 
 
 def _download(name: str, revision: str | None, token: str | None) -> Path:

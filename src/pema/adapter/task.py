@@ -1,4 +1,4 @@
-"""How an adapter is used: its task, template and form of prompts, with which it generates and with no other."""
+"""The task, template and form of prompts of an adapter, and the refusal of any other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training an adapter on a memory: reconstruction, then joint retraining. Needs no PLM."""
+"""Training of an adapter on a memory, without the PLM: reconstruction, then joint retraining."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def train(
     """Train an adapter and write it to `output`.
 
     The folder gets adapter_config.json, adapter_model.safetensors, README.md and training.jsonl. The config holds the
-    schedule that suits the memory's contexts, and one fitted to the held-out examples if there are any. While it runs
-    it also holds checkpoint/, from which `resume` goes on bit for bit.
+    schedule suited to the memory's contexts, and one fitted to the held-out examples if there are any. While it runs
+    it also contains checkpoint/, from which `resume` continues bit for bit.
 
     With `dp_epsilon` it is differentially private, and nothing is logged (`pema.adapter.private`).
 
@@ -33,26 +33,26 @@ def train(
         memory: the external memory.
         config: the settings.
         output: the adapter's folder.
-        resume: go on from the checkpoint that a killed run left in `output`; start where there is none, and return
-            the adapter where the run had ended.
+        resume: continue from the checkpoint that a killed run left in `output`; start if there is none, and return
+            the adapter if the run had ended.
         tensorboard: log for TensorBoard as well.
 
     Returns:
-        The adapter with the lowest held-out loss (the last one where nothing is held out), and its figures.
+        The adapter with the lowest held-out loss (the last one if nothing is held out), and its figures.
 
     Raises:
-        ExternalMemoryError: a file of the memory is damaged; every byte is checked before training starts.
-        AdapterError: `output` holds an adapter or a checkpoint already and `resume` is off, or the loss is not finite.
-        MismatchError: the checkpoint is of other settings or another memory.
+        ExternalMemoryError: a file of the memory is damaged; every byte is verified before training starts.
+        AdapterError: `output` already contains an adapter or a checkpoint without `resume`, or the loss is not finite.
+        MismatchError: the checkpoint belongs to other settings or another memory.
         ConfigError: the settings do not fit the memory; TensorBoard with `dp_epsilon`; Opacus is not installed.
-        StorageError: the disk refused, or another process trains in the folder; the last checkpoint stays.
+        StorageError: writing failed, or another process trains in the folder; the last checkpoint is kept.
     """
     with exclusive(Path(output)):
         return _train(memory, _suited(config, memory), Path(output), resume, tensorboard)
 
 
 def _suited(config: TrainConfig, memory: Memory) -> TrainConfig:
-    """Return the settings as they are for this memory: its width and its vocabulary."""
+    """Return the settings adapted to the width and the vocabulary of this memory."""
     config, V = config.fitted(memory.d), memory.manifest.plm.vocabulary_size
     if config.vocabulary not in ("auto", "sampled"):
         return config
@@ -71,7 +71,7 @@ def _train(
     elif (output / CONFIG_FILE).exists() and not checkpoint.exists():
         done = Adapter.from_pretrained(output)
         training = done.config.training
-        # A private adapter does not tell its memory's digest: whoever knows all but one example could try it out.
+        # A private adapter does not contain its memory's digest, with which a guess of an example could be tested.
         settings, of = training.get("settings", {}), digest if config.dp_epsilon else training.get("memory")
         require_same_run(settings, of, config, digest, f"the adapter {output}")
         checkpoint.remove()
@@ -79,7 +79,7 @@ def _train(
     verify(memory.path)
     if config.dp_epsilon is not None:
         if tensorboard:
-            raise ConfigError("tensorboard with dp_epsilon: the losses that it shows have no noise. Leave it out.")
+            raise ConfigError("tensorboard with dp_epsilon: the logged losses have no noise. Leave it out.")
         return train_privately(memory, config, output, checkpoint)
     run = JointRun(memory, config, output, checkpoint, tensorboard)
     run.to_the_end()
@@ -89,7 +89,7 @@ def _train(
 def _require_free(output: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.exists():
         raise AdapterError(
-            f"{output} holds the checkpoint of a training that has not ended: go on with --resume, "
+            f"{output} contains the checkpoint of a training that has not ended: continue with --resume, "
             f"or remove {checkpoint.folder} to start again."
         )
     require_free(output)
