@@ -66,14 +66,14 @@ def served(plm, policy=None, *, local_only=False, **limits):
 
 
 @contextlib.contextmanager
-def listening(plm, policy=None, *, buffer=None, **limits):
+def listening(plm, policy=None, *, buffer=None, path=None, **limits):
     """A server that is ready on a port of the loopback, in a thread: its address and its application.
 
     `buffer` is what the system keeps of an answer that is not read, in bytes.
     """
     policy = policy or Policy(limits=Limits(**limits))
     address, connections = Address(port=0), Connections(policy.limits.connections)
-    app = create_app(lambda metrics: Service(plm, policy, metrics), connections)
+    app = create_app(lambda metrics: Service(plm, policy, metrics), connections, policy=path)
     listener = address.listen()
     if buffer is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)

@@ -60,8 +60,13 @@ def test_what_cannot_be_meant_is_bad_usage(run, arguments, message):
 
 
 def test_a_plm_that_cannot_be_loaded_is_one_line_and_exit_code_1(run, tmp_path, monkeypatch):
+    code, out, err = run("serve", str(tmp_path), "--port", "0")
+    assert (code, out) == (1, "")
+    assert "contains no config.json" in err
+
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     monkeypatch.setattr("pema.serving.logs.log_to_stderr", lambda: None)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
         code, out, err = run("serve", str(tmp_path), "--port", "0")
     finally:
@@ -69,7 +74,8 @@ def test_a_plm_that_cannot_be_loaded_is_one_line_and_exit_code_1(run, tmp_path, 
             signal.signal(number, handler)
     assert code == 1
     assert out.startswith(f"serving {tmp_path} at http://127.0.0.1:")
-    assert "contains no config.json" in err
+    assert len(err.splitlines()) == 1
+    assert err.startswith("pema: ")
     assert "Traceback" not in err
 
 

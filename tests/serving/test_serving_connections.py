@@ -192,7 +192,7 @@ def test_answers_that_nobody_reads_are_bounded_and_given_up(plm, monkeypatch):
     monkeypatch.setattr(gate, "WRITE_SECONDS", 1.0)
     with contextlib.ExitStack() as stack, listening(plm, buffer=16384, pending_bytes=5 << 20) as (url, app):
         service = app.state.lifecycle.service()
-        pending = service.pending["anybody"]
+        pending = service.accounts["anybody"].pending
         for count in (1, 2):
             stack.enter_context(ask(url, LARGE))
             deadline = time.monotonic() + 10

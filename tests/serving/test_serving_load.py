@@ -15,8 +15,8 @@ from served import bearer, key, refusal, served, tensors
 from starlette.testclient import TestClient
 
 from pema.owner.local.session import Step
+from pema.serving import heads as heads_module
 from pema.serving import lifecycle
-from pema.serving import service as service_module
 from pema.serving.batcher import Batcher
 from pema.serving.pending import PendingBytes
 from pema.serving.policy import Limits, Policy
@@ -79,8 +79,7 @@ def test_the_largest_request_that_is_allowed_is_let_through(plm):
 
 def window(client, name="acme"):
     """Tokens that are counted against a key's day."""
-    (window,) = [w for w, _ in client.app.state.lifecycle.service().quotas[name]._windows]
-    return window._held
+    return client.app.state.lifecycle.service().accounts[name].quota._windows["day"]._held
 
 
 class Blocked:
@@ -153,9 +152,9 @@ def test_a_refund_is_as_if_nothing_had_been_asked(asks):
             refund()
         else:
             plain.tokens(tokens)
-        (a,), (b,) = quota._windows, plain._windows
-        assert a[0]._held == b[0]._held
-        assert a[0].wait(10_000, clock[0]) == b[0].wait(10_000, clock[0])
+        for a, b in zip(quota._windows.values(), plain._windows.values(), strict=True):
+            assert a.spent(clock[0]) == b.spent(clock[0])
+            assert a.wait(10_000, clock[0]) == b.wait(10_000, clock[0])
 
 
 def test_a_refund_that_comes_late_gives_nothing_back_twice():
@@ -275,7 +274,7 @@ def test_memory_is_given_back_once_large_answers_are_read(plm, monkeypatch):
     monkeypatch.setattr(lifecycle, "LARGE_BYTES", 1000)
     monkeypatch.setattr(lifecycle, "_give_back", lambda: given.append(1))
     with served(plm, session_idle_seconds=0.2) as client:
-        pending = client.app.state.lifecycle.service().pending["anybody"]
+        pending = client.app.state.lifecycle.service().accounts["anybody"].pending
         give = pending.take(2000)
         time.sleep(0.3)
         assert not given
@@ -362,7 +361,7 @@ def test_the_head_is_packed_once_for_requests_that_come_together(plm, monkeypatc
         time.sleep(0.2)
         return b"head"
 
-    monkeypatch.setattr(service_module, "pack", slow)
+    monkeypatch.setattr(heads_module, "pack", slow)
     with served(plm) as client, ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: client.get("/v1/head"), range(8)))
     assert {answer.content for answer in answers} == {b"head"}

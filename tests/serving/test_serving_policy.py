@@ -33,6 +33,7 @@ def test_every_field_can_be_set(tmp_path):
         taps = ["norm_input"]
         contexts = ["predicted"]
         head = "masked"
+        mask_secret = "acme.key"
         tokens_per_minute = 5
         tokens_per_day = 6
         requests_per_second = 0.5
@@ -49,6 +50,7 @@ def test_every_field_can_be_set(tmp_path):
             taps=("norm_input",),
             contexts=("predicted",),
             head="masked",
+            mask_secret=str(tmp_path / "acme.key"),
             tokens_per_minute=5,
             tokens_per_day=6,
             requests_per_second=0.5,
@@ -73,6 +75,7 @@ def test_an_empty_policy_is_the_default(tmp_path):
         (KEY + 'endpoints = ["predict", "prdict"]\n', r"keys\[0\].endpoints\[1\] \(key acme\)"),
         (KEY + "requests_per_second = 0\n", r"keys\[0\].requests_per_second \(key acme\)"),
         (KEY + 'head = "masked"\n', r'key acme has head = "masked" and there is no mask'),
+        (KEY + 'mask_secret = "own"\n', r'key acme has a mask_secret and head = "plain", which does not use it'),
         (KEY + KEY, r"two keys have the name acme"),
         (KEY + KEY.replace("acme", "b"), r"two keys have the sha256 aaaa"),
         ('[[keys]]\nname = "a b"\nsha256 = "c"\n', r"keys\[0\].name \(key a b\)"),

@@ -48,22 +48,22 @@ def test_refusals_say_when_to_come_back():
     quota = Quota(key(requests_per_second=2.0, tokens_per_minute=100, tokens_per_day=150), lambda: now[0])
     quota.request()
     quota.request()
-    with pytest.raises(Refusal, match="2 requests a second") as caught:
+    with pytest.raises(Refusal, match="2 requests per second") as caught:
         quota.request()
     assert (caught.value.status, caught.value.headers) == (429, {"Retry-After": "1"})
     now[0] += 0.5
     quota.request()
 
     quota.tokens(80)
-    with pytest.raises(Refusal, match="100 tokens a minute; 30 more") as caught:
+    with pytest.raises(Refusal, match="100 tokens per minute; 30 more") as caught:
         quota.tokens(30)
     assert caught.value.status == 429
     assert 50 <= int(caught.value.headers["Retry-After"]) <= 62
     now[0] += 62
     quota.tokens(30)
-    with pytest.raises(Refusal, match="150 tokens a day; 50 more"):
+    with pytest.raises(Refusal, match="150 tokens per day; 50 more"):
         quota.tokens(50)
-    with pytest.raises(Refusal, match="101 tokens are asked for, this key has 100 a minute") as caught:
+    with pytest.raises(Refusal, match=r"101 tokens are requested, the .* is 100 tokens per minute") as caught:
         quota.tokens(101)
     assert (caught.value.status, caught.value.code) == (413, "larger_than_quota")
     now[0] += 86400 * (1 + 1 / SLICES)
@@ -75,3 +75,54 @@ def test_without_quotas_everything_goes():
     for _ in range(1000):
         quota.request()
         quota.tokens(10**9)
+
+
+def test_what_is_left_and_when_it_renews():
+    now = [86400.0]
+    quota = Quota(key(tokens_per_minute=100, tokens_per_day=1000), lambda: now[0], heads_per_hour=2)
+    minute, day, heads = quota.remaining()
+    assert [(r.unit, r.seconds, r.limit, r.left) for r in (minute, day, heads)] == [
+        ("tokens", 60.0, 100, 100),
+        ("tokens", 86400.0, 1000, 1000),
+        ("heads", 3600.0, 2, 2),
+    ]
+    assert minute.more_in == minute.full_in == 0
+    quota.tokens(30)
+    quota.head()
+    now[0] += 30
+    refund = quota.tokens(50)
+    minute, day, heads = quota.remaining()
+    assert (minute.left, day.left, heads.left) == (20, 920, 1)
+    assert (minute.more_in, minute.full_in) == (31, 61)
+    refund()
+    minute, day, heads = quota.remaining()
+    assert (minute.left, minute.more_in, minute.full_in) == (70, 31, 31)
+    now[0] += minute.more_in
+    assert quota.remaining()[0].left == 100
+    assert quota.remaining()[1].left == 970
+
+
+def test_a_change_of_the_limits_keeps_what_is_spent():
+    now = [1000.0]
+    quota = Quota(key(requests_per_second=2.0), lambda: now[0], heads_per_hour=5)
+    quota.request()
+    quota.request()
+    quota.tokens(80)
+    quota.head()
+    quota.change(key(requests_per_second=3.0, tokens_per_day=100), heads_per_hour=1)
+    assert [(r.unit, r.left) for r in quota.remaining()] == [("tokens", 20), ("heads", 0)]
+    quota.request()
+    with pytest.raises(Refusal, match="3 requests per second"):
+        quota.request()
+    with pytest.raises(Refusal, match="100 tokens per day; 21 more"):
+        quota.tokens(21)
+    quota.change(key(tokens_per_day=50), heads_per_hour=1)
+    assert quota.remaining()[0].left == 0
+    with pytest.raises(Refusal, match="50 tokens per day") as caught:
+        quota.tokens(50)
+    assert caught.value.code == "quota_spent"
+    for _ in range(10):
+        quota.request()
+    quota.change(key(requests_per_second=1.0), heads_per_hour=1)
+    quota.request()
+    quota.tokens(10**9)

@@ -73,7 +73,7 @@ def test_what_the_policy_does_not_let_a_key_do(guarded):
 def test_quotas(guarded):
     body = {"sequences": [[1, 2, 3] * 4], "starts": [1]}
     answer = guarded.post("/v1/represent", json=body, headers=bearer("spare"))
-    assert "12 tokens are asked for" in refusal(answer, 413, "larger_than_quota")["message"]
+    assert "12 tokens are requested" in refusal(answer, 413, "larger_than_quota")["message"]
     answer = guarded.post("/v1/represent", json=GOOD, headers=bearer("spare"))
     refusal(answer, 429, "too_many_requests")
     assert 90 <= int(answer.headers["Retry-After"]) <= 100

@@ -65,7 +65,7 @@ def serve(
     listener = address.listen()
     log_to_stderr()
     connections = Connections(rules.limits.connections)
-    app = create_app(load, connections, local_only=address.local_only(rules))
+    app = create_app(load, connections, policy=policy, local_only=address.local_only(rules))
     run(app, address, listener, connections, plm)
 
 

@@ -144,8 +144,6 @@ class MaskedPLM:
                 )
         self.mask = mask
         self._plm = plm
-        compute = torch.promote_types(head.weight.dtype, torch.float32)
-        self._Q = mask.rotation(head.d, description.fingerprint).to(compute)
 
     @cached_property
     def description(self) -> PLMDescription:
@@ -162,6 +160,13 @@ class MaskedPLM:
             # Another fingerprint gives another rotation, so files made with an earlier one belong to another head.
             earlier=(),
         )
+
+    @cached_property
+    def _rotation(self) -> Tensor:
+        # Derived when first needed: it takes seconds for a wide PLM, and a server may have masks that nobody uses.
+        head = self._plm.head()
+        compute = torch.promote_types(head.weight.dtype, torch.float32)
+        return self.mask.rotation(head.d, self._plm.description.fingerprint).to(compute)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -181,11 +186,15 @@ class MaskedPLM:
         return self.model
 
     def head(self) -> Head:
-        """Return the masked head: W_hd Q^T, with unchanged bias, scale and soft cap."""
+        """Return the masked head: W_hd Q^T, with unchanged bias, scale and soft cap; it is kept."""
         return self._head
 
     @cached_property
     def _head(self) -> Head:
+        return self.rotated_head()
+
+    def rotated_head(self) -> Head:
+        """Compute the masked head, for a caller that keeps it in another form."""
         head = self._plm.head()
         weight = torch.empty_like(head.weight)
         for masked, plain in zip(torch.split(weight, _ROWS), torch.split(head.weight, _ROWS), strict=True):
@@ -202,7 +211,7 @@ class MaskedPLM:
         skip: frozenset[int] = frozenset(),
     ) -> Iterator[ContextRepresentations]:
         """Represent `teacher` contexts; see `contract.PLM.represent`."""
-        return map(self._masked, self._plm.represent(sequences, starts, batch_tokens=batch_tokens, skip=skip))
+        return map(self.masked, self._plm.represent(sequences, starts, batch_tokens=batch_tokens, skip=skip))
 
     def predict(
         self,
@@ -213,17 +222,18 @@ class MaskedPLM:
         skip: frozenset[int] = frozenset(),
     ) -> Iterator[ContextRepresentations]:
         """Represent `predicted` contexts; see `contract.PLM.predict`."""
-        return map(self._masked, self._plm.predict(prompts, steps, batch_tokens=batch_tokens, skip=skip))
+        return map(self.masked, self._plm.predict(prompts, steps, batch_tokens=batch_tokens, skip=skip))
 
     def open_session(self, prompts: Sequence[Sequence[int]]) -> MaskedSession:
         """Open a decoding session; see `contract.PLM.open_session`."""
-        return MaskedSession(self._plm.open_session(prompts), self._Q)
+        return MaskedSession(self._plm.open_session(prompts), self._rotation)
 
-    def _masked(self, answer: ContextRepresentations) -> ContextRepresentations:
+    def masked(self, answer: ContextRepresentations) -> ContextRepresentations:
+        """Return an answer of the unmasked PLM as this one gives it."""
         return replace(answer, representations=self._rotate(answer.representations))
 
     def _rotate(self, x: Tensor) -> Tensor:
-        return rotate(x, self._Q)
+        return rotate(x, self._rotation)
 
 
 class MaskedSession:
@@ -235,12 +245,12 @@ class MaskedSession:
 
     def __init__(self, session: Session, Q: Tensor) -> None:
         self.inner = session
-        self._Q = Q
+        self._rotation = Q
 
     @property
     def representations(self) -> Tensor:
         """(rows, d), Q f of every row's current context, on the CPU."""
-        return rotate(self.inner.representations, self._Q)
+        return rotate(self.inner.representations, self._rotation)
 
     @property
     def held_bytes(self) -> int:

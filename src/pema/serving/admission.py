@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -13,11 +13,14 @@ from starlette.requests import Request
 
 from pema.errors import DataError
 from pema.owner.contract import PLM, Contexts
+from pema.owner.mask import MaskedPLM
 from pema.serving import bodies
-from pema.serving.gate import RECORD, Record
+from pema.serving.accounts import Account
+from pema.serving.batcher import Sequences
 from pema.serving.keys import identify
 from pema.serving.messages import Message
 from pema.serving.policy import ANYBODY, Endpoint, Key
+from pema.serving.record import RECORD, Record
 from pema.serving.refusal import Refusal
 from pema.serving.service import Service
 
@@ -29,27 +32,44 @@ Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 @dataclass(frozen=True)
 class Caller:
-    """A request that was let in.
+    """A request that was admitted.
 
     Attributes:
-        service: what it may use.
-        key: whose it is.
+        service: the service that it may use.
+        account: the account of its key, as of its admission.
         record: what is noted of it.
     """
 
     service: Service
-    key: Key
+    account: Account
     record: Record
+
+    @property
+    def key(self) -> Key:
+        """The rules of its key."""
+        return self.account.key
 
     @property
     def plm(self) -> PLM:
         """The PLM as this key sees it."""
-        return self.service.plms[self.key.head]
+        return self.account.plm
+
+    @property
+    def current(self) -> bool:
+        """Whether its key still sees the PLM as it did when the request was admitted."""
+        account = self.service.accounts.get(self.key.name)
+        return account is not None and account.plm is self.plm
+
+    def sequences(
+        self, kind: Literal["represent", "predict"], sequences: Sequence[Sequence[int]], numbers: Sequence[int]
+    ) -> Sequences:
+        """Return the work of a request for contexts, whose answers this key sees through its mask."""
+        mask = self.plm if isinstance(self.plm, MaskedPLM) else None
+        return Sequences(self.service.plm, kind, sequences, numbers, mask)
 
     async def read(self, request: Request, model: type[M]) -> M:
-        """The body of the request; see `bodies.read`."""
-        pending = self.service.pending[self.key.name]
-        return await bodies.read(request, model, self.service.policy.limits, pending)
+        """Read the body of the request; see `bodies.read`."""
+        return await bodies.read(request, model, self.service.policy.limits, self.account.pending)
 
     @contextlib.contextmanager
     def spending(self, tokens: int, sequences: int, representations: int) -> Iterator[None]:
@@ -65,11 +85,10 @@ class Caller:
         Raises:
             Refusal: the quota is spent, or the key leaves too many answers unread.
         """
-        quota = self.service.quotas[self.key.name]
         self.record.sequences = sequences
         answer = representations * self.service.representation_bytes
-        self.record.ends.append(self.service.pending[self.key.name].take(answer))
-        refund = quota.tokens(tokens)
+        self.record.ends.append(self.account.pending.take(answer))
+        refund = self.account.quota.tokens(tokens)
         self.record.tokens = tokens
         try:
             yield
@@ -87,7 +106,7 @@ class Caller:
         Raises:
             Refusal: 403.
         """
-        tap = self.service.description(self.key).tap
+        tap = self.plm.description.tap
         if tap not in self.key.taps:
             raise _forbidden(f"This server's tap is {tap}, which this key may not use.")
 
@@ -122,12 +141,13 @@ def admit(endpoint: Endpoint, *, counted: bool = True) -> Callable[..., Coroutin
                 "The request carries no API key that is known here.",
                 "Send one as `Authorization: Bearer KEY`; the PLM owner gives them out.",
             )
+        account = service.accounts[key.name]
         record.key = key.name
         if endpoint not in key.endpoints:
             raise _forbidden(f"This key is not let into {endpoint}.")
         if counted:
-            service.quotas[key.name].request()
-        return Caller(service, key, record)
+            account.quota.request()
+        return Caller(service, account, record)
 
     return admitted
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import torch
 from fastapi import FastAPI
@@ -17,10 +18,12 @@ from pema import __version__
 from pema.errors import DataError
 from pema.serving import contexts_api, operations_api, sessions_api
 from pema.serving.connections import Connections
-from pema.serving.gate import RECORD, Gate
+from pema.serving.gate import Gate
 from pema.serving.lifecycle import Lifecycle
 from pema.serving.metrics import Metrics
+from pema.serving.record import RECORD
 from pema.serving.refusal import Refusal
+from pema.serving.reload import Reloader
 from pema.serving.service import Service
 
 _ABOUT = """
@@ -30,22 +33,28 @@ Errors are `{"error": {"code", "message", "remedy"}}`.
 
 
 def create_app(
-    load: Callable[[Metrics], Service], connections: Connections | None = None, *, local_only: bool = False
+    load: Callable[[Metrics], Service],
+    connections: Connections | None = None,
+    *,
+    policy: Path | None = None,
+    local_only: bool = False,
 ) -> FastAPI:
-    """The application; `app.state.lifecycle` says how it does.
+    """Make the application; `app.state.lifecycle` is its state, `app.state.reloader` rereads its policy.
 
     Args:
         load: makes the service once the application runs.
-        connections: those of the process; none are known where something else accepts them.
-        local_only: whether to answer only what is sent to this machine by its own name, and not by web pages.
+        connections: those of the process; None if something else accepts them.
+        policy: the policy file to reread.
+        local_only: whether to answer only requests sent to this machine by its own name, and not by web pages.
     """
     metrics = Metrics()
     connections = Connections(1) if connections is None else connections
-    lifecycle = Lifecycle(lambda: load(metrics))
+    lifecycle = Lifecycle(lambda: load(metrics), metrics.usage)
+    reloader = Reloader(policy, lifecycle, connections)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        running = [asyncio.create_task(task) for task in (lifecycle.run(), connections.watch())]
+        running = [asyncio.create_task(task) for task in (lifecycle.run(), connections.watch(), reloader.watch())]
         yield
         for task in running:
             task.cancel()
@@ -57,7 +66,7 @@ def create_app(
     app = FastAPI(
         title="PEMA server", version=__version__, description=_ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None
     )
-    app.state.lifecycle, app.state.metrics = lifecycle, metrics
+    app.state.lifecycle, app.state.metrics, app.state.reloader = lifecycle, metrics, reloader
     for api in (contexts_api, sessions_api, operations_api):
         app.include_router(api.router)
     app.add_middleware(Gate, lifecycle=lifecycle, metrics=metrics, connections=connections, local_only=local_only)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pema.owner.contract import PLM, ContextRepresentations
 from pema.owner.local.session import Step, advance_together
+from pema.owner.mask import MaskedPLM
 from pema.serving.refusal import Refusal, session_expired
 
 T = TypeVar("T")
@@ -29,16 +30,29 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sequences:
-    """What one request gives to `PLM.represent` or `PLM.predict`."""
+    """The arguments of one request to `PLM.represent` or `PLM.predict`.
+
+    Attributes:
+        plm: the PLM in its own coordinates, so that requests with different masks share forward passes.
+        kind: the method.
+        sequences: its first argument.
+        numbers: its second argument.
+        mask: the mask that the answers go through, if any.
+    """
 
     plm: PLM
     kind: Literal["represent", "predict"]
     sequences: Sequence[Sequence[int]]
     numbers: Sequence[int]
+    mask: MaskedPLM | None = None
 
     def joins(self, other: object) -> bool:
         """Whether one call can answer both."""
         return isinstance(other, Sequences) and self.plm is other.plm and self.kind == other.kind
+
+    def seen(self, answer: ContextRepresentations) -> ContextRepresentations:
+        """Return an answer of the PLM in the coordinates of the request's key."""
+        return answer if self.mask is None else self.mask.masked(answer)
 
 
 Work = Sequences | Step | Callable[[], Any]
@@ -129,6 +143,12 @@ class Batcher:
             Refusal: 503, too many requests wait.
         """
         return self._submit(_Job(key, tokens, work))
+
+    def change(self, *, window: float, tokens: int, queue: int) -> None:
+        """Set other limits, for the requests from now on."""
+        with self._change:
+            self._window, self._tokens, self._queue = window, tokens, queue
+            self._change.notify()
 
     def close(self, timeout: float | None = None) -> None:
         """Finish what waits, then end the thread; return after `timeout` seconds where that takes longer."""
@@ -272,10 +292,10 @@ def _together(jobs: list[_Job], tokens: int) -> list[list[ContextRepresentations
     sequences = [sequence for work in works for sequence in work.sequences]
     numbers = [number for work in works for number in work.numbers]
     run = first.plm.represent if first.kind == "represent" else first.plm.predict
-    found = {answer.index: answer for answer in run(sequences, numbers, batch_tokens=tokens)}
+    by_index = {answer.index: answer for answer in run(sequences, numbers, batch_tokens=tokens)}
     answers, begin = [], 0
     for work in works:
         end = begin + len(work.sequences)
-        answers.append([found[i] for i in range(begin, end)])
+        answers.append([work.seen(by_index[i]) for i in range(begin, end)])
         begin = end
     return answers

@@ -63,6 +63,18 @@ class Connections:
         self._open[peer] = _Open(connection, self._clock())
         return True
 
+    def resize(self, most: int) -> None:
+        """Set another maximum, and raise the process's limit of open files as far as the system allows."""
+        self.most = most
+        with contextlib.suppress(ImportError, OSError, ValueError):
+            import resource
+
+            files = 2 * most + 256  # each connection is a file, and so many may be about to be closed
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            wanted = files if hard == resource.RLIM_INFINITY else min(files, hard)
+            if soft != resource.RLIM_INFINITY and soft < wanted:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
     def forget(self, peer: Peer) -> None:
         """A connection is closed."""
         self._open.pop(peer, None)

@@ -33,7 +33,7 @@ class TensorResponse(Response):
 @router.get("/plm", responses=documented.errors(), summary="What the PLM is, and what this key may do with it")
 async def plm(caller: Annotated[Caller, Depends(admit("plm"))]) -> PLMMessage:
     """The description that memories and adapters are bound to, the taps, contexts and head form, and the limits."""
-    return caller.service.about(caller.key)
+    return caller.service.about(caller.account)
 
 
 @router.get("/tokenizer", responses=documented.errors(), summary="The tokenizer as text files")
@@ -55,15 +55,16 @@ async def head(caller: Annotated[Caller, Depends(admit("head"))]) -> Response:
             403, "head_withheld", "This server does not give its LM head to this key.", "Ask the PLM owner for one."
         )
     caller.require_tap()
-    caller.service.quotas[caller.key.name].head()
-    packed = memoryview(await asyncio.to_thread(caller.service.head, caller.key))
+    caller.account.quota.head()
+    packed = await asyncio.to_thread(caller.service.heads.get, caller.plm)
 
     def chunks() -> Iterator[bytes]:
         # In pieces, so that a slow reader costs no copy of the whole head.
-        for begin in range(0, len(packed), _CHUNK):
-            yield bytes(packed[begin : begin + _CHUNK])
+        view = memoryview(packed.content)
+        for begin in range(0, len(view), _CHUNK):
+            yield bytes(view[begin : begin + _CHUNK])
 
-    return StreamingResponse(chunks(), media_type=TENSORS, headers={"Content-Length": str(len(packed))})
+    return StreamingResponse(chunks(), media_type=TENSORS, headers={"Content-Length": str(len(packed.content))})
 
 
 @router.post(
@@ -80,7 +81,7 @@ async def represent(request: Request, caller: Annotated[Caller, Depends(admit("r
     caller.require_tap()
     asked = await caller.read(request, RepresentRequest)
     tokens = caller.service.checks.represent(asked.sequences, asked.starts)
-    work = Sequences(caller.plm, "represent", asked.sequences, asked.starts)
+    work = caller.sequences("represent", asked.sequences, asked.starts)
     with caller.spending(tokens, len(asked.sequences), tokens - sum(asked.starts)):
         return await _answered(request, caller, work, tokens, asked.dtype)
 
@@ -99,7 +100,7 @@ async def predict(request: Request, caller: Annotated[Caller, Depends(admit("pre
     caller.require_tap()
     asked = await caller.read(request, PredictRequest)
     tokens = caller.service.checks.predict(asked.prompts, asked.steps)
-    work = Sequences(caller.plm, "predict", asked.prompts, asked.steps)
+    work = caller.sequences("predict", asked.prompts, asked.steps)
     with caller.spending(tokens, len(asked.prompts), sum(asked.steps)):
         return await _answered(request, caller, work, tokens, asked.dtype)
 

@@ -13,19 +13,16 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pema.serving.connections import Connections, Peer, host_of, is_loopback
 from pema.serving.lifecycle import Lifecycle
 from pema.serving.metrics import Metrics
+from pema.serving.record import RECORD, Record
 from pema.serving.refusal import Refusal
 
 logger = logging.getLogger("pema.serving.requests")
-RECORD = "pema.record"
-"""Where in its scope a request's record lies."""
-
 WRITE_SECONDS = 30.0
 """How long a client may take to read one piece of an answer."""
 
@@ -35,31 +32,6 @@ PIECE = 1 << 18
 LINGER_SECONDS, LINGER_BYTES = 1.0, 1 << 20
 """How long, and for how many bytes, the rest of a body is thrown away that came behind its answer: a client that is cut
 off while it sends may never read the answer."""
-
-
-@dataclass
-class Record:
-    """What is noted of a request: names and numbers, nothing that the client sent.
-
-    Attributes:
-        request: its number, which the answer carries too.
-        endpoint: what it was for; never the path, in which a session's name may stand.
-        key: name of the API key.
-        code: of the error, where there was one.
-        sequences: rows that it was about.
-        tokens: that it asked for.
-        representations: that it was given.
-        ends: called when its answer is read, or given up.
-    """
-
-    request: str
-    endpoint: str = "other"
-    key: str | None = None
-    code: str | None = None
-    sequences: int = 0
-    tokens: int = 0
-    representations: int = 0
-    ends: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
 
 class Gate:
@@ -120,7 +92,7 @@ class Gate:
             for end in record.ends:
                 end()
             seconds = time.perf_counter() - begun
-            self._metrics.request(record.endpoint, answer.status, seconds, record.tokens, record.representations)
+            self._metrics.request(record, answer.status, seconds)
             # A client that asks for health every second is no news.
             level = logging.DEBUG if record.endpoint in ("healthz", "readyz", "metrics") else logging.INFO
             logger.log(level, "request", extra={"fields": _fields(record, answer.status, seconds)})

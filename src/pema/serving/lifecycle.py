@@ -11,6 +11,7 @@ from concurrent.futures import Future
 
 from pema.serving.refusal import Refusal
 from pema.serving.service import Service
+from pema.serving.usage import Usage
 
 CLOSE_SECONDS = 10.0
 """How long a call of the PLM that nobody waits for any more may keep the process from ending."""
@@ -32,8 +33,9 @@ class Lifecycle:
         failure: what loading failed with, or None.
     """
 
-    def __init__(self, load: Callable[[], Service]) -> None:
+    def __init__(self, load: Callable[[], Service], usage: Usage) -> None:
         self._load = load
+        self._usage = usage
         self._service: Service | None = None
         self.in_flight = 0
         self.draining = False
@@ -57,12 +59,12 @@ class Lifecycle:
         except Exception as error:
             self.failure = error
             return
-        pause = min(1.0, service.policy.limits.session_idle_seconds / 4)
         large = False
         while True:
-            await asyncio.sleep(pause)
+            await asyncio.sleep(min(1.0, service.policy.limits.session_idle_seconds / 4))
             service.sessions.sweep()
-            pending = sum(key.held for key in service.pending.values())
+            self._usage.roll()
+            pending = service.pending_bytes
             large = large or pending > LARGE_BYTES
             if large and not pending:
                 large = False
@@ -78,6 +80,11 @@ class Lifecycle:
             raise Refusal(503, "draining", "The server is about to stop.", "Try again when it is back.", retry_after=10)
         if self._service is None:
             raise Refusal(503, "loading", "The PLM is being loaded.", "Try again in a moment.", retry_after=5)
+        return self._service
+
+    @property
+    def loaded(self) -> Service | None:
+        """The service; None while it is being loaded, or if that failed."""
         return self._service
 
     @property
@@ -97,6 +104,7 @@ class Lifecycle:
     async def close(self) -> None:
         """Finish what waits and free everything."""
         self.draining = True
+        self._usage.close()
         if self._service is not None:
             await asyncio.to_thread(self._service.batcher.close, CLOSE_SECONDS)
             self._service.sessions.close_all()

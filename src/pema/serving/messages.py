@@ -1,4 +1,4 @@
-"""What requests and JSON answers look like; the OpenAPI description is made of these."""
+"""The format of requests and JSON answers, from which the OpenAPI description is made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Dtype = Annotated[WireDtype, Field(description="Precision of the representation
 
 
 class Message(BaseModel):
-    """A body that is read strictly: no unknown fields, no numbers in quotes."""
+    """A body that is parsed strictly: no unknown fields, no numbers in quotes."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -53,18 +53,18 @@ class OpenRequest(Message):
 
 
 class AdvanceRequest(Message):
-    """One step: row i becomes row parents[i] with tokens[i] behind it."""
+    """One step: row i becomes row parents[i], followed by tokens[i]."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"step": 1, "tokens": [42], "parents": None}]})
-    step: int = Field(ge=1, le=(1 << 31) - 1, description="1 for the first; the last one again is answered again.")
+    step: int = Field(ge=1, le=(1 << 31) - 1, description="1 for the first; the last one may be sent again.")
     tokens: list[Token] = Field(min_length=1)
     parents: list[Token] | None = Field(
-        default=None, description="A present row for each new one; null is row i for row i."
+        default=None, description="One current row per new row; null means row i for row i."
     )
 
 
 class LimitsMessage(BaseModel):
-    """What one request may be; see docs/serving.md."""
+    """Limits of one request; see docs/serving.md."""
 
     body_bytes: int
     sequence_tokens: int
@@ -75,16 +75,30 @@ class LimitsMessage(BaseModel):
     predict_bucket: int
 
 
+class QuotaMessage(BaseModel):
+    """The rest of one quota of this key; see docs/serving.md."""
+
+    unit: Literal["tokens", "heads"]
+    seconds: float = Field(description="Length of the rolling window.")
+    limit: int = Field(description="Maximum in the window.")
+    left: int = Field(description="What may be spent now.")
+    more_in: float = Field(description="Seconds until more may be spent; 0 if nothing is spent.")
+    full_in: float = Field(description="Seconds until all of it may be spent again.")
+
+
 class PLMMessage(BaseModel):
-    """What the PLM says of itself, and what this key may do with it."""
+    """Description of the PLM, and what this key may do with it."""
 
     wire: int
     description: dict[str, Any]
     taps: list[str]
+    endpoints: list[str]
     contexts: list[str]
     head: Literal["plain", "masked", "none"]
     dtypes: list[str]
     limits: LimitsMessage
+    requests_per_second: float | None
+    quotas: list[QuotaMessage] = Field(description="Quotas that have a limit.")
 
 
 class TokenizerMessage(BaseModel):
@@ -100,9 +114,9 @@ class StatusMessage(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """What is wrong."""
+    """The error."""
 
-    code: str = Field(description="What a program tells errors apart by.")
+    code: str = Field(description="Identifies the error for a program.")
     message: str
     remedy: str = Field(description="What to do next.")
 

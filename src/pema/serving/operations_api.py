@@ -10,10 +10,10 @@ from starlette.requests import Request
 
 from pema.serving import documented
 from pema.serving.admission import Caller, admit
-from pema.serving.gate import RECORD
 from pema.serving.lifecycle import Lifecycle
 from pema.serving.messages import StatusMessage
 from pema.serving.metrics import CONTENT_TYPE
+from pema.serving.record import RECORD
 from pema.serving.refusal import Refusal
 
 router = APIRouter()

@@ -10,12 +10,13 @@ from pema.serving.refusal import Refusal
 class PendingBytes:
     """The bytes of one key.
 
-    Args:
-        most: bytes that it may hold; the first request is let through whatever its size.
+    Attributes:
+        most: maximum of them; the first request is let through whatever its size.
+        held: their current number.
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
         self.held = 0
 
     def take(self, count: int) -> Callable[[], None]:
@@ -24,11 +25,11 @@ class PendingBytes:
         Raises:
             Refusal: 429, the key holds too many.
         """
-        if self.held and self.held + count > self._most:
+        if self.held and self.held + count > self.most:
             raise Refusal(
                 429,
                 "answers_unread",
-                f"{self.held} bytes of this key's requests and answers are under way, {self._most} may be.",
+                f"{self.held} bytes of this key's requests and answers are under way, {self.most} may be.",
                 "Read the answers that were asked for, then ask again.",
                 retry_after=1,
             )

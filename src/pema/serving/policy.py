@@ -1,4 +1,4 @@
-"""What a PLM owner allows: the policy file, one key at a time."""
+"""The policy file: what a PLM owner allows, per key."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from pema.owner.contract import Contexts, Tap
 from pema.schema import unknown
 
 Endpoint = Literal["plm", "tokenizer", "head", "represent", "predict", "sessions", "metrics"]
-"""What a key may be let into."""
+"""The endpoints that a key may use."""
 
 HeadForm = Literal["plain", "masked", "none"]
-"""How the LM head is given out: as it is, in secretly rotated coordinates, or not at all."""
+"""The form of the LM head that a key gets: plain, in secretly rotated coordinates, or none."""
+
+CONTEXTS_OF: dict[Contexts, Endpoint] = {"teacher": "represent", "predicted": "predict"}
+"""The endpoint that serves contexts of a mode."""
 
 _Count = Annotated[int, Field(ge=1, le=1 << 50)]
 
@@ -32,23 +35,23 @@ class _Table(BaseModel):
 
 
 class Limits(_Table):
-    """Bounds on one request and on what the server holds."""
+    """Limits of one request, and of the server's memory."""
 
     body_bytes: _Count = Field(default=1 << 20, description="Largest request body.")
     sequence_tokens: _Count | None = Field(
         default=None,
-        description="Longest context, a prompt and its steps together; by default the PLM's own window.",
+        description="Longest context, prompt and steps together; by default the PLM's own window.",
     )
     batch_sequences: _Count = Field(default=256, description="Sequences in one request.")
     batch_tokens: _Count = Field(default=16384, description="Tokens in one request, steps among them.")
     queue_requests: _Count = Field(
         default=256,
-        description="Requests that wait for the PLM; more are turned away, those of the key with the most first.",
+        description="Requests that wait for the PLM; more are refused, those of the key with the most first.",
     )
     pending_bytes: _Count = Field(
-        default=1 << 27, description="Bodies that come and answers that are not yet read, of one key together."
+        default=1 << 27, description="Bodies that arrive and answers that are not read yet, of one key together."
     )
-    heads_per_hour: _Count = Field(default=60, description="How often one key is given the LM head.")
+    heads_per_hour: _Count = Field(default=60, description="How often one key may download the LM head.")
     connections: _Count = Field(
         default=512, description="Connections; one more closes the one that has been silent for longest."
     )
@@ -58,7 +61,7 @@ class Limits(_Table):
         default=2 << 30, description="Key-value caches of all sessions together; the longest unused go first."
     )
     session_idle_seconds: _Seconds = Field(
-        default=300.0, description="A session that is not used for so long is closed."
+        default=300.0, description="Seconds after which an unused session is closed."
     )
 
 
@@ -76,19 +79,25 @@ class Batching(_Table):
 
 
 class Key(_Table):
-    """What one API key may do."""
+    """The rules of one API key."""
 
-    name: str = Field(min_length=1, max_length=64, pattern=r"^[\w.@-]+$", description="Stands in logs for the key.")
+    name: str = Field(
+        min_length=1, max_length=64, pattern=r"^[\w.@-]+$", description="The key's name in logs and metrics."
+    )
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the key, as `pema serve-key` prints it.")
     endpoints: tuple[Endpoint, ...] = Field(
         default=("plm", "tokenizer", "head", "represent", "predict", "sessions"),
-        description="What the key is let into; metrics only where it is named here.",
+        description="What the key may use; metrics only if it is named here.",
     )
     taps: tuple[Tap, ...] = Field(default=get_args(Tap), description="Taps whose representations and head it may have.")
     contexts: tuple[Contexts, ...] = Field(
         default=get_args(Contexts), description="Context modes: teacher is represent, predicted is predict."
     )
     head: HeadForm = Field(default="plain", description="How the LM head is given out.")
+    mask_secret: str | None = Field(
+        default=None,
+        description="File of this key's own secret, relative to the policy file, in place of the common one.",
+    )
     tokens_per_minute: _Count | None = Field(default=None, description="Tokens in any 60 seconds.")
     tokens_per_day: _Count | None = Field(default=None, description="Tokens in any 24 hours.")
     requests_per_second: float | None = Field(
@@ -108,14 +117,14 @@ class Key(_Table):
 
 
 class Policy(_Table):
-    """Everything that a policy file says."""
+    """The content of a policy file."""
 
-    keys: tuple[Key, ...] = Field(default=(), description="Who may call; without keys, whoever reaches the server.")
-    limits: Limits = Field(default=Limits(), description="Bounds on one request and on what the server holds.")
+    keys: tuple[Key, ...] = Field(default=(), description="Who may send requests; without keys, everybody.")
+    limits: Limits = Field(default=Limits(), description="Limits of one request, and of the server's memory.")
     batching: Batching = Field(default=Batching(), description="How requests go through the PLM together.")
     mask_secret: str | None = Field(
         default=None,
-        description="File of the mask's secret, as seen from the policy file; for keys whose head is masked.",
+        description="File of the common mask's secret, relative to the policy file; for keys whose head is masked.",
     )
 
     @model_validator(mode="after")
@@ -125,9 +134,14 @@ class Policy(_Table):
             if len(set(values)) < len(values):
                 twice = next(value for value in values if values.count(value) > 1)
                 raise ValueError(f"two keys have the {what} {twice[:12]}: give each its own")
-        masked = [key.name for key in self.keys if key.head == "masked"]
-        if masked and self.mask_secret is None:
-            raise ValueError(f'key {masked[0]} has head = "masked" and there is no mask: add mask_secret = "FILE"')
+        for key in self.keys:
+            if key.head == "masked" and key.mask_secret is None and self.mask_secret is None:
+                raise ValueError(f'key {key.name} has head = "masked" and there is no mask: add mask_secret = "FILE"')
+            if key.head != "masked" and key.mask_secret is not None:
+                raise ValueError(
+                    f'key {key.name} has a mask_secret and head = "{key.head}", which does not use it: set '
+                    'head = "masked", or remove the secret'
+                )
         return self
 
     @classmethod
@@ -135,7 +149,7 @@ class Policy(_Table):
         """Read a policy file (TOML).
 
         Raises:
-            ConfigError: it cannot be read, or holds what is no policy; names the file and the key in it.
+            ConfigError: it cannot be read, or is not a valid policy; the message names the file and the key in it.
         """
         try:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -147,13 +161,17 @@ class Policy(_Table):
             policy = cls.model_validate(_tuples(content))
         except ValidationError as error:
             raise ConfigError(f"the policy {path}: {_first(error, content)}") from error
-        if policy.mask_secret is None:
-            return policy
-        return policy.model_copy(update={"mask_secret": str(path.parent / policy.mask_secret)})
+        keys = tuple(key.model_copy(update=_beside(path, key.mask_secret)) for key in policy.keys)
+        return policy.model_copy(update={"keys": keys} | _beside(path, policy.mask_secret))
 
 
 ANYBODY = Key(name="anybody", sha256="0" * 64, endpoints=get_args(Endpoint))
-"""Whoever calls a server without keys."""
+"""The key of all requests to a server without keys."""
+
+
+def _beside(path: Path, secret: str | None) -> dict[str, str]:
+    """Return the update that makes the path of a secret relative to the policy file."""
+    return {} if secret is None else {"mask_secret": str(path.parent / secret)}
 
 
 def _tuples(value: Any) -> Any:  # noqa: ANN401 - whatever TOML holds
@@ -164,7 +182,7 @@ def _tuples(value: Any) -> Any:  # noqa: ANN401 - whatever TOML holds
 
 
 def _first(error: ValidationError, content: dict[str, Any]) -> str:
-    """The first thing that is wrong, by its place in the file."""
+    """Describe the first error by its place in the file."""
     first = error.errors(include_url=False, include_context=False)[0]
     place, of = first["loc"], ""
     if place[:1] == ("keys",) and len(place) > 1 and isinstance(place[1], int):

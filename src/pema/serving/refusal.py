@@ -49,6 +49,10 @@ class Refusal(PemaError):  # noqa: N818 - it is raised as what the caller is tol
         return headers
 
 
+POLICY_CHANGED = "the policy of this key changed"
+"""A reason for which a session is closed."""
+
+
 def session_expired(reason: str) -> Refusal:
     """410: the session was there, and why it is no more."""
     return Refusal(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
@@ -21,6 +20,7 @@ from pema.errors import ConfigError
 from pema.serving.connections import Connections, Listener, is_loopback
 from pema.serving.lifecycle import Lifecycle
 from pema.serving.policy import Policy
+from pema.serving.reload import Reloader
 
 logger = logging.getLogger(__name__)
 DRAIN_SECONDS = 60.0
@@ -160,10 +160,13 @@ def serve(app: FastAPI, address: Address, listener: Listener, connections: Conne
     """
     lifecycle: Lifecycle = app.state.lifecycle
     listener.connections = connections
-    _allow_files(2 * connections.most + 256)
+    connections.resize(connections.most)
     server = _Server(configuration(app, address), lifecycle)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
+    if hasattr(signal, "SIGHUP"):
+        reloader: Reloader = app.state.reloader
+        signal.signal(signal.SIGHUP, lambda *_: reloader.request())
     stdout.print(f"serving {name} at {address.url(listener)}", markup=False)
     server.run(sockets=[listener])
     if lifecycle.failure is not None:
@@ -171,14 +174,3 @@ def serve(app: FastAPI, address: Address, listener: Listener, connections: Conne
     if lifecycle.stuck:
         # A thread that loads or runs the PLM cannot be stopped, and the interpreter's end under it would be an abort.
         os._exit(0 if lifecycle.loading else 1)
-
-
-def _allow_files(count: int) -> None:
-    """Raise the process's bound on open files as far as the system lets it: each connection is one."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

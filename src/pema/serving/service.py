@@ -1,91 +1,138 @@
-"""A loaded PLM with all that stands around it on a server."""
+"""A loaded PLM with everything that surrounds it on a server."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import get_args
 
 from pema.owner.contract import PLM, STEP_BUCKET, PLMDescription
-from pema.owner.wire import VERSION, WireDtype, pack
+from pema.owner.wire import VERSION, WireDtype
+from pema.serving.accounts import Account
 from pema.serving.batcher import Batcher
 from pema.serving.checks import Checks
-from pema.serving.messages import LimitsMessage, PLMMessage
+from pema.serving.heads import PackedHeads
+from pema.serving.messages import LimitsMessage, PLMMessage, QuotaMessage
 from pema.serving.metrics import Metrics
 from pema.serving.pending import PendingBytes
-from pema.serving.policy import ANYBODY, HeadForm, Key, Policy
+from pema.serving.policy import ANYBODY, CONTEXTS_OF, Policy
 from pema.serving.quota import Quota
 from pema.serving.sessions import Cost, Sessions
 from pema.serving.tokenizer import tokenizer_files
-from pema.serving.views import views
+from pema.serving.views import Views
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A policy that was checked against the PLM and can be put into force.
+
+    Attributes:
+        policy: the policy.
+        views: the PLM as each key sees it, by the key's name.
+        checks: what a request may ask of the PLM.
+    """
+
+    policy: Policy
+    views: Mapping[str, PLM]
+    checks: Checks
 
 
 class Service:
     """What the endpoints work with.
 
     Attributes:
-        policy: what is allowed.
-        plms: the PLM for each form that its head is given out in.
-        checks: what a request may ask of it.
-        batcher: the one way to run it.
+        plm: the PLM in its own coordinates.
+        policy: the rules in force.
+        accounts: the account of each key, by its name.
+        checks: what a request may ask of the PLM.
+        batcher: the only way to run it.
         sessions: live decoding sessions.
-        session_cost: what they hold.
-        quotas: what each key has left, by its name.
-        pending: what is held of each key's requests and answers.
-        representation_bytes: that one representation takes on its way, in the widest precision.
-        tokenizer_files: the tokenizer, as it crosses.
+        session_cost: their memory.
+        heads: packed LM heads.
+        representation_bytes: size of one representation on the network, in the widest precision.
+        tokenizer_files: the tokenizer, as it is sent.
 
     Raises:
-        OwnerError: the tokenizer cannot be handed out.
+        OwnerError: the tokenizer cannot be sent, or a mask's secret cannot be read.
         ConfigError: the policy asks for what this PLM cannot do.
     """
 
     def __init__(self, plm: PLM, policy: Policy, metrics: Metrics) -> None:
-        self.policy = policy
-        self.plms = views(plm, policy)
-        self._descriptions = {form: view.description for form, view in self.plms.items()}
-        self.checks = Checks(plm.description, policy.limits)
+        self.plm = plm
+        self._views = Views(plm)
+        self._quotas: dict[str, Quota] = {}
+        self._pending: dict[str, PendingBytes] = {}
+        self.accounts: dict[str, Account] = {}
+        rules = self.prepare(policy)
         self.tokenizer_files = tokenizer_files(plm.tokenizer)
-        keys, limits = policy.keys or (ANYBODY,), policy.limits
-        self.quotas = {key.name: Quota(key, heads_per_hour=limits.heads_per_hour) for key in keys}
-        self.pending = {key.name: PendingBytes(limits.pending_bytes) for key in keys}
         self.representation_bytes = 4 * plm.description.d_tap
-        self._heads: dict[HeadForm, bytes] = {}
-        self._packing = threading.Lock()
-        self.sessions = Sessions(limits, metrics.eviction, keys=len(keys))
+        self.heads = PackedHeads()
+        limits = policy.limits
+        self.sessions = Sessions(limits, metrics.eviction)
         self.session_cost = Cost.measure(plm)
         self.batcher = Batcher(
             window=policy.batching.window_ms / 1000,
             tokens=policy.batching.tokens,
-            queue=policy.limits.queue_requests,
+            queue=limits.queue_requests,
             seen=metrics.batch,
         )
+        self.apply(rules)
         metrics.watch(lambda: self.batcher.waiting, lambda: len(self.sessions), lambda: self.sessions.held)
 
-    def description(self, key: Key) -> PLMDescription:
-        """The PLM as this key sees it; its context window is what the server allows."""
-        return dataclasses.replace(self._descriptions[key.head], max_length=self.checks.window)
+    def prepare(self, policy: Policy) -> Rules:
+        """Check a policy against the PLM, without changing anything that requests see; may run in any thread.
 
-    def head(self, key: Key) -> bytes:
-        """The head bundle in the form that this key is given, as a safetensors file; packed once."""
-        # Requests that come together wait for the one that packs.
-        with self._packing:
-            if key.head not in self._heads:
-                head = self.plms[key.head].head()
-                texts = {"settings": json.dumps(head.settings), "fingerprint": head.fingerprint}
-                self._heads[key.head] = pack(head.state_dict(), texts)
-            return self._heads[key.head]
+        Raises:
+            OwnerError: a mask's secret cannot be read.
+            ConfigError: the policy asks for what this PLM cannot do.
+        """
+        views = self._views.of(policy.keys or (ANYBODY,), policy)
+        return Rules(policy, views, Checks(self.plm.description, policy.limits))
 
-    def about(self, key: Key) -> PLMMessage:
-        """What GET /v1/plm answers."""
-        description = self.description(key)
+    def apply(self, rules: Rules) -> frozenset[str]:
+        """Put rules into force, in the event loop's thread. What keys have spent stays spent.
+
+        Returns:
+            The names of the keys that are gone or see the PLM otherwise: their sessions have to be closed.
+        """
+        policy, limits = rules.policy, rules.policy.limits
+        self.policy, self.checks = policy, rules.checks
+        accounts = {}
+        for key in policy.keys or (ANYBODY,):
+            quota = self._quotas.setdefault(key.name, Quota(key, heads_per_hour=limits.heads_per_hour))
+            quota.change(key, limits.heads_per_hour)
+            pending = self._pending.setdefault(key.name, PendingBytes(limits.pending_bytes))
+            pending.most = limits.pending_bytes
+            accounts[key.name] = Account(key, rules.views[key.name], quota, pending)
+        before, self.accounts = self.accounts, accounts
+        self._views.keep(rules.views)
+        self.sessions.change(limits, len(accounts))
+        self.batcher.change(
+            window=policy.batching.window_ms / 1000, tokens=policy.batching.tokens, queue=limits.queue_requests
+        )
+        same = {name for name, account in accounts.items() if name in before and before[name].plm is account.plm}
+        return frozenset(before.keys() - same)
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of all requests and answers under way."""
+        return sum(pending.held for pending in self._pending.values())
+
+    def description(self, account: Account) -> PLMDescription:
+        """Describe the PLM as this key sees it; its context window is what the server allows."""
+        return dataclasses.replace(account.plm.description, max_length=self.checks.window)
+
+    def about(self, account: Account) -> PLMMessage:
+        """Return the answer to GET /v1/plm."""
+        description, key = self.description(account), account.key
         limits = self.policy.limits
         return PLMMessage(
             wire=VERSION,
             description=description.to_dict() | description.accepted(),
             taps=[description.tap] if description.tap in key.taps else [],
-            contexts=list(key.contexts),
+            endpoints=list(key.endpoints),
+            contexts=[mode for mode in key.contexts if CONTEXTS_OF[mode] in key.endpoints],
             head=key.head,
             dtypes=list(get_args(WireDtype)),
             limits=LimitsMessage(
@@ -97,4 +144,6 @@ class Service:
                 session_rows=limits.session_rows,
                 predict_bucket=STEP_BUCKET,
             ),
+            requests_per_second=key.requests_per_second,
+            quotas=[QuotaMessage(**dataclasses.asdict(rest)) for rest in account.quota.remaining()],
         )

@@ -8,7 +8,7 @@ import math
 import secrets
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from pema.owner.contract import PLM, Session
@@ -112,6 +112,10 @@ class Sessions:
 
     def __len__(self) -> int:
         return len(self._live)
+
+    def change(self, limits: Limits, keys: int) -> None:
+        """Set other limits, for the sessions and steps from now on."""
+        self._limits, self._share = limits, limits.session_bytes / keys
 
     @property
     def held(self) -> int:
@@ -270,6 +274,13 @@ class Sessions:
         if entry is not None and entry.key == key:
             async with entry.lock:
                 self.drop(entry)
+
+    async def close_of(self, keys: Collection[str], reason: str) -> None:
+        """Close the sessions of these keys, each after the step that may be running."""
+        for entry in [entry for entry in self._live.values() if entry.key in keys]:
+            async with entry.lock:
+                if self.is_live(entry):
+                    self._close(entry, reason, None)
 
     def drop(self, entry: Entry) -> None:
         """Close a session that its client does not need, or that cannot go on."""

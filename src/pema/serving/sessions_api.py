@@ -18,7 +18,7 @@ from pema.serving.admission import Caller, admit
 from pema.serving.bodies import disconnected
 from pema.serving.contexts_api import TensorResponse
 from pema.serving.messages import AdvanceRequest, OpenRequest
-from pema.serving.refusal import Refusal
+from pema.serving.refusal import POLICY_CHANGED, Refusal, session_expired
 from pema.serving.sessions import Entry
 from pema.serving.waiting import answered
 
@@ -56,6 +56,9 @@ async def open_session(request: Request, caller: Annotated[Caller, Depends(admit
     if orphans:
         session.close()  # Nobody knows its name.
         raise disconnected()
+    if not caller.current:
+        session.close()
+        raise session_expired(POLICY_CHANGED)
     try:
         tensors = {"representations": narrow(representations, asked.dtype)}
     except DataError:

@@ -1,23 +1,47 @@
-"""The PLM as different keys see it: with its head as it is, or in secretly rotated coordinates."""
+"""The PLM as different keys see it: with its own head, or in the secretly rotated coordinates of a mask."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pema.owner.contract import PLM
 from pema.owner.mask import Mask, MaskedPLM
-from pema.serving.policy import HeadForm, Policy
+from pema.serving.policy import Key, Policy
 
 
-def views(plm: PLM, policy: Policy) -> dict[HeadForm, PLM]:
-    """The PLM for each form that its head is given out in.
+class Views:
+    """The views of one PLM. Keys with the same secret share a view; a view stays the same when a policy is reread.
 
-    Raises:
-        OwnerError: the mask's secret cannot be read.
-        ConfigError: the PLM cannot be masked at its tap.
+    Args:
+        plm: the PLM in its own coordinates.
     """
-    found: dict[HeadForm, PLM] = {"plain": plm, "none": plm}
-    if policy.mask_secret is not None:
-        # One for all keys, so that their requests still share forward passes.
-        found["masked"] = MaskedPLM(plm, Mask.read(Path(policy.mask_secret)))
-    return found
+
+    def __init__(self, plm: PLM) -> None:
+        self._plm = plm
+        self._masked: dict[Mask, MaskedPLM] = {}
+
+    def of(self, keys: tuple[Key, ...], policy: Policy) -> Mapping[str, PLM]:
+        """Return the view of each key, by the key's name. All secrets of the policy are read, used or not.
+
+        Raises:
+            OwnerError: a mask's secret cannot be read.
+            ConfigError: the PLM cannot be masked at its tap.
+        """
+        if policy.mask_secret is not None:
+            self._view(policy.mask_secret)
+        views: dict[str, PLM] = {}
+        for key in keys:
+            secret = key.mask_secret or policy.mask_secret
+            views[key.name] = self._view(secret) if key.head == "masked" and secret is not None else self._plm
+        return views
+
+    def keep(self, views: Mapping[str, PLM]) -> None:
+        """Forget the masks that none of these views has."""
+        self._masked = {mask: plm for mask, plm in self._masked.items() if any(plm is view for view in views.values())}
+
+    def _view(self, secret: str) -> MaskedPLM:
+        mask = Mask.read(Path(secret))
+        if mask not in self._masked:
+            self._masked[mask] = MaskedPLM(self._plm, mask)
+        return self._masked[mask]
