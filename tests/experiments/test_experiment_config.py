@@ -4,7 +4,7 @@ import pytest
 
 from pema.errors import ConfigError, DataError
 from pema.experiments.config import read_config
-from pema.experiments.experiment import made
+from pema.experiments.experiment import build_method
 
 WHOLE = """
 title = "A comparison"
@@ -54,7 +54,7 @@ def test_a_whole_one(folder):
     assert (found.budget.trials, found.budget.epochs, found.budget.patience) == (2, 3, 3)
     (_, pema) = found.lines()
     assert [candidate["learning_rate"] for candidate in pema.candidates()] == [1e-3, 1e-4]
-    assert made(pema.method, next(pema.candidates())).changes == {"learning_rate": 1e-3}
+    assert build_method(pema.method, next(pema.candidates())).changes == {"learning_rate": 1e-3}
 
 
 def test_several_targets_are_pairs_in_training_and_references_elsewhere(folder, capsys):
@@ -131,7 +131,7 @@ def test_annotated_references(folder):
 def test_a_sweep_may_have_more_points_than_trials(folder):
     many = WHOLE.replace("[1e-3, 1e-4]", "[1e-3, 1e-4, 1e-5]")
     assert len(list(read(folder, many, "sweep").lines())) == 1 + 3
-    with pytest.raises(ConfigError, match=r"PEMA: 3 trainings to choose among are more than the budget's trials=2"):
+    with pytest.raises(ConfigError, match=r"PEMA: 3 trainings of candidates are more than the budget's trials=2"):
         read(folder, many)
 
 
@@ -203,7 +203,7 @@ def test_candidates_that_share_a_training_are_one_trial(folder):
             "decoding: lambda_max does not belong here",
         ),
         ("[budget]", "[decoding]\nbatch_size = 4\n[budget]", "decoding: batch_size does not belong here: .*top of the"),
-        ('label = "PEMA"', 'label = "alone"', "two methods are labelled 'alone'"),
+        ('label = "PEMA"', 'label = "alone"', "two methods have the label 'alone'"),
         ('method = "pema"', 'method = "pemma"', "unknown method 'pemma'"),
         ("learning_rate = [1e-3, 1e-4]", "learning_rate = 1e-3", "PEMA: grid.learning_rate must be a list"),
         ("learning_rate = [1e-3, 1e-4]", 'preset = ["best"]', "PEMA: 'preset' is given in settings and in grid"),
@@ -241,9 +241,9 @@ METHODS = WHOLE[: WHOLE.index("[[methods]]")].replace('reference = "alone"\n', "
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (("LoRA (8)", "LoRA 8"), r"'LoRA \(8\)' and 'LoRA 8' are too alike: .* in lora-8-seed0\.json"),
-        (("PEMA", "pema"), "'PEMA' and 'pema' are too alike"),
-        (("λ", "κ"), r"too alike: the runs of both would be in -seed0\.json"),
+        (("LoRA (8)", "LoRA 8"), r"'LoRA \(8\)' and 'LoRA 8' are too similar: .* in lora-8-seed0\.json"),
+        (("PEMA", "pema"), "'PEMA' and 'pema' are too similar"),
+        (("λ", "κ"), r"too similar: the runs of both would be in -seed0\.json"),
         (("a" * 250, "b"), "names files and is too long: use at most 200 characters"),
     ],
 )
@@ -255,5 +255,5 @@ def test_labels_whose_files_would_clash_are_refused_before_the_first_run(folder,
 
 def test_points_of_a_sweep_whose_files_would_clash_are_refused_before_the_first_run(folder):
     entry = '[[methods]]\nlabel = "PEMA"\nmethod = "pema"\ngrid = { plm = ["a/b", "a b"] }\n'
-    with pytest.raises(ConfigError, match="'PEMA, plm=a/b' and 'PEMA, plm=a b' are too alike"):
+    with pytest.raises(ConfigError, match="'PEMA, plm=a/b' and 'PEMA, plm=a b' are too similar"):
         read(folder, METHODS + entry, "sweep")

@@ -216,4 +216,4 @@ def test_a_comparison_without_a_finished_run_is_refused_alone_and_left_out_besid
     with pytest.raises(DataError, match=r"no run is compared yet: run `pema compare` again, which continues"):
         read_results(other)
     assert [results.about.name for results in read_results(folder.parent)] == ["made"]
-    assert f"{other} has no finished run that is compared: it is left out." in capsys.readouterr().err
+    assert f"{other} is left out: none of its finished runs is compared yet." in capsys.readouterr().err

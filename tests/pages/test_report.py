@@ -228,7 +228,7 @@ def test_scores_of_another_environment_join_the_runs(changeable):
             row["metrics"]["comet"] = {"mean": 0.75, "std": None, "low": 0.5, "high": 0.875}
 
     folder = changeable("comparison.json", edit)
-    with pytest.raises(DataError, match=r"the run .*-seed0 has no score 'comet'\. Make the results again"):
+    with pytest.raises(DataError, match=r"the run .*-seed0 has no score 'comet'\. Produce the results again"):
         report(folder)
     (folder / "comet").mkdir()
     for path in folder.glob("*-seed*.json"):
@@ -275,7 +275,7 @@ def put(name, new):
     return edit
 
 
-AGAIN = r"Make the results again with `pema compare`"
+AGAIN = r"Produce the results again with `pema compare`"
 
 
 @pytest.mark.parametrize(
@@ -289,10 +289,10 @@ AGAIN = r"Make the results again with `pema compare`"
         ("experiment.json", put("metrics", ["bleu", "bleu"]), "not a list of different names"),
         ("experiment.json", put("reference", 3), "reference=3 must be a text"),
         ("experiment.json", put("reference", "none"), rf"names .*'LoRA'.* and the reference 'none'\. {AGAIN}"),
-        ("experiment.json", put("data.test", 21), rf"seed0\.txt holds 20 lines for 21 test examples\. {AGAIN}"),
+        ("experiment.json", put("data.test", 21), rf"seed0\.txt has 20 lines for 21 test examples\. {AGAIN}"),
         ("experiment.json", put("metric", "bleu"), r"unknown setting 'metric' of \w+: .*did you mean 'metrics'"),
         ("comparison.json", put("rows.0.label", "x"), r"comparison\.json has rows of 'x', .*, experiment\.json names"),
-        ("comparison.json", put("rows.0.seeds", 9), "counts 9 seeds of 'PLM alone', but 1 runs lie beside it"),
+        ("comparison.json", put("rows.0.seeds", 9), "counts 9 seeds of 'PLM alone', but there are 1 runs"),
         ("comparison.json", drop("rows"), r"comparison\.json: 'rows' is missing"),
         ("comparison.json", put("rows", ["x"]), r"rows\[0\] is 'x', not an object"),
         ("comparison.json", put("rows.0.metrics", {}), "lacks 'bleu' of 'PLM alone'"),
@@ -318,11 +318,11 @@ AGAIN = r"Make the results again with `pema compare`"
             put("needs.weights", "few"),
             r"unknown (needs\.)?weights 'few': use none, some or all",
         ),
-        ("lora-seed1.json", put("run", "lora"), r"holds the run 'lora': name the file lora\.json, or remove it"),
+        ("lora-seed1.json", put("run", "lora"), r"contains the run 'lora': name the file lora\.json, or remove it"),
         (
             "lora-seed1.json",
             put("label", "Lora"),
-            "lora-seed1 is a run of 'Lora', which the experiment does not name: remove it",
+            "lora-seed1 is a run of 'Lora', which is not in the experiment: remove it",
         ),
     ],
 )
@@ -335,7 +335,7 @@ def test_missing_folders_and_runs_are_named(changeable, tmp_path):
     with pytest.raises(DataError, match="nowhere is not a folder: give the folder that `pema compare`"):
         report(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds no experiment: no experiment\.json lies in it or in a folder of it"):
+    with pytest.raises(DataError, match=r"contains no experiment: there is no experiment\.json in it or in its"):
         report(tmp_path / "empty")
     for path in changeable.folder.glob("lora-seed*.json"):
         path.unlink()
@@ -346,7 +346,7 @@ def test_missing_folders_and_runs_are_named(changeable, tmp_path):
 def test_other_broken_files_are_named(changeable):
     folder = changeable.folder
     (folder / "examples.jsonl").write_text('{"source": "a", "target": "b"}\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"examples\.jsonl holds 1 lines for 20 test examples"):
+    with pytest.raises(DataError, match=r"examples\.jsonl has 1 lines for 20 test examples"):
         report(folder)
     (folder / "ia3-seed0.txt").unlink()
     with pytest.raises(DataError, match=r"ia3-seed0\.txt"):
@@ -439,5 +439,5 @@ def test_the_verb_names_what_is_wrong(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 1
-    assert "holds no experiment" in capsys.readouterr().err
+    assert "contains no experiment" in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()

@@ -1,1 +1,1 @@
-"""Experiments: one setting in, one result with its signature out."""
+"""Experiments: comparisons and sweeps from one description, and their results with signatures."""

@@ -14,7 +14,7 @@ from pema.evaluation.evaluate import evaluate
 from pema.evaluation.notation import metric_name, score_text
 from pema.experiments.comparison import Comparisons
 from pema.experiments.description import ExperimentFile
-from pema.experiments.experiment import CPU, Experiment, Line, made
+from pema.experiments.experiment import CPU, Experiment, Line, build_method
 from pema.experiments.layout import run_name
 from pema.experiments.records import Comparison, Costs, Needs, Point, Run, Score, Signature, Trial
 from pema.experiments.results import finished, write_experiment
@@ -27,39 +27,39 @@ from pema.methods.registry import method_name
 from pema.signature import signature
 
 WARM_UP = 2
-"""Sentences that are generated from before time is taken: the first call of a process loads and allocates."""
+"""Number of outputs generated before time is measured: the first call of a process loads and allocates."""
 
 USUAL = {"device": CPU, "batch_tokens": ExperimentFile.batch_tokens, "batch_size": ExperimentFile.batch_size}
-"""Values of settings that results do not name."""
+"""Values of settings that results omit."""
 
 COSTS = ("prepare_seconds", "trainable_parameters", "train_peak_bytes", "train_peak_accelerator_bytes")
 
 
 def run_experiment(experiment: Experiment, results: Path, work: Path) -> Comparison:
-    """Run what is missing of a comparison or of a sweep, and compare.
+    """Run the missing runs of a comparison or of a sweep, and compare.
 
-    The comparison is also written between runs and when a run fails or is interrupted, then of what is finished.
+    The comparison of the finished runs is also written between runs, and when a run fails or is interrupted.
 
     Args:
         experiment: what to run.
-        results: the folder that gets a folder of the experiment's name, with one file per run.
-        work: folder of memories, trained adapters and models; what exists there is used.
+        results: parent of the results folder, which has the experiment's name and contains one file per run.
+        work: folder of memories, trained adapters and models; existing ones are reused.
 
     Returns:
         The comparison on the test examples, as stored in `comparison.json`.
 
     Raises:
-        PemaError: a run failed; finished ones stay, and the same call continues from there.
-        MismatchError: a result with other settings is in its place.
-        DataError: a result in its place is damaged.
+        PemaError: a run failed; finished runs are kept, and the same call continues from there.
+        MismatchError: the file of a run contains a result of other settings.
+        DataError: the result of a run is damaged.
         StorageError: another process runs the same experiment.
     """
     folder = results / experiment.name
-    place = Workplace(work, experiment)
+    workplace = Workplace(work, experiment)
     kept = f"finished runs are kept in {folder}, finished memories and trainings in {work}: the same command continues"
     with exclusive(folder), keeping(kept):
-        todo = unfinished(experiment, place, folder)
-        write_experiment(folder, experiment, place.plm({}).description.to_dict())
+        todo = unfinished(experiment, workplace, folder)
+        write_experiment(folder, experiment, workplace.plm({}).description.to_dict())
         comparisons = Comparisons(folder, experiment)
         runs: dict[str, list[str]] = {}
         try:
@@ -69,7 +69,7 @@ def run_experiment(experiment: Experiment, results: Path, work: Path) -> Compari
                     name = run_name(line.label, seed)
                     advance(0, note=name)
                     if name in todo:
-                        _run(experiment, place, line, seed, folder / f"{name}.json")
+                        _run(experiment, workplace, line, seed, folder / f"{name}.json")
                     runs.setdefault(line.label, []).append(name)
                     if name in todo:
                         comparisons.update(runs)
@@ -82,23 +82,23 @@ def run_experiment(experiment: Experiment, results: Path, work: Path) -> Compari
         return comparisons.write(runs, complete=True)
 
 
-def unfinished(experiment: Experiment, place: Workplace, folder: Path) -> set[str]:
+def unfinished(experiment: Experiment, workplace: Workplace, folder: Path) -> set[str]:
     """Return the names of the runs that have no result yet; check those that have one.
 
     Raises:
-        MismatchError: a result with other settings is in its place.
-        DataError: a result in its place is damaged.
+        MismatchError: the file of a run contains a result of other settings.
+        DataError: the result of a run is damaged.
     """
     names = set()
     for line, seed in experiment.runs():
         name = run_name(line.label, seed)
         file = folder / f"{name}.json"
-        if not (file.exists() and finished(file, _config(experiment, place, line))):
+        if not (file.exists() and finished(file, _config(experiment, workplace, line))):
             names.add(name)
     return names
 
 
-def _config(experiment: Experiment, place: Workplace, line: Line) -> dict[str, Any]:
+def _config(experiment: Experiment, workplace: Workplace, line: Line) -> dict[str, Any]:
     """Return everything that the result of a run depends on, except its seed."""
     config: dict[str, Any] = {
         "experiment": experiment.name,
@@ -107,43 +107,43 @@ def _config(experiment: Experiment, place: Workplace, line: Line) -> dict[str, A
         "settings": dict(line.settings),
         "grid": {name: list(values) for name, values in line.choice.items()},
         "budget": vars(experiment.budget),
-        "decoding": place.decoding(line.settings),
-        "plm": place.plm(line.settings).description.to_dict(),
+        "decoding": workplace.decoding(line.settings),
+        "plm": workplace.plm(line.settings).description.to_dict(),
         "plm_dtype": experiment.plm_dtype,
-        **experiment.task.template.record(place.plm(line.settings).tokenizer),
+        **experiment.task.template.record(workplace.plm(line.settings).tokenizer),
         "metrics": list(experiment.metrics),
         "data": experiment.data.name,
         "data_sha256": experiment.data.digest(),
     }
-    implied = [made(line.method, each).implied for each in line.candidates()]
+    implied = [build_method(line.method, each).implied for each in line.candidates()]
     if any(implied):
         config["implied"] = [dict(each) for each in implied]
     sources = experiment.own_sources(line)
     if sources:
         config["own"] = sources
-    # Added when they are not what earlier versions always used, whose results stay valid.
+    # Only if they differ from what earlier versions always used, so that their results stay valid.
     for name, usual in USUAL.items():
         if getattr(experiment, name) != usual:
             config[name] = getattr(experiment, name)
     return config
 
 
-def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: Path) -> None:
+def _run(experiment: Experiment, workplace: Workplace, line: Line, seed: int, file: Path) -> None:
     """Run one setting with one seed, and write its result."""
-    config = _config(experiment, place, line)
-    plm = place.plm(line.settings)
-    trials = _trials(experiment, place, line)
+    config = _config(experiment, workplace, line)
+    plm = workplace.plm(line.settings)
+    trials = _trials(experiment, workplace, line)
     settings = min(trials, key=_perplexity).settings if trials else line.settings
-    stages = place.place(line.method, settings, seed)
-    figures = place.figures(stages, plm)
+    stages = workplace.stages(line.method, settings, seed)
+    figures = workplace.figures(stages, plm)
     test = experiment.data.test
-    with place.open(stages, plm) as adapted:
+    with workplace.open(stages, plm) as adapted:
         adapted.generate(test[:WARM_UP], batch_size=experiment.batch_size)
         started = time.perf_counter()
         generated = adapted.generate(test, batch_size=experiment.batch_size)
         seconds = time.perf_counter() - started
         disk_bytes, chosen = adapted.disk_bytes, dict(adapted.chosen)
-        perplexity = place.dev_perplexity(stages, plm, adapted)
+        perplexity = workplace.dev_perplexity(stages, plm, adapted)
     scores = evaluate(
         experiment.task,
         generated.texts,
@@ -179,17 +179,17 @@ def _run(experiment: Experiment, place: Workplace, line: Line, seed: int, file: 
     write_json(file, result.to_dict())
     values = ", ".join(f"{metric_name(name)} {score_text(name, each.value)}" for name, each in scores.items())
     if generated.cut:
-        limit = place.decoding(line.settings)["max_new_tokens"]
+        limit = workplace.decoding(line.settings)["max_new_tokens"]
         values += f", {generated.cut:,} of {len(test):,} texts cut at {limit:,} tokens"
     note(f"{file.stem}: {values}" + (", but training did not help" if result.training_helped is False else ""))
 
 
-def _trials(experiment: Experiment, place: Workplace, line: Line) -> list[Trial]:
+def _trials(experiment: Experiment, workplace: Workplace, line: Line) -> list[Trial]:
     """Return every candidate with the first seed and its perplexity on dev; none if there is nothing to choose."""
     trials = []
     for candidate in line.candidates() if line.choice else ():
-        stages = place.place(line.method, candidate, experiment.seeds[0])
-        perplexity = place.dev_perplexity(stages, place.plm(candidate))
+        stages = workplace.stages(line.method, candidate, experiment.seeds[0])
+        perplexity = workplace.dev_perplexity(stages, workplace.plm(candidate))
         trials.append(Trial(settings=candidate, dev_perplexity=perplexity))
     return trials
 

@@ -26,7 +26,7 @@ SIGNIFICANT = 0.05
 """Upper limit of the p-value of a significant difference, exclusive."""
 
 SHARE = 0.05
-"""Maximum share of the time that comparisons between runs take."""
+"""Maximum share of the time for comparisons between runs."""
 
 RESAMPLING = f"paired bootstrap of means over seeds|samples:{SAMPLES}|seed:{SEED}|p:two-sided|interval:95%"
 
@@ -35,7 +35,7 @@ class Comparisons:
     """Comparisons of a growing number of finished runs on the test examples."""
 
     def __init__(self, folder: Path, experiment: Experiment) -> None:
-        """Prepare the metrics; `folder` is that of the results."""
+        """Prepare the metrics; `folder` is the folder of the results."""
         data = experiment.data
         self._folder, self._experiment = folder, experiment
         self._sources = [example.source for example in data.test]
@@ -148,7 +148,7 @@ class _Remembered:
 
 
 def _comet(folder: Path, runs: Sequence[str]) -> dict[str, Metric]:
-    """The scores that `reproduction/comet_score.py` left in the folder `comet`, where it scored every run."""
+    """Read the scores of `reproduction/comet_score.py` from the folder `comet`; empty unless it scored every run."""
     files = [folder / COMET / f"{name}.json" for name in runs]
     missing = [file.name for file in files if not file.exists()]
     if len(missing) == len(files):

@@ -1,4 +1,4 @@
-"""The file that a comparison or a sweep is described in (TOML): methods, data, budget and seeds."""
+"""Reader of the TOML file that describes a comparison or a sweep: methods, data, budget and seeds."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def read_config(path: Path, kind: Kind, data_root: Path | None = None) -> Experi
 
     Args:
         path: the TOML file.
-        kind: what the grids mean.
-        data_root: the folder that paths of data start from; None is the file's own folder.
+        kind: `compare` or `sweep`, which decides the meaning of grids.
+        data_root: folder that the data's paths are relative to; None: the file's own folder.
 
     Raises:
-        ConfigError: an unknown key, or a value that cannot be meant; the message names both.
+        ConfigError: a key is unknown or a value invalid; the message names both.
         DataError: the file or its data cannot be read.
     """
     try:
@@ -61,11 +61,11 @@ def _experiment(file: ExperimentFile, name: str, kind: Kind, root: Path) -> Expe
     if metrics is None:
         metrics = (*task.metrics, *([FORMALITY] if "test" in data.annotated else []))
     for metric in metrics:
-        if not is_style(metric):  # its classifier is loaded when there is something to classify
+        if not is_style(metric):  # its classifier is only loaded when outputs are scored
             get_metric(metric, data.annotated.get("test"), sources=[example.source for example in data.test])
     if not metrics:
         raise ConfigError("metrics is empty: name at least one.")
-    from pema.devices import device_named  # loads torch: what is wrong in the file is said before
+    from pema.devices import device_named  # loads torch, so errors in the file are reported before
 
     return Experiment(
         name=name,
@@ -125,7 +125,7 @@ def _data(table: DataTable, task: str, root: Path) -> Data:
 
 
 def _examples(files: TextFiles, root: Path) -> list[Example]:
-    """The examples that the files hold; paths start from `root`."""
+    """Read the examples of the files; paths are relative to `root`."""
 
     def path(text: str | None) -> Any:  # noqa: ANN401
         return text if text is None or text.startswith(HUB) else root / text

@@ -1,4 +1,4 @@
-"""A task's data: what is learned from, what is chosen on, and what is reported."""
+"""The data of a task: for training, for the choice of settings, and for the reported scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pema.tasks.example import Example
 from pema.tasks.readers import read_examples, read_lines
 
 SUPPORT, RESTAURANTS = "support", "restaurants"
-"""Names of the data that the package ships."""
+"""Names of the bundled data."""
 
 DEMO_DATA = Path(str(resources.files("pema") / "demo_data"))
 RESTAURANTS_FOLDER = DEMO_DATA / RESTAURANTS
@@ -22,15 +22,15 @@ RESTAURANTS_FOLDER = DEMO_DATA / RESTAURANTS
 
 @dataclass(frozen=True)
 class Data:
-    """A task's data.
+    """The data of a task.
 
     Attributes:
-        name: what the data are called in results.
+        name: name of the data in results.
         task: name of the task.
-        train: examples that the memory is built from, one target each; `pema train` takes its held-out part from these.
-        dev: examples that settings are chosen on.
-        test: examples that are reported.
-        annotated: formal and informal references with [F]...[/F] marks for (dev, test), each None where there are none.
+        train: examples of the memory, one target each; `pema train` takes its held-out part from these.
+        dev: examples for the choice of settings.
+        test: examples for the reported scores.
+        annotated: formal and informal references with [F]...[/F] marks for (dev, test), each None if there are none.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Data:
     annotated: Mapping[str, tuple[list[str], list[str]]] = field(default_factory=dict)
 
     def digest(self) -> str:
-        """SHA-256 over all examples, so that a result says which data it was measured on."""
+        """Return the SHA-256 of all examples, by which a result identifies its data."""
         digest = hashlib.sha256()
         for part in (self.train, self.dev, self.test):
             for example in part:
@@ -51,7 +51,7 @@ class Data:
 
 
 def support_data() -> Data:
-    """The customer-support sentences that the package ships (see `demo_data/README.md`)."""
+    """Read the bundled customer-support sentences (see `demo_data/README.md`)."""
 
     def fields(name: str) -> list[list[str]]:
         return [line.split("\t") for line in read_lines(DEMO_DATA / name)]
@@ -68,10 +68,10 @@ def support_data() -> Data:
 
 
 def restaurant_data() -> Data:
-    """Return descriptions of restaurants, a part of E2E NLG (see `demo_data/restaurants/README.md`)."""
+    """Read descriptions of restaurants, a part of E2E NLG (see `demo_data/restaurants/README.md`)."""
     train, dev, test = (read_examples(data=RESTAURANTS_FOLDER / f"{part}.jsonl") for part in ("train", "dev", "test"))
     return Data(name=RESTAURANTS, task="data-to-text", train=tuple(train), dev=tuple(dev), test=tuple(test))
 
 
 SHIPPED = {SUPPORT: support_data, RESTAURANTS: restaurant_data}
-"""By name, what reads the data that the package ships."""
+"""Readers of the bundled data, by name."""

@@ -23,16 +23,16 @@ SHOWN = (BEFORE, "PEMA paper, teacher", AFTER)
 
 
 def demo_experiment(seed: int = 0) -> Experiment:
-    """What the demo compares: `demo.toml`, with this seed."""
+    """Return the comparison of the demo: `demo.toml`, with this seed."""
     with resources.as_file(resources.files("pema") / "experiments" / "demo.toml") as file:
         return replace(read_config(file, "compare"), seeds=(seed,))
 
 
 def run_demo(experiment: Experiment, folder: Path) -> dict[str, Any]:
-    """Run the demo below `folder`, where results and what they need stay.
+    """Run the demo; results and work files are kept below `folder`.
 
     Returns:
-        What `comparison.json` of the results holds, with `runs`, the result of each run, in the table's order.
+        The content of the results' `comparison.json`, with `runs`: the result of each run, in the table's order.
     """
     comparison = run_experiment(experiment, folder / "results", folder / "work")
     names = comparison.signature.config["runs"]
@@ -41,19 +41,19 @@ def run_demo(experiment: Experiment, folder: Path) -> dict[str, Any]:
 
 
 def show_demo(experiment: Experiment, folder: Path) -> list[Table]:
-    """The tables and three test sentences, ready to print."""
-    place = folder / "results" / experiment.name
-    runs = read_folder(place).runs
-    outputs = {label: read_texts(place, runs[label][0].run) for label in SHOWN}
+    """Return the tables and three test sentences, ready to print."""
+    results = folder / "results" / experiment.name
+    runs = read_folder(results).runs
+    outputs = {label: read_texts(results, runs[label][0].run) for label in SHOWN}
     sides = Table(title="Side by side", show_header=False)
     for example in pick_examples(experiment.data, outputs):
         for name, text in example.items():
             sides.add_row(name, text, end_section=text is [*example.values()][-1])
-    return [*comparison_tables(place), sides]
+    return [*comparison_tables(results), sides]
 
 
 def pick_examples(data: Data, outputs: dict[str, list[str]], count: int = 3) -> list[dict[str, str]]:
-    """The first `count` test sentences on which the adapted output is not the PLM's own, with what each made of it."""
+    """Return the first `count` test sentences with an output that differs from the PLM's own, and the outputs."""
     changed = [i for i in range(len(data.test)) if outputs[BEFORE][i] != outputs[AFTER][i]]
     return [
         {"source": data.test[i].source, "reference": data.test[i].target}

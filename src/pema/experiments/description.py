@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009  (`option` is `dataclasses.field` with the meaning and limits beside the default)
-"""The keys of the file that a comparison or a sweep is described in."""
+"""The keys of the file that describes a comparison or a sweep."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class TextFiles:
     data: str | None = option(
         None, "JSONL, JSON, CSV, TSV or Parquet file (.gz too), folder of a data set, or hf:NAME:SPLIT."
     )
-    source_field: str | None = option(None, "Column of `data` with the source; default: recognised.")
-    target_field: str | None = option(None, "Column of `data` with the target; default: recognised.")
-    limit: int | None = option(None, "Use only the first so many examples.", least=1)
+    source_field: str | None = option(None, "Column of `data` with the source; default: detected.")
+    target_field: str | None = option(None, "Column of `data` with the target; default: detected.")
+    limit: int | None = option(None, "Use only this number of examples, from the first on.", least=1)
     formal: str | None = option(None, "Formal references with CoCoA-MT formality marks.")
     informal: str | None = option(None, "Informal references with CoCoA-MT formality marks.")
 
@@ -42,9 +42,9 @@ class GyafcFiles:
 
     gyafc: str = option(help="GYAFC's folder.")
     part: str = option(help="train, tune or test.")
-    domain: str | None = option(None, "The domain's folder.")
-    reference: int = option(0, "Which of the references.", least=0, most=9)
-    limit: int | None = option(None, "Use only the first so many examples.", least=1)
+    domain: str | None = option(None, "Folder of the domain.")
+    reference: int = option(0, "Number of the reference, from 0.", least=0, most=9)
+    limit: int | None = option(None, "Use only this number of examples, from the first on.", least=1)
 
 
 @documented
@@ -57,27 +57,27 @@ class DataTable:
     name: str = option(
         help="Name of the data in results; `restaurants` and `support`, without parts, are bundled with the package."
     )
-    train: Mapping[str, Any] | None = option(None, "What is learned from.")
-    dev: Mapping[str, Any] | None = option(None, "What settings are chosen on.")
-    test: Mapping[str, Any] | None = option(None, "What is reported.")
+    train: Mapping[str, Any] | None = option(None, "Training examples.")
+    dev: Mapping[str, Any] | None = option(None, "Examples for the choice of settings.")
+    test: Mapping[str, Any] | None = option(None, "Examples for the reported scores.")
 
 
 @documented
 @dataclass(frozen=True)
 class MethodTable:
-    """A method, a line of the table; a sweep has a line at every point of the grid."""
+    """A method: one line of the table, or in a sweep one line per point of the grid."""
 
     called: ClassVar[str] = "[[methods]]"
 
-    label: str = option(help="What the table calls it.")
-    method: str = option(help="The method's name.")
+    label: str = option(help="Name in the table.")
+    method: str = option(help="Name of the method.")
     settings: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "Settings of all its runs."})
     grid: Mapping[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "Settings with candidates; compare chooses on dev, sweep shows all."},
+        metadata={"help": "Settings with candidates; compare chooses on dev, sweep reports all."},
     )
     choose: Mapping[str, Any] = field(
-        default_factory=dict, metadata={"help": "Settings with candidates that a sweep chooses among at every point."}
+        default_factory=dict, metadata={"help": "Settings with candidates; a sweep chooses one at every point."}
     )
 
 
@@ -90,7 +90,7 @@ class ExperimentFile:
 
     data: DataTable = option(help="The data.")
     name: str | None = option(None, "Folder of the results; by default the file's name.")
-    title: str | None = option(None, "What the report calls it; by default the name.")
+    title: str | None = option(None, "Title in the report; by default the name.")
     task: str = option("translation", "Name of the task.")
     template: str | None = option(None, "Prompt with {source} in it, instead of the task's own.")
     chat: bool | None = option(None, "Chat or plain prompts; by default a chat if the PLM has a chat template.")
@@ -100,10 +100,10 @@ class ExperimentFile:
     device: str = option("auto", "Device of PLM and training: cpu, cuda, cuda:1, ...; auto: a GPU if there is one.")
     batch_tokens: int = same(BuildConfig, "batch_tokens")
     batch_size: int = same(GenerateConfig, "batch_size")
-    seeds: tuple[int, ...] = option((0,), "Every setting that is reported runs once with each.", least=0, most=SEED)
-    metrics: tuple[str, ...] | None = option(None, "Names; the first one leads. By default the task's own.")
-    reference: str | Sequence[str] = option((), "Label, or labels, of the lines that all others are compared with.")
-    budget: Budget = option(Budget(), "What training may use.")
+    seeds: tuple[int, ...] = option((0,), "Random seeds; every reported setting runs with each.", least=0, most=SEED)
+    metrics: tuple[str, ...] | None = option(None, "Names of metrics, the main one first; by default the task's own.")
+    reference: str | Sequence[str] = option((), "Label or labels of the lines that all others are compared with.")
+    budget: Budget = option(Budget(), "Limits of training.")
     decoding: Mapping[str, Any] = field(
         default_factory=dict,
         metadata={

@@ -1,8 +1,8 @@
-"""How long a run takes and how much memory it needs, from a short measurement of the PLM and a model of the costs.
+"""Estimates of a run's time and memory, from a short measurement of the PLM and a model of the costs.
 
-Measured are a forward pass over some training examples, a step of generation and a product with the LM head. The model,
-with F, D and H the seconds of a token in a forward pass, of a step of generation with a full batch, and of a vector in
-a product with the head:
+The measurement covers a forward pass over some training examples, a step of generation and a product with the head.
+In the model F, D and H are the seconds per token in a forward pass, per step of generation with a full batch, and per
+vector in a product with the head:
 
 - a memory of `teacher` contexts: tokens x F; of `predicted` contexts: prompt tokens x F + steps x D;
 - training with gradients through the PLM: epochs x tokens x 3 F (a backward pass costs two forward passes); on a
@@ -11,7 +11,8 @@ a product with the head:
 - memory: the weights, and while training with gradients their copy in the training process (four times for full
   fine-tuning: weights, gradients and two moments of AdamW), the activations and the logits of a batch.
 
-Times are upper bounds of training, which stops early if the held-out loss no longer falls, and neglect evaluation.
+Training times are upper bounds, because training stops early if the held-out loss no longer falls. Evaluation is not
+included.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pema.experiments.workplace import Place
+from pema.experiments.workplace import Stages
 from pema.methods.full import FullFineTuning
 from pema.methods.targets import encode
 from pema.owner.local import LocalPLM
 from pema.tasks.example import Example
 
 START = 5.0
-"""Seconds that a training process takes to load the libraries."""
+"""Seconds for a training process to load the libraries."""
 
 SAMPLE, MEASURED_TOKENS, VECTORS = 16, 2048, 256
 FLOAT = 4
@@ -49,10 +50,10 @@ class Speed:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, plm: LocalPLM, place: Place, batch_size: int) -> Speed:
+    def of(cls, plm: LocalPLM, stages: Stages, batch_size: int) -> Speed:
         """Measure a PLM on some training examples."""
-        examples = place.job.train[:SAMPLE]
-        tokens = encode(plm, place.job.task.template, examples)
+        examples = stages.job.train[:SAMPLE]
+        tokens = encode(plm, stages.job.task.template, examples)
         width = max(1, int(np.mean(tokens.starts[1:] - tokens.starts[:-1])))
         rows = max(1, min(SAMPLE, MEASURED_TOKENS // width))
         ids = torch.from_numpy(tokens.ids[:width].astype(np.int64)).repeat(rows, 1).to(plm.model.device)
@@ -66,7 +67,7 @@ class Speed:
 
 
 def _seconds(call: Callable[[], torch.Tensor]) -> float:
-    """Return the shortest of three times, after one call that is not measured."""
+    """Return the minimum of three measured calls, after one that is not measured."""
     times = []
     for _ in range(4):
         started = time.perf_counter()
@@ -85,17 +86,17 @@ class Sizes:
     kinds: int
 
     @classmethod
-    def of(cls, plm: LocalPLM, place: Place, examples: Sequence[Example]) -> Sizes:
-        """Count; `kinds` is the number of different target tokens."""
-        tokens = encode(plm, place.job.task.template, examples)
+    def of(cls, plm: LocalPLM, stages: Stages, examples: Sequence[Example]) -> Sizes:
+        """Count the tokens of examples; `kinds` is the number of different target tokens."""
+        tokens = encode(plm, stages.job.task.template, examples)
         targets = [tokens.target(i) for i in range(len(tokens.cuts))]
         total = sum(map(len, targets))
         return cls(len(tokens.cuts), len(tokens.ids) - total, total, len({each for one in targets for each in one}))
 
 
-def prepare_seconds(place: Place, speed: Speed, sizes: Sizes, batch_size: int) -> float:
-    """Estimate the PLM owner's part."""
-    settings = place.method.settings()
+def prepare_seconds(stages: Stages, speed: Speed, sizes: Sizes, batch_size: int) -> float:
+    """Estimate the time of the PLM owner's part."""
+    settings = stages.method.settings()
     if settings.get("contexts") == "predicted":
         return sizes.prompts * speed.token + _generation(sizes, speed, batch_size)
     if "distil_steps" in settings:
@@ -104,36 +105,36 @@ def prepare_seconds(place: Place, speed: Speed, sizes: Sizes, batch_size: int) -
     return (sizes.prompts + sizes.targets) * speed.token
 
 
-def train_seconds(place: Place, speed: Speed, sizes: Sizes, vocabulary: int) -> float:
-    """Estimate one training, at most."""
-    settings = {**place.method.implied, **place.method.settings()}
+def train_seconds(stages: Stages, speed: Speed, sizes: Sizes, vocabulary: int) -> float:
+    """Estimate the maximum time of one training."""
+    settings = {**stages.method.implied, **stages.method.settings()}
     if "epochs" not in settings:
         return START
-    epochs = min(settings["epochs"], place.job.budget.epochs)
-    if place.method.needs.gradients:
+    epochs = min(settings["epochs"], stages.job.budget.epochs)
+    if stages.method.needs.gradients:
         return START + float(epochs * (sizes.prompts + sizes.targets) * 3 * speed.token)
     share = sizes.kinds / vocabulary if settings.get("vocabulary") == "seen" else 1.0
     return START + float(epochs * sizes.targets * 3 * speed.vector * share)
 
 
 def run_seconds(speed: Speed, test: Sizes, dev: Sizes, batch_size: int) -> float:
-    """Estimate generation for the test examples and the perplexity of the dev examples."""
+    """Estimate the time to generate for the test examples and to compute the perplexity of the dev examples."""
     return test.prompts * speed.token + _generation(test, speed, batch_size) + (dev.prompts + dev.targets) * speed.token
 
 
-def memory_bytes(place: Place, plm: LocalPLM, sizes: Sizes) -> int:
+def memory_bytes(stages: Stages, plm: LocalPLM, sizes: Sizes) -> int:
     """Estimate the memory of both processes while training, without the libraries."""
     weights: int = sum(p.numel() * p.element_size() for p in plm.model.parameters())
     head = plm.head()
-    settings = {**place.method.implied, **place.method.settings()}
+    settings = {**stages.method.implied, **stages.method.settings()}
     rows: int = settings.get("batch_size", 0)
-    if not place.method.needs.gradients:
+    if not stages.method.needs.gradients:
         return weights + (head.vocabulary_size * (head.d + 3 * rows) * FLOAT if rows else 0)
     numbers: int = sum(p.numel() for p in plm.model.parameters())
     layers: int = plm.model.config.get_text_config().num_hidden_layers
     tokens = rows * (sizes.prompts + sizes.targets) / sizes.examples
     logits = rows * sizes.targets / sizes.examples * head.vocabulary_size * 3
-    copies = 4 if isinstance(place.method, FullFineTuning) else 1
+    copies = 4 if isinstance(stages.method, FullFineTuning) else 1
     return weights + math.ceil((copies * numbers + tokens * layers * head.d * ACTIVATIONS + logits) * FLOAT)
 
 

@@ -1,4 +1,4 @@
-"""What a comparison and a sweep are: methods, data, budget and seeds, and the lines of the table that come of them."""
+"""A comparison or a sweep: methods, data, budget and seeds, and the lines of its table."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ CPU = "cpu"
 EXAMPLES = "examples"
 PLM = "plm"
 OF_THE_RUN = (EXAMPLES, PLM)
-"""Settings that every method has: learn from so many of the training examples only; adapt another PLM."""
+"""Settings that every method has: the number of training examples to use, and another PLM to adapt."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A method as the config gives it.
+    """A method as described in the config.
 
     Attributes:
-        label: what the table calls it.
+        label: name in the table.
         method: the method's class.
-        settings: that hold in all its runs.
+        settings: settings of all its runs.
         grid: settings with candidates: `compare` chooses among them on dev, `sweep` reports all.
-        choose: settings with candidates that a sweep chooses among on dev, at every point of the grid anew.
+        choose: settings with candidates, of which a sweep chooses one on dev at every point of the grid.
     """
 
     label: str
@@ -47,7 +47,7 @@ class Entry:
     choose: Mapping[str, Sequence[Any]]
 
     def lines(self, kind: Kind, trials: int) -> Iterator[Line]:
-        """Its line of a comparison, with the method's default candidates within `trials`; or its lines of a sweep."""
+        """Yield the line of a comparison, with default candidates within `trials`; or the lines of a sweep."""
         if kind == "compare":
             if self.choose:
                 name = next(iter(self.choose))
@@ -69,10 +69,10 @@ class Line:
     """A line of the table.
 
     Attributes:
-        label: what the table calls it.
+        label: name in the table.
         method: the method's class.
-        settings: that hold in all its runs.
-        choice: settings with candidates, to be chosen among on dev; empty: nothing is left open.
+        settings: settings of all its runs.
+        choice: settings with candidates, one of which is chosen on dev; empty: nothing to choose.
     """
 
     label: str
@@ -85,39 +85,39 @@ class Line:
             try:
                 require(EXAMPLES, candidate.get(EXAMPLES), int | None, least=1)
                 require(PLM, candidate.get(PLM), str | None)
-                made(self.method, candidate)
+                build_method(self.method, candidate)
             except PemaError as error:
                 raise ConfigError(f"{self.label}: {error}") from error
             except TypeError as error:
                 raise ConfigError(f"{self.label}: a setting is of the wrong type: {error}.") from error
 
     def candidates(self) -> Iterator[dict[str, Any]]:
-        """The settings with every combination of the choice."""
+        """Yield the settings with every combination of the candidates."""
         for point in product(self.choice):
             yield {**self.settings, **point}
 
     @property
     def trainings(self) -> int:
         """Number of different trainings among the candidates."""
-        return len({digest(dict(made(self.method, each).trained_by)) for each in self.candidates()})
+        return len({digest(dict(build_method(self.method, each).trained_by)) for each in self.candidates()})
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What `pema compare` and `pema sweep` are given.
+    """A comparison or a sweep: the input of `pema compare` and `pema sweep`.
 
     Attributes:
         name: folder of the results.
-        title: what the report calls it.
+        title: title in the report.
         kind: `compare` or `sweep`.
         task: template and default metrics.
-        plm: name or folder, as `LocalPLM.load` takes it.
-        plm_dtype: precision to load it in; None is the library's own choice.
-        seeds: every setting that is reported runs once with each.
-        metrics: names; the first one leads.
+        plm: name or folder; see `LocalPLM.load`.
+        plm_dtype: dtype of the loaded PLM; None: the library's choice.
+        seeds: random seeds; every reported setting runs once with each.
+        metrics: names of metrics, the main one first.
         references: labels of the lines that all others are compared with; tables mark differences from the first.
-        data: the data.
-        budget: of every method.
+        data: training, dev and test examples.
+        budget: limits of training for every method.
         entries: the methods, in the table's order.
         device: device of the PLM and of training.
         batch_tokens: maximum tokens per PLM batch when a memory is built.
@@ -146,10 +146,10 @@ class Experiment:
         check_decoding(self.decoding)
         labels = [entry.label for entry in self.entries]
         if not labels:
-            raise ConfigError("there is nothing to run: give at least one [[methods]].")
+            raise ConfigError("there is nothing to run: give at least one [[methods]] table.")
         twice = {label for label in labels if labels.count(label) > 1}
         if twice:
-            raise ConfigError(f"two methods are labelled {sorted(twice)[0]!r}: give each a label of its own.")
+            raise ConfigError(f"two methods have the label {sorted(twice)[0]!r}: give each its own label.")
         lines = [line.label for line in self.lines()]
         among("reference", self.references, lines)
         require("seeds", self.seeds, tuple[int, ...], least=0, most=SEED)
@@ -159,12 +159,12 @@ class Experiment:
         for line in self.lines():
             if line.trainings > self.budget.trials:
                 raise ConfigError(
-                    f"{line.label}: {line.trainings} trainings to choose among are more than the budget's trials="
-                    f"{self.budget.trials}: leave candidates out, or give all methods more trials."
+                    f"{line.label}: {line.trainings} trainings of candidates are more than the budget's trials="
+                    f"{self.budget.trials}: remove candidates, or increase trials."
                 )
 
     def _require_names(self) -> None:
-        """Refuse labels whose runs would share a file, or have names too long for one, before anything is run."""
+        """Refuse labels whose runs would share a file, or whose file names would be too long."""
         labels: dict[str, str] = {}
         for line in self.lines():
             name = run_name(line.label, self.seeds[-1])
@@ -175,13 +175,13 @@ class Experiment:
             other = labels.setdefault(run_name(line.label, self.seeds[0]), line.label)
             if other != line.label:
                 raise ConfigError(
-                    f"the labels {other!r} and {line.label!r} are too alike: the runs of both would be in "
+                    f"the labels {other!r} and {line.label!r} are too similar: the runs of both would be in "
                     f"{run_name(line.label, self.seeds[0])}.json. Rename one of them: letters a to z, digits and .=+ "
-                    "tell files apart."
+                    "distinguish files."
                 )
 
     def lines(self) -> Iterator[Line]:
-        """The lines of the table, in order."""
+        """Yield the lines of the table, in order."""
         for entry in self.entries:
             yield from entry.lines(self.kind, self.budget.trials)
 
@@ -195,16 +195,16 @@ class Experiment:
         return {name: source_digest(name) for name in names if is_own(name) and name.partition(":")[0] in sys.modules}
 
     def seeds_of(self, line: Line) -> tuple[int, ...]:
-        """The seeds that a line runs with: the first alone where the seed changes nothing."""
+        """Return the seeds of a line: only the first one if the method does not depend on the seed."""
         return self.seeds if line.method.seeded else self.seeds[:1]
 
 
-def made(method: type[Method], settings: Mapping[str, Any]) -> Method:
-    """The method with its own settings; those of the run are left out."""
+def build_method(method: type[Method], settings: Mapping[str, Any]) -> Method:
+    """Build a method with its own settings, without those of the run."""
     return method.of({name: value for name, value in settings.items() if name not in OF_THE_RUN})
 
 
 def product(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """Every combination of the candidates, by setting; of no settings, the empty one."""
+    """Yield every combination of the candidates, by setting; one empty combination if there are no settings."""
     for values in itertools.product(*grid.values()):
         yield dict(zip(grid, values, strict=True))

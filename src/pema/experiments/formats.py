@@ -1,4 +1,4 @@
-"""Texts of results: few digits, one unit, and the same text in every table for the same value."""
+"""Formats of results: few digits, one unit, and the same text for the same value in every table."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ SIGNIFICANT_DIGITS = 3
 
 
 def mean_text(metric: str, interval: Interval) -> str:
-    """Write the mean over seeds, and their standard deviation where there are several."""
+    """Format the mean over seeds, and their standard deviation if there are several."""
     text = score_text(metric, interval.mean)
     return text if interval.std is None else f"{text} ± {score_text(metric, interval.std)}"
 
 
 def score_cell(metric: str, interval: Interval, difference: Difference | None, test: int) -> str:
-    """Write a mean with its interval, on how many texts it rests, and the mark of its difference from the reference."""
+    """Format a mean, its interval, its number of texts, and the mark of its difference from the reference."""
     parts = [
         f"{mean_text(metric, interval)} ({bounds_text(metric, interval.low, interval.high)})",
         texts_text(interval, test),
@@ -29,7 +29,7 @@ def score_cell(metric: str, interval: Interval, difference: Difference | None, t
 
 
 def texts_text(interval: Interval, test: int) -> str:
-    """Write on how many of the test texts a value rests; "" if on all."""
+    """Format the number of test texts that a value rests on; "" if these are all."""
     return "" if interval.texts is None else f"on {interval.texts:,} of {test:,}"
 
 
@@ -44,7 +44,7 @@ REASONS = {
 
 
 def no_help_text(rows: Iterable[Row]) -> str:
-    """Write the footnote about runs whose training did not help; "" if there are none."""
+    """Format the footnote about runs whose training did not help; "" if there are none."""
     runs: dict[str, list[str]] = {}
     for flag in (flag for row in rows for flag in row.no_help or ()):
         runs.setdefault(flag.reason, []).append(flag.run)
@@ -53,7 +53,7 @@ def no_help_text(rows: Iterable[Row]) -> str:
 
 
 def missing_text(results: Results) -> str:
-    """Write which planned runs are missing from a table; "" if none are."""
+    """Format the names of the planned runs that are missing from a table; "" if none are."""
     parts = []
     if results.missing:
         parts.append(f"Not finished: {', '.join(results.missing)}.")
@@ -63,19 +63,19 @@ def missing_text(results: Results) -> str:
 
 
 def difference_text(metric: str, difference: Difference) -> str:
-    """Write a difference, its interval and p."""
+    """Format a difference, its interval and its p-value."""
     value = score_text(metric, difference.difference, signed=True)
     bounds = bounds_text(metric, difference.low, difference.high, signed=True)
     return f"{value} ({bounds}), {p_value(difference.p_value)}"
 
 
 def p_value(value: float) -> str:
-    """Write a p-value: three digits behind the point, which is what a bootstrap of a thousand samples can tell."""
+    """Format a p-value with three decimals, the resolution of a bootstrap of a thousand samples."""
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 def scaled(value: float | None, unit: str = "") -> str:
-    """Write a cost with three digits and a decimal prefix: 12.3 MB is 12,300,000 bytes."""
+    """Format a cost with three digits and a decimal prefix: 12.3 MB is 12,300,000 bytes."""
     if value is None or not math.isfinite(value):
         return NOTHING
     for power, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -85,22 +85,22 @@ def scaled(value: float | None, unit: str = "") -> str:
 
 
 def size(value: float | None) -> str:
-    """Write a number of bytes."""
+    """Format a number of bytes."""
     return scaled(value, "B")
 
 
 def seconds(value: float | None) -> str:
-    """Write a duration in seconds, or in milliseconds below a tenth of one."""
+    """Format a duration in seconds, or below 0.1 seconds in milliseconds."""
     if value is None or not math.isfinite(value):
         return NOTHING
     return f"{digits(value * 1000)} ms" if 0 < value < 0.1 else f"{digits(value)} s"
 
 
 def digits(value: float) -> str:
-    """Write three digits, and all of those before the point."""
+    """Format a number with three digits, or with all digits of its integer part."""
     if value == 0:
         return "0"
-    # Rounding comes first: 0.9996 has one digit before the point once it is written with three.
+    # Rounding comes first: 0.9996 rounded to three digits is 1.00, with one digit before the point.
     rounded = abs(float(f"{value:.{SIGNIFICANT_DIGITS}g}"))
     places = max(0, SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(rounded)))
     return f"{value:,.{places}f}"
@@ -108,7 +108,7 @@ def digits(value: float) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of costs: its heading, and how its values are written."""
+    """A column of costs: its heading and the format of its values."""
 
     title: str
     text: Callable[[float | None], str]
@@ -122,13 +122,13 @@ COSTS = {
     "seconds_per_token": Column("Time per token", seconds),
     "disk_bytes": Column("Disk", size),
 }
-"""The costs that tables have columns for, in their order, by the field of `Costs`."""
+"""Columns of costs in tables, in order, by the field of `Costs`."""
 
 WEIGHTS = {"none": "", "some": "some weights", "all": "weights"}
 
 
 def needs_text(needs: Needs) -> str:
-    """Write what a method needs of the PLM owner, in a few words."""
+    """Format what a method needs from the PLM owner, in a few words."""
     words = [
         WEIGHTS[needs.weights],
         "targets at owner" if needs.targets_at_owner else "",

@@ -1,25 +1,25 @@
-"""Names of what lies in the results folder of an experiment beside its runs."""
+"""Names of the files in the results folder of an experiment."""
 
 from __future__ import annotations
 
 import re
 
 EXPERIMENT = "experiment.json"
-"""What all runs have in common."""
+"""File of the facts common to all runs."""
 
 COMPARISON = "comparison.json"
-"""Their comparison on the test examples."""
+"""File of the comparison of the runs on the test examples."""
 
 TEST = "examples.jsonl"
-"""The test examples."""
+"""File of the test examples."""
 
 COMET = "comet"
-"""Folder of the scores that `reproduction/comet_score.py` leaves."""
+"""Folder of the scores written by `reproduction/comet_score.py`."""
 
 LONGEST_NAME = 200
-"""Characters of a run's name at most: file systems take 255 bytes, and an ending comes behind it."""
+"""Maximum length of a run's name: file systems allow 255 bytes, including the suffix."""
 
 
 def run_name(label: str, seed: int) -> str:
-    """The name of a run's files: its label in small letters, digits and `.=+`, and its seed."""
+    """Return the name of a run's files: its label in lower-case letters, digits and `.=+`, and its seed."""
     return f"{re.sub(r'[^a-z0-9.=+]+', '-', label.lower()).strip('-')}-seed{seed}"

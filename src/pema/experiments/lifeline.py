@@ -21,7 +21,7 @@ PR_SET_PDEATHSIG = 1
 """Option of prctl(2): the signal that the process receives when its parent ends."""
 
 PYTHON = (sys.executable, "-P")
-"""Command of an interpreter for which no file in the working directory takes the place of a library."""
+"""Command of an interpreter that does not import libraries from the working directory."""
 
 ORPHANED = 1
 """Exit code of a child whose parent has ended."""
@@ -29,9 +29,9 @@ ORPHANED = 1
 
 @contextlib.contextmanager
 def child(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """Run a command that calls `end_with_parent`; it has ended when the block ends, for whatever reason.
+    """Run a command that calls `end_with_parent`; when the block ends, for whatever reason, it has ended too.
 
-    It imports from where this process imports. Its standard error can be read; what it prints is discarded.
+    It imports from the same folders as this process. Its standard error can be read; its standard output is discarded.
     """
     path = os.pathsep.join(str(Path(each).resolve()) for each in sys.path if each)
     process = subprocess.Popen(
@@ -45,7 +45,7 @@ def child(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
-        process.kill()  # of a child that has ended, nothing happens
+        process.kill()  # has no effect if the child has ended
         process.wait()
         for pipe in (process.stdin, process.stderr):
             if pipe is not None:

@@ -1,4 +1,4 @@
-"""What a comparison or a sweep would do: runs, trainings, seconds and memory, without starting any."""
+"""The plan of a comparison or a sweep: its runs, trainings, time and memory, before any is started."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from pema.experiments.formats import seconds, size
 from pema.experiments.layout import run_name
 from pema.experiments.tables import Cell, Table
 from pema.experiments.training_process import TRAINED
-from pema.experiments.workplace import PREPARED, Place, Workplace
+from pema.experiments.workplace import PREPARED, Stages, Workplace
 
 
 @dataclass(frozen=True)
 class LinePlan:
-    """What is left to do of a line of the table.
+    """Remaining work for a line of the table.
 
     Attributes:
-        label: of the line.
-        finished: runs that are finished and would be skipped.
-        runs: runs to do.
-        preparations: memories or emulators to build that no line before builds.
-        trainings: trainings to do, at most.
-        seconds: estimated time, at most.
+        label: label of the line.
+        finished: number of finished runs, which would be skipped.
+        runs: number of remaining runs.
+        preparations: number of memories or emulators to build, without those of previous lines.
+        trainings: maximum number of remaining trainings.
+        seconds: estimated maximum time.
         memory_bytes: estimated memory of the PLM and the training process; 0 if there is nothing to do.
     """
 
@@ -47,28 +47,28 @@ class LinePlan:
 
 
 def plan_experiment(experiment: Experiment, results: Path, work: Path) -> list[LinePlan]:
-    """Return what `run_experiment` would do; the PLM is loaded and measured, and nothing is written.
+    """Return the remaining work of `run_experiment`; the PLM is loaded and measured, and nothing is written.
 
     Raises:
         MismatchError, DataError: see `run_experiment`.
         OwnerError: the PLM cannot be loaded.
     """
-    place = Workplace(work, experiment)
-    todo = unfinished(experiment, place, results / experiment.name)
+    workplace = Workplace(work, experiment)
+    todo = unfinished(experiment, workplace, results / experiment.name)
     planned: set[Path] = set()
-    return [_line(experiment, place, line, todo, planned) for line in experiment.lines()]
+    return [_line(experiment, workplace, line, todo, planned) for line in experiment.lines()]
 
 
-def _line(experiment: Experiment, place: Workplace, line: Line, todo: set[str], planned: set[Path]) -> LinePlan:
+def _line(experiment: Experiment, workplace: Workplace, line: Line, todo: set[str], planned: set[Path]) -> LinePlan:
     seeds = experiment.seeds_of(line)
     left = [seed for seed in seeds if run_name(line.label, seed) in todo]
     if not left:
         return LinePlan(line.label, len(seeds), 0, 0, 0, 0.0, 0)
-    plm = place.plm(line.settings)
+    plm = workplace.plm(line.settings)
     candidates = list(line.candidates())
     # The chosen candidate is not known yet: all with the first seed, then any one with the other seeds.
-    stages = [place.place(line.method, each, experiment.seeds[0]) for each in candidates]
-    stages += [place.place(line.method, candidates[0], seed) for seed in left if seed != experiment.seeds[0]]
+    stages = [workplace.stages(line.method, each, experiment.seeds[0]) for each in candidates]
+    stages += [workplace.stages(line.method, candidates[0], seed) for seed in left if seed != experiment.seeds[0]]
     batch_size = experiment.batch_size
     speed = Speed.of(plm, stages[0], batch_size)
     train, dev, test = (
@@ -90,8 +90,8 @@ def _line(experiment: Experiment, place: Workplace, line: Line, todo: set[str], 
     )
 
 
-def _new(stages: list[Place], stage: str, mark: str, planned: set[Path]) -> list[Place]:
-    """Return the places whose stage is neither finished nor planned yet, and add them to the planned ones."""
+def _new(stages: list[Stages], stage: str, mark: str, planned: set[Path]) -> list[Stages]:
+    """Return the runs whose stage is neither finished nor planned yet, and add their folders to the planned ones."""
     new = []
     for each in stages:
         folder: Path = getattr(each, stage)

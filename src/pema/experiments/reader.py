@@ -1,4 +1,4 @@
-"""Read results: every file is held to its record, and the files of a folder to one another."""
+"""Reader of results, which checks every file against its record and the files of a folder against each other."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pema.schema import from_json, require
 from pema.tasks.readers import read_examples
 
 Kind = TypeVar("Kind", bound=Record)
-AGAIN = "It is damaged or of an older version: make the results again."
+AGAIN = "It is damaged or of an older version: produce the results again."
 
 
 def read_results(folder: Path) -> list[Results]:
-    """Read one experiment's folder, or every experiment of a folder, in the order of their names.
+    """Read the folder of one experiment, or all experiments in a folder, sorted by name.
 
     Raises:
         DataError: there is no experiment, or a file is missing, damaged, of an older format or contradicts another;
@@ -35,13 +35,13 @@ def read_results(folder: Path) -> list[Results]:
         folders = sorted(path.parent for path in folder.glob(f"*/{EXPERIMENT}"))
     if not folders:
         raise DataError(
-            f"{folder} holds no experiment: no {EXPERIMENT} lies in it or in a folder of it. Make results with "
+            f"{folder} contains no experiment: there is no {EXPERIMENT} in it or in its folders. Produce results with "
             "`pema compare` or `pema sweep`."
         )
     started = [each for each in folders if (each / COMPARISON).exists()]
     for each in folders:
         if started and each not in started:
-            note(f"{each} has no finished run that is compared: it is left out.")
+            note(f"{each} is left out: none of its finished runs is compared yet.")
     return [_with_texts(each) for each in started or folders]
 
 
@@ -59,9 +59,9 @@ def read_folder(folder: Path) -> Results:
     for path in sorted(folder.glob("*.json")):
         if path.name in (EXPERIMENT, COMPARISON):
             continue
-        run = read_run(path, f"Remove it and {again(about, start='make')}")
+        run = read_run(path, f"Remove it and {again(about, start='produce')}")
         if run.run != path.stem:
-            raise DataError(f"{path} holds the run {run.run!r}: name the file {run.run}.json, or remove it.")
+            raise DataError(f"{path} contains the run {run.run!r}: name the file {run.run}.json, or remove it.")
         scores = folder / COMET / path.name
         runs.append(scored_elsewhere(run, read_json(scores) if scores.exists() else None, comparison, str(scores)))
     return assemble(about, comparison, runs, str(folder))
@@ -77,16 +77,16 @@ def read_run(path: Path, remedy: str = AGAIN) -> Run:
 
 
 def record(kind: type[Kind], values: object, where: str, remedy: str = AGAIN) -> Kind:
-    """Hold the values of a file to their record.
+    """Build a record from the values of a file, and check them.
 
     Args:
         kind: the record.
-        values: what was read.
-        where: the file, for the message.
-        remedy: a sentence for the message.
+        values: values in the file.
+        where: name of the file, for the message.
+        remedy: remedy in the message, a sentence.
 
     Raises:
-        DataError: names the file, the field and its value.
+        DataError: a value is invalid; the message names the file, the field and its value.
     """
     try:
         return from_json(kind, values)
@@ -95,7 +95,7 @@ def record(kind: type[Kind], values: object, where: str, remedy: str = AGAIN) ->
 
 
 def scored_elsewhere(run: Run, scores: object, comparison: Comparison, where: str) -> Run:
-    """Add the score that another environment gave a run, where the comparison holds its metric.
+    """Add a score computed in another environment to a run, if the comparison contains its metric.
 
     Raises:
         DataError: the scores are damaged.
@@ -121,12 +121,12 @@ def scored_elsewhere(run: Run, scores: object, comparison: Comparison, where: st
 
 
 def assemble(about: ExperimentFacts, comparison: Comparison, runs: Iterable[Run], where: str) -> Results:
-    """Check the records of an experiment against one another.
+    """Check the records of an experiment against each other, and combine them.
 
-    Of an unfinished experiment, which knows its planned runs, the methods are those that have finished runs.
+    The methods of an unfinished experiment, which lists its planned runs, are those with finished runs.
 
     Raises:
-        DataError: they contradict one another; `where` is named.
+        DataError: they contradict each other; the message names `where`.
     """
     labels = [row.label for row in comparison.rows]
     partial = about.runs is not None and set(labels) < set(about.methods)
@@ -138,9 +138,7 @@ def assemble(about: ExperimentFacts, comparison: Comparison, runs: Iterable[Run]
     grouped: dict[str, list[Run]] = {label: [] for label in about.methods}
     for run in runs:
         if run.label not in grouped:
-            raise DataError(
-                f"{where}: {run.run} is a run of {run.label!r}, which the experiment does not name: remove it."
-            )
+            raise DataError(f"{where}: {run.run} is a run of {run.label!r}, which is not in the experiment: remove it.")
         grouped[run.label].append(run)
     finished = {run.run for some in grouped.values() for run in some}
     planned = tuple(name for names in (about.runs or {}).values() for name in names)
@@ -173,7 +171,7 @@ def _require_complete(results: Results, row: Row, where: str) -> None:
         raise DataError(f"{where} contains no run of {row.label!r}. {again(about)}")
     if row.seeds != len(runs):
         raise DataError(
-            f"{where}: {COMPARISON} counts {row.seeds} seeds of {row.label!r}, but {len(runs)} runs lie beside it. "
+            f"{where}: {COMPARISON} counts {row.seeds} seeds of {row.label!r}, but there are {len(runs)} runs. "
             f"{again(about)}"
         )
     for metric in results.metrics:
@@ -184,8 +182,8 @@ def _require_complete(results: Results, row: Row, where: str) -> None:
                 raise DataError(f"{where}: the run {run.run} has no score {metric!r}. {again(about)}")
 
 
-def again(about: ExperimentFacts, start: str = "Make") -> str:
-    """What to do about results that cannot be used."""
+def again(about: ExperimentFacts, start: str = "Produce") -> str:
+    """Return the remedy for unusable results, for messages."""
     return f"{start} the results again with `pema {about.kind}`."
 
 
@@ -204,7 +202,7 @@ def _with_texts(folder: Path) -> Results:
 
 def _require_count(path: Path, count: int, about: ExperimentFacts) -> None:
     if count != about.data.test:
-        raise DataError(f"{path} holds {count} lines for {about.data.test} test examples. {again(about)}")
+        raise DataError(f"{path} has {count} lines for {about.data.test} test examples. {again(about)}")
 
 
 def _names(labels: Iterable[Any]) -> str:

@@ -1,4 +1,4 @@
-"""What the files of a result folder hold: a typed record for each, checked when it is written and when it is read."""
+"""Typed records of the files in a results folder, checked when they are written and when they are read."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pema.schema import SEED, check, option, require, short
 from pema.tasks.example import Example
 
 ACCELERATOR = "train_peak_accelerator_bytes"
-"""A cost that only runs on an accelerator have."""
+"""Name of a cost that only runs on an accelerator have."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """Fields with types and limits; see `pema.schema`."""
+    """Base class of records: fields with types and limits; see `pema.schema`."""
 
     def __post_init__(self) -> None:
         check(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values; what may be missing in a file and is not known is left out."""
+        """Return JSON-ready values, without unknown values that may be missing in a file."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         optional = {each.name for each in fields(self) if each.default is not MISSING}
         return {name: _plain(value) for name, value in values.items() if value is not None or name not in optional}
@@ -43,7 +43,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
 
 @dataclass(frozen=True, kw_only=True)
 class Signature(Record):
-    """Where numbers come from; see `pema.signature.signature`."""
+    """Origin of numbers; see `pema.signature.signature`."""
 
     config: Mapping[str, Any]
     seed: int | None
@@ -55,7 +55,7 @@ class Signature(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Record):
-    """A metric's value with what was computed and how, and on how many texts it rests if that is not all."""
+    """Value of a metric, the signature of its computation, and its number of texts if these are not all."""
 
     value: float
     signature: str
@@ -64,18 +64,18 @@ class Score(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Costs(Record):
-    """What a run cost; None is what was not measured.
+    """Costs of a run; None if not measured.
 
     Attributes:
-        trainable_parameters: numbers that training changed.
-        prepare_seconds: of the PLM owner's part.
-        train_seconds: of training, without loading libraries.
-        train_peak_bytes: most resident memory of the training process above what the libraries take.
-        seconds_per_token: of generation.
-        generated_tokens: of all test examples.
-        disk_bytes: what must be kept, the PLM apart.
-        train_peak_accelerator_bytes: most memory on the accelerator.
-        cut_texts: outputs that the length limit ended.
+        trainable_parameters: number of trained parameters.
+        prepare_seconds: time of the PLM owner's part.
+        train_seconds: training time, without loading libraries.
+        train_peak_bytes: peak resident memory of the training process, without that of the libraries.
+        seconds_per_token: time of generation per token.
+        generated_tokens: number of tokens generated for all test examples.
+        disk_bytes: size of the files to keep, without the PLM.
+        train_peak_accelerator_bytes: peak memory on the accelerator.
+        cut_texts: number of outputs that ended at the length limit.
     """
 
     trainable_parameters: int | None = option(least=0)
@@ -91,7 +91,7 @@ class Costs(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Needs(Record):
-    """What the method asks of the PLM owner; see `pema.methods.contract.Needs`."""
+    """Needs of a method from the PLM owner; see `pema.methods.contract.Needs`."""
 
     weights: Literal["none", "some", "all"]
     targets_at_owner: bool
@@ -110,7 +110,7 @@ class Point(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Trial(Record):
-    """Settings that were compared on dev; their perplexity is None where it is infinite."""
+    """Settings that were compared on dev; their perplexity is None if it is infinite."""
 
     settings: Mapping[str, Any]
     dev_perplexity: float | None
@@ -121,19 +121,19 @@ class Run(Record):
     """The result of one run: `RUN.json`.
 
     Attributes:
-        run: its name.
-        label: of its line of the table.
+        run: name of the run.
+        label: label of its line in the table.
         method: name of the method.
-        settings: of the method, with what dev data chose.
-        seed: of everything random in training.
-        scores: by metric, on the test examples.
-        dev_perplexity: on the dev examples; None where it is infinite.
-        trials: what was compared on dev; empty where nothing was left open.
-        costs: what it cost.
-        needs: what the method asks of the PLM owner.
-        curve: of training.
-        signature: where the numbers come from.
-        chosen: what the method chose on dev without training.
+        settings: settings of the method, including those chosen on dev.
+        seed: random seed of training.
+        scores: scores on the test examples, by metric.
+        dev_perplexity: perplexity on the dev examples; None if it is infinite.
+        trials: settings compared on dev; empty if there was nothing to choose.
+        costs: costs of the run.
+        needs: needs of the method from the PLM owner.
+        curve: learning curve of training.
+        signature: origin of the numbers.
+        chosen: values that the method chose on dev without training.
         training_helped: whether training lowered the held-out loss; None without a learning curve. If not, the
             weights of step 0 were kept.
     """
@@ -156,7 +156,7 @@ class Run(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts(Record):
-    """The data of an experiment: their name, their digest, and how many examples each part has."""
+    """The data of an experiment: name, digest, and number of examples of each part."""
 
     name: str
     sha256: str
@@ -166,28 +166,28 @@ class DataFacts(Record):
 
 
 OF_PLM: dict[str, type] = {"name": str, "d": int, "vocabulary_size": int, "parameters": int}
-"""What is always known of a PLM; its description holds more."""
+"""Facts that are known of every PLM; its description contains more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentFacts(Record):
-    """What all runs of an experiment have in common: `experiment.json`.
+    """Facts common to all runs of an experiment: `experiment.json`.
 
     Attributes:
-        name: of its folder.
-        title: what reports call it.
+        name: name of its folder.
+        title: title in reports.
         kind: `compare` or `sweep`.
         task: name of the task.
-        data: its data.
+        data: data of the experiment.
         plm: description of the PLM.
-        seeds: of the runs.
-        metrics: names, the leading one first.
-        reference: label of the line that the others are marked against.
-        methods: labels, in the table's order.
-        signature: where this comes from.
+        seeds: seeds of the runs.
+        metrics: names of metrics, the main one first.
+        reference: label of the line from which differences are marked.
+        methods: labels of the lines, in the table's order.
+        signature: origin of these facts.
         template: the prompt's template.
-        axes: of a sweep, the values of every swept setting.
-        budget: of every method.
+        axes: values of every swept setting, of a sweep.
+        budget: limits of training for every method.
         runs: names of the planned runs, by label.
     """
 
@@ -226,7 +226,7 @@ class ExperimentFacts(Record):
 class Interval(Record):
     """A mean over seeds, their standard deviation, and the 95 % interval of the mean over test sentences.
 
-    `texts` is the least number of texts that a seed's value rests on, if the metric ignores some of the test set.
+    `texts` is the minimum number of texts that a seed's value rests on, if the metric ignores some of the test set.
     """
 
     mean: float
@@ -241,7 +241,7 @@ class NoHelp(Record):
     """A run whose training did not help.
 
     Attributes:
-        run: its name.
+        run: name of the run.
         reason: `step 0`: the held-out loss never fell, so the weights from before training were kept; `same texts`: it
             generates what the PLM alone generates.
     """
@@ -262,7 +262,7 @@ class Row(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Difference(Record):
-    """By how much a line differs from another in a metric; see `pema.evaluation.significance`."""
+    """Difference between two lines in a metric; see `pema.evaluation.significance`."""
 
     label: str
     reference: str
@@ -275,12 +275,12 @@ class Difference(Record):
 
     @property
     def mark(self) -> str:
-        """`+` where the line is better and `-` where it is worse by more than chance; else nothing."""
+        """`+` if the line is significantly better, `-` if it is significantly worse, else empty."""
         return "" if not self.significant else "+" if is_better(self.metric, self.difference) else "-"
 
 
 Differences = Mapping[tuple[str, str], Difference]
-"""By label and metric."""
+"""Differences by label and metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +292,7 @@ class Comparison(Record):
     signature: Signature
 
     def by_reference(self) -> dict[str, Differences]:
-        """The differences by what the others are compared with."""
+        """Return the differences by reference."""
         grouped: dict[str, dict[tuple[str, str], Difference]] = {}
         for each in self.differences:
             grouped.setdefault(each.reference, {})[each.label, each.metric] = each
@@ -301,13 +301,13 @@ class Comparison(Record):
 
 @dataclass(frozen=True)
 class Results:
-    """One comparison or sweep, as tables, plots and pages need it.
+    """Results of one comparison or sweep, for tables, plots and pages.
 
     Attributes:
-        about: what its runs have in common.
-        comparison: on the test examples.
-        runs: of every label, in the order of the table and then of the seeds.
-        outputs: hypotheses of the test examples, by run; empty where they were not read.
+        about: facts common to its runs.
+        comparison: comparison on the test examples.
+        runs: runs of every label, in the order of the table and then of the seeds.
+        outputs: generated texts for the test examples, by run; empty if they were not read.
         examples: the test examples, or None if the results do not contain them.
         missing: names of planned runs that are not finished.
         uncompared: names of finished runs that the comparison does not cover yet.
@@ -323,7 +323,7 @@ class Results:
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
-        """Names, the leading one first; after those of the experiment those that another environment added."""
+        """Names of metrics, the main one first; those from another environment come last."""
         return tuple(dict.fromkeys([*self.about.metrics, *self.comparison.rows[0].metrics]))
 
     @cached_property
@@ -333,11 +333,11 @@ class Results:
 
     @cached_property
     def differences(self) -> dict[str, Differences]:
-        """By what the others are compared with."""
+        """Differences by reference."""
         return self.comparison.by_reference()
 
     def difference(self, reference: str | None, label: str, metric: str) -> Difference | None:
-        """By how much a line differs from a reference; None where that was not asked for."""
+        """Return the difference of a line from a reference; None if they were not compared."""
         return None if reference is None else self.differences.get(reference, {}).get((label, metric))
 
     def best(self, metric: str) -> float:
@@ -346,17 +346,17 @@ class Results:
         return min(means) if notation(metric).lower_is_better else max(means)
 
     def cost(self, label: str, name: str) -> float | None:
-        """Mean over a line's seeds of one cost; None where it was not measured."""
+        """Return the mean of a cost over a line's seeds; None if it was not measured."""
         known = self._known(label, name)
         return fmean(known) if known else None
 
     def cost_spread(self, label: str, name: str) -> float:
-        """Standard deviation over a line's seeds of one cost; 0 of a single one."""
+        """Return the standard deviation of a cost over a line's seeds; 0 for a single seed."""
         known = self._known(label, name)
         return stdev(known) if len(known) > 1 else 0.0
 
     def cost_columns(self, names: Iterable[str]) -> list[str]:
-        """Those of the costs that a table has columns for: memory of an accelerator where there was one."""
+        """Return the costs that need a column; memory of an accelerator only if a run used one."""
         return [name for name in names if name != ACCELERATOR or any(self.cost(label, name) for label in self.runs)]
 
     def _known(self, label: str, name: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""The results of an experiment on disk: one file per run, and what all runs have in common."""
+"""Files of an experiment's results: one per run, and one of the facts common to all runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def finished(file: Path, config: Mapping[str, Any]) -> bool:
     """Return whether `file` contains the result of a run.
 
     Raises:
-        MismatchError: it was made with other settings; the message names the first that differs.
+        MismatchError: it was run with other settings; the message names the first that differs.
         DataError: it is damaged, or another version wrote it.
     """
     if not file.exists():
@@ -31,14 +31,14 @@ def finished(file: Path, config: Mapping[str, Any]) -> bool:
     for key in (*now, *(key for key in before if key not in now)):
         if before.get(key) != now.get(key):
             raise MismatchError(
-                f"{file} was made with another {key}: {before.get(key)!r}, not {now.get(key)!r}. Remove it to run it "
+                f"{file} was run with another {key}: {before.get(key)!r}, not {now.get(key)!r}. Remove it to run it "
                 "again, or give the method another label."
             )
     return True
 
 
 def write_experiment(folder: Path, experiment: Experiment, plm: Mapping[str, Any]) -> None:
-    """Write what all runs have in common, with the names of the planned runs, and the test examples."""
+    """Write the facts common to all runs, with the names of the planned runs, and the test examples."""
     data = experiment.data
     runs: dict[str, list[str]] = {}
     for line, seed in experiment.runs():

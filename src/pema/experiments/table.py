@@ -22,10 +22,10 @@ def comparison_tables(folder: Path) -> list[rich.Table]:
 
 def rich_table(table: Table) -> rich.Table:
     """Return a table for a terminal."""
-    # Titles and labels are text of the user's, which may look like rich's markup.
+    # Titles and labels are the user's text, which may look like rich's markup.
     drawn = rich.Table(title=Text(table.title), caption=Text("\n".join(table.notes)))
-    for place, heading in enumerate(table.columns):
-        drawn.add_column(Text(heading), justify="right" if place else "left")
+    for column, heading in enumerate(table.columns):
+        drawn.add_column(Text(heading), justify="right" if column else "left")
     for row in table.rows:
         drawn.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in row))
     return drawn

@@ -1,4 +1,4 @@
-"""The tables of a comparison as texts, the same wherever they are written."""
+"""The tables of a comparison as texts, identical in all formats."""
 
 from __future__ import annotations
 

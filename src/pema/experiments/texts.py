@@ -9,13 +9,13 @@ from pema.evaluation.outputs import LINE_ENDS, read_hypotheses, write_hypotheses
 
 
 def texts_file(folder: Path, run: str) -> Path:
-    """Return the file that contains the texts of a run, or is missing."""
+    """Return the file of the texts of a run, which may be missing."""
     objects = folder / f"{run}.jsonl"
     return objects if objects.exists() else folder / f"{run}.txt"
 
 
 def write_texts(folder: Path, run: str, texts: Sequence[str]) -> None:
-    """Write the texts of a run; those of another format that an earlier run left are removed.
+    """Write the texts of a run, and remove those that an earlier run left in another format.
 
     Raises:
         StorageError: writing failed.

@@ -1,8 +1,8 @@
-"""One training in a process of its own, so that its peak memory is known.
+"""One training in its own process, so that its peak memory can be measured.
 
-The process, `python -m pema.experiments.training_process`, reads a job from a file, trains, and leaves a folder with
-what the method keeps and `trained.json`: the method's figures and `train_peak_bytes`, the most memory that was
-resident above what the libraries take.
+The process, `python -m pema.experiments.training_process`, reads a job from a file, trains, and writes a folder with
+the method's files and `trained.json`: the method's figures and `train_peak_bytes`, the peak resident memory without
+that of the libraries.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ TRAINED = "trained.json"
 
 
 def train_in_process(method: Method, job: Job, prepared: Path, output: Path) -> dict[str, Any]:
-    """Train in a new process; `output` is whole afterwards, or absent.
+    """Train in a new process, which writes `output` atomically.
 
     Returns:
-        What `trained.json` in `output` holds.
+        The content of `trained.json` in `output`.
 
     Raises:
-        PemaError: what the training raised, or its process ended without a word.
+        PemaError: the training failed, or its process was killed.
     """
     with tempfile.TemporaryDirectory(prefix="pema-job-") as folder:
         order, answer = Path(folder) / "job.json", Path(folder) / "answer.json"
@@ -44,13 +44,13 @@ def train_in_process(method: Method, job: Job, prepared: Path, output: Path) -> 
             assert process.stderr is not None
             errors = process.stderr.read()
             code = process.wait()
-        said = read_json(answer) if answer.exists() else {}
-    if "error" in said:
-        raise AdapterError(f"{method.name}: {said['error']}")
+        report = read_json(answer) if answer.exists() else {}
+    if "error" in report:
+        raise AdapterError(f"{method.name}: {report['error']}")
     if code:
         ended = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
-        last = (errors.strip().splitlines() or ["it said nothing"])[-1]
-        raise AdapterError(f"{method.name}: the training process {ended} ({last}). Is there enough memory?")
+        last = (errors.strip().splitlines() or ["no error output"])[-1]
+        raise AdapterError(f"{method.name}: the training process {ended} ({last}). Check that there is enough memory.")
     return read_json(output / TRAINED)
 
 
@@ -88,9 +88,9 @@ def _read(order: dict[str, Any]) -> tuple[Method, Job]:
 
 
 def _load_libraries() -> None:
-    """What the methods import, all of it, so that each one's memory is counted from the same start.
+    """Import the libraries of all methods, so that the memory of each method is measured from the same baseline.
 
-    The first step of an optimizer makes torch import its compiler, so a step of a few numbers is done here.
+    The first step of an optimizer makes torch import its compiler, so a small step is taken here.
     """
     import torch
 
@@ -104,7 +104,7 @@ def _load_libraries() -> None:
 
 
 def run(order: dict[str, Any]) -> None:
-    """Train as the order says."""
+    """Train as the job file says."""
     import torch
 
     method, job = _read(order)
@@ -121,7 +121,7 @@ def run(order: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run the order in the first file; what went wrong is written to the second."""
+    """Run the job in the first file; an error is written to the second."""
     end_with_parent()
     order, answer = Path(sys.argv[1]), Path(sys.argv[2])
     try:
@@ -130,7 +130,7 @@ def main() -> None:
         write_json(answer, {"error": str(error)})
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
-        # torch says a RuntimeError where memory cannot be had.
+        # torch raises RuntimeError if memory cannot be allocated.
         write_json(answer, {"error": f"the training failed: {json.dumps(str(error))}"})
         sys.exit(1)
 

@@ -1,4 +1,4 @@
-"""What runs leave for one another: what the owner prepared, what was trained, and how it does on dev."""
+"""The work folder of experiments, shared by runs: prepared files, trained adapters, and their perplexity on dev."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pema.console import note
-from pema.experiments.experiment import CPU, EXAMPLES, PLM, Experiment, made
+from pema.experiments.experiment import CPU, EXAMPLES, PLM, Experiment, build_method
 from pema.experiments.training_process import TRAINED, train_in_process
 from pema.files import digest, read_json, write_json, writing
 from pema.methods.contract import AdaptedModel, Job, Method, TrainingReport
@@ -21,18 +21,18 @@ from pema.owner.local import LocalPLM
 
 PREPARED, DEV = "prepared.json", "dev.json"
 SHORT = 12
-"""Digits of a digest that name a folder."""
+"""Number of digits of a digest in the name of a folder."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """One setting with one seed: what is given, and where its stages lie.
+class Stages:
+    """Stages of one setting with one seed: its method, its job and the folders of its files.
 
     Attributes:
         method: the method with its settings.
-        job: what it is given.
-        prepared: folder of what the PLM owner made.
-        trained: folder of what training left.
+        job: input of the method.
+        prepared: folder of the PLM owner's part.
+        trained: folder of the trained part.
     """
 
     method: Method
@@ -42,7 +42,7 @@ class Place:
 
 
 class Workplace:
-    """The folder of an experiment's work; what is finished there is used, whatever experiment made it."""
+    """Work folder of an experiment; finished stages are reused, also those of other experiments."""
 
     def __init__(self, folder: Path, experiment: Experiment) -> None:
         self._folder, self._experiment = folder, experiment
@@ -50,7 +50,7 @@ class Workplace:
         self._decoding: dict[str, dict[str, Any]] = {}
 
     def plm(self, settings: Mapping[str, Any]) -> LocalPLM:
-        """The PLM of a run; the last one stays loaded."""
+        """Return the PLM of a run; the last one stays loaded."""
         name = settings.get(PLM, self._experiment.plm)
         if self._plm is None or self._plm[0] != name:
             self._plm = (
@@ -73,8 +73,8 @@ class Workplace:
             )
         return self._decoding[name]
 
-    def place(self, method: type[Method], settings: Mapping[str, Any], seed: int) -> Place:
-        """Where the run of these settings lies; equal names are equal in everything that a stage depends on."""
+    def stages(self, method: type[Method], settings: Mapping[str, Any], seed: int) -> Stages:
+        """Return the stages of a run; folders with equal names agree in everything that a stage depends on."""
         experiment, description = self._experiment, self.plm(settings).description
         train = experiment.data.train[: settings.get(EXAMPLES)]
         name = settings.get(PLM, experiment.plm)
@@ -90,7 +90,7 @@ class Workplace:
             batch_tokens=experiment.batch_tokens,
             decoding=self.decoding(settings),
         )
-        one = made(method, settings)
+        one = build_method(method, settings)
         given: dict[str, Any] = {
             "plm": [description.fingerprint, description.tokenizer_fingerprint, experiment.plm_dtype],
             **experiment.task.template.record(self.plm(settings).tokenizer),
@@ -109,52 +109,52 @@ class Workplace:
         trained = prepared | {"method": one.name, "trained_by": one.trained_by, "seed": seed, "budget": budget}
         if source is not None:
             trained |= {"own": source}
-        return Place(
+        return Stages(
             one,
             job,
             self._folder / "prepared" / digest(prepared)[:SHORT],
             self._folder / "trained" / f"{one.name}-{digest(trained)[:SHORT]}",
         )
 
-    def figures(self, place: Place, plm: LocalPLM) -> dict[str, Any]:
-        """What preparing and training cost; what is not finished is done now."""
-        prepared, method = {"prepare_seconds": 0.0}, place.method
+    def figures(self, stages: Stages, plm: LocalPLM) -> dict[str, Any]:
+        """Return the figures of preparation and training; unfinished stages are run now."""
+        prepared, method = {"prepare_seconds": 0.0}, stages.method
         if method.prepared_by is not None:
-            if not (place.prepared / PREPARED).exists():
-                with writing(place.prepared) as temporary:
+            if not (stages.prepared / PREPARED).exists():
+                with writing(stages.prepared) as temporary:
                     temporary.mkdir()
                     started = time.perf_counter()
-                    method.prepare(plm, place.job, temporary)
+                    method.prepare(plm, stages.job, temporary)
                     seconds = round(time.perf_counter() - started, 3)
                     write_json(temporary / PREPARED, {"prepare_seconds": seconds})
-            prepared = read_json(place.prepared / PREPARED)
-        if not (place.trained / TRAINED).exists():
-            report = TrainingReport.from_dict(train_in_process(method, place.job, place.prepared, place.trained))
+            prepared = read_json(stages.prepared / PREPARED)
+        if not (stages.trained / TRAINED).exists():
+            report = TrainingReport.from_dict(train_in_process(method, stages.job, stages.prepared, stages.trained))
             if report.divergence:
-                note(f"{method.name} with {place.method.settings()}: {report.divergence}")
-        return prepared | read_json(place.trained / TRAINED)
+                note(f"{method.name} with {stages.method.settings()}: {report.divergence}")
+        return prepared | read_json(stages.trained / TRAINED)
 
-    def open(self, place: Place, plm: LocalPLM) -> AdaptedModel:
-        """The adapted PLM of a place whose stages are done."""
-        return place.method.open(plm, place.job, place.prepared, place.trained)
+    def open(self, stages: Stages, plm: LocalPLM) -> AdaptedModel:
+        """Open the adapted PLM of finished stages."""
+        return stages.method.open(plm, stages.job, stages.prepared, stages.trained)
 
-    def dev_perplexity(self, place: Place, plm: LocalPLM, adapted: AdaptedModel | None = None) -> float | None:
-        """Perplexity of the dev targets, kept beside what was trained; None where it is infinite, as in JSON.
+    def dev_perplexity(self, stages: Stages, plm: LocalPLM, adapted: AdaptedModel | None = None) -> float | None:
+        """Return the perplexity of the dev targets, stored with the trained part; None if it is infinite.
 
         Args:
-            place: the run.
-            plm: its PLM.
-            adapted: the adapted PLM where it is open already.
+            stages: stages of the run.
+            plm: PLM of the run.
+            adapted: the adapted PLM, if it is already open.
         """
-        dev = [example.to_list() for example in place.job.dev]
-        file = place.trained / f"{digest({'settings': place.method.settings(), 'dev': dev})[:SHORT]}.{DEV}"
+        dev = [example.to_list() for example in stages.job.dev]
+        file = stages.trained / f"{digest({'settings': stages.method.settings(), 'dev': dev})[:SHORT]}.{DEV}"
         if not file.exists():
             if adapted is None:
-                self.figures(place, plm)
-                with self.open(place, plm) as opened:
-                    perplexity = opened.perplexity(place.job.dev)
+                self.figures(stages, plm)
+                with self.open(stages, plm) as opened:
+                    perplexity = opened.perplexity(stages.job.dev)
             else:
-                perplexity = adapted.perplexity(place.job.dev)
+                perplexity = adapted.perplexity(stages.job.dev)
             write_json(file, {"dev_perplexity": perplexity if math.isfinite(perplexity) else None})
-        found: float | None = read_json(file)["dev_perplexity"]
-        return found
+        stored: float | None = read_json(file)["dev_perplexity"]
+        return stored

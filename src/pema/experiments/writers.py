@@ -30,7 +30,7 @@ LATEX = {
     "†": r"$\dagger$",
     "–": "--",
 }
-"""Characters that are commands in LaTeX or that its fonts may lack."""
+"""LaTeX of characters that are commands, or that fonts may lack."""
 
 
 def markdown(experiments: Iterable[Results]) -> str:
@@ -131,9 +131,9 @@ def _numbers(results: Results, label: str) -> dict[str, float | int | str | None
             values[f"{metric} texts"] = interval.texts
         for reference in results.differences:
             difference = results.difference(reference, label, metric)
-            named = f"{metric} minus {reference}"
+            prefix = f"{metric} minus {reference}"
             for name, field in (("", "difference"), (" low", "low"), (" high", "high"), (" p", "p_value")):
-                values[f"{named}{name}"] = None if difference is None else getattr(difference, field)
+                values[f"{prefix}{name}"] = None if difference is None else getattr(difference, field)
     values |= {name: results.cost(label, name) for name in results.cost_columns(COSTS)}
     needs = results.runs[label][0].needs
     return values | {f"needs_{name}": str(value).lower() for name, value in vars(needs).items()}
