@@ -14,8 +14,9 @@ setup: .venv/installed ## make .venv with the locked packages, and pema as it st
 	$(BIN)/python $(PIP) install --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: setup ## adapt the embedded PLM to formal customer-support German and show the difference
-	$(BIN)/pema demo
+demo: setup ## a language model learns a house style: table, samples, and the report in build/demo.html
+	mkdir -p build
+	$(BIN)/pema demo --report build/demo.html
 
 test: setup ## the tests, without the network
 	$(TESTS) $(BIN)/python $(PYTEST)

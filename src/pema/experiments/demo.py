@@ -1,4 +1,4 @@
-"""The demo: the embedded PLM learns a company's formal customer-support German, in both context modes."""
+"""The demo: a language model learns a house style from 500 descriptions of restaurants."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from pema.experiments.compare import run_experiment
 from pema.experiments.config import read_config
 from pema.experiments.data import Data
 from pema.experiments.experiment import Experiment
-from pema.experiments.reader import read_folder
+from pema.experiments.reader import read_results
 from pema.experiments.table import comparison_tables
-from pema.experiments.texts import read_texts
 from pema.files import read_json
 
-BEFORE, AFTER = "PLM alone", "PEMA best, teacher"
-SHOWN = (BEFORE, "PEMA paper, teacher", AFTER)
+SAMPLES = 8
 
 
 def demo_experiment(seed: int = 0) -> Experiment:
@@ -29,10 +28,10 @@ def demo_experiment(seed: int = 0) -> Experiment:
 
 
 def run_demo(experiment: Experiment, folder: Path) -> dict[str, Any]:
-    """Run the demo; results and work files are kept below `folder`.
+    """Run the demo in `folder`, which keeps the results and what they are made from.
 
     Returns:
-        The content of the results' `comparison.json`, with `runs`: the result of each run, in the table's order.
+        The content of `comparison.json` of the results, with `runs`: the result of each run, in the table's order.
     """
     comparison = run_experiment(experiment, folder / "results", folder / "work")
     names = comparison.signature.config["runs"]
@@ -40,23 +39,21 @@ def run_demo(experiment: Experiment, folder: Path) -> dict[str, Any]:
     return comparison.to_dict() | {"runs": results}
 
 
-def show_demo(experiment: Experiment, folder: Path) -> list[Table]:
-    """Return the tables and three test sentences, ready to print."""
-    results = folder / "results" / experiment.name
-    runs = read_folder(results).runs
-    outputs = {label: read_texts(results, runs[label][0].run) for label in SHOWN}
-    sides = Table(title="Side by side", show_header=False)
-    for example in pick_examples(experiment.data, outputs):
-        for name, text in example.items():
-            sides.add_row(name, text, end_section=text is [*example.values()][-1])
-    return [*comparison_tables(results), sides]
+def demo_tables(experiment: Experiment, folder: Path) -> list[Table]:
+    """Return the tables and samples of the demo in `folder`, ready to print."""
+    place = folder / "results" / experiment.name
+    (results,) = read_results(place)
+    outputs = {label: results.outputs[runs[0].run] for label, runs in results.runs.items()}
+    samples = Table(title="Samples: the first records of the test set", show_header=False)
+    for fields in side_by_side(experiment.data, outputs):
+        for name, text in fields.items():
+            samples.add_row(Text(name), Text(text), end_section=name == list(fields)[-1])
+    return [*comparison_tables(place), samples]
 
 
-def pick_examples(data: Data, outputs: dict[str, list[str]], count: int = 3) -> list[dict[str, str]]:
-    """Return the first `count` test sentences with an output that differs from the PLM's own, and the outputs."""
-    changed = [i for i in range(len(data.test)) if outputs[BEFORE][i] != outputs[AFTER][i]]
+def side_by_side(data: Data, outputs: dict[str, list[str]], count: int = SAMPLES) -> list[dict[str, str]]:
+    """Return, for the first `count` test examples, the source, a reference and the text of each method."""
     return [
-        {"source": data.test[i].source, "reference": data.test[i].target}
-        | {name: texts[i] for name, texts in outputs.items()}
-        for i in changed[:count]
+        {"source": example.source, "reference": example.target} | {name: texts[i] for name, texts in outputs.items()}
+        for i, example in enumerate(data.test[:count])
     ]

@@ -55,6 +55,18 @@ TASKS: dict[str, Task] = {
             "a question, or a context, a line break and a question, into its answer",
         ),
         Task(
+            "reply",
+            Template("{source}"),
+            ("bleu", "chrf"),
+            "a message, as it is, into a reply; for chat models and conversations",
+        ),
+        Task(
+            "data-to-text",
+            Template("Describe this record in one or two sentences: \n{source}\nDescription:"),
+            ("bleu", "chrf"),
+            "a record of facts into a text that says them",
+        ),
+        Task(
             "classification",
             Template("Classify this text: \n{source}\nLabel:"),
             ("accuracy",),
