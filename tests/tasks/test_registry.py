@@ -6,8 +6,8 @@ from pema.errors import ConfigError
 from pema.tasks.registry import TASKS, get_task
 
 
-def test_the_five_tasks():
-    assert list(TASKS) == ["translation", "style", "summarisation", "qa", "classification"]
+def test_the_tasks_by_name():
+    assert list(TASKS) == ["translation", "style", "summarisation", "qa", "reply", "data-to-text", "classification"]
     for name, task in TASKS.items():
         assert task.name == name
         assert task.metrics
@@ -27,7 +27,7 @@ def test_a_template_of_the_users_own():
 
 
 def test_an_unknown_task_is_refused_with_the_known_ones():
-    words = "use translation, style, summarisation, qa or classification (did you mean 'translation'?)."
+    words = "use translation, style, summarisation, qa, reply, data-to-text or classification (did you mean 'translation'?)."
     with pytest.raises(ConfigError, match=re.escape(f"unknown task 'translate': {words}")):
         get_task("translate")
 

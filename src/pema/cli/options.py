@@ -24,7 +24,14 @@ PLMName = Annotated[
     ),
 ]
 LocalPLMName = Annotated[str, typer.Argument(help=f"{PLM}.", metavar="PLM")]
-TaskName = Annotated[str, typer.Option("--task", help="translation, style, summarisation, qa or classification.")]
+TaskName = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        help="translation, style, summarisation, qa, reply (a message as it is), data-to-text or classification; or "
+        "module:attribute of your own.",
+    ),
+]
 OwnTaskName = Annotated[str | None, typer.Option("--task", help="The adapter's task; default: what it records.")]
 TemplateText = Annotated[
     str | None,

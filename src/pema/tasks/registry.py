@@ -58,7 +58,7 @@ TASKS: dict[str, Task] = {
             "reply",
             Template("{source}"),
             ("bleu", "chrf"),
-            "a message, as it is, into a reply; for chat models and conversations",
+            "a message, as it is, into a reply: for chat models and conversations",
         ),
         Task(
             "data-to-text",
