@@ -2,8 +2,8 @@
 
     python -m reproduction.data.restaurants DATA
 
-DATA holds the folder `e2e-nlg`. 47 records of its development set become dev data; each of the others gives one of its
-texts to train. 100 records of its test set are kept. Dev and test keep all references.
+DATA holds the folder `e2e-nlg`. 47 records of its development set become dev data, the others train, each with one of its
+texts. 100 records of its test set are kept, with all references.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def parts(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Return train, dev and test."""
     development, test = records(folder / "dev.jsonl.gz"), records(folder / "test.jsonl.gz")
     draw = random.Random(1)
-    train = [{"source": row["source"], "target": draw.choice(row["targets"])} for row in development[DEV:]]
-    return {"train": train, "dev": development[:DEV], "test": test[:TEST]}
+    pairs = [{"source": row["source"], "target": draw.choice(row["targets"])} for row in development]
+    return {"train": pairs[DEV:], "dev": pairs[:DEV], "test": test[:TEST]}
 
 
 def main() -> None:

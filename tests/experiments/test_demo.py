@@ -1,4 +1,4 @@
-"""The demo: its result file, and that PEMA beats the PLM on held-out text."""
+"""The demo: its tables, samples and result file, and that PEMA beats the PLM and a few-shot prompt on test records."""
 
 import json
 from dataclasses import replace
@@ -7,8 +7,10 @@ import pytest
 
 from pema.cli import main
 from pema.experiments import demo
-from pema.experiments.data import support_data
+from pema.experiments.data import restaurant_data, support_data
 from pema.experiments.reader import read_results
+
+LABELS = ["PLM alone", "few-shot prompt", "PEMA paper", "PEMA best"]
 
 
 def run(tmp_path, monkeypatch, *more):
@@ -21,48 +23,56 @@ def run(tmp_path, monkeypatch, *more):
 
 def test_a_small_demo_writes_its_results_and_signature(tmp_path, monkeypatch, capsys):
     whole = demo.demo_experiment()
-    data = whole.data
-    annotated = tuple(marks[:4] for marks in data.annotated["test"])
-    small = replace(data, train=data.train[:30], dev=data.dev[:2], test=data.test[:4], annotated={"test": annotated})
-    entries = tuple(entry for entry in whole.entries if entry.label in demo.SHOWN)
-    few = replace(whole, data=small, budget=replace(whole.budget, epochs=1), entries=entries)
+    assert [entry.label for entry in whole.entries] == LABELS
+    small = replace(whole.data, train=whole.data.train[:24], dev=whole.data.dev[:2], test=whole.data.test[:3])
+    entries = tuple(replace(entry, grid={}) for entry in whole.entries if entry.label != "few-shot prompt")
+    few = replace(whole, plm="embedded", data=small, budget=replace(whole.budget, epochs=1), entries=entries)
     monkeypatch.setattr(demo, "demo_experiment", lambda seed: replace(few, seeds=(seed,)))
-    result = run(tmp_path, monkeypatch, "--keep", str(tmp_path / "kept"), "--seed", "3")
-    assert [row["label"] for row in result["rows"]] == [run["label"] for run in result["runs"]] == list(demo.SHOWN)
+    kept, page = ("--keep", str(tmp_path / "kept")), ("--report", str(tmp_path / "page.html"))
+    result = run(tmp_path, monkeypatch, *kept, *page, "--seed", "3")
+    labels = [label for label in LABELS if label != "few-shot prompt"]
+    assert [row["label"] for row in result["rows"]] == [run["label"] for run in result["runs"]] == labels
     for each in result["runs"]:
-        assert set(each["scores"]) == {"bleu", "chrf", "formality_accuracy"}
+        assert set(each["scores"]) == {"bleu", "chrf", "slot_errors"}
         assert (each["costs"]["train_seconds"] > 0) == (each["label"] != "PLM alone")
         assert each["seed"] == 3
     assert {"config", "seed", "versions", "commit", "machine"} <= set(result["signature"])
-    assert [c["metric"] for c in result["differences"] if c["label"] == demo.AFTER] == list(result["runs"][0]["scores"])
-    shown = capsys.readouterr().out
-    assert all(word in shown for word in ("M-ACC", "Side by side"))
+    assert [c["metric"] for c in result["differences"] if c["label"] == "PEMA best"] == ["bleu", "chrf", "slot_errors"]
+    output = capsys.readouterr().out
+    assert all(word in output for word in ("SER", "Samples", small.test[2].source, *labels))
     assert len(read_results(tmp_path / "kept" / "results")) == 1
-    again = run(tmp_path, monkeypatch, "--keep", str(tmp_path / "kept"), "--seed", "3")
+    assert "PEMA best" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    again = run(tmp_path, monkeypatch, *kept, "--seed", "3")
     assert again["runs"] == result["runs"]
 
 
-def test_three_examples_are_those_that_differ():
-    data = support_data()
-    outputs = {name: [f"{name} {i}" for i in range(len(data.test))] for name in demo.SHOWN}
-    outputs[demo.AFTER][0] = outputs[demo.BEFORE][0]
-    examples = demo.pick_examples(data, outputs)
-    assert [example["source"] for example in examples] == [example.source for example in data.test[1:4]]
-    assert examples[0][demo.AFTER] == f"{demo.AFTER} 1"
+def test_the_samples_are_the_first_eight_of_the_test_set():
+    data = restaurant_data()
+    outputs = {label: [f"{label} {i}" for i in range(len(data.test))] for label in LABELS}
+    samples = demo.side_by_side(data, outputs)
+    assert [each["source"] for each in samples] == [example.source for example in data.test[:8]]
+    assert samples[7]["PEMA best"] == "PEMA best 7"
 
 
-def test_the_data_are_large_enough_and_apart():
-    data = support_data()
-    assert len(data.train) >= 500
+@pytest.mark.parametrize("read", [restaurant_data, support_data])
+def test_the_data_are_large_enough_and_apart(read):
+    data = read()
+    assert len(data.train) == 500
     assert len(data.test) >= 100
     assert not {e.source for e in data.train} & {e.source for e in (*data.dev, *data.test)}
     assert all("[F]" not in e.target for e in data.test)
 
 
+def test_the_restaurants_keep_all_references_of_the_test_set():
+    data = restaurant_data()
+    assert all(not example.alternatives for example in (*data.train, *data.dev))
+    assert sum(len(example.references) for example in data.test) > 500
+
+
 @pytest.mark.slow
-def test_pema_beats_the_plm_on_held_out_text(tmp_path, monkeypatch):
+def test_pema_beats_the_plm_and_a_few_shot_prompt_on_test_records(tmp_path, monkeypatch):
     runs = {run["label"]: run["scores"] for run in run(tmp_path, monkeypatch)["runs"]}
-    alone, best = runs["PLM alone"], runs["PEMA best, teacher"]
-    assert best["bleu"]["value"] > alone["bleu"]["value"]
-    assert best["chrf"]["value"] > alone["chrf"]["value"] + 2
-    assert best["formality_accuracy"]["value"] > alone["formality_accuracy"]["value"] + 0.5
+    bleu = {label: scores["bleu"]["value"] for label, scores in runs.items()}
+    assert bleu["PEMA best"] > 40
+    assert bleu["PEMA best"] > bleu["few-shot prompt"] + 5 > bleu["PLM alone"] + 10
+    assert runs["PEMA best"]["slot_errors"]["value"] < runs["few-shot prompt"]["slot_errors"]["value"]
