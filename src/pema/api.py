@@ -25,7 +25,7 @@ from pema.generation.decoding import (
 from pema.generation.plugin import AttachedAdapter, attach
 from pema.memory.build import build_memory
 from pema.memory.config import BuildConfig
-from pema.owner.contract import BATCH_TOKENS
+from pema.owner.contract import BATCH_TOKENS, Metered
 from pema.owner.opening import open_plm
 from pema.schema import known, short
 from pema.tasks.registry import Task, get_task
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from pema.adapter.schedule import Schedule
     from pema.owner import contract
-    from pema.owner.contract import ContextRepresentations, PLMDescription, Session
+    from pema.owner.contract import ContextRepresentations, Contexts, PLMDescription, Session
     from pema.owner.head import Head
     from pema.tasks.example import Example
 
@@ -238,6 +238,10 @@ class PLM:
     ) -> Iterator[ContextRepresentations]:
         """Return representations of `predicted` contexts; see `pema.owner.contract.PLM.predict`."""
         return self._plm.predict(prompts, steps, batch_tokens=batch_tokens, skip=skip)
+
+    def forecast(self, contexts: Contexts, lengths: Sequence[int]) -> list[str]:
+        """Check the requests of a build against the owner's limits; see `pema.owner.contract.Metered.forecast`."""
+        return self._plm.forecast(contexts, lengths) if isinstance(self._plm, Metered) else []
 
     def open_session(self, prompts: Sequence[Sequence[int]]) -> Session:
         """Open a decoding session; see `pema.owner.contract.PLM.open_session`."""

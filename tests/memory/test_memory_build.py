@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pema.errors import ConfigError, DataError, OwnerError, StorageError
-from pema.memory import build as build_module
+from pema.memory import planning
 from pema.memory.manifest import Input, Manifest
 from pema.memory.reader import Memory
 from pema.memory.shard import DTYPES, channel_scales_of, restore, store
@@ -82,7 +82,7 @@ def test_limit_uses_the_first_examples(tmp_path):
 
 
 def test_groups_end_before_their_representations_are_too_large(tmp_path, monkeypatch):
-    monkeypatch.setattr(build_module, "SHARD_BYTES", 20 * 8 * 2)
+    monkeypatch.setattr(planning, "SHARD_BYTES", 20 * 8 * 2)
     memory = build(tmp_path / "m", 40)
     assert all(entry.pairs <= 20 or entry.examples == 1 for entry in memory.manifest.shards)
     assert max(entry.examples for entry in memory.manifest.shards) > 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fake_plm import FakePLM, FakeTask, build, some_examples
 
-from pema.memory import build as build_module
+from pema.memory import planning
 from pema.memory.manifest import VERSION
 from pema.owner.contract import STEP_BUCKET
 
@@ -86,5 +86,5 @@ def test_the_manifest_is_as_the_page_says(tmp_path):
 
 def test_the_pages_numbers_are_the_codes():
     assert STEP_BUCKET == 8
-    assert build_module.SHARD_BYTES == 128 * 2**20
-    assert build_module.steps_for(16, "aligned") == 24
+    assert planning.SHARD_BYTES == 128 * 2**20
+    assert planning.steps_for(16, "aligned") == 24

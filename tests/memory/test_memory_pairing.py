@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pema.errors import ConfigError, ExternalMemoryError
-from pema.memory.build import steps_for
 from pema.memory.merge import merge
 from pema.memory.pairing import agreeing, align, pair
+from pema.memory.planning import steps_for
 from pema.memory.reader import Memory
 from pema.memory.sample import sample
 from pema.owner.contract import STEP_BUCKET

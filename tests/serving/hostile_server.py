@@ -158,6 +158,22 @@ ANSWERS = {
         "/v1/plm", with_bytes(b'{"wire": 1, "description": {}, "limits": {"batch_tokens": 1e999}}')
     ),
     "plm: contexts is a number": only("/v1/plm", with_json(lambda a: a | {"contexts": 3})),
+    **{
+        f"plm: {what}": only("/v1/plm", with_json(lambda a, quotas=quotas: a | {"quotas": quotas}))
+        for what, quotas in {
+            "quotas are a number": 3,
+            "quotas are an object": {"a": 1},
+            "a quota is a text": ["x"],
+            "a quota without a limit": [{"unit": "tokens", "seconds": 60, "left": 1}],
+            "a quota of 0 tokens": [{"unit": "tokens", "seconds": 60, "limit": 0, "left": 0}],
+            "more is left than the limit": [{"unit": "tokens", "seconds": 60, "limit": 5, "left": 6}],
+            "a negative rest": [{"unit": "tokens", "seconds": 60, "limit": 5, "left": -6}],
+            "a quota of 10^30 tokens": [{"unit": "tokens", "seconds": 60, "limit": 10**30, "left": 1}],
+            "a quota in no time": [{"unit": "tokens", "seconds": 0, "limit": 5, "left": 1}],
+            "a quota in NaN seconds": [{"unit": "tokens", "seconds": float("nan"), "limit": 5, "left": 1}],
+        }.items()
+    },
+    "plm: endpoints is a number": only("/v1/plm", with_json(lambda a: a | {"endpoints": 3})),
     "plm: escape codes in its name": described(name="\x1b]0;owned\x07"),
     "plm: line breaks in its architecture": described(architecture="a\r\nb"),
     "plm: width 10^9": described(d=10**9, d_tap=10**9),

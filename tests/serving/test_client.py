@@ -1,6 +1,9 @@
 """The data owner's client against the server's application: the same contract, the same answers."""
 
+import contextlib
 import json
+import re
+from typing import get_args
 
 import httpx2
 import pytest
@@ -22,7 +25,7 @@ from pema.owner.client.remote import RemotePLM
 from pema.owner.mask import Mask, MaskedPLM
 from pema.owner.opening import open_plm
 from pema.pages.inspector.inspection import inspect_generation
-from pema.serving.policy import Policy
+from pema.serving.policy import Endpoint, Policy
 from pema.tasks.example import Example
 from pema.tasks.registry import Task
 from pema.tasks.template import Template
@@ -191,7 +194,7 @@ def test_a_predicted_build_tells_nothing_of_the_targets(client, plm, tmp_path):
 @pytest.mark.parametrize("targets", ["position", "aligned"])
 def test_how_many_are_asked_for_together_tells_nothing_of_the_targets(client, plm, tmp_path, monkeypatch, targets):
     """Shards are cut where they are full: by exact lengths, they would tell the mean length to a fifth of a token."""
-    monkeypatch.setattr("pema.memory.build.SHARD_BYTES", 100 * plm.description.d_tap * 2)
+    monkeypatch.setattr("pema.memory.planning.SHARD_BYTES", 100 * plm.description.d_tap * 2)
     crossed, lengths = [], []
     for letters in (18, 20):  # targets of 20 and 22 tokens: 24 steps each, and 32 with a quarter more
         across, wire = remote(client, dtype="float16")
@@ -362,3 +365,163 @@ def test_a_memory_that_was_begun_goes_on_with_the_server_that_is_back(client, pl
     built = build_memory(across, EXAMPLES, TASK, tmp_path / "m", examples_per_shard=1)
     whole = build_memory(remote(client)[0], EXAMPLES, TASK, tmp_path / "whole", examples_per_shard=1)
     assert built.manifest.to_dict()["digest"] == whole.manifest.to_dict()["digest"]
+
+
+def limited(plm, **rules):
+    """A server for one key with these rules, and the key."""
+    return served(plm, Policy(keys=(key(**rules),))), bearer()["Authorization"].split()[1]
+
+
+PLACES = ("/v1/plm", "/v1/tokenizer")
+"""Endpoints that carry nothing of the data owner's."""
+
+
+@pytest.mark.parametrize(
+    ("rules", "contexts", "match"),
+    [
+        (
+            {"contexts": ("predicted",)},
+            "teacher",
+            'Build with predicted contexts, or ask .* "teacher"',
+        ),
+        ({"contexts": ("teacher",)}, "predicted", "Build with teacher contexts, or ask"),
+        ({"endpoints": ("plm", "tokenizer", "head", "predict")}, "teacher", 'Build with predicted .* "represent"'),
+        ({"endpoints": ("plm", "tokenizer", "head")}, "teacher", r"nothing was sent\. Ask the PLM's owner for a key"),
+        ({"head": "none"}, "predicted", "withholds the LM head from this key, and a memory contains it"),
+        ({"endpoints": ("plm", "tokenizer", "represent")}, "teacher", "withholds the LM head"),
+        ({"tokens_per_day": 12}, "teacher", "an example needs .* tokens at once, and this key has 12 tokens per day"),
+    ],
+)
+def test_what_a_key_can_never_do_is_refused_before_a_text_crosses(plm, tmp_path, rules, contexts, match):
+    server, token = limited(plm, **rules)
+    with server as client:
+        across, wire = remote(client, key=token)
+        with pytest.raises(OwnerError, match=match):
+            build_memory(across, EXAMPLES, TASK, tmp_path / "m", contexts=contexts)
+        assert {path for _, path, _ in wire.requests} <= set(PLACES)
+        assert not (tmp_path / "m").exists() or not list((tmp_path / "m").iterdir())
+        with pytest.raises(OwnerError, match=match):
+            PLM(across).adapt(EXAMPLES, TASK, "paper", tmp_path / "a", contexts=contexts)
+        assert {path for _, path, _ in wire.requests} <= set(PLACES)
+
+
+def test_a_key_for_predicted_contexts_builds_and_generates(plm, tmp_path, capsys):
+    server, token = limited(plm, contexts=("predicted",))
+    with server as client:
+        across, wire = remote(client, key=token)
+        build_memory(across, EXAMPLES, TASK, tmp_path / "m", contexts="predicted")
+        assert len(generate(across, adapter_of(plm), SOURCES[:2], TASK, max_new_tokens=4)) == 2
+        assert "/v1/represent" not in {path for _, path, _ in wire.requests}
+        assert "needs sessions" not in capsys.readouterr().err
+
+
+def test_a_key_without_sessions_hears_it_when_it_builds_and_before_it_generates(plm, tmp_path, capsys):
+    server, token = limited(plm, endpoints=("plm", "tokenizer", "head", "predict"))
+    with server as client:
+        across, wire = remote(client, key=token)
+        build_memory(across, EXAMPLES, TASK, tmp_path / "m", contexts="predicted")
+        said = " ".join(capsys.readouterr().err.split())
+        assert "This key can build and not generate: generation needs sessions" in said
+        assert 'for a key with "sessions"' in said
+        again, wire = remote(client, key=token)
+        match = 'does not let this key open sessions.*nothing was sent: ask the PLM\'s owner for a key with "sessions"'
+        with pytest.raises(OwnerError, match=match):
+            generate(again, adapter_of(plm), SOURCES[:2], TASK, max_new_tokens=4)
+        assert {path for _, path, _ in wire.requests} <= set(PLACES)
+        with pytest.raises(OwnerError, match=match):
+            again.open_session([[1, 5]])
+
+
+class Days:
+    """Builds under a quota, one per day, each with what it says."""
+
+    def __init__(self, plm, folder, capsys, **rules):
+        self.plm, self.folder, self.capsys, self.rules = plm, folder, capsys, rules
+        self.said, self.refused = [], []
+
+    def until_it_ends(self):
+        """Build once a day: the memory, and the tokens that were charged."""
+        server, token = limited(self.plm, endpoints=get_args(Endpoint), **self.rules)
+        with server as client:
+            now = [1e6]
+            client.app.state.lifecycle.service().accounts["acme"].quota._clock = lambda: now[0]
+            for _ in range(20):
+                with contextlib.suppress(OwnerError):
+                    try:
+                        memory = build_memory(remote(client, key=token)[0], EXAMPLES, TASK, self.folder, **PREDICTED)
+                        text = client.get("/metrics", headers=bearer()).text
+                        return memory, re.findall(r'pema_key_tokens_total\{key="acme"\} ([\d.]+)', text)
+                    except OwnerError as error:
+                        self.refused.append(str(error))
+                        raise
+                    finally:
+                        self.said.append(" ".join(self.capsys.readouterr().err.split()))
+                now[0] += 86400 * (1 + 1 / 60)
+        raise AssertionError(self.refused)
+
+
+PREDICTED = {"contexts": "predicted"}
+
+
+def test_a_build_under_a_small_daily_quota_ends_after_some_days(plm, client, tmp_path, capsys):
+    """Its forecast is true, what is answered is paid for once, and the memory is that of one run."""
+    whole = build_memory(remote(client)[0], EXAMPLES, TASK, tmp_path / "whole", **PREDICTED)
+    days = Days(plm, tmp_path / "m", capsys, tokens_per_day=40)
+    memory, (spent,) = days.until_it_ends()
+    (one,), (other,) = (each.view().batches(1000) for each in (memory, whole))
+    assert torch.equal(one.targets, other.targets)
+    # Requests that share a forward pass with others are padded otherwise.
+    torch.testing.assert_close(one.representations, other.representations, atol=2e-3, rtol=2e-3)
+    forecast = r"requests (\d+) tokens; 40 of this key's 40 tokens per day are left.*?for at least (\d+) more days?\."
+    first, *others = [re.search(forecast, text) for text in days.said]
+    needed, least = int(first[1]), int(first[2])
+    assert float(spent) == needed
+    assert least == -(-(needed - 40) // 40) >= 2
+    assert least <= len(days.refused) <= 2 * least
+    remaining = [int(match[1]) for match in others if match]
+    assert [needed, *remaining] == sorted({needed, *remaining}, reverse=True)
+    assert others[-1] is None
+    for message in days.refused:
+        assert re.search(r"The quota allows more in 24 h \d+ min: run the same command again then", message)
+        assert "A build keeps every answer that it got, and continues" in message
+
+
+def test_a_quota_per_minute_is_waited_for(plm, tmp_path, monkeypatch, capsys):
+    server, token = limited(plm, tokens_per_minute=60)
+    with server as client:
+        now = [1e6]
+        client.app.state.lifecycle.service().accounts["acme"].quota._clock = lambda: now[0]
+        slept = []
+
+        def sleep(seconds):
+            slept.append(seconds)
+            now[0] += seconds
+
+        monkeypatch.setattr("pema.owner.client.connection.time.sleep", sleep)
+        across, _ = remote(client, key=token, patience=60.0)
+        build_memory(across, EXAMPLES, TASK, tmp_path / "m", contexts="predicted")
+    assert slept
+    assert max(slept) < 62
+    assert "60 tokens per minute are left. The build waits for the quota" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_old_server_says_nothing_of_endpoints_and_quotas(client, plm, tmp_path):
+    about = client.get("/v1/plm").json()
+    old = {name: value for name, value in about.items() if name not in ("endpoints", "quotas", "requests_per_second")}
+    across, _ = remote(client, before=lambda _, r: httpx2.Response(200, json=old) if r.url.path == "/v1/plm" else None)
+    build_memory(across, EXAMPLES, TASK, tmp_path / "m", contexts="predicted")
+    across.open_session([[1, 5]]).close()
+    across, _ = remote(client, before=lambda *_: httpx2.Response(200, json=old | {"contexts": ["predicted"]}))
+    with pytest.raises(OwnerError, match="does not offer teacher"):
+        list(across.represent(SEQUENCES, STARTS))
+
+
+@pytest.mark.parametrize("wait", ["inf", "nan", "1e300", "-5", "7"])
+def test_a_quota_without_end_is_not_waited_for(client, monkeypatch, wait):
+    slept = []
+    monkeypatch.setattr("pema.owner.client.connection.time.sleep", slept.append)
+    body = {"error": {"code": "quota_spent", "message": "spent.", "remedy": ""}}
+    refused = httpx2.Response(429, headers={"Retry-After": wait}, json=body)
+    with pytest.raises(OwnerError, match=r"spent\. The quota allows more in .*min: run the same command again then"):
+        remote(client, before=lambda *_: refused, patience=60.0)
+    assert sum(slept) <= 600

@@ -65,3 +65,12 @@ def test_the_memory_and_the_texts_are_those_of_the_plm_itself(owner, client, con
     found = inspect_generation(client, adapter, "the house", task_of(adapter.config), schedule, max_new_tokens=8)
     user = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nthe house<|im_end|>\n"
     assert found.prompt == f"{user}<|im_start|>assistant\n"
+
+
+def test_earlier_replies_are_part_of_the_prompts_and_that_is_said(owner, client, tmp_path, capsys):
+    pema.build_memory(client, EXAMPLES, TASK, tmp_path / "predicted", contexts="predicted")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 examples have earlier replies in their history: these are part of the prompts" in said
+    for plm, settings in ((client, {"contexts": "teacher"}), (owner, {"contexts": "predicted"})):
+        pema.build_memory(plm, EXAMPLES, TASK, tmp_path / settings["contexts"] / "other", **settings)
+        assert "earlier replies" not in capsys.readouterr().err

@@ -79,6 +79,7 @@ def serve_key(
     """
     import json
 
+    from pema.console import note
     from pema.serving.keys import digest, new_key
 
     key = new_key()
@@ -87,3 +88,8 @@ def serve_key(
         return
     show({"key": key}, False)
     show({"policy": f"\n[[keys]]\nname = {json.dumps(name)}\nsha256 = {json.dumps(digest(key))}"}, False)
+    note(
+        'Rules of the key, if you want any: tokens_per_day = N; head = "masked" or "none"; contexts = ["predicted"], with '
+        'which no targets are served (generation needs "sessions" among its endpoints, as by default). Then restart the '
+        "server, or make it reread the policy: kill -HUP PID."
+    )

@@ -23,15 +23,16 @@ from torch import Tensor
 from pema import console
 from pema.errors import DataError, ExternalMemoryError, MismatchError, OwnerError, PemaError, StorageError
 from pema.locks import exclusive
-from pema.memory.config import BuildConfig, Targets
+from pema.memory.config import BuildConfig
 from pema.memory.encoding import Tokens
 from pema.memory.journal import Journal, clear_journals
-from pema.memory.manifest import FILE, HEAD, ITEM_BYTES, FileEntry, Input, Manifest, require_place
+from pema.memory.manifest import FILE, HEAD, FileEntry, Input, Manifest, require_place
 from pema.memory.pairing import agreeing, pair
+from pema.memory.planning import Plan
 from pema.memory.precision import StorageLoss
 from pema.memory.reader import Memory
-from pema.memory.shard import Contents, Integers, ShardFile, channel_scales_of, restore, store, write_shard
-from pema.owner.contract import PLM, ContextRepresentations, Contexts, PLMDescription, padded
+from pema.memory.shard import Contents, ShardFile, channel_scales_of, restore, store, write_shard
+from pema.owner.contract import PLM, ContextRepresentations, Contexts, Metered, PLMDescription
 from pema.schema import known
 from pema.tasks.example import Example, one_target_each
 from pema.tasks.target_statistics import TargetStatistics
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
     from pema.tasks.template import Template
 
 DEFAULT = BuildConfig()
-
-SHARD_BYTES = 1 << 27
-"""Maximum size of a group's representations, so that wide PLMs do not fill the RAM."""
 
 LEAST_AGREEMENT = 0.15
 """Share of tokens on which the PLM's own text and the target agree; `predicted` contexts with less are warned of.
@@ -120,10 +118,29 @@ def build_memory(
         shards = [ShardFile(output, entry, manifest) for entry in manifest.shards]
         for shard in shards:  # never extend a damaged memory
             shard.require_whole()
+        _forecast(manifest, plm, examples, tokens, output)
         manifest.write(output)
         manifest = _with_head(manifest, plm, output)
         _write_shards(manifest, plm, examples, tokens, output, config.batch_tokens)
     return Memory.open(output)
+
+
+def _forecast(manifest: Manifest, plm: PLM, examples: Sequence[Example], tokens: Tokens, output: Path) -> None:
+    """Refuse what the PLM's owner does not allow, and say what the rest of the build takes of its quotas."""
+    if not isinstance(plm, Metered):
+        return
+    plan = Plan.of(manifest, tokens, plm.description.max_length)
+    group = next(plan.groups(), range(0))
+    answered = [group[i] for i in Journal(output, len(manifest.shards), group, manifest).answers]
+    notes = plm.forecast(manifest.contexts, np.delete(plan.tokens, [*range(plan.done), *answered]).tolist())
+    replies = sum(any(turn.role == "assistant" for turn in example.history) for example in examples)
+    if manifest.contexts == "predicted" and replies:
+        notes.append(
+            f"{replies:,} examples have earlier replies in their history: these are part of the prompts, so the PLM's "
+            "owner sees them."
+        )
+    for text in notes:
+        console.note(text)
 
 
 def _settled(template: Template, plm: PLM, output: Path) -> Template:
@@ -174,44 +191,28 @@ def _with_head(manifest: Manifest, plm: PLM, output: Path) -> Manifest:
     return manifest
 
 
-def _groups(lengths: Integers, first: int, examples_per_shard: int, row_bytes: int) -> Iterator[tuple[int, int]]:
-    """Yield groups [start, stop) of the examples from `first` on; a group depends only on its start."""
-    while first < len(lengths):
-        filled = np.cumsum(lengths[first : first + examples_per_shard]) * row_bytes
-        count = max(1, int(np.searchsorted(filled, SHARD_BYTES, side="right")))
-        yield first, first + count
-        first += count
-
-
 def _write_shards(
     manifest: Manifest, plm: PLM, examples: Sequence[Example], tokens: Tokens, output: Path, batch_tokens: int
 ) -> None:
     """Request one group from the PLM while the previous one is being written."""
-    done = manifest.examples - sum(entry.examples for entry in manifest.inputs[:-1])
-    row_bytes = manifest.plm.d_tap * ITEM_BYTES[manifest.dtype]
-    every = range(len(examples))
-    # The PLM owner sees the group sizes, so they must not reveal more about the targets than the requests do.
-    teacher = manifest.contexts == "teacher"
-    asked = tokens.target_lengths if teacher else _steps(plm, manifest.targets, tokens, every)
-    work = np.diff(tokens.starts) if teacher else tokens.cuts - tokens.starts[:-1] + asked
+    plan = Plan.of(manifest, tokens, plm.description.max_length)
     loss = StorageLoss(plm.head(), manifest.dtype)
     pending: Future[Manifest] | None = None
     with (
-        console.progress("building", float(work.sum()), "tokens") as advance,
+        console.progress("building", float(plan.tokens.sum()), "tokens") as advance,
         ThreadPoolExecutor(1, "pema-memory-writer") as writer,
     ):
-        advance(float(work[:done].sum()), earlier=True)
-        groups = _groups(asked, done, manifest.inputs[-1].examples_per_shard, row_bytes)
-        for index, (start, stop) in enumerate(groups, len(manifest.shards)):
-            group = range(start, stop)
+        advance(float(plan.tokens[: plan.done].sum()), earlier=True)
+        for index, group in enumerate(plan.groups(), len(manifest.shards)):
+            start, stop = group.start, group.stop
             journal = Journal(output, index, group, manifest)
             answers: list[ContextRepresentations | None] = [journal.answers.get(i) for i in range(stop - start)]
             if journal.answers:
                 console.note(f"{start + len(journal.answers):,} of {len(examples):,} examples were answered before.")
-                advance(float(work[start:stop][list(journal.answers)].sum()), earlier=True)
-            for answer in _answers(plm, manifest, tokens, group, batch_tokens, journal):
+                advance(float(plan.tokens[start:stop][list(journal.answers)].sum()), earlier=True)
+            for answer in _answers(plm, manifest, tokens, plan, group, batch_tokens, journal):
                 answers[answer.index] = answer
-                advance(float(work[start + answer.index]), f"example {stop:,} of {len(examples):,}")
+                advance(float(plan.tokens[start + answer.index]), f"example {stop:,} of {len(examples):,}")
             if pending is not None:
                 manifest = pending.result()
             pending = writer.submit(_write, manifest, answers, examples, tokens, start, output, loss, journal)
@@ -220,14 +221,14 @@ def _write_shards(
 
 
 def _answers(
-    plm: PLM, manifest: Manifest, tokens: Tokens, group: range, batch_tokens: int, journal: Journal
+    plm: PLM, manifest: Manifest, tokens: Tokens, plan: Plan, group: range, batch_tokens: int, journal: Journal
 ) -> Iterator[ContextRepresentations]:
     """Yield the answers for a group that the journal does not hold; whatever ends this, it holds them then."""
     answered = set(journal.answers)
     if len(answered) == len(group):
         return
     try:
-        for answer in _ask(plm, manifest.contexts, manifest.targets, tokens, group, batch_tokens, frozenset(answered)):
+        for answer in _ask(plm, manifest.contexts, tokens, plan, group, batch_tokens, frozenset(answered)):
             if not 0 <= answer.index < len(group) or answer.index in answered:
                 raise OwnerError(
                     f"{manifest.plm.name} answered for sequence {answer.index} of {len(group)}, "
@@ -245,8 +246,8 @@ def _answers(
 def _ask(
     plm: PLM,
     contexts: Contexts,
-    targets: Targets,
     tokens: Tokens,
+    plan: Plan,
     group: range,
     batch_tokens: int,
     skip: frozenset[int],
@@ -254,26 +255,8 @@ def _ask(
     if contexts == "teacher":
         cuts = [int(tokens.cuts[i] - tokens.starts[i]) for i in group]
         return plm.represent([tokens.sequence(i) for i in group], cuts, batch_tokens=batch_tokens, skip=skip)
-    steps = [int(count) for count in _steps(plm, targets, tokens, group)]
+    steps = plan.contexts[group.start : group.stop].tolist()
     return plm.predict([tokens.prompt(i) for i in group], steps, batch_tokens=batch_tokens, skip=skip)
-
-
-def _steps(plm: PLM, targets: Targets, tokens: Tokens, group: range) -> Integers:
-    """Return the number of generation steps for each example, (len(group),)."""
-    limits = plm.description.max_length - (tokens.cuts - tokens.starts[:-1])[group.start : group.stop]
-    wanted = [steps_for(int(length), targets) for length in tokens.target_lengths[group.start : group.stop]]
-    steps: Integers = np.minimum(np.array(wanted, np.int64), limits)
-    return steps
-
-
-def steps_for(length: int, targets: Targets) -> int:
-    """Return the number of generation steps for a target of `length` tokens.
-
-    "aligned" adds a quarter of the target length, so that the adapter learns to end a text that has become too long.
-    The result is rounded up, so that the PLM owner learns the target length only approximately.
-    """
-    wanted = length + length // 4 if targets == "aligned" else length
-    return padded(wanted)
 
 
 def _write(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from pema.errors import MismatchError
 from pema.schema import check, from_json, option
@@ -250,4 +250,23 @@ class PLM(Protocol):
         Raises:
             DataError: there are no prompts, one is empty, contains a token outside the vocabulary, or fills the
                 context window.
+        """
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """A PLM whose owner limits what may be requested of it, as one on a server."""
+
+    def forecast(self, contexts: Contexts, lengths: Sequence[int]) -> list[str]:
+        """Check the requests of a build before anything is sent.
+
+        Args:
+            contexts: mode of the contexts.
+            lengths: number of tokens of each sequence, steps included.
+
+        Returns:
+            What the user should know before the build: what it takes of quotas, and what cannot be done afterwards.
+
+        Raises:
+            OwnerError: the owner does not allow it.
         """

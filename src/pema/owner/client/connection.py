@@ -9,6 +9,7 @@ import contextlib
 import ipaddress
 import json
 import logging
+import math
 import os
 import random
 import ssl
@@ -28,6 +29,11 @@ SMALL_ANSWER = 1 << 20
 """Maximum bytes of an answer whose size does not follow from the request."""
 
 _AGAIN = (429, 502, 503, 504)
+_QUOTAS = ("quota_spent", "too_many_requests")
+_QUOTA_PAUSE = 90.0
+"""Maximum seconds that a request waits for a quota at a time: enough for one per minute."""
+_QUOTA_PATIENCE = 10.0
+"""Maximum of all these waits, as a multiple of the patience."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0
 _ERROR_BYTES = 1 << 16
 _SLOWEST = 1 << 14
@@ -93,7 +99,7 @@ class Connection:
             LostSessionError: the decoding session no longer exists.
         """
         where = f"{method} {self.url}{path}"
-        started, pause, attempts = time.monotonic(), _FIRST_PAUSE, 0
+        started, pause, attempts, waited = time.monotonic(), _FIRST_PAUSE, 0, 0.0
         while True:
             attempts += 1
             wait = pause * random.uniform(0.5, 1.0)
@@ -112,9 +118,17 @@ class Connection:
                 if response.status_code not in _AGAIN:
                     _require_success(response.status_code, content, where)
                     return content
-                reason = _said(content)[1]
+                code, reason = _said(content)
                 with contextlib.suppress(KeyError, ValueError):
                     wait = max(wait, float(response.headers["retry-after"]))
+                if code in _QUOTAS:
+                    if wait > _QUOTA_PAUSE or waited + wait > _QUOTA_PATIENCE * self._patience:
+                        raise OwnerError(
+                            f"{where}: {reason} The quota allows more in {_duration(wait)}: run the same command again "
+                            "then. A build keeps every answer that it got, and continues."
+                        )
+                    # The server works and says when to come back, so patience with failures is not used up.
+                    waited, started = waited + wait, started + wait
             if time.monotonic() + wait - started > self._patience:
                 raise OwnerError(
                     f"{where} failed after {attempts} tries in {time.monotonic() - started:.0f} s: {reason}. Check the "
@@ -191,6 +205,12 @@ def _said(content: bytes) -> tuple[str, str]:
         return _plain(str(error["code"])), _plain(words)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "", f"{_plain(content[:200].decode('utf-8', 'replace'))!r}"
+
+
+def _duration(seconds: float) -> str:
+    """Format untrusted seconds, rounded up to minutes."""
+    minutes = math.ceil(min(seconds, 31 * 86400.0) / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 def _plain(text: str, most: int = 600) -> str:

@@ -18,6 +18,7 @@ from pema.owner.batching import length_batches
 from pema.owner.client.connection import SMALL_ANSWER, Connection
 from pema.owner.client.received import TOKENIZER_BYTES, head_bytes, load_head, load_tokenizer
 from pema.owner.client.remote_session import RemoteSession
+from pema.owner.client.rules import KeyRules
 from pema.owner.contract import BATCH_TOKENS, ContextRepresentations, Contexts, PLMDescription, Tap, padded
 from pema.owner.head import Head
 from pema.owner.session_model import SessionModel
@@ -46,6 +47,14 @@ class RemotePLM:
             raise ConfigError(f"dtype {dtype!r} is not supported on the network: use {', '.join(get_args(WireDtype))}.")
         self.dtype = dtype
         self._connection = connection or Connection(url)
+        self._description, self._rules = self._ask_rules()
+        if self._description.tap != tap:
+            raise ConfigError(
+                f"{self._connection.url} reads representations at tap {self._description.tap!r}, not at {tap!r}."
+            )
+
+    def _ask_rules(self) -> tuple[PLMDescription, KeyRules]:
+        """Ask the server for the description of its PLM and the rules of this key."""
         about = self._connection.get("/v1/plm")
         where = self._connection.url
         if not isinstance(about, dict) or about.get("wire") != VERSION:
@@ -55,17 +64,9 @@ class RemotePLM:
                 "version of pema."
             )
         try:
-            self._description = PLMDescription.from_dict(about["description"])
-            self._contexts = list(about["contexts"])
-            self._batch_tokens, self._batch_sequences = (
-                int(about["limits"][name]) for name in ("batch_tokens", "batch_sequences")
-            )
-            if self._batch_tokens < 1 or self._batch_sequences < 1:
-                raise ConfigError("its limits allow no request.")
+            return PLMDescription.from_dict(about["description"]), KeyRules.of(about, where)
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise OwnerError(f"{where} does not describe its PLM as a pema server does: {str(error)!a}") from error
-        if self._description.tap != tap:
-            raise ConfigError(f"{where} reads representations at tap {self._description.tap!r}, not at {tap!r}.")
 
     @property
     def description(self) -> PLMDescription:
@@ -100,7 +101,12 @@ class RemotePLM:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """Model of transformers whose `generate` decodes in a session on the server."""
+        """Model of transformers whose `generate` decodes in a session on the server.
+
+        Raises:
+            OwnerError: this key may not open sessions.
+        """
+        self._rules.require_sessions()
         return SessionModel(self)
 
     @property
@@ -121,7 +127,7 @@ class RemotePLM:
         Raises:
             OwnerError: the server does not offer them to this key; no sequence was sent.
         """
-        self._require("teacher")
+        self._rules.require_contexts("teacher")
 
         def body(batch: list[int]) -> dict[str, Any]:
             return {"sequences": [list(sequences[i]) for i in batch], "starts": [starts[i] for i in batch]}
@@ -142,7 +148,7 @@ class RemotePLM:
         Raises:
             OwnerError: the server does not offer them to this key; no prompt was sent.
         """
-        self._require("predicted")
+        self._rules.require_contexts("predicted")
         asked = []
         for i, (prompt, count) in enumerate(zip(prompts, steps, strict=True)):
             limit = self._description.max_length - len(prompt)
@@ -160,15 +166,22 @@ class RemotePLM:
         yield from self._ask("/v1/predict", body, lengths, batch_tokens, asked, steps, skip)
 
     def open_session(self, prompts: Sequence[Sequence[int]]) -> RemoteSession:
-        """Open a decoding session; see `contract.PLM.open_session`."""
+        """Open a decoding session; see `contract.PLM.open_session`.
+
+        Raises:
+            OwnerError: the server does not let this key open sessions; no prompt was sent.
+        """
+        self._rules.require_sessions()
         return RemoteSession(self._connection, prompts, self.dtype, self._description)
 
-    def _require(self, mode: Contexts) -> None:
-        if mode not in self._contexts:
-            raise OwnerError(
-                f"{self._connection.url} does not offer {mode} contexts to this key, so nothing was sent: use "
-                f"{' or '.join(map(ascii, self._contexts)) or 'another key'}."
-            )
+    def forecast(self, contexts: Contexts, lengths: Sequence[int]) -> list[str]:
+        """Check a build against the current rules of this key; see `contract.Metered.forecast`.
+
+        Raises:
+            OwnerError: this key can never do it; nothing was sent.
+        """
+        _, self._rules = self._ask_rules()
+        return self._rules.forecast(contexts, lengths)
 
     def _ask(
         self,
@@ -191,7 +204,7 @@ class RemotePLM:
             wanted: number of contexts returned for each; those added by the bucket are dropped.
             skip: sequences that are not yielded.
         """
-        tokens, rows = min(batch_tokens, self._batch_tokens), self._batch_sequences
+        tokens, rows = min(batch_tokens, self._rules.request_tokens), self._rules.batch_sequences
         batches = [batch[k : k + rows] for batch in length_batches(lengths, tokens) for k in range(0, len(batch), rows)]
         batches = [batch for batch in batches if not skip.issuperset(batch)]
         row_bytes = self._description.d_tap * getattr(torch, self.dtype).itemsize + 8
