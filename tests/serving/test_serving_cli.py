@@ -9,7 +9,7 @@ import pytest
 
 from pema.cli import main
 from pema.serving.keys import digest
-from pema.serving.policy import Policy
+from pema.serving.policy import Key, Policy
 
 
 @pytest.fixture
@@ -28,8 +28,12 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 def test_a_key_is_shown_once_and_its_hash_goes_into_the_policy(run, tmp_path):
-    code, out, _ = run("serve-key", "acme")
+    code, out, err = run("serve-key", "acme")
     assert code == 0
+    hint = " ".join(err.split())
+    for rule in ("tokens_per_day = 5", 'head = "masked"', 'contexts = ["predicted"]'):
+        assert rule.replace("5", "N") in hint
+        assert rule.partition(" ")[0] in Key.model_fields
     key, lines = out.split("\n", 1)
     key = key.split()[-1]
     assert key.startswith("pema_")

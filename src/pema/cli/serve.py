@@ -89,7 +89,7 @@ def serve_key(
     show({"key": key}, False)
     show({"policy": f"\n[[keys]]\nname = {json.dumps(name)}\nsha256 = {json.dumps(digest(key))}"}, False)
     note(
-        'Rules of the key, if you want any: tokens_per_day = N; head = "masked" or "none"; contexts = ["predicted"], with '
-        'which no targets are served (generation needs "sessions" among its endpoints, as by default). Then restart the '
-        "server, or make it reread the policy: kill -HUP PID."
+        'Further rules of a key: tokens_per_day = N; head = "masked" or "none"; contexts = ["predicted"], which serves '
+        'no targets (and needs "sessions" among the endpoints to generate, as by default). Then restart the server, '
+        "or make it reread the policy: kill -HUP PID."
     )

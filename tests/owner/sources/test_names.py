@@ -32,6 +32,10 @@ def test_folders_and_hub_names(folder):
         ("./nowhere", r"the folder \./nowhere does not exist"),
         ("some/deep/folder", "the folder some/deep/folder does not exist"),
         ("./nowhere.gguf", r"the GGUF file \./nowhere\.gguf does not exist: check the path\.$"),
+        (
+            "https://plm.example:8000",
+            r"https://plm.example:8000 is the address of a server, and this needs the PLM itself",
+        ),
         ("pema-tests/no-such-model", r"pema-tests/no-such-model cannot be loaded as a causal language model: .+"),
         (
             "smolm2-135m",

@@ -35,7 +35,7 @@ def resolve(name: str | Path) -> Source:
     """Find a PLM by its name; a GGUF file is converted at its first use.
 
     Raises:
-        OwnerError: a folder or file does not exist or contains no model, or a package is not installed.
+        OwnerError: a folder or file does not exist or contains no model, a package is missing, or it is an address.
         StorageError: the converted GGUF file cannot be written to the cache.
     """
     text = str(name)
@@ -48,6 +48,10 @@ def resolve(name: str | Path) -> Source:
         return Source(str(folder), EMBEDDED_FOLDER)
     if text in PACKAGED:
         return Source(*converted(text, lambda: packaged_files(text), PACKAGED[text].sha256))
+    if text.startswith(("http://", "https://")):
+        raise OwnerError(
+            f"{text} is the address of a server, and this needs the PLM itself: give a folder, GGUF file or hub name."
+        )
     path = Path(text).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
