@@ -71,5 +71,5 @@ def test_a_file_without_flags_is_none(cpu):
 def test_devices_are_named():
     assert device_named("cpu") == torch.device("cpu")
     assert device_named("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(AdapterError, match=r"device='abacus' cannot be used here: .* Use device='auto'"):
+    with pytest.raises(AdapterError, match=r"device='abacus' cannot be used on this machine: .* Use device='auto'"):
         device_named("abacus")

@@ -1,4 +1,4 @@
-"""What the devices here are: the one that a user names, and whether it multiplies bfloat16 matrices itself."""
+"""Devices by name, and whether they multiply bfloat16 matrices natively."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import torch
 from pema.errors import AdapterError
 
 CPU_CHECKS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-"""Functions of `torch.cpu` that say whether an x86 processor does: torch has no public one, and may lack these."""
+"""Functions of `torch.cpu` that detect it on x86 processors; torch has no public one, and may lack these."""
 
 CPU_INFO = Path("/proc/cpuinfo")
 CPU_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
-"""Flags of processors that do, on x86 and (the last) on ARM, as Linux names them."""
+"""Flags of processors that do, as named by Linux, on x86 and (the last one) on ARM."""
 
 
 def device_named(name: str) -> torch.device:
-    """The device that a user names.
+    """Return the device of this name; "auto" is a GPU if there is one.
 
     Raises:
-        AdapterError: it cannot be used here.
+        AdapterError: it cannot be used on this machine.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -31,12 +31,12 @@ def device_named(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise AdapterError(f"device={name!r} cannot be used here: {error}. Use device='auto'.") from error
+        raise AdapterError(f"device={name!r} cannot be used on this machine: {error}. Use device='auto'.") from error
     return device
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices itself; without that they are slower than float32."""
+    """Return whether the device multiplies bfloat16 matrices natively; if not, they are slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and _cpu_has_bfloat16()
@@ -51,7 +51,7 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def _cpu_flags() -> frozenset[str]:
-    """Return the processor's flags; empty where the system does not list them."""
+    """Return the processor's flags; empty if the system does not list them."""
     try:
         text = CPU_INFO.read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -62,7 +62,7 @@ def _cpu_flags() -> frozenset[str]:
 
 @functools.cache
 def _is_faster_in_bfloat16() -> bool:
-    """Measure it: a matrix product of a few milliseconds in both types, in turns."""
+    """Measure a matrix product of a few milliseconds in both types, in turns."""
     times: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
     for _ in range(5):  # the first one of each type includes preparations
         for dtype, seconds in times.items():

@@ -182,7 +182,7 @@ def test_a_rank_larger_than_d(memory, tmp_path):
 
 
 def test_a_device_that_is_not_there(memory, tmp_path):
-    with pytest.raises(AdapterError, match="device='nonsense' cannot be used here"):
+    with pytest.raises(AdapterError, match="device='nonsense' cannot be used on this machine"):
         train(memory, preset("paper", device="nonsense"), tmp_path / "adapter")
 
 

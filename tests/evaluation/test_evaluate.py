@@ -101,7 +101,7 @@ def test_tokenizers_that_cannot_be_used_are_named(monkeypatch):
         get_metric("bleu:moses")
     monkeypatch.setitem(sys.modules, "MeCab", None)
     monkeypatch.delitem(sys.modules, "sacrebleu.tokenizers.tokenizer_ja_mecab", raising=False)
-    with pytest.raises(ConfigError, match=r"tokenizer 'ja-mecab' cannot be used here: .*sacrebleu\[ja\]"):
+    with pytest.raises(ConfigError, match=r"tokenizer 'ja-mecab' cannot be used on this machine: .*sacrebleu\[ja\]"):
         get_metric("bleu:ja-mecab")
 
 

@@ -371,7 +371,7 @@ def test_device_and_batches_reach_the_plm_and_the_training(folder, compared, mon
 def test_a_device_that_is_not_here_is_refused_when_the_file_is_read(folder):
     text = (folder / "tiny.toml").read_text(encoding="utf-8").replace("[data]", 'device = "cuda:99"\n[data]')
     (folder / "nowhere.toml").write_text(text, encoding="utf-8")
-    with pytest.raises(AdapterError, match=r"device='cuda:99' cannot be used here"):
+    with pytest.raises(AdapterError, match=r"device='cuda:99' cannot be used on this machine"):
         read_config(folder / "nowhere.toml", "compare")
 
 

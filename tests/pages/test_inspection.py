@@ -177,9 +177,9 @@ def test_a_failure_closes_the_session(plm):
 
 def test_bad_input_is_refused(plm, tiny_plm):
     adapter = make_adapter(plm, "linear")
-    with pytest.raises(ConfigError, match="max_new_tokens must be at least 1, not 0"):
+    with pytest.raises(ConfigError, match="max_new_tokens=0 must be at least 1"):
         inspect_generation(plm, adapter, SOURCE, TASK, Constant(0.5), max_new_tokens=0)
-    with pytest.raises(ConfigError, match="candidates must be at least 5, as many as are shown, not 4"):
+    with pytest.raises(ConfigError, match="candidates=4 must be at least 5, the number that the page shows"):
         inspect_generation(plm, adapter, SOURCE, TASK, Constant(0.5), candidates=4)
     with pytest.raises(DataError, match="the source is blank"):
         inspect_generation(plm, adapter, " ", TASK, Constant(0.5))

@@ -403,8 +403,10 @@ def test_texts_are_texts(visit, path):
 )
 def test_what_cannot_be_seen_is_shown(visit, path, surface, text):
     page = visit(path)
-    scripts = static("page.js").split("{\n  const root")[0].partition("textContent);")[2] + static("inspector/shown.js")
-    assert page.evaluate(f"(surface) => {{ {scripts}\nreturn shown(surface).textContent; }}", surface) == text
+    scripts = static("page.js").split("{\n  const root")[0].partition("textContent);")[2] + static(
+        "inspector/format.js"
+    )
+    assert page.evaluate(f"(surface) => {{ {scripts}\nreturn tokenElement(surface).textContent; }}", surface) == text
 
 
 def test_the_same_run_makes_the_same_bytes(inspection):
@@ -420,7 +422,7 @@ class Own:
 
 
 def test_a_schedule_without_a_formula_is_refused(plm, adapter, inspection, tmp_path):
-    with pytest.raises(ConfigError, match="no formula for the schedule Own: inspect with one of pema's own"):
+    with pytest.raises(ConfigError, match="no formula for the schedule Own: use one of pema's schedules"):
         inspector_page(inspection, Own(), signature={})
     with pytest.raises(ConfigError, match="no formula for the schedule Own"):
         write_inspection(tmp_path / "page.html", plm, adapter, SOURCE, TASK, Own())

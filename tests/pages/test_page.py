@@ -39,7 +39,7 @@ def test_a_lone_surrogate_is_replaced():
 
 @pytest.mark.parametrize(("given", "kind"), [({"css": ["</STYLE >"]}, "style"), ({"js": ["'</script>'"]}, "script")])
 def test_styles_and_scripts_that_would_end_their_element_are_refused(given, kind):
-    with pytest.raises(ConfigError, match=f"a {kind} holds '</{kind}'"):
+    with pytest.raises(ConfigError, match=f"a {kind} contains '</{kind}'"):
         html_page("t", "", data={}, **given)
 
 

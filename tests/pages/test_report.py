@@ -206,8 +206,8 @@ def test_further_references_have_a_table_each(changeable):
         comparison["differences"].append(found)
 
     document = report(changeable("comparison.json", edit))
-    assert "<summary>Against LoRA</summary>" in document
-    assert "Against <b>PLM alone</b>" in document
+    assert "<summary>Compared with LoRA</summary>" in document
+    assert "Compared with <b>PLM alone</b>" in document
     text = "".join(Reader(document).text)
     assert "▼significantly below LoRA:  -2.00, p = 0.002-3.00 to -1.00" in text
 

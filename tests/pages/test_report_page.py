@@ -171,7 +171,7 @@ def test_the_metric_and_the_methods_are_chosen_for_all_plots_and_samples(visit, 
     for other in page.locator("#e0 .chip").all():
         if other.get_attribute("aria-pressed") == "true":
             other.click()
-    assert chart.text_content() == "No method that is shown has these values."
+    assert chart.text_content() == "No visible method has these values."
     chip.click()
     assert chart.locator("text.label").all_text_contents() == ["kNN-LM"]
 
@@ -296,7 +296,7 @@ def test_differences_are_marked_against_the_reference_or_the_plm_alone(visit, pa
         kept = f"d => [...d.childNodes].filter(n => n.nodeName !== '{kind}').map(n => n.textContent).join('')"
         return lora.evaluate(kept)
 
-    base = samples.get_by_label("Mark what differs from")
+    base = samples.get_by_label("Mark differences from")
     for name, text in (("the reference text", SENTENCES[0][1]), ("PLM alone", outputs[0][0])):
         base.select_option(name)
         # Without what is missing it is the output, without what is new it is the base.
@@ -317,7 +317,7 @@ def test_results_without_examples_say_so_and_show_outputs(visit, page):
     assert "sources and reference texts are not part of these results" in samples.locator(".note").text_content()
     assert "Source" not in samples.locator("dt").all_text_contents()
     assert samples.locator(".sample").first.locator("dd").count() == 13
-    assert samples.get_by_label("Mark what differs from").locator("option").first.text_content() == "PLM alone"
+    assert samples.get_by_label("Mark differences from").locator("option").first.text_content() == "PLM alone"
     assert samples.locator("mark").count() > 0
 
 
@@ -331,7 +331,7 @@ def test_text_of_results_is_shown_and_never_run(visit, tmp_path):
     (tmp_path / "page.html").write_text(report(folder), encoding="utf-8")
     page = visit(tmp_path / "page.html")
     assert page.title() == "Made-up comparison (test data)"
-    page.get_by_label("Mark what differs from").select_option("nothing")
+    page.get_by_label("Mark differences from").select_option("nothing")
     shown = page.locator(".sample").first.locator("dd")
     assert shown.nth(2).text_content() == HOSTILE
     assert page.locator(".sample").nth(1).locator("dd").nth(2).text_content() == "(empty)"

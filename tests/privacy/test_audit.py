@@ -68,7 +68,7 @@ def test_an_adapter_that_learned_nothing_is_not(memories):
     attacks = audit(nothing, *memories, references=0)["attacks"]
     assert attacks["plm"]["auc"] == 0.5
     assert set(attacks) == {"loss", "plm"}
-    with pytest.raises(AdapterError, match="does not tell its training's settings: audit it with references=0"):
+    with pytest.raises(AdapterError, match="does not record the settings of its training: audit it with references=0"):
         audit(nothing, *memories, references=2)
 
 
@@ -121,7 +121,7 @@ def test_memories_that_do_not_belong(adapter, memories, tiny_plm, tmp_path):
     )
     with pytest.raises(MismatchError, match="contexts"):
         audit(adapter, memories[0], predicted)
-    with pytest.raises(ConfigError, match="holds the members again: give examples that were not trained on"):
+    with pytest.raises(ConfigError, match="contains the members again: give examples without training examples"):
         audit(adapter, memories[0], memories[0])
 
 

@@ -61,12 +61,12 @@ def build(
     Example: pema build --plm embedded --task translation --source train.en --target train.de -o memory
     """
     from pema.console import keeping, note
-    from pema.memory.manifest import require_place
+    from pema.memory.manifest import require_path
     from pema.tasks.readers import read
     from pema.tasks.registry import get_task
 
     config = BuildConfig(**building)
-    require_place(output, append=append)
+    require_path(output, append=append)
     require_plm(plm)
     chosen = get_task(task, template, chat=chat, system=system)
     fields = {"source_field": source_field, "target_field": target_field}

@@ -156,7 +156,7 @@ def _sacrebleu(tokenizer: str) -> BLEU:
         return _signed(BLEU(tokenize=tokenizer, force=True))
     except (ImportError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"sacreBLEU's tokenizer {tokenizer!r} cannot be used here: {reason}") from error
+        raise ConfigError(f"sacreBLEU's tokenizer {tokenizer!r} cannot be used on this machine: {reason}") from error
 
 
 def _signed(metric: BLEU | CHRF) -> BLEU | CHRF:

@@ -75,12 +75,12 @@ class Buffer:
     def take(self, which: slice | Tensor) -> Buffer:
         """Select pairs: views for a slice, copies for indices."""
 
-        def chosen(column: Tensor) -> Tensor:
+        def select(column: Tensor) -> Tensor:
             return column[which] if isinstance(which, slice) else column.index_select(0, which)
 
-        scales, shards = (None if column is None else chosen(column) for column in (self.scales, self.shards))
-        columns = (chosen(self.targets), chosen(self.steps), chosen(self.lengths))
-        return Buffer(chosen(self.representations), scales, shards, *columns)
+        scales, shards = (None if column is None else select(column) for column in (self.scales, self.shards))
+        columns = (select(self.targets), select(self.steps), select(self.lengths))
+        return Buffer(select(self.representations), scales, shards, *columns)
 
     def batch(self, which: slice | Tensor, head: Head | None, channel_scales: Tensor) -> Batch:
         """Return the selected pairs as the adapter's input."""

@@ -26,7 +26,7 @@ from pema.locks import exclusive
 from pema.memory.config import BuildConfig
 from pema.memory.encoding import Tokens
 from pema.memory.journal import Journal, clear_journals
-from pema.memory.manifest import FILE, HEAD, FileEntry, Input, Manifest, require_place
+from pema.memory.manifest import FILE, HEAD, FileEntry, Input, Manifest, require_path
 from pema.memory.pairing import agreeing, pair
 from pema.memory.planning import Plan
 from pema.memory.precision import StorageLoss
@@ -84,8 +84,8 @@ def build_memory(
         DataError: there are no examples, or one cannot be used (named by `Example.where`).
         MismatchError: the memory in `output` was started with another PLM, setting or input.
         ExternalMemoryError: the memory in `output` is damaged, or incomplete and cannot be appended to.
-        OwnerError: the PLM returned something else than what was requested.
-        StorageError: a write failed, or another process builds in `output`; what was written so far stays valid.
+        OwnerError: the PLM's answer does not match the request.
+        StorageError: a write failed, or another process builds in `output`; files written before stay valid.
     """
     known(BuildConfig, changes)
     config = replace(config, **changes)
@@ -105,12 +105,12 @@ def build_memory(
         dtype=config.dtype,
         inputs=(Input.of(examples, config.examples_per_shard),),
     )
-    require_place(output, append=append)
+    require_path(output, append=append)
     with exclusive(output, private=True):
         manifest = _begin(wanted, output, append)
         clear_journals(output, len(manifest.shards))
         if manifest.complete:
-            console.note(f"{output} already holds these {len(examples):,} examples: nothing to do.")
+            console.note(f"{output} already contains these {len(examples):,} examples: nothing to do.")
             return Memory.open(output)
         tokens = Tokens.encode(plm, template, examples, apart=config.contexts == "predicted")
         targets = (example.target for example in examples)
@@ -144,7 +144,7 @@ def _forecast(manifest: Manifest, plm: PLM, examples: Sequence[Example], tokens:
 
 
 def _settled(template: Template, plm: PLM, output: Path) -> Template:
-    """Return the template with the choice between chat and plain prompts made; by default that of `output`."""
+    """Return the template with a choice between chat and plain prompts, by default that of `output`."""
     if template.chat is None and template.system is None and (output / FILE).exists():
         template = replace(template, chat=Manifest.read(output).chat_template is not None)
     return template.settled(plm.tokenizer)
@@ -152,7 +152,7 @@ def _settled(template: Template, plm: PLM, output: Path) -> Template:
 
 def _begin(wanted: Manifest, output: Path, append: bool) -> Manifest:
     """Return the manifest to start from: a new one, that of an interrupted build, or a complete one to append to."""
-    require_place(output, append=append)
+    require_path(output, append=append)
     if not (output / FILE).exists():
         return wanted
     existing = Manifest.read(output)
@@ -223,7 +223,7 @@ def _write_shards(
 def _answers(
     plm: PLM, manifest: Manifest, tokens: Tokens, plan: Plan, group: range, batch_tokens: int, journal: Journal
 ) -> Iterator[ContextRepresentations]:
-    """Yield the answers for a group that the journal does not hold; whatever ends this, it holds them then."""
+    """Yield the answers for a group that are missing from the journal, and write them into it, however this ends."""
     answered = set(journal.answers)
     if len(answered) == len(group):
         return
@@ -269,10 +269,10 @@ def _write(
     loss: StorageLoss,
     journal: Journal,
 ) -> Manifest:
-    """Write one group as a shard; returns the manifest with it."""
+    """Write one group as a shard, and return the manifest with it."""
     try:
         contents = _contents(manifest, answers, examples, tokens, start, output, loss)
-    except PemaError:  # the PLM may answer otherwise the next time: in float32, or with another server
+    except PemaError:  # the PLM may answer differently next time: in float32, or with another server
         journal.remove()
         raise
     manifest = manifest.add(write_shard(output, len(manifest.shards), contents))
@@ -284,7 +284,7 @@ def _write(
 
 
 def _warn(manifest: Manifest) -> None:
-    """Say so where the PLM's own texts have too little in common with the targets for `predicted` contexts."""
+    """Warn if the PLM's own texts have too little in common with the targets for `predicted` contexts."""
     share = manifest.agreement
     if share is not None and share < LEAST_AGREEMENT:
         console.note(

@@ -1,10 +1,10 @@
-"""The journal of a build: answers of the PLM whose shard is not written yet, so that no kill or refusal loses them.
+"""The journal of a build: answers of the PLM whose shard is not written yet, so that a kill or an error keeps them.
 
 `answers-00003.journal` belongs to `shard-00003.safetensors` and is removed once that shard is in the manifest. It is a
-sequence of records. A record is the length of its content (8 bytes, little-endian), the SHA-256 of its content (32
-bytes) and its content. The first record is JSON: the format, and the group that the answers belong to. Every further
-one is a safetensors file with some answers: `indices` and `counts` (k,) int64, `representations` (sum of counts,
-d_tap) as the PLM gave them, and `generated` (sum of counts,) int64 for `predicted` contexts.
+sequence of records. A record consists of the length of its content (8 bytes, little-endian), its SHA-256 (32
+bytes) and its content. The first record is JSON: the format, and the group of the answers. Every further record
+is a safetensors file with some answers: `indices` and `counts` (k,) int64, `representations` (sum of counts,
+d_tap) as returned by the PLM, and `generated` (sum of counts,) int64 for `predicted` contexts.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ VERSION = 1
 SUFFIX = ".journal"
 
 SECONDS = 5.0
-"""Answers that are this old are written. A group that is complete sooner costs nothing; a kill loses no more."""
+"""Maximum age of unwritten answers, which a kill loses. A group that is complete sooner is not written."""
 
 _HASH = 32
 _LENGTH = 8
 
 
 class Journal:
-    """The answers for one group of examples, on the disk.
+    """The answers for one group of examples, in a file.
 
     Attributes:
         path: the file, which may not exist.
-        answers: what it holds by index; `read` fills it.
+        answers: the answers in the file, by index.
     """
 
     def __init__(self, folder: Path, index: int, group: range, manifest: Manifest) -> None:
-        """Name the journal of shard number `index`, whose examples are `group` of the manifest's last input."""
+        """Open the journal of shard number `index`, whose examples are `group` of the manifest's last input."""
         self.path = folder / journal_name(index)
         self._count, self._d_tap = len(group), manifest.plm.d_tap
         self._predicted = manifest.contexts == "predicted"
@@ -60,12 +60,12 @@ class Journal:
         self._read()
 
     def add(self, answer: ContextRepresentations) -> None:
-        """Keep an answer; it is written with the next `flush`, or with the first answer after `SECONDS`.
+        """Add an answer; it is written with the next `flush`, or with the first answer after `SECONDS`.
 
-        An answer that does not have the shape of one is not kept: the build refuses it.
+        An answer with an invalid shape is not stored: the build refuses it.
 
         Raises:
-            StorageError: the disk refused.
+            StorageError: writing failed.
         """
         f, generated = answer.representations, answer.generated
         words = None if generated is None else generated.shape
@@ -78,7 +78,7 @@ class Journal:
         """Write all answers that are not written yet.
 
         Raises:
-            StorageError: the disk refused; the records before are whole.
+            StorageError: writing failed; the previous records are complete.
         """
         if not self._pending:
             return
@@ -88,7 +88,7 @@ class Journal:
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE)
             with os.fdopen(descriptor, "r+b") as file:
-                # What a killed writer left behind the last whole record.
+                # An incomplete record of a killed writer.
                 file.truncate(self._bytes)
                 file.seek(self._bytes)
                 file.write(data)
@@ -101,11 +101,11 @@ class Journal:
         self._written = time.monotonic()
 
     def remove(self) -> None:
-        """Remove the file, if there is one."""
+        """Remove the file, if it exists."""
         self.path.unlink(missing_ok=True)
 
     def _read(self) -> None:
-        """Read the whole records; what is cut, changed or of another group is not used."""
+        """Read the complete records; truncated or changed records and those of another group are ignored."""
         try:
             with open_regular(self.path) as descriptor, os.fdopen(os.dup(descriptor), "rb") as file:
                 records = _records(file.read())
@@ -122,7 +122,7 @@ class Journal:
             self._bytes += _LENGTH + _HASH + len(content)
 
     def _parse(self, content: bytes) -> list[ContextRepresentations] | None:
-        """Return the answers of one record, None if it is not one of this group."""
+        """Return the answers of one record; None if it does not belong to this group."""
         try:
             tensors = safetensors.torch.load(content)
         except SafetensorError:
@@ -152,7 +152,7 @@ class Journal:
 
 
 def clear_journals(folder: Path, shards: int) -> None:
-    """Remove the journals of the first `shards` shards, which a build that was killed had no time to remove."""
+    """Remove the journals of the first `shards` shards, which a killed build has left."""
     for path in folder.glob(f"answers-*{SUFFIX}"):
         if path.name < journal_name(shards):
             path.unlink(missing_ok=True)
@@ -164,7 +164,7 @@ def journal_name(index: int) -> str:
 
 
 def _identity(manifest: Manifest) -> str:
-    """The digest of everything that the answers depend on."""
+    """Return the digest of everything that the answers depend on."""
     values = manifest.to_dict()
     grows = ("complete", "pairs", "examples", "head", "shards", "digest")
     return digest({name: value for name, value in values.items() if name not in grows})
@@ -188,7 +188,7 @@ def _record(content: bytes) -> bytes:
 
 
 def _records(data: bytes) -> Iterator[bytes]:
-    """Yield the contents of the whole records at the start of `data`."""
+    """Yield the contents of the complete records at the start of `data`."""
     start = 0
     while start + _LENGTH + _HASH <= len(data):
         length = int.from_bytes(data[start : start + _LENGTH], "little")

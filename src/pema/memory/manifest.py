@@ -49,8 +49,8 @@ class ShardEntry(FileEntry):
     """A shard: a file, and the number of pairs and examples in it.
 
     Attributes:
-        agreeing: number of pairs whose context the PLM itself continued with the gold token that follows the nearest
-            gold prefix; None for `teacher` contexts, and where it was not counted.
+        agreeing: number of pairs whose context the PLM itself continued with the gold token after the nearest gold
+            prefix; None for `teacher` contexts, and if it was not counted.
         sources: whether the shard says which examples have the same source.
     """
 
@@ -82,7 +82,7 @@ class Input:
     statistics: TargetStatistics | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values; statistics that are not known are left out."""
+        """Return JSON-ready values; unknown statistics are left out."""
         values = asdict(self)
         return values if self.statistics is not None else {k: v for k, v in values.items() if k != "statistics"}
 
@@ -152,7 +152,7 @@ class Manifest:
 
     @property
     def agreement(self) -> float | None:
-        """Share of the pairs where the PLM's own text says what the target says; None where it was not counted."""
+        """Share of the pairs whose token in the PLM's own text agrees with the target; None if it was not counted."""
         counts = [shard.agreeing for shard in self.shards if shard.agreeing is not None]
         return sum(counts) / self.pairs if counts and len(counts) == len(self.shards) else None
 
@@ -274,7 +274,7 @@ class Manifest:
         return self.plm.d_tap * ITEM_BYTES[self.dtype] + (8 if int8 else 4), 12, 8 + (4 * self.plm.d_tap if int8 else 0)
 
     def write(self, folder: Path) -> None:
-        """Write the manifest into `folder`, whole or not at all."""
+        """Write the manifest into `folder`, atomically."""
         write_json(folder / FILE, self.to_dict(), private=True)
 
     @classmethod
@@ -341,11 +341,11 @@ def file_name(index: int) -> str:
 RESTORE = "restore it from a copy, or build the memory again."
 
 
-def require_place(output: Path, *, append: bool = False) -> None:
-    """Refuse a place where no memory can be built, resumed or appended to.
+def require_path(output: Path, *, append: bool = False) -> None:
+    """Refuse a path at which no memory can be built, resumed or appended to.
 
     Raises:
-        ConfigError: `output` is a file, contains something else, or is no memory to append to.
+        ConfigError: `output` is a file, contains something else, or is not a memory although `append` is set.
     """
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output} is a file: choose a folder for the memory.")

@@ -35,7 +35,7 @@ def pair(target: Sequence[int], generated: Sequence[int] | None, targets: Target
 
 
 def agreeing(target: Sequence[int], generated: Sequence[int]) -> int:
-    """Return the number of contexts that the PLM continued as the gold text goes on from there.
+    """Return the number of contexts that the PLM continued with the next token of the gold text.
 
     That is the number of i with generated[i] = gold[j], where gold[:j] is the gold prefix nearest to generated[:i].
     """

@@ -66,7 +66,7 @@ class StorageLoss:
 
     @property
     def rise(self) -> float:
-        """The relative increase of perplexity: the larger of the PLM's own expectation and the stored targets.
+        """Return the relative increase of perplexity: the larger of the PLM's own expectation and the stored targets.
 
         The first is exp(mean KL(P || P_stored)) - 1. The second is reduced by twice the standard error, so that it
         counts only if significant: a few targets may become less likely by chance while others become more likely.

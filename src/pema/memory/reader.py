@@ -28,7 +28,7 @@ UNSHUFFLED_BYTES = 1 << 22
 """The same without shuffling: small enough for a processor's cache."""
 
 BLOCKS_PER_BUFFER = 32
-"""Number of places in the memory that a shuffled buffer mixes."""
+"""Number of parts of the memory that a shuffled buffer mixes."""
 
 
 class Memory:

@@ -161,7 +161,7 @@ def restore(stored: Tensor, scales: Tensor | None, channel_scales: Tensor | None
 
 
 def write_shard(folder: Path, index: int, contents: Contents) -> ShardEntry:
-    """Write shard number `index` into `folder`, whole or not at all.
+    """Write shard number `index` into `folder`, atomically.
 
     Raises:
         StorageError: the write failed.

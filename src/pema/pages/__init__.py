@@ -1,1 +1,1 @@
-"""Pages: the report of experiments and the inspector of one generation, each one HTML file that loads nothing."""
+"""Pages: the report of experiments and the inspector of one generation, each a self-contained HTML file."""

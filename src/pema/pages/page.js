@@ -1,25 +1,25 @@
-// What every page of pema shares: its data, and the switch between light and dark.
+// Common parts of every page: its data, and the switch between light and dark colours.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 
-/** Make an element: attributes by name, `on…` as listeners, children as nodes or text (never as HTML). */
+/** Create an element: attributes by name, `on…` as listeners, children as nodes or text (never as HTML). */
 function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
+  const node = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
-    else if (value === true) made.setAttribute(key, "");
-    else if (value !== false && value != null) made.setAttribute(key, value);
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (value === true) node.setAttribute(key, "");
+    else if (value !== false && value != null) node.setAttribute(key, value);
   }
-  made.append(...children.filter((child) => child != null));
-  return made;
+  node.append(...children.filter((child) => child != null));
+  return node;
 }
 
-/** Make an element of a drawing; attributes that are null are left out. */
+/** Create an SVG element; attributes that are null are omitted. */
 function shape(name, attributes = {}, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) if (value != null) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) if (value != null) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
 }
 
 {
@@ -30,10 +30,10 @@ function shape(name, attributes = {}, ...children) {
   const show = () => {
     button.textContent = dark() ? "Light colours" : "Dark colours";
   };
-  // Storage may be refused where a page is opened from a file: the choice then holds until the page is closed.
+  // Storage may be refused if a page is opened from a file: the choice then lasts until the page is closed.
   try {
-    const kept = localStorage.getItem("pema-theme");
-    if (kept === "light" || kept === "dark") root.dataset.theme = kept;
+    const stored = localStorage.getItem("pema-theme");
+    if (stored === "light" || stored === "dark") root.dataset.theme = stored;
   } catch {}
   button.addEventListener("click", () => {
     root.dataset.theme = dark() ? "light" : "dark";

@@ -1,7 +1,7 @@
-"""One self-contained HTML page: shell, colours and data that cannot leave their place.
+"""A self-contained HTML page: its shell, its colours and its data.
 
-A page loads nothing: its content security policy forbids every request, and lets only the scripts and styles run that
-were given to `html_page`, known by their hashes. So text from results can do nothing even where it is not escaped.
+A page loads nothing: its content security policy forbids every request, and allows only the scripts and styles given
+to `html_page`, by their hashes. So text from results cannot run, even if it is not escaped.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from pema.errors import ConfigError
 def html_page(
     title: str, body: str, *, css: Sequence[str] = (), js: Sequence[str] = (), data: object, description: str = ""
 ) -> str:
-    """Make a complete HTML document.
+    """Build a complete HTML document.
 
     Args:
-        title: plain text; the window's title and the heading of first order.
-        body: HTML of what follows the heading; whoever makes it escapes what it holds.
+        title: plain text; the window's title and the first heading.
+        body: HTML after the heading; the caller must escape text in it.
         css: style sheets, after `page.css` with its colours for light and dark.
         js: scripts, in one module after `page.js`, so that a file sees the names of the files before it. They read
             `data` as the constant `DATA`.
         data: JSON-ready values for the scripts; numbers that are not finite become null.
-        description: plain text under the heading.
+        description: plain text below the heading.
 
     Raises:
-        ConfigError: a style sheet or a script would end the element that holds it.
+        ConfigError: a style sheet or a script contains the end tag of its element.
     """
     style = "\n".join([static("page.css"), *css])
     script = "\n".join([static("page.js"), *js])
     for kind, text in (("style", style), ("script", script)):
         if f"</{kind}" in text.lower():
-            raise ConfigError(f"a {kind} holds '</{kind}', which would end it in the page: write it otherwise.")
+            raise ConfigError(f"a {kind} contains '</{kind}', which would end it in the page: escape it.")
     policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     lead = f'\n<p class="lead">{escape(description)}</p>' if description else ""
     document = f"""<!doctype html>
@@ -67,12 +67,12 @@ def html_page(
 </body>
 </html>
 """
-    # A lone surrogate, which JSON can hold and UTF-8 cannot, becomes a question mark.
+    # A lone surrogate, which JSON allows and UTF-8 does not, becomes a question mark.
     return document.encode("utf-8", "replace").decode("utf-8")
 
 
 def json_block(data: object) -> str:
-    """Write values as JSON that cannot end a script element, whatever text they hold."""
+    """Return values as JSON that cannot end a script element, whatever text they contain."""
     text = json.dumps(_finite(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -80,7 +80,7 @@ def json_block(data: object) -> str:
 
 
 def static(name: str) -> str:
-    """Read a style sheet or script that lies beside this module, such as `report/report.css`."""
+    """Read a style sheet or script of this package, such as `report/report.css`."""
     return resources.files("pema.pages").joinpath(name).read_text(encoding="utf-8")
 
 

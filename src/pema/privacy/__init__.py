@@ -1,1 +1,1 @@
-"""Privacy as an attacker measures it: membership inference against an adapter."""
+"""Privacy audit: membership inference attacks against an adapter."""

@@ -1,8 +1,8 @@
-"""Membership inference: how well an attacker who holds an adapter tells the examples that it learned from from others.
+"""Membership inference: how well an attacker with an adapter distinguishes its training examples from others.
 
 The attacker has the adapter, the head, and the pairs of some examples, members and non-members, and gives every example
-a score; the higher, the more it takes it for a member. Members and non-members must be exchangeable (a random split of
-one set), or the attacks measure how the two sets differ instead.
+a score; a higher score means that a member is more likely. Members and non-members must be exchangeable (a random split
+of one set), otherwise the attacks measure the difference between the two sets.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Floats = npt.NDArray[np.float64]
 Booleans = npt.NDArray[np.bool_]
 
 LEAST_LOG_P = -100.0
-"""Where P_PEMA has no such token (a seen vocabulary), its logarithm counts as this."""
+"""Minimum of log P_PEMA, used for tokens outside a seen vocabulary."""
 
 FPR = 0.01
 RESAMPLES = 2000
@@ -45,12 +45,12 @@ BATCH = 512
 
 @dataclass(frozen=True)
 class Attack:
-    """How well one attack does, with 95 % intervals from a bootstrap over members and over non-members.
+    """Success of one attack, with 95 % intervals from a bootstrap over members and over non-members.
 
     Attributes:
-        auc: probability that a member scores above a non-member, ties counting half; 0.5 is chance.
+        auc: probability that a member has a higher score than a non-member (ties count half); 0.5 is chance.
         auc_interval: (low, high).
-        tpr: share of the members that score above all but a share `fpr` of the non-members.
+        tpr: share of members with a higher score than all but a share `fpr` of the non-members.
         tpr_interval: (low, high).
     """
 
@@ -63,36 +63,36 @@ class Attack:
 def audit(
     adapter: Adapter, members: Memory, non_members: Memory, *, references: int = REFERENCES, seed: int = 0
 ) -> dict[str, Any]:
-    """Attack an adapter with what its owner knows of its training.
+    """Attack an adapter with its owner's knowledge of the training.
 
     Three attacks: `loss` scores an example by its mean log P_PEMA(y | c) (Yeom et al. 2018); `plm` by the mean of
-    log P_PEMA(y | c) - log P_LM(y | c), so that what the PLM finds easy anyway does not count; `references` by a
+    log P_PEMA(y | c) - log P_LM(y | c), so that texts that are easy for the PLM do not count; `references` by a
     likelihood ratio against adapters that were and were not trained on the example (LiRA, Carlini et al. 2022, online,
     with one variance), which are trained here with the adapter's own settings on random halves of all examples.
 
     Args:
         adapter: the adapter.
-        members: examples that it was trained on.
-        non_members: examples that it was not trained on, else like the members.
-        references: how many reference adapters to train, an even number; 0 leaves that attack out.
-        seed: of the halves and of the bootstrap.
+        members: training examples of the adapter.
+        non_members: other examples, similar to the members.
+        references: number of reference adapters to train (even); 0 omits that attack.
+        seed: seed of the halves and of the bootstrap.
 
     Returns:
-        JSON-ready: `members`, `non_members`, `fpr` (the false-positive rate that `tpr` is taken at: 1 %, or the lowest
-        that so few non-members can show), `attacks` by name, and the signature; for a private adapter also `epsilon`,
+        JSON-ready values: `members`, `non_members`, `fpr` (the false-positive rate of `tpr`: 1 %, or the lowest rate
+        for the number of non-members), `attacks` by name, and the signature; for a private adapter also `epsilon`,
         `delta` and `auc_bound`.
 
     Raises:
-        MismatchError: a memory is of another PLM than the adapter, or the two memories do not belong together.
-        ConfigError: the memories are the same, or `references` is odd or negative.
-        AdapterError: reference adapters are asked for and the adapter does not tell its settings.
+        MismatchError: a memory and the adapter belong to different PLMs, or the two memories cannot be merged.
+        ConfigError: the memories are identical, or `references` is odd or negative.
+        AdapterError: the adapter does not record its settings, which reference adapters need.
         ExternalMemoryError: a memory is damaged.
     """
     for memory in (members, non_members):
         adapter.require(memory.manifest.plm)
     members.manifest.require_same(non_members.manifest, str(non_members.path))
     if members.manifest.to_dict()["digest"] == non_members.manifest.to_dict()["digest"]:
-        raise ConfigError(f"{non_members.path} holds the members again: give examples that were not trained on.")
+        raise ConfigError(f"{non_members.path} contains the members again: give examples without training examples.")
     if references < 0 or references % 2:
         raise ConfigError(f"references={references} must be an even number: they come in halves and the other halves.")
     head = members.head()
@@ -128,30 +128,30 @@ def audit(
 
 @torch.no_grad()
 def mean_log_p(memory: Memory, head: Head, adapter: Adapter | None) -> Floats:
-    """(e,) the mean log P_PEMA(y | c) over every example's pairs, or log P_LM(y | c) without an adapter."""
-    found = []
+    """Return the mean log P_PEMA(y | c) of each example's pairs, (e,); without an adapter the mean log P_LM(y | c)."""
+    values = []
     for batch in memory.view().batches(BATCH):
         f = batch.representations
         h, tokens = (f, None) if adapter is None else (adapter(f), adapter.tokens)
-        found.append(log_p(head, h, batch.targets, tokens).clamp_min(LEAST_LOG_P).numpy())
+        values.append(log_p(head, h, batch.targets, tokens).clamp_min(LEAST_LOG_P).numpy())
     lengths = example_lengths(memory)
     starts = np.cumsum(lengths) - lengths
-    means: Floats = np.add.reduceat(np.concatenate(found), starts) / lengths
+    means: Floats = np.add.reduceat(np.concatenate(values), starts) / lengths
     return means
 
 
 def reference_log_p(
     adapter: Adapter, members: Memory, non_members: Memory, references: int, seed: int
 ) -> tuple[Booleans, Floats]:
-    """Train reference adapters, by twos on a random half of all examples and on the other half.
+    """Train pairs of reference adapters, one on a random half of all examples and one on the other half.
 
     Returns:
-        (k, e) whether reference k was trained on example e, and (k, e) its mean log P_PEMA of that example; members
+        Whether reference k was trained on example e, (k, e), and its mean log P_PEMA of that example, (k, e); members
         first.
     """
     settings = adapter.config.training.get("settings")
     if settings is None:
-        raise AdapterError("the adapter does not tell its training's settings: audit it with references=0.")
+        raise AdapterError("the adapter does not record the settings of its training: audit it with references=0.")
     config = TrainConfig.from_dict(settings)
     random = np.random.default_rng(seed)
     inside, seen = [], []
@@ -174,19 +174,19 @@ def reference_log_p(
 
 
 def confidence(log_probability: Floats) -> Floats:
-    """log(p / (1 - p)) of log p, any shape: nearer to normal than p or log p (Carlini et al. 2022, section IV-C)."""
+    """Return log(p / (1 - p)) of log p, any shape: closer to normal than p or log p (Carlini et al. 2022, IV-C)."""
     capped = np.minimum(log_probability, -1e-12)
     logit: Floats = capped - np.log(-np.expm1(capped))
     return logit
 
 
 def likelihood_ratio(x: Floats, inside: Booleans, references: Floats) -> Floats:
-    """The log of N(x; mu_in, s) / N(x; mu_out, s) of every example, up to 1 / (2 s^2), which is the same for all.
+    """Return log(N(x; mu_in, s) / N(x; mu_out, s)) of every example, without the common factor 1 / (2 s^2).
 
     Args:
         x: (e,) the adapter's confidence in every example.
-        inside: (k, e) whether reference k was trained on it, for every example at least one and not all.
-        references: (k, e) the references' confidences.
+        inside: (k, e) whether reference k was trained on it; for every example at least one was, and one was not.
+        references: (k, e) confidences of the references.
     """
     mu_in = np.where(inside, references, 0).sum(0) / inside.sum(0)
     mu_out = np.where(inside, 0, references).sum(0) / (~inside).sum(0)
@@ -195,7 +195,7 @@ def likelihood_ratio(x: Floats, inside: Booleans, references: Floats) -> Floats:
 
 
 def measure(members: Floats, non_members: Floats, false_positives: int, seed: int) -> Attack:
-    """AUC and true-positive rate of scores (m,) and (n,), at so many false positives, with their intervals."""
+    """Return AUC and true-positive rate of scores (m,) and (n,), at a number of false positives, with intervals."""
     random = np.random.default_rng(seed)
     resampled = np.array(
         [
@@ -219,7 +219,7 @@ def _figures(members: Floats, non_members: Floats, false_positives: int) -> tupl
 
 
 def auc_bound(epsilon: float, delta: float) -> float:
-    """The largest expected AUC that (epsilon, delta)-differential privacy of the examples allows any attack.
+    """Return the largest expected AUC of any attack that (epsilon, delta)-differential privacy allows.
 
     TPR <= e^epsilon FPR + delta and 1 - FPR <= e^epsilon (1 - TPR) + delta (Kairouz et al. 2015) leave the area below
     the line from (0, delta) over (a, 1 - a), with a = (1 - delta) / (1 + e^epsilon), to (1 - delta, 1).
@@ -229,7 +229,7 @@ def auc_bound(epsilon: float, delta: float) -> float:
 
 
 def summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """One line an attack, for a person."""
+    """Return one line per attack, for humans."""
     lines: dict[str, Any] = {key: result[key] for key in ("members", "non_members")}
     for name, attack in result["attacks"].items():
         figures = ", ".join(figure_text(figure, attack) for figure in ("auc", "tpr"))
@@ -241,6 +241,6 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def figure_text(figure: str, attack: Mapping[str, Any]) -> str:
-    """Write the `auc` or the `tpr` of an attack with its name and its interval."""
+    """Format the `auc` or the `tpr` of an attack with its name and its interval."""
     bounds = bounds_text(figure, *attack[f"{figure}_interval"])
     return f"{metric_name(figure)} {score_text(figure, attack[figure])} ({bounds})"

@@ -1,1 +1,1 @@
-"""The inspector: which distribution decided each generated token, on one self-contained page."""
+"""The inspector: a self-contained page that shows which distribution decided each generated token."""

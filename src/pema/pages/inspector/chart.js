@@ -5,8 +5,8 @@ const CHART = { height: 210, left: 34, right: 14, top: 22, bottom: 30 };
 /**
  * Draw the curve of lambda_t, `width` pixels wide.
  *
- * `states` are those of `replay`, `weight(t)` is lambda_t, `before(t)` lambda_t as generated (null where it is the
- * same). SL is marked where it lies within reach of the steps, else an arrow points to it.
+ * `states` are those of `replay`, `weight(t)` is lambda_t, `before(t)` is lambda_t as generated (null if it is the
+ * same). SL is marked if it is within reach of the steps, else an arrow points to it.
  */
 function chart({ width, states, sourceLength, selected, weight, before, choose }) {
   const near = sourceLength <= 3 * states.length + 8;

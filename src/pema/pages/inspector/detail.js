@@ -2,9 +2,9 @@
 
 const SHOWN = 5;
 
-/** What stands below the tokens for step t: who decided, the figures, and the likeliest tokens of all three. */
+/** Details of step t: who decided, the figures, and the likeliest tokens of all three distributions. */
 function detail(step, state, t) {
-  const word = (i) => shown(step.surfaces[i]);
+  const word = (i) => tokenElement(step.surfaces[i]);
   const parts = [element("h3", {}, `Step ${t}: `, word(state.subject))];
   if (state.reached) {
     const alone = state.alone === state.best ? ["the same."] : [word(state.alone), "."];
@@ -17,12 +17,12 @@ function detail(step, state, t) {
     parts.push(element("p", {}, ...verdict, ". The PLM alone would have chosen ", ...alone));
   } else {
     const text =
-      "With these settings the text before this step is another one, or may be. The figures are of the old text’s " +
+      "With these settings the text before this step is or may be different. The figures are those of the old text’s " +
       "context, with the new weight.";
     parts.push(element("p", { class: "note" }, text));
   }
   if (!state.certain) {
-    const text = "Not certain: a token that is not stored could have a probability of up to ";
+    const text = "Not certain: a token that is not stored may have a probability of up to ";
     parts.push(element("p", { class: "note" }, text, percent(state.bound), "."));
   }
   const figures = element("dl", { class: "figures" });
@@ -46,7 +46,7 @@ function detail(step, state, t) {
   ];
 }
 
-/** The five likeliest tokens of a distribution, the chosen one where it is not among them, and the rest's mass. */
+/** The five likeliest tokens of a distribution, the chosen one if it is not among them, and the mass of the rest. */
 function top(step, state, which, caption) {
   const values = state[which];
   const order = ranked(values);
@@ -73,7 +73,7 @@ function top(step, state, which, caption) {
       element(
         "tr",
         {},
-        element("td", {}, unsure ? "all others (one could stand above)" : "all others"),
+        element("td", {}, unsure ? "all others (one may rank higher)" : "all others"),
         element("td", {}, percent(Math.max(0, rest))),
       ),
     ),
@@ -98,7 +98,7 @@ function topRow(step, state, which, i, rank) {
     element(
       "th",
       { scope: "row" },
-      shown(step.surfaces[i]),
+      tokenElement(step.surfaces[i]),
       chosen ? element("span", { class: "unseen" }, " (this token)") : null,
       rank ? element("small", {}, ` ${rank}`) : null,
     ),

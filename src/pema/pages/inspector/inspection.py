@@ -1,4 +1,4 @@
-"""Inspect one generation: both next-token distributions, their mixture and its weight at every step."""
+"""Inspection of one generation: both next-token distributions, their mixture and its weight at every step."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from pema.tasks.registry import Task
 
 CANDIDATES = 50
-"""Tokens of each distribution that are kept per step; pages stay near 4 kB a step."""
+"""Number of tokens of each distribution stored per step; a page then has about 4 kB per step."""
 
 SHOWN = 5
-"""Tokens of each distribution that the page shows."""
+"""Number of tokens of each distribution that the page shows."""
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """A next-token distribution at the candidates, and what is known of all other tokens.
+    """A next-token distribution: its candidates, and a summary of all other tokens.
 
     Attributes:
-        log_p: log-probability of each candidate, in the order of `Step.candidates`; -inf where it is impossible.
+        log_p: log-probability of each candidate, in the order of `Step.candidates`; -inf if it is impossible.
         rest_mass: probability of all other tokens together.
-        rest_log_p: log-probability of the likeliest of them; -inf where there is none.
+        rest_log_p: log-probability of the likeliest of them; -inf if there is none.
     """
 
     log_p: tuple[float, ...]
@@ -48,7 +48,7 @@ class Distribution:
     rest_log_p: float
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready; null stands for -inf."""
+        """Return JSON-ready values; null represents -inf."""
         return {
             "log_p": [_number(value) for value in self.log_p],
             "rest_mass": float(f"{self.rest_mass:.6g}"),
@@ -58,13 +58,13 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Step:
-    """What decided one generated token.
+    """The distributions that decided one generated token.
 
     Attributes:
         token: the generated token y_t, the likeliest of the mixture.
         weight: lambda_t.
         candidates: token ids, ascending: the likeliest of P_LM, of P_PEMA and of the mixture.
-        surfaces: what to show for each.
+        surfaces: text to show for each candidate.
         plm: P_LM.
         pema: P_PEMA.
     """
@@ -90,16 +90,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A greedy generation with all that decided it.
+    """A greedy generation with the distributions of every step.
 
     Attributes:
-        plm: the PLM's name.
+        plm: name of the PLM.
         source: the input.
         prompt: the prompt's tokens as text.
         output: the generated text, as `generate` returns it.
-        source_length: SL, tokens of the input.
-        ended: whether the text ended by the PLM's choice or at a stop string; else the limit ended it.
-        steps: one per generated token.
+        source_length: SL, number of tokens of the input.
+        ended: whether the text ended with an end token or at a stop string, not at the length limit.
+        steps: steps, one per generated token.
     """
 
     plm: str
@@ -135,30 +135,30 @@ def inspect_generation(
     stop: Sequence[str] | None = None,
     candidates: int = CANDIDATES,
 ) -> Inspection:
-    """Generate a text greedily, as `pema.generate` does, and keep what decided each token.
+    """Generate a text greedily, as `pema.generate` does, and record the distributions of every step.
 
-    Works on the PLM's decoding session, so it is the same for a PLM in this process, behind its owner's server, and
-    with a masked head.
+    It works on the PLM's decoding session, so that the result is the same for a PLM in this process, for one on its
+    owner's server, and with a masked head.
 
     Args:
         plm: the PLM.
         adapter: the adapter.
-        source: what fills the template's slot.
-        task: its template makes the prompt.
+        source: text for the template's slot.
+        task: task whose template makes the prompt.
         schedule: the adapter's weight per step.
         max_new_tokens: maximum output length in tokens; None means the adapter's own.
         stop: strings that end the text; None means the adapter's own.
-        candidates: how many of the likeliest tokens of P_LM, of P_PEMA and of the mixture are kept per step.
+        candidates: number of likeliest tokens of P_LM, of P_PEMA and of the mixture to record per step.
 
     Raises:
         DataError: the source is blank, or too long for the PLM.
-        ConfigError: max_new_tokens below 1, or fewer candidates than the page shows.
+        ConfigError: max_new_tokens is below 1, or there are fewer candidates than the page shows.
         MismatchError: the adapter belongs to another PLM, task or template.
     """
     if max_new_tokens is not None and max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
+        raise ConfigError(f"max_new_tokens={max_new_tokens} must be at least 1.")
     if candidates < SHOWN:
-        raise ConfigError(f"candidates must be at least {SHOWN}, as many as are shown, not {candidates}.")
+        raise ConfigError(f"candidates={candidates} must be at least {SHOWN}, the number that the page shows.")
     adapter.require(plm.description)
     task = require_task(adapter.config, task, plm.tokenizer)
     (prompt,) = task.template.encode_prompts(plm.tokenizer, [source])
@@ -174,7 +174,7 @@ def inspect_generation(
         while True:
             t = len(steps)
             weights.until(t)
-            # f is rounded to the head's type before the adapter reads it, as where the plug-in stands.
+            # f is rounded to the head's dtype before the adapter reads it, as in the plug-in.
             f = head.normalise(session.representations.to(head.weight.device)).to(head.weight.dtype)
             log_p_plm = head.logits(f).log_softmax(-1)
             log_p_pema = adapter.log_probs(f, head)
@@ -209,7 +209,7 @@ def _step(
     weight: Tensor,
     candidates: int,
 ) -> Step:
-    """One step of (V,) log P_LM, (V,) log P_PEMA and lambda_t, behind the tokens `before`."""
+    """Build a step from (V,) log P_LM, (V,) log P_PEMA and lambda_t, after the tokens `before`."""
     mixed = mix(log_p_plm, log_p_pema, weight)
     best = min(candidates, len(mixed))
     likeliest = [log_p.topk(best).indices for log_p in (log_p_plm, log_p_pema, mixed)]
@@ -235,5 +235,5 @@ def _distribution(log_p: Tensor, kept: Tensor) -> Distribution:
 
 
 def _number(log_p: float) -> float | None:
-    """A log-probability with six decimals, which keeps a probability to one in a million; None for -inf."""
+    """Round a log-probability to six decimals, a relative error of 1e-6 of the probability; None for -inf."""
     return None if log_p == -math.inf else round(log_p, 6)

@@ -1,4 +1,4 @@
-// The page: what is chosen in the controls, and everything that follows from it.
+// The page: its controls, and everything that depends on them.
 
 const NAMES = {
   unrolling: "Gradual Unrolling",
@@ -17,7 +17,7 @@ const setting = { ...generated };
 let states;
 let selected = 0;
 
-/** The schedule that the controls say, in the form of its `to_dict`. */
+/** The schedule chosen in the controls, in the form of its `to_dict`. */
 function chosenSchedule() {
   const { kind, lambdaMax } = setting;
   if (kind === "fitted") return DATA.fitted;
@@ -61,17 +61,17 @@ function showSummary() {
   const parts = [tally];
   if (end.changed) {
     const was = steps[t].surfaces[steps[t].candidates.indexOf(steps[t].token)];
-    parts.push(" At step ", element("strong", {}, t), ", ", shown(was), " becomes ");
-    parts.push(shown(steps[t].surfaces[end.best]), end.certain ? "." : " or a token that is not stored.");
+    parts.push(" At step ", element("strong", {}, t), ", ", tokenElement(was), " becomes ");
+    parts.push(tokenElement(steps[t].surfaces[end.best]), end.certain ? "." : " or a token that is not stored.");
   } else if (!end.certain) {
-    parts.push(` At step ${t} a token that is not stored could be the likeliest.`);
+    parts.push(` At step ${t} a token that is not stored may be the likeliest.`);
   } else if (!isAsGenerated()) {
-    parts.push(" The text stays as it was generated.");
+    parts.push(" The text does not change.");
   }
   if (reached.length < states.length) {
-    parts.push(" What follows is unknown: the PLM would have to be asked again, and the grey tokens are of the old text.");
+    parts.push(" The text after it is unknown without new requests to the PLM; the grey tokens are those of the old text.");
   } else if ((end.changed || !end.certain) && steps.length > 1) {
-    parts.push(" What would follow is unknown.");
+    parts.push(" The text after it is unknown.");
   }
   at("summary").replaceChildren(...parts);
 }
@@ -87,13 +87,13 @@ function token(step, state, t) {
   const old = step.candidates.indexOf(step.token);
   const other = state.reached && state.alone !== state.best;
   const marks = state.reached ? LETTERS[state.decidedBy] + (other ? " ≠" : "") + (state.certain ? "" : " ?") : "–";
-  const said = [`step ${t}`, spoken(step.surfaces[state.subject])];
-  if (!state.reached) said.push("of the old text, not reached with these settings");
+  const spokenParts = [`step ${t}`, spoken(step.surfaces[state.subject])];
+  if (!state.reached) spokenParts.push("from the old text, not reached with these settings");
   else {
-    said.push(`decided by ${DECIDERS[state.decidedBy]}`);
-    if (other) said.push(`the PLM alone: ${spoken(step.surfaces[state.alone])}`);
-    if (state.changed) said.push(`was ${spoken(step.surfaces[old])}`);
-    if (!state.certain) said.push("not certain");
+    spokenParts.push(`decided by ${DECIDERS[state.decidedBy]}`);
+    if (other) spokenParts.push(`the PLM alone: ${spoken(step.surfaces[state.alone])}`);
+    if (state.changed) spokenParts.push(`was ${spoken(step.surfaces[old])}`);
+    if (!state.certain) spokenParts.push("not certain");
   }
   const classes = ["token", state.reached ? state.decidedBy : "unreached", other && "other", state.changed && "changed"];
   return element(
@@ -103,15 +103,15 @@ function token(step, state, t) {
       class: classes.filter(Boolean).join(" "),
       tabindex: t === selected ? 0 : -1,
       "aria-pressed": String(t === selected),
-      "aria-label": said.join(", "),
+      "aria-label": spokenParts.join(", "),
       onclick: () => choose(t),
       onfocus: () => choose(t),
     },
     element(
       "span",
       { class: "word" },
-      state.reached && state.changed ? element("s", {}, shown(step.surfaces[old])) : null,
-      shown(step.surfaces[state.subject]),
+      state.reached && state.changed ? element("s", {}, tokenElement(step.surfaces[old])) : null,
+      tokenElement(step.surfaces[state.subject]),
     ),
     element("span", { class: "tag" }, marks),
   );
@@ -160,11 +160,11 @@ function showTable() {
         "tr",
         { class: state.reached ? false : "unreached" },
         element("th", { scope: "row" }, t),
-        element("td", {}, shown(steps[t].surfaces[state.subject])),
+        element("td", {}, tokenElement(steps[t].surfaces[state.subject])),
         element("td", {}, element("data", { value: state.weight, class: "number" }, weightText(state.weight))),
         ...["pema", "plm", "mixed"].map((which) => element("td", {}, percent(state[which][state.subject]))),
         element("td", {}, state.reached ? DECIDERS[state.decidedBy] : "not reached"),
-        element("td", {}, state.alone === state.subject ? "the same" : shown(steps[t].surfaces[state.alone])),
+        element("td", {}, state.alone === state.subject ? "the same" : tokenElement(steps[t].surfaces[state.alone])),
       ),
     ),
   );

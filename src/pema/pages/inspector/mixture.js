@@ -1,6 +1,6 @@
-// The schedules and the mixture again, as in pema.adapter.schedule and pema.generation.mixture.
+// The schedules and the mixture, as in pema.adapter.schedule and pema.generation.mixture.
 
-/** lambda_t of a schedule (the `to_dict` of pema's), computed in double and rounded to single precision as there. */
+/** lambda_t of a schedule (its `to_dict`), computed in double precision and rounded to single precision, as in pema. */
 function weightAt(schedule, t, sourceLength) {
   const left = Math.max(0, 1 - t / sourceLength);
   switch (schedule.schedule) {
@@ -20,21 +20,21 @@ function weightAt(schedule, t, sourceLength) {
     case "none":
       return 0;
     default:
-      throw new Error(`no such schedule: ${schedule.schedule}`);
+      throw new Error(`unknown schedule: ${schedule.schedule}`);
   }
 }
 
 /** The probability of a stored log-probability; null is -inf. */
 const probability = (logP) => (logP === null ? 0 : Math.exp(logP));
 
-/** The indices of `values`, largest first; equal ones in the order they stand, which is that of the token ids. */
+/** The indices of `values`, largest first; equal values in their given order, which is that of the token ids. */
 const ranked = (values) => [...values.keys()].sort((i, j) => values[j] - values[i] || i - j);
 
 /**
  * P = lambda_t P_PEMA + (1 - lambda_t) P_LM of one stored step with this lambda_t.
  *
- * `plm`, `pema` and `mixed` are probabilities in the order of the candidates, `best` is the place of the likeliest token
- * of the mixture and `alone` that of P_LM. No token that is not stored is likelier than `bound`, so `certain` says
+ * `plm`, `pema` and `mixed` are probabilities in the order of the candidates, `best` is the index of the likeliest
+ * token of the mixture and `alone` that of P_LM. No token that is not stored is likelier than `bound`, so `certain` says
  * whether `best` is the likeliest of the whole vocabulary.
  */
 function mixture(step, weight) {
@@ -42,7 +42,7 @@ function mixture(step, weight) {
   const pema = step.pema.log_p.map(probability);
   const mixed = plm.map((p, i) => weight * pema[i] + (1 - weight) * p);
   const bound = weight * probability(step.pema.rest_log_p) + (1 - weight) * probability(step.plm.rest_log_p);
-  // With the weight it was generated with the best token is known, and rounding is not asked to break a tie again.
+  // With the weight of the generation the best token is known, and rounding cannot break a tie in another way.
   const asGenerated = weight === step.weight;
   const best = asGenerated ? step.candidates.indexOf(step.token) : ranked(mixed)[0];
   // Log-probabilities are stored with six decimals.
@@ -55,17 +55,17 @@ function mixture(step, weight) {
 
 /**
  * Every step with another schedule. A step is `reached` while each token before it is certainly the generated one:
- * behind another token the contexts are others, and what the PLM says of those is not stored. `subject` is the place of
- * the token to speak of: the likeliest one, or the generated one where the step is not reached.
+ * after another token the contexts differ, and the PLM's distributions for them are not stored. `subject` is the index
+ * of the token to describe: the likeliest one, or the generated one if the step is not reached.
  */
 function replay(steps, schedule, sourceLength) {
   let reached = true;
   return steps.map((step, t) => {
-    const found = mixture(step, weightAt(schedule, t, sourceLength));
-    const changed = step.candidates[found.best] !== step.token;
-    const subject = reached ? found.best : step.candidates.indexOf(step.token);
-    const state = { ...found, changed, reached, subject };
-    reached &&= !changed && found.certain;
+    const mixed = mixture(step, weightAt(schedule, t, sourceLength));
+    const changed = step.candidates[mixed.best] !== step.token;
+    const subject = reached ? mixed.best : step.candidates.indexOf(step.token);
+    const state = { ...mixed, changed, reached, subject };
+    reached &&= !changed && mixed.certain;
     return state;
   });
 }

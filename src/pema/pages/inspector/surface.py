@@ -1,4 +1,4 @@
-"""How a token looks to a reader: its text in context, or its name where it is no text of its own."""
+"""The visible form of a token: its text in context, or a name if it is not text."""
 
 from __future__ import annotations
 
@@ -12,37 +12,36 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONTEXT = 8
-"""Tokens before a token that its text is read with: a character has at most four bytes, so at most four tokens."""
+"""Number of previous tokens to decode with a token: a character has at most four bytes, so at most four tokens."""
 
 BROKEN = "\ufffd"
-"""What a decoder writes for bytes that are no character."""
+"""Character that a decoder writes for invalid bytes."""
 
 _BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 @dataclass(frozen=True)
 class Surface:
-    """What to show for a token.
+    """Visible form of a token.
 
     Attributes:
-        text: the text that it adds, spaces and line breaks included; or a name.
-        is_name: whether `text` is a name: `</s>` of a special token, `0xC3` of bytes that are no whole character.
+        text: the text that it adds, including spaces and line breaks; or a name.
+        is_name: whether `text` is a name: `</s>` of a special token, `0xC3` of an incomplete character.
     """
 
     text: str
     is_name: bool = False
 
     def to_json(self) -> str | dict[str, str]:
-        """The text itself, or `{"name": ...}`."""
+        """Return the text itself, or `{"name": ...}`."""
         return {"name": self.text} if self.is_name else self.text
 
 
 def surfaces(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], tokens: Sequence[int]) -> list[Surface]:
-    """What each of `tokens` adds to the text if it stands behind `before`.
+    """Return the visible form of each of `tokens` as the next token after `before`.
 
-    A token is decoded together with what stands before it, so that a leading space shows whatever the tokenizer, and
-    the token that brings the last byte of a character shows that character. The ones that bring its other bytes show
-    those bytes.
+    A token is decoded together with the tokens before it, so that a leading space is visible with every tokenizer, and
+    the token with the last byte of a character shows that character. Tokens with its other bytes show those bytes.
     """
     window = list(before[-CONTEXT:])
     whole = _decode(tokenizer, window).rstrip(BROKEN)
@@ -50,7 +49,7 @@ def surfaces(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], tokens: 
     found = []
     for token in tokens:
         text = _decode(tokenizer, [*window, token])
-        # Bytes that the token does not complete stay broken in front of it.
+        # Bytes that the token does not complete stay invalid in front of it.
         added = text[len(whole) :].lstrip(BROKEN) if text.startswith(whole) else ""
         if token in special or not added or BROKEN in added:
             found.append(Surface(_name(tokenizer, token), is_name=True))
@@ -65,7 +64,7 @@ def _decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
 
 
 def _name(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """The vocabulary's entry; hexadecimal where it is broken bytes in the alphabet of byte-level BPE."""
+    """Return the token's entry in the vocabulary, in hexadecimal if it is an incomplete character of byte-level BPE."""
     name = tokenizer.convert_ids_to_tokens(token)
     if not name:
         return f"token {token}"

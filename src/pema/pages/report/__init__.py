@@ -1,1 +1,1 @@
-"""The report: one HTML page made from the result folders of comparisons and sweeps."""
+"""The report: one HTML page of the results of comparisons and sweeps."""

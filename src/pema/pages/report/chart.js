@@ -2,7 +2,7 @@
 
 const SERIES = 10;
 
-/** A mark of a series: colour and shape repeat with different periods, so that no two of fifty look the same. */
+/** A mark of a series: colour and shape repeat with different periods, so that fifty series have different marks. */
 function mark(series, x, y, r = 5.5) {
   const forms = [
     `M${x - r} ${y}a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0 ${-2 * r} 0Z`,
@@ -20,8 +20,8 @@ function mark(series, x, y, r = 5.5) {
 /**
  * Draw a chart into a box, as wide as the box.
  *
- * `x` and `y` are {name, scale, write}. `points` are {x, y, xSpread, ySpread, series, label, said, open}, `lines`
- * {points: [{x, y, spread}], series, label, said, faint, marks}; a spread is [low, high], `said` what a tooltip says.
+ * `x` and `y` are {name, scale, write}. `points` are {x, y, xSpread, ySpread, series, label, tooltip, open}, `lines`
+ * {points: [{x, y, spread}], series, label, tooltip, faint, marks}; a spread is [low, high], `tooltip` is a text.
  */
 function drawChart(box, { title, x, y, points = [], lines = [] }) {
   const width = Math.max(box.clientWidth, 240);
@@ -47,10 +47,10 @@ function drawChart(box, { title, x, y, points = [], lines = [] }) {
     svg.append(shape("path", { class: `line ${kind}${line.faint ? " faint" : ""}${line.level ? " level" : ""}`, d }));
     if (line.faint) continue;
     const marked = line.marks ? placed : placed.slice(-1);
-    for (const { left, top, said } of marked) {
-      const made = mark(line.series, left, top, 4.5);
-      svg.append(made);
-      tellOf(made, said ?? line.said, left, top, box, tip);
+    for (const { left, top, tooltip } of marked) {
+      const node = mark(line.series, left, top, 4.5);
+      svg.append(node);
+      addTooltip(node, tooltip ?? line.tooltip, left, top, box, tip);
     }
     Object.assign(line, { endX: placed.at(-1).left, y: placed.at(-1).top });
   }
@@ -69,9 +69,9 @@ function drawAxes(svg, area, at, x, y) {
   for (const value of x.scale.ticks) {
     const left = at.x(value);
     axes.append(shape("path", { class: "tick", d: `M${left} ${area.bottom}v5` }));
-    const said = value === 0 && x.scale.nearly ? "≈ 0" : x.write(value);
-    const text = shape("text", { x: left, y: area.bottom + 19, "text-anchor": "middle" }, said);
-    const half = said.length * 3.6;
+    const tick = value === 0 && x.scale.nearly ? "≈ 0" : x.write(value);
+    const text = shape("text", { x: left, y: area.bottom + 19, "text-anchor": "middle" }, tick);
+    const half = tick.length * 3.6;
     if (left - half > free) {
       axes.append(text);
       free = left + half + 4;
@@ -86,8 +86,8 @@ function drawAxes(svg, area, at, x, y) {
     );
   }
   const middle = (area.left + area.right) / 2;
-  const scaleSaid = x.scale.log ? `${x.name}, logarithmic` : x.name;
-  axes.append(shape("text", { class: "name", x: middle, y: area.bottom + 40, "text-anchor": "middle" }, scaleSaid));
+  const xName = x.scale.log ? `${x.name}, logarithmic` : x.name;
+  axes.append(shape("text", { class: "name", x: middle, y: area.bottom + 40, "text-anchor": "middle" }, xName));
   const centre = (area.top + area.bottom) / 2;
   const turned = { class: "name", transform: `translate(13 ${centre}) rotate(-90)`, "text-anchor": "middle" };
   axes.append(shape("text", turned, y.scale.log ? `${y.name}, logarithmic` : y.name));
@@ -123,42 +123,42 @@ function drawPoints(svg, points, at, area, box, tip) {
     width: texts[n].getComputedTextLength() + 4,
     height: 16,
   }));
-  placeLabels(items, bars, { ...area, right: svg.width.baseVal.value - 2, top: 0 }).forEach((found, n) => {
-    if (!found) return texts[n].remove();
-    texts[n].setAttribute("x", found.left + 2);
-    texts[n].setAttribute("y", found.bottom - 4);
-    if (!found.far) return undefined;
-    const near = Math.min(Math.max(placed[n].left, found.left), found.right);
-    const side = placed[n].top < found.top ? found.top : Math.min(placed[n].top, found.bottom);
+  placeLabels(items, bars, { ...area, right: svg.width.baseVal.value - 2, top: 0 }).forEach((label, n) => {
+    if (!label) return texts[n].remove();
+    texts[n].setAttribute("x", label.left + 2);
+    texts[n].setAttribute("y", label.bottom - 4);
+    if (!label.far) return undefined;
+    const near = Math.min(Math.max(placed[n].left, label.left), label.right);
+    const side = placed[n].top < label.top ? label.top : Math.min(placed[n].top, label.bottom);
     svg.append(shape("path", { class: "leader", d: `M${placed[n].left} ${placed[n].top}L${near} ${side}` }));
     return undefined;
   });
   for (const point of placed) {
-    const made = shape("g", {
+    const node = shape("g", {
       class: "point",
       tabindex: "0",
       role: "button",
-      "aria-label": `${point.said}. Show its runs`,
+      "aria-label": `${point.tooltip}. Show its runs`,
     });
-    made.append(
+    node.append(
       shape("circle", { class: "reach", cx: point.left, cy: point.top, r: 12 }),
       mark(point.series, point.left, point.top),
     );
-    made.addEventListener("click", point.open);
-    made.addEventListener("keydown", (event) => {
+    node.addEventListener("click", point.open);
+    node.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" && event.key !== " ") return;
       event.preventDefault();
       point.open();
     });
-    svg.append(made);
-    tellOf(made, point.said, point.left, point.top, box, tip);
+    svg.append(node);
+    addTooltip(node, point.tooltip, point.left, point.top, box, tip);
   }
 }
 
 function labelEnds(svg, lines, area) {
   spreadEnds(lines, 15, area.top + 4, area.bottom);
   const start = area.right + 28;
-  const room = svg.width.baseVal.value - start;
+  const space = svg.width.baseVal.value - start;
   for (const line of lines) {
     const text = shape("text", { class: "label", x: start, y: line.place + 4 }, line.label);
     const leader = `M${line.endX + 6} ${line.y}L${area.right + 10} ${line.place}`;
@@ -167,27 +167,27 @@ function labelEnds(svg, lines, area) {
       mark(line.series, area.right + 18, line.place, 4),
       text,
     );
-    if (text.getComputedTextLength() > room) {
-      const kept = Math.floor((line.label.length * room) / text.getComputedTextLength()) - 1;
+    if (text.getComputedTextLength() > space) {
+      const kept = Math.floor((line.label.length * space) / text.getComputedTextLength()) - 1;
       text.textContent = `${line.label.slice(0, kept)}…`;
       text.append(shape("title", {}, line.label));
     }
   }
 }
 
-/** Show what a mark stands for while the pointer or the focus is on it; Escape puts it away. */
-function tellOf(made, said, left, top, box, tip) {
+/** Show a tooltip while the pointer or the focus is on a mark; Escape hides it. */
+function addTooltip(node, tooltip, left, top, box, tip) {
   const show = () => {
-    tip.textContent = said;
+    tip.textContent = tooltip;
     tip.hidden = false;
-    const room = box.clientWidth - tip.offsetWidth;
-    tip.style.left = `${Math.max(0, Math.min(left - tip.offsetWidth / 2, room))}px`;
+    const space = box.clientWidth - tip.offsetWidth;
+    tip.style.left = `${Math.max(0, Math.min(left - tip.offsetWidth / 2, space))}px`;
     tip.style.top = `${top - tip.offsetHeight - 12 < 0 ? top + 14 : top - tip.offsetHeight - 12}px`;
   };
   const hide = () => {
     tip.hidden = true;
   };
-  for (const event of ["pointerenter", "focus"]) made.addEventListener(event, show);
-  for (const event of ["pointerleave", "blur"]) made.addEventListener(event, hide);
-  made.addEventListener("keydown", (event) => event.key === "Escape" && hide());
+  for (const event of ["pointerenter", "focus"]) node.addEventListener(event, show);
+  for (const event of ["pointerleave", "blur"]) node.addEventListener(event, hide);
+  node.addEventListener("keydown", (event) => event.key === "Escape" && hide());
 }

@@ -1,4 +1,4 @@
-// Every experiment's plots and what rules them: one choice of metric and methods, for the samples too.
+// Plots of every experiment and their controls: one choice of metric and methods, also for the samples.
 
 const states = {};
 let choices = 0;
@@ -22,7 +22,7 @@ for (const [key, experiment] of Object.entries(DATA)) {
 
   const named =
     experiment.axes.length && oneEntry(experiment)
-      ? ` Points are named by ${experiment.axes.map(spaced).join(" / ")}.`
+      ? ` Points are labelled by ${experiment.axes.map(spaced).join(" / ")}.`
       : "";
   const costs = element("div", { class: "pair" });
   part("cost").append(costs);
@@ -38,7 +38,7 @@ for (const [key, experiment] of Object.entries(DATA)) {
     part("curves").append(choice("Over", ["epochs", "seconds"], state, "curves", changed));
     const chart = figure(
       part("curves"),
-      "Strong lines: mean over seeds, as far as every seed went. Faint lines: one seed each.",
+      "Strong lines: mean over seeds, as far as every seed was trained. Faint lines: single seeds.",
     );
     state.listeners.push(() => drawCurves(chart, experiment, state));
   }
@@ -48,12 +48,12 @@ for (const [key, experiment] of Object.entries(DATA)) {
       part("sweep").append(choice("Swept setting", experiment.axes.map(spaced), state, "axis", changed));
     const chart = figure(
       part("sweep"),
-      "Mean over seeds; bars: ± one standard deviation. Level lines: methods without this setting.",
+      "Mean over seeds; bars: ± one standard deviation. Horizontal lines: methods without this setting.",
     );
     state.listeners.push(() => drawSweep(chart, experiment, state));
   }
 
-  // Charts are drawn for the width that they have, so that their text stays legible on a telephone.
+  // Charts are drawn for the available width, so that their text stays legible on a phone.
   let width = 0;
   new ResizeObserver(([entry]) => {
     if (entry.contentRect.width === width) return;
@@ -88,9 +88,9 @@ function methodChips(experiment, state, changed) {
     const icon = shape("svg", { viewBox: "0 0 16 16", "aria-hidden": "true" }, mark(method, 8, 8, 5));
     const chip = element("button", { class: "chip", type: "button", "aria-pressed": "true" }, icon, label);
     chip.addEventListener("click", () => {
-      const shown = chip.getAttribute("aria-pressed") !== "true";
-      chip.setAttribute("aria-pressed", shown);
-      if (shown) state.hidden.delete(method);
+      const pressed = chip.getAttribute("aria-pressed") !== "true";
+      chip.setAttribute("aria-pressed", pressed);
+      if (pressed) state.hidden.delete(method);
       else state.hidden.add(method);
       changed();
     });

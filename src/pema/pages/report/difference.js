@@ -6,7 +6,7 @@ function wordsOf(text) {
   return [...segmenter.segment(text)].map(({ segment }) => segment).filter((segment) => segment.trim());
 }
 
-/** Say of a text's words whether the base has them too, in order: [kind, word], kind "same", "new" or "missing". */
+/** Compare the words of a text with those of the base, in order: [kind, word], kind "same", "new" or "missing". */
 function compareWords(base, text) {
   const [a, b] = [wordsOf(base), wordsOf(text)];
   const columns = b.length + 1;
@@ -18,25 +18,25 @@ function compareWords(base, text) {
       longest[i * columns + j] = a[i] === b[j] ? longest[(i + 1) * columns + j + 1] + 1 : Math.max(down, right);
     }
   }
-  const found = [];
+  const parts = [];
   let [i, j] = [0, 0];
   while (i < a.length || j < b.length) {
     if (i < a.length && j < b.length && a[i] === b[j]) {
-      found.push(["same", b[j]]);
+      parts.push(["same", b[j]]);
       i += 1;
       j += 1;
     } else if (i < a.length && (j === b.length || longest[(i + 1) * columns + j] >= longest[i * columns + j + 1])) {
-      found.push(["missing", a[i]]);
+      parts.push(["missing", a[i]]);
       i += 1;
     } else {
-      found.push(["new", b[j]]);
+      parts.push(["new", b[j]]);
       j += 1;
     }
   }
-  return found;
+  return parts;
 }
 
-/** Write a text with what differs from the base marked: itself as it is, between its words what it lacks. */
+/** Mark the differences of a text from the base: new words, and missing words between the words of the text. */
 function marked(base, text) {
   const nodes = [];
   let [inBase, inText] = [0, 0];
@@ -63,7 +63,7 @@ function marked(base, text) {
   return nodes;
 }
 
-/** Neighbours of one kind, together. */
+/** Groups of neighbours of the same kind. */
 function joined(compared) {
   const groups = [];
   for (const [kind, word] of compared) {
@@ -73,7 +73,7 @@ function joined(compared) {
   return groups;
 }
 
-/** Where words that follow one another in a text end. */
+/** Ends of the consecutive words of a text. */
 function after(text, start, words) {
   return words.reduce((at, word) => text.indexOf(word, at) + word.length, start);
 }

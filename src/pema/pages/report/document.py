@@ -1,4 +1,4 @@
-"""The report: every experiment's table, plots, samples and signatures on one page."""
+"""The page of the report: tables, plots, samples and signatures of every experiment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCRIPTS = tuple(
 
 
 def report(results: Path) -> str:
-    """Make the page of one experiment's folder, or of a folder of several.
+    """Build the page of one experiment's folder, or of a folder of several.
 
     Raises:
         DataError: see `read_results`.
@@ -31,8 +31,8 @@ def report(results: Path) -> str:
 
 
 def page(experiments: Sequence[Results]) -> str:
-    """Make the page of experiments that were read; the same results make the same bytes."""
-    keys = [f"e{place}" for place in range(len(experiments))]
+    """Build the page of experiments; equal results give identical bytes."""
+    keys = [f"e{number}" for number in range(len(experiments))]
     alone = len(experiments) == 1
     body = "\n".join(_section(experiment, key, alone) for experiment, key in zip(experiments, keys, strict=True))
     if alone:
@@ -65,7 +65,7 @@ def _contents(experiments: Sequence[Results], keys: list[str]) -> str:
 
 
 def _section(experiment: Results, key: str, alone: bool) -> str:
-    # Of one experiment the page's own heading is the title, and the parts' headings move up.
+    # The title of a single experiment is the page's heading, and the headings of its parts move up one level.
     title = "" if alone else f'<h2 id="{key}-title">{escape(experiment.about.title)}</h2>'
     part = "h2" if alone else "h3"
     about = experiment.about
@@ -80,12 +80,12 @@ def _section(experiment: Results, key: str, alone: bool) -> str:
     compared = ""
     if about.reference is not None:
         compared = (
-            f'Against <b>{escape(about.reference)}</b>: <span class="better">▲&nbsp;significantly above</span>, '
+            f'Compared with <b>{escape(about.reference)}</b>: <span class="better">▲&nbsp;significantly above</span>, '
             '<span class="worse">▼&nbsp;significantly below</span>, '
             '<span class="same">≈&nbsp;no significant difference</span>. '
         )
     drawn = {"chooser": "", "sweep": "Sweep", "cost": "Quality against cost", "curves": "Learning curves"}
-    if not about.axes:  # of a comparison, or of a sweep whose methods have no grid
+    if not about.axes:  # a comparison, or a sweep whose methods have no grid
         del drawn["sweep"]
     if not any(run.curve for runs in experiment.runs.values() for run in runs):
         del drawn["curves"]
@@ -99,8 +99,8 @@ def _section(experiment: Results, key: str, alone: bool) -> str:
 <section><{part}>Comparison</{part}>
 {comparison_table(experiment, key)}
 <p class="legend">Mean ± standard deviation over seeds, and the 95 % bootstrap interval of the mean. {compared}The
-best mean is bold. Costs are means over seeds; 1 MB is a million bytes. A method's name or score leads to its runs
-and their signatures.</p>
+best mean is bold. Costs are means over seeds; 1 MB is a million bytes. A method's name or score opens its
+runs and their signatures.</p>
 {_notes(experiment)}{difference_tables(experiment)}</section>
 <noscript><p class="note">Plots and samples need scripts; this table and the signatures do not.</p></noscript>
 {plots}
@@ -112,6 +112,6 @@ and their signatures.</p>
 
 
 def _notes(experiment: Results) -> str:
-    """Write what limits the table: runs whose training did not help, and runs that are missing."""
+    """Return the notes below the table: runs whose training did not help, and missing runs."""
     notes = (no_help_text(experiment.rows.values()), missing_text(experiment))
     return "".join(f'<p class="note">{escape(note)}</p>\n' for note in notes if note)

@@ -1,4 +1,4 @@
-// Labels beside points: each where it covers no other label, no point and, if it can be, no error bar.
+// Labels next to points: each covers no other label, no point and, if possible, no error bar.
 
 const DIRECTIONS = [
   [1, 0],
@@ -13,10 +13,10 @@ const DIRECTIONS = [
 const DISTANCES = [10, 17, 26, 38, 52];
 
 /**
- * Find a place for every label, nearer to its own point than to any other.
+ * Find a box for every label, nearer to its own point than to any other.
  *
- * `items` are {x, y, width, height}; `bars` are boxes that are better left free; `area` is the plot's box. Returns a
- * box for each item, or null where there is no room: better no label than an illegible one.
+ * `items` are {x, y, width, height}; `bars` are boxes to keep free if possible; `area` is the plot's box. Returns a
+ * box for each item, or null if there is no space: no label is better than an illegible one.
  */
 function placeLabels(items, bars, area) {
   const taken = items.map(({ x, y }) => ({ left: x - 7, right: x + 7, top: y - 7, bottom: y + 7 }));
@@ -27,7 +27,7 @@ function placeLabels(items, bars, area) {
   for (const wish of wishes) {
     items.forEach((item, index) => {
       if (places[index]) return;
-      const box = around(item).find((found) => clear(found) && wish(found, item));
+      const box = around(item).find((candidate) => clear(candidate) && wish(candidate, item));
       if (!box) return;
       places[index] = box;
       taken.push(box);

@@ -1,14 +1,14 @@
-// What an experiment's plots show: quality against cost, learning curves, sweeps.
+// Plots of an experiment: quality against cost, learning curves, sweeps.
 
 const COSTS = [
   { key: "train_peak_bytes", name: "Peak training memory", write: write.bytes },
   { key: "train_peak_accelerator_bytes", name: "Peak accelerator memory", write: write.bytes },
   { key: "train_seconds", name: "Training time", write: write.seconds },
 ];
-/** Draw, or say why there is nothing to draw. */
-function drawOrSay(chart, spec) {
+/** Draw a chart, or explain why there is nothing to draw. */
+function drawOrExplain(chart, spec) {
   if (spec.points?.length || spec.lines?.length) drawChart(chart, spec);
-  else chart.replaceChildren(element("p", { class: "muted" }, "No method that is shown has these values."));
+  else chart.replaceChildren(element("p", { class: "muted" }, "No visible method has these values."));
 }
 
 function drawCost(chart, key, experiment, state, { key: cost, name, write: writeCost }) {
@@ -23,12 +23,12 @@ function drawCost(chart, key, experiment, state, { key: cost, name, write: write
       ySpread: [quality.low, quality.high],
       series: method,
       label: shortLabel(experiment, method),
-      said: `${label}: ${metric.name} ${quality.text}, ${name.toLowerCase()} ${writeCost(spent.mean)}`,
+      tooltip: `${label}: ${metric.name} ${quality.text}, ${name.toLowerCase()} ${writeCost(spent.mean)}`,
       open: () => showRuns(key, method),
     }));
-  // Bars may leave the plot on the left, where a logarithm would stretch it for their sake.
+  // Bars may leave the plot on the left; including them would stretch a logarithmic axis.
   const reached = points.flatMap(({ x, xSpread }) => (xSpread ? [Math.max(xSpread[0], x / 4), xSpread[1]] : [x]));
-  drawOrSay(chart, {
+  drawOrExplain(chart, {
     title: `${metric.name} against ${name.toLowerCase()}`,
     x: { name, scale: makeScale(reached), write: writeCost },
     y: { name: metric.name, scale: linearScale(points.flatMap(({ ySpread }) => ySpread)), write: digits },
@@ -53,14 +53,14 @@ function drawCurves(chart, experiment, state) {
       points: means.map(point),
       series,
       label: shortLabel(experiment, series),
-      said: `${label}: lowest mean held-out loss ${digits(lowest)}`,
+      tooltip: `${label}: lowest mean held-out loss ${digits(lowest)}`,
     };
     if (!means.length) return [];
     if (curves.length === 1) return [strong];
     return [...curves.map((curve) => ({ points: curve.map(point), series, faint: true })), strong];
   });
   const all = lines.flatMap((line) => line.points);
-  drawOrSay(chart, {
+  drawOrExplain(chart, {
     title: `Held-out loss over ${over.name.toLowerCase()}`,
     x: { name: over.name, scale: linearScale(all.map(({ x }) => x)), write: digits },
     y: {
@@ -78,8 +78,8 @@ function drawCurves(chart, experiment, state) {
 function drawSweep(chart, experiment, state) {
   const metric = experiment.metrics[state.metric];
   const axis = experiment.axes[state.axis];
-  const shown = experiment.methods.filter(({ metrics }, n) => !state.hidden.has(n) && metrics[metric.key].mean != null);
-  const swept = shown.filter(({ settings }) => axis in settings);
+  const visible = experiment.methods.filter(({ metrics }, n) => !state.hidden.has(n) && metrics[metric.key].mean != null);
+  const swept = visible.filter(({ settings }) => axis in settings);
   const values = [...new Set(swept.map(({ settings }) => settings[axis]))];
   const numbers = values.every((value) => typeof value === "number");
   const scale = numbers ? makeScale(values, 4) : placesScale(values.map(String));
@@ -93,20 +93,20 @@ function drawSweep(chart, experiment, state) {
       .map(({ settings, metrics }) => {
         const { mean: middle, std, spread_text: text } = metrics[metric.key];
         const spread = std ? [middle - std, middle + std] : null;
-        const said = `${label}, ${spaced(axis)} ${settings[axis]}: ${metric.name} ${text}`;
+        const tooltip = `${label}, ${spaced(axis)} ${settings[axis]}: ${metric.name} ${text}`;
         const x = numbers ? settings[axis] : String(settings[axis]);
-        return { x, y: middle, spread, said };
+        return { x, y: middle, spread, tooltip };
       })
       .sort((a, b) => scale.at(a.x) - scale.at(b.x)),
   }));
   const ends = lines.flatMap(({ points }) => points.map(({ x }) => x)).sort((a, b) => scale.at(a) - scale.at(b));
-  for (const { label, metrics } of shown.filter(({ settings }) => swept.length && !(axis in settings))) {
+  for (const { label, metrics } of visible.filter(({ settings }) => swept.length && !(axis in settings))) {
     const { mean: y, text } = metrics[metric.key];
     const points = [ends[0], ends.at(-1)].map((x) => ({ x, y }));
-    lines.push({ series: 0, label, said: `${label}: ${metric.name} ${text}`, level: true, points });
+    lines.push({ series: 0, label, tooltip: `${label}: ${metric.name} ${text}`, level: true, points });
   }
   const heights = lines.flatMap(({ points }) => points.flatMap(({ y, spread }) => [y, ...(spread ?? [])]));
-  drawOrSay(chart, {
+  drawOrExplain(chart, {
     title: `${metric.name} over ${spaced(axis)}`,
     x: { name: spaced(axis), scale, write: numbers ? digits : (name) => name },
     y: { name: metric.name, scale: linearScale(heights), write: digits },
@@ -114,14 +114,14 @@ function drawSweep(chart, experiment, state) {
   });
 }
 
-/** What stays the same along a line: the entry, where there are several, and the values of the other axes. */
+/** The name of a line: the entry, if there are several, and the values of the other axes. */
 function lineName({ entry, settings }, axis, experiment) {
   const parts = experiment.axes.filter((other) => other !== axis && other in settings);
   const values = parts.map((other) => `${spaced(other)} ${settings[other]}`);
   return (oneEntry(experiment) && values.length ? values : [entry, ...values]).join(", ");
 }
 
-/** A method's name in a plot; in a sweep of one entry the values of its axes: they are all that differs. */
+/** A method's name in a plot; in a sweep of one entry the values of its axes, in which alone its lines differ. */
 function shortLabel(experiment, method) {
   const { label, settings } = experiment.methods[method];
   const swept = experiment.axes.length && experiment.axes.every((axis) => axis in settings);

@@ -1,4 +1,4 @@
-"""Where every number comes from: each run's scores, settings, costs and signature, folded under its method."""
+"""The origin of every number: each run's scores, settings, costs and signature, folded under its method."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pema.experiments.records import Point, Results, Run, Signature, Trial
 
 
 def all_runs(experiment: Results, key: str) -> str:
-    """Write one disclosure a method with one a run in it; the table and the plots point at them."""
+    """Return one disclosure per method, with one per run in it; the table and the plots link to them."""
     methods = "\n".join(
         f'<details class="method" id="{key}-m{place}"><summary>{escape(label)} '
         f'<span class="muted">{_count(len(experiment.runs[label]), "run")}</span></summary>\n'
@@ -25,7 +25,7 @@ def all_runs(experiment: Results, key: str) -> str:
 
 
 def _run(run: Run, metrics: Iterable[str]) -> str:
-    # The table's text where scores are compared; here, where they can be made again, every digit that is known.
+    # The text of the table in the summary; below, to reproduce a score, all its digits.
     scores = [(metric_name(metric), run.scores[metric]) for metric in metrics]
     values = " · ".join(f"{metric_name(metric)} {score_text(metric, run.scores[metric].value)}" for metric in metrics)
     parts = [

@@ -14,12 +14,12 @@ for (const [key, experiment] of Object.entries(DATA)) {
     ...methods.map(({ label, output }) => [label, (n) => output[n]]),
     ["nothing", null],
   ];
-  // Without reference texts, what the comparison is with stands in for them.
-  const state = { page: 0, base: examples ? 0 : (experiment.reference ?? 0), found: [] };
+  // Without reference texts, the reference method's outputs are the base.
+  const state = { page: 0, base: examples ? 0 : (experiment.reference ?? 0), matches: [] };
 
   const search = element("input", { type: "search", id: `${key}-search`, autocomplete: "off" });
   const list = element("div", { class: "samples" });
-  const said = element("span", { role: "status" });
+  const status = element("span", { role: "status" });
   const first = Array.from(new Set(methods.map(({ run }) => run))).join(", ");
   const buttons = Object.fromEntries(
     [
@@ -42,21 +42,21 @@ for (const [key, experiment] of Object.entries(DATA)) {
     : element(
         "p",
         { class: "note" },
-        "The sources and reference texts are not part of these results (some data may not be passed on), so the outputs stand alone here.",
+        "The sources and reference texts are not part of these results (some data must not be redistributed), so only outputs are shown.",
       );
   section.append(
     ...[notice].filter(Boolean),
     element(
       "p",
       { class: "muted", title: first },
-      "One run of each method: its first seed. The other seeds' outputs lie beside the results.",
+      "One run of each method: its first seed. The outputs of other seeds are in the results folder.",
     ),
     element(
       "div",
       { class: "controls" },
       element("span", { class: "choice" }, element("label", { for: search.id }, "Search all texts"), search),
       choice(
-        "Mark what differs from",
+        "Mark differences from",
         bases.map(([name]) => name),
         state,
         "base",
@@ -68,7 +68,7 @@ for (const [key, experiment] of Object.entries(DATA)) {
       "div",
       { class: "pager", role: "group", "aria-label": "Pages of samples" },
       ...Object.values(buttons),
-      said,
+      status,
     ),
     list,
   );
@@ -77,32 +77,32 @@ for (const [key, experiment] of Object.entries(DATA)) {
   find("");
 
   function find(query) {
-    const wanted = query.toLowerCase();
-    state.found = texts.flatMap((text, n) => (text.includes(wanted) ? [n] : []));
+    const pattern = query.toLowerCase();
+    state.matches = texts.flatMap((text, n) => (text.includes(pattern) ? [n] : []));
     turn(0);
   }
 
   function turn(page) {
-    state.page = Math.max(0, Math.min(page, Math.ceil(state.found.length / PAGE) - 1));
+    state.page = Math.max(0, Math.min(page, Math.ceil(state.matches.length / PAGE) - 1));
     show();
   }
 
   function show() {
-    const pages = Math.max(1, Math.ceil(state.found.length / PAGE));
-    const matching = state.found.length === count ? `${count} examples` : `${state.found.length} of ${count} examples`;
-    said.textContent = `Page ${state.page + 1} of ${pages}, ${matching}`;
+    const pages = Math.max(1, Math.ceil(state.matches.length / PAGE));
+    const matching = state.matches.length === count ? `${count} examples` : `${state.matches.length} of ${count} examples`;
+    status.textContent = `Page ${state.page + 1} of ${pages}, ${matching}`;
     for (const [name, step] of [
       ["First", -1],
       ["Previous", -1],
       ["Next", 1],
       ["Last", 1],
     ]) {
-      // A button that has the focus keeps it: to a disabled one the keyboard could not come back.
+      // A disabled button would lose the focus, and the keyboard could not return to it.
       const over = state.page + step < 0 || state.page + step >= pages;
       buttons[name].setAttribute("aria-disabled", over);
     }
-    list.replaceChildren(...state.found.slice(state.page * PAGE, (state.page + 1) * PAGE).map(sample));
-    if (!state.found.length) list.append(element("p", { class: "muted" }, "No text matches."));
+    list.replaceChildren(...state.matches.slice(state.page * PAGE, (state.page + 1) * PAGE).map(sample));
+    if (!state.matches.length) list.append(element("p", { class: "muted" }, "No text matches."));
   }
 
   function sample(n) {
@@ -121,8 +121,8 @@ for (const [key, experiment] of Object.entries(DATA)) {
       if (states[key].hidden.has(method)) return;
       const swatch = element("span", { class: `swatch series-${method % SERIES}` });
       const text = base && name !== label ? marked(base(n), output[n]) : [output[n]];
-      const shown = output[n].trim() ? text : [element("span", { class: "muted" }, "(empty)")];
-      rows.push(element("div", {}, element("dt", {}, swatch, label), element("dd", { dir: "auto" }, ...shown)));
+      const content = output[n].trim() ? text : [element("span", { class: "muted" }, "(empty)")];
+      rows.push(element("div", {}, element("dt", {}, swatch, label), element("dd", { dir: "auto" }, ...content)));
     });
     const title = element("p", { id: `${key}-sample-${n}` }, `Example ${n + 1}`);
     return element("section", { class: "sample", "aria-labelledby": title.id }, title, element("dl", {}, ...rows));

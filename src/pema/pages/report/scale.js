@@ -1,8 +1,8 @@
-// Scales: from values to places between 0 and 1, with ticks that a reader can use.
+// Scales: from values to positions between 0 and 1, with round ticks.
 
 const NEGLIGIBLE = 10_000;
 
-/** Three digits, and all of those before the point; as the table writes costs. */
+/** Three digits, or all digits of the integer part, as for costs in the table. */
 function digits(value) {
   if (value === 0) return "0";
   const places = Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value))));
@@ -26,7 +26,7 @@ const write = {
   seconds: (value) => (value > 0 && value < 0.1 ? `${digits(value * 1000)} ms` : `${digits(value)} s`),
 };
 
-/** A logarithmic scale where values are positive, or as good as zero, and `far` times apart; a linear one elsewhere. */
+/** A logarithmic scale if values are positive (or almost zero) and `far` times apart; else a linear one. */
 function makeScale(values, far = 20) {
   const most = Math.max(...values);
   const least = Math.min(...values.filter((value) => value > most / NEGLIGIBLE));
@@ -37,7 +37,7 @@ function linearScale(values) {
   let low = Math.min(...values);
   let high = Math.max(...values);
   const slack = (high - low) * 0.08 || Math.abs(high) * 0.1 || 1;
-  // Values that begin near zero are shown with it, and a mark on it with room to its left.
+  // Values that begin near zero are shown with zero, and with space to the left of a mark at zero.
   low = low >= 0 && low < (high - low) * 0.4 ? -slack / 2 : low - slack;
   high += slack;
   const step = niceStep((high - low) / 5);
@@ -47,8 +47,8 @@ function linearScale(values) {
 }
 
 /**
- * Logarithmic. Zeros, which have no logarithm, get a place of their own before a break in the axis, and so does what is
- * as good as zero beside the rest: the pages that a process touched which trained nothing, say.
+ * A logarithmic scale. Zeros, which have no logarithm, get their own position before a break in the axis, and so do
+ * values that are almost zero compared with the rest, such as the memory of a process that trained nothing.
  */
 function logScale(values) {
   const least = Math.max(...values) / NEGLIGIBLE;
@@ -79,7 +79,7 @@ function logScale(values) {
   };
 }
 
-/** A place for each value, in their order: for a swept setting that is no number. */
+/** One position per value, in their order: for a swept setting that is not a number. */
 function placesScale(names) {
   return { log: false, ticks: names, zero: null, at: (name) => (names.indexOf(name) + 0.5) / names.length };
 }

@@ -1,4 +1,4 @@
-"""The values that the report's scripts read."""
+"""The data of the report's scripts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COSTS = (*(name for name in Costs.__dataclass_fields__ if name not in (ACCELERAT
 
 
 def payload(experiment: Results) -> dict[str, Any]:
-    """The values that the page's scripts draw; methods are named by their place in the table."""
+    """Return the values that the page's scripts draw; methods are identified by their row in the table."""
     about, axes = experiment.about, list(experiment.about.axes or {})
     first = {label: runs[0] for label, runs in experiment.runs.items()}
     return {
@@ -34,10 +34,10 @@ def payload(experiment: Results) -> dict[str, Any]:
         ],
         "runs": [
             {
-                "method": place,
+                "method": row,
                 "curve": [[point.epoch, point.seconds, point.held_out_loss] for point in run.curve],
             }
-            for place, label in enumerate(about.methods)
+            for row, label in enumerate(about.methods)
             for run in experiment.runs[label]
             if run.curve
         ],
@@ -46,7 +46,7 @@ def payload(experiment: Results) -> dict[str, Any]:
 
 
 def _score(experiment: Results, label: str, metric: str) -> dict[str, Any]:
-    """A mean with its interval, and how the table writes it: `text`, and `spread_text` with the spread over seeds."""
+    """Return a mean, its interval, and its text in the table: `text`, and `spread_text` with the spread over seeds."""
     interval = experiment.rows[label].metrics[metric]
     text = {"text": score_text(metric, interval.mean), "spread_text": mean_text(metric, interval)}
     return interval.to_dict() | text
@@ -58,7 +58,7 @@ def _cost(experiment: Results, label: str, name: str) -> dict[str, float] | None
 
 
 def _entry(label: str, settings: Mapping[str, Any], axes: Sequence[str]) -> str:
-    """What a sweep's line was called before its point of the grid came behind: `PEMA` of `PEMA, rank=16`."""
+    """Return the label of a sweep's line without its point of the grid: `PEMA` of `PEMA, rank=16`."""
     points = [f", {axis}={settings[axis]}" for axis in axes if axis in settings]
     while any(map(label.endswith, points)):
         label = next(label.removesuffix(point) for point in points if label.endswith(point))

@@ -1,4 +1,4 @@
-// Tables sort by their heads; a method's name, score or row opens its runs and their signatures.
+// Tables are sorted by their headings; a method's name, score or row opens its runs and their signatures.
 
 const announcer = element("div", { class: "unseen", role: "status" });
 document.body.append(announcer);
@@ -20,7 +20,7 @@ for (const table of document.querySelectorAll("table.comparison")) {
   }
 }
 
-/** Sort rows by a column: best first, then the other way round. What was not measured stays last. */
+/** Sort rows by a column: best first, then reversed. Values that were not measured stay last. */
 function sortBy(table, heads, column, title) {
   const head = heads[column];
   const opposite = { ascending: "descending", descending: "ascending" };
@@ -43,7 +43,7 @@ dialog.addEventListener("click", (event) => {
   if (event.target === dialog) dialog.close();
 });
 
-/** Show a method's runs over the page; without scripts the same links lead to them further down. */
+/** Show a method's runs in a dialog; without scripts the same links lead to them further down the page. */
 function showRuns(experiment, method) {
   const runs = [...document.getElementById(`${experiment}-m${method}`).querySelectorAll(".run")];
   const copies = runs.map((run) => run.cloneNode(true));

@@ -10,15 +10,15 @@ from pema.experiments.records import Interval, Results
 
 NEEDS = (("weights", "PLM weights"), ("targets_at_owner", "Targets at the owner"), ("gradients", "Gradients"))
 WORDS = {"none": "no", False: "no", True: "yes", "some": "some", "all": "all"}
-"""What is needed, in words, from the least to the most."""
+"""Texts of needs, from the smallest to the largest."""
 SERIES = 10
-"""Colours of `page.css`; the eleventh method has the first one's, and another shape in the plots."""
+"""Number of colours in `page.css`; the eleventh method has the first colour again, with another shape in the plots."""
 WIDTH = 120
-"""Width of the drawing of an interval, in units of its own."""
+"""Width of the drawing of an interval, in its own units."""
 
 
 def comparison_table(experiment: Results, key: str) -> str:
-    """Write the table; `key` is the prefix of the experiment's anchors."""
+    """Return the table as HTML; `key` is the prefix of the experiment's anchors."""
     metrics, costs = experiment.metrics, experiment.cost_columns(COSTS)
     groups = (("", 1), ("Quality", len(metrics)), ("Cost", len(costs)), ("Needs", len(NEEDS)))
     heads = [("Method", "ascending", "")]
@@ -89,7 +89,7 @@ def _texts(experiment: Results, interval: Interval) -> str:
 
 
 def difference_tables(experiment: Results) -> str:
-    """Write a table for each further reference: by how much every method differs from it."""
+    """Return a table per further reference, with the difference of every method from it."""
     return "".join(
         _difference_table(experiment, reference)
         for reference in experiment.differences
@@ -106,8 +106,8 @@ def _difference_table(experiment: Results, reference: str) -> str:
         for place, label in enumerate(experiment.about.methods)
         if label != reference
     )
-    return f"""<details class="differences"><summary>Against {escape(reference)}</summary>
-<div class="scroll" role="region" aria-label="Against {escape(reference)}" tabindex="0"><table>
+    return f"""<details class="differences"><summary>Compared with {escape(reference)}</summary>
+<div class="scroll" role="region" aria-label="Compared with {escape(reference)}" tabindex="0"><table>
 <thead><tr><th scope="col">Method</th>{heads}</tr></thead>
 <tbody>
 {rows}
@@ -118,27 +118,27 @@ def _difference_table(experiment: Results, reference: str) -> str:
 
 
 def _difference(experiment: Results, reference: str | None, label: str, metric: str, *, bounds: bool = False) -> str:
-    """How much a method differs from `reference`; its interval too, or as a title."""
+    """Return the difference of a method from `reference`, with its interval in the cell or as a title."""
     gap = experiment.difference(reference, label, metric)
     if gap is None:
         return ""
-    sign, kind, said = "≈", "same", "not significantly different from"
+    sign, kind, verdict = "≈", "same", "not significantly different from"
     if gap.significant:
-        sign, said = ("▲", "significantly above") if gap.difference > 0 else ("▼", "significantly below")
+        sign, verdict = ("▲", "significantly above") if gap.difference > 0 else ("▼", "significantly below")
         kind = "better" if is_better(metric, gap.difference) else "worse"
     difference = score_text(metric, gap.difference, signed=True)
     interval = bounds_text(metric, gap.low, gap.high, signed=True)
     title = "" if bounds else f' title="95 % interval of the difference: {interval}"'
-    behind = f'<span class="interval">{interval}</span>' if bounds else ""
+    suffix = f'<span class="interval">{interval}</span>' if bounds else ""
     return (
         f'<span class="difference {kind}"{title}>'
-        f'<span aria-hidden="true">{sign}</span><span class="unseen">{said} {escape(str(reference))}: </span> '
-        f"{difference}, {escape(p_value(gap.p_value))}</span>{behind}"
+        f'<span aria-hidden="true">{sign}</span><span class="unseen">{verdict} {escape(str(reference))}: </span> '
+        f"{difference}, {escape(p_value(gap.p_value))}</span>{suffix}"
     )
 
 
 def _drawn_interval(experiment: Results, label: str, metric: str, place: int) -> str:
-    """Draw the interval and its mean on the column's scale."""
+    """Draw an interval and its mean on the scale of the column."""
     intervals = [row.metrics[metric] for row in experiment.rows.values()]
     low, high = min(each.low for each in intervals), max(each.high for each in intervals)
     interval = experiment.rows[label].metrics[metric]

@@ -1,4 +1,4 @@
-"""The report as a file; its suffix decides what is written."""
+"""The report as a file, in the format of its suffix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WRITERS: dict[str, Callable[[Sequence[Results]], str]] = {
     ".tex": latex,
     ".csv": comma_separated,
 }
-"""What writes a file, by its suffix: the page with everything, or the tables alone."""
+"""Writers by suffix: the page with everything, or only the tables."""
 
 
 def write_report(results: Path, output: Path) -> list[Results]:
@@ -32,7 +32,7 @@ def write_report(results: Path, output: Path) -> list[Results]:
         The experiments of the report.
 
     Raises:
-        ConfigError: another suffix.
+        ConfigError: the suffix is unknown.
         DataError: see `read_results`.
         StorageError: the file cannot be written.
     """

@@ -1,37 +1,37 @@
-// How tokens and numbers look.
+// Formats of tokens and numbers.
 
 const MARKS = { " ": "·", "\n": "↵", "\r": "␍", "\t": "⇥" };
 
-/** A token for the eye: spaces and line breaks visible, invisible characters by their code, names in a frame. */
-function shown(surface) {
+/** The visible form of a token: marks for spaces and line breaks, codes for invisible characters, names in a frame. */
+function tokenElement(surface) {
   if (typeof surface === "object") return element("span", { class: "name" }, surface.name);
-  const made = element("bdi", { dir: "auto", class: "piece" });
+  const node = element("bdi", { dir: "auto", class: "piece" });
   let plain = "";
   const flush = () => {
-    if (plain) made.append(plain);
+    if (plain) node.append(plain);
     plain = "";
   };
   for (const character of surface) {
     if (!/[\p{C}\p{Z}]/u.test(character)) {
-      // An accent without its letter gets a circle to stand on.
+      // An accent without its letter is drawn on a dotted circle.
       plain += !plain && /\p{M}/u.test(character) ? "◌" + character : character;
       continue;
     }
     flush();
     const code = `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
-    made.append(element("span", { class: MARKS[character] ? "blank" : "name" }, MARKS[character] ?? code));
+    node.append(element("span", { class: MARKS[character] ? "blank" : "name" }, MARKS[character] ?? code));
   }
   flush();
-  return made;
+  return node;
 }
 
-/** A token for the ear. */
+/** The form of a token for screen readers. */
 function spoken(surface) {
   if (typeof surface === "object") return surface.name;
   return surface.trim() || (surface.includes("\n") ? "line break" : "space");
 }
 
-/** A probability with about three digits; the whole number is the element's value. */
+/** A probability with about three digits; the exact number is the element's value. */
 function percent(p) {
   let text = `${(100 * p).toFixed(p < 0.0995 ? 2 : 1)} %`;
   if (p === 0) text = "0";
