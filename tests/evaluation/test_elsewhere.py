@@ -168,7 +168,7 @@ def test_files_that_hold_no_scores_are_refused(folder, scored):
     with pytest.raises(DataError, match=r"is not a score file .*KeyError"):
         ExternalScores(scored)
     change(scored[0], metric="metricx")
-    with pytest.raises(DataError, match="score files hold different metrics, comet and metricx: give"):
+    with pytest.raises(DataError, match="score files contain different metrics, comet and metricx: give"):
         ExternalScores(scored)
     change(scored[0], metric="comet", signature="COMET|model:other")
     with pytest.raises(DataError, match=r"the scores have different signatures, .*other.*: score all"):

@@ -138,7 +138,7 @@ def test_tasks_and_methods_are_checked(module):
     assert method_name(get_method("own_things:Shouting")) == "own_things:Shouting"
     assert method_name(get_method("plm")) == "plm"
     for name in ("own_things:words", "own_things:half", "own_things:Task"):
-        with pytest.raises(ConfigError, match=r"is no subclass of pema.methods.contract.Method that"):
+        with pytest.raises(ConfigError, match=r"must be a subclass of pema.methods.contract.Method with all stages"):
             get_method(name)
     with pytest.raises(ConfigError, match="needs a class attribute `name`"):
         get_method("own_things:Nameless")

@@ -469,7 +469,7 @@ def test_what_cannot_be_known_is_refused(tiny_model):
         with pytest.raises(ConfigError, match="2 input lengths do not fit a batch of 3"), attached.inputs([1, 2]):
             model(**batch)
         with attached.inputs([6, 4, 2]):
-            with pytest.raises(ConfigError, match="Without a cache the step is unknown"):
+            with pytest.raises(ConfigError, match="without a cache the step is unknown"):
                 model(**batch, use_cache=False, logits_to_keep=1)
             with pytest.raises(ConfigError, match=r"logits at 9 positions.*logits_to_keep=1.*columns"):
                 model(**batch)

@@ -419,15 +419,15 @@ def test_a_description_that_was_changed_is_refused(plm, copied, change, message)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda values, targets: values.update(pairs=3), "it does not hold 3 pairs"),
+        (lambda values, targets: values.update(pairs=3), "it does not contain 3 pairs"),
         (lambda values, targets: values.update(pairs="3"), "pairs='3' must be a whole number"),
         (lambda values, targets: values.update(files=[]), "it must list the files"),
         (lambda values, targets: values["files"][0].update(file="../outside"), "it must list the files"),
         (lambda values, targets: values["plm"].update(d=0), "plm.d=0 is too small"),
         (lambda values, targets: targets.fill_(10**6), "its pairs are not those of"),
         (lambda values, targets: targets.fill_(-1), "its pairs are not those of"),
-        (lambda values, targets: targets.long(), "it does not hold"),
-        (lambda values, targets: targets[:-1], "it does not hold"),
+        (lambda values, targets: targets.long(), "it does not contain"),
+        (lambda values, targets: targets[:-1], "it does not contain"),
     ],
 )
 def test_an_index_with_impossible_contents_is_refused(plm, copied, change, message):

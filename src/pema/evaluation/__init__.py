@@ -1,1 +1,1 @@
-"""Metrics, each with its signature; perplexity; paired significance tests; aligned output files."""
+"""Metrics with signatures, perplexity, paired significance tests, and aligned output files."""

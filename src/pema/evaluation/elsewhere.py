@@ -35,14 +35,14 @@ class ExternalScores:
         """Read the files.
 
         Raises:
-            DataError: no file is given, one is not a score file, or the files hold different metrics.
+            DataError: no file is given, one is not a score file, or the files contain different metrics.
         """
         self.paths = tuple(Path(path) for path in paths)
         files = [_read(path) for path in self.paths]
         metrics = sorted({file.metric for file in files})
         if len(metrics) != 1:
             raise DataError(
-                f"the score files hold different metrics, {' and '.join(metrics)}: give files of one metric."
+                f"the score files contain different metrics, {' and '.join(metrics)}: give files of one metric."
                 if metrics
                 else "no score file is given: give one per system."
             )
@@ -78,7 +78,7 @@ class ExternalScores:
         return float(totals[0] / totals[1])
 
     def signature(self, totals: Array) -> str:
-        """Return the signature that the files give."""
+        """Return the signature in the files."""
         return f"{self._signature}|n:{int(totals[1])}"
 
 

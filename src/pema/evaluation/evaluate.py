@@ -1,4 +1,4 @@
-"""Score hypotheses with a task's metrics."""
+"""Scoring of hypotheses with a task's metrics."""
 
 from __future__ import annotations
 

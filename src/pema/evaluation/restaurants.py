@@ -1,7 +1,7 @@
-"""How texts say the values of the E2E data (Novikova, Dušek and Rieser 2017): patterns on lowercase ASCII letters.
+"""Patterns of the values of the E2E data in texts (Novikova, Dušek and Rieser 2017), on lowercase ASCII letters.
 
 Prices and ratings have three levels: "cheap" and "less than £20" are the same level, so a text may say either. Patterns
-are tried in order, and what one has recognised is not read by the next.
+are tried in order, and text recognised by one is not read by the next.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NAMES = (
     *("clare hall", "crowne plaza hotel", "express by holiday inn", "rainbow vegetarian cafe", "raja indian cuisine"),
     *("ranch", "the bakers", "the portland arms", "the six bells", "the sorrento", "yippee noodle bar"),
 )
-"""The places of the E2E data, described ones and neighbours."""
+"""Names of places in the E2E data, described ones and neighbours."""
 
 SUBJECTS = frozenset({"eatType"})
 """Slots whose value may be repeated, since it is the subject of sentences."""
@@ -29,7 +29,7 @@ OTHER = "another"
 """A value that no record has: Thai food, four stars."""
 
 GENERIC = frozenset({RESTAURANT})
-"""Values that are also said of any place: a pub is called a restaurant as well."""
+"""Values that apply to any place: a pub is also called a restaurant."""
 
 LEVELS = {
     "priceRange": {

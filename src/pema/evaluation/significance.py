@@ -27,7 +27,7 @@ class Comparison:
         low: lower bound of the 95 % interval of the difference.
         high: upper bound of the interval.
         p_value: probability of a difference at least this large, in either direction, if both were equally good.
-        signature: how the comparison was made.
+        signature: method of the comparison.
     """
 
     baseline: Score
@@ -91,7 +91,7 @@ class Interval:
         std: sample standard deviation over the runs; None for a single run.
         low: lower bound of the 95 % interval of the mean, over resamples of the test set.
         high: upper bound of the interval.
-        texts: least number of texts that the value of a run is computed from, if that is not all; else None.
+        texts: minimum number of texts that the value of a run is computed from, if that is not all; else None.
     """
 
     mean: float

@@ -4,7 +4,7 @@ A record is a source of the form `name[The Eagle], food[Chinese], familyFriendly
 Howcroft and Rieser (INLG 2019), SER = (missing + wrong + added + repeated) / slots:
 
 - missing: the text says nothing about a slot of the record;
-- wrong: it says another value than the record's;
+- wrong: it says a value other than the record's;
 - added: it says a value of a slot that the record does not have, or a second value beside the right one;
 - repeated: it says the right value again in the same words. Names and types of places are the subjects of sentences, so
   they may be repeated.
@@ -30,7 +30,7 @@ from pema.evaluation.score import Array, Reference, require_aligned
 RECORD = re.compile(r"\s*([^,\[\]]*[^,\[\]\s])\s*\[([^\[\]]*)\]\s*(?:,|$)")
 NAME, NEAR = "name", "near"
 GONE = " | "
-"""Text in place of a recognised mention; no pattern reads across it."""
+"""Replacement of a recognised mention; no pattern matches across it."""
 
 
 class SlotErrors:
@@ -99,25 +99,25 @@ def errors(text: str, slots: Mapping[str, str]) -> Counter[str]:
         remaining, mentions = _literal(name).subn(GONE, remaining)
         unsaid += name in places and not mentions
         foreign += mentions > 0 and name not in places
-    # A foreign name stands for a place that is not said, or is one too many.
+    # A foreign name stands for a place that is not mentioned, or is one too many.
     counts.update(wrong=min(unsaid, foreign), missing=max(0, unsaid - foreign), added=max(0, foreign - unsaid))
     for slot, patterns in SLOTS.items():
-        said: list[tuple[frozenset[str], str]] = []
+        mentions: list[tuple[frozenset[str], str]] = []
         for values, pattern in patterns:
             if values:
-                said += [(values, match[0]) for match in pattern.finditer(remaining)]
+                mentions += [(values, match[0]) for match in pattern.finditer(remaining)]
             remaining = pattern.sub(GONE, remaining)
-        counts += _judged(slot, said, level(slot, slots[slot]) if slot in slots else None)
+        counts += _judged(slot, mentions, level(slot, slots[slot]) if slot in slots else None)
     for slot, value in slots.items():
         if slot not in SLOTS and slot not in (NAME, NEAR):
             counts["missing"] += not _literal(_plain(value)).search(_plain(text))
     return counts
 
 
-def _judged(slot: str, said: Sequence[tuple[frozenset[str], str]], value: str | None) -> Counter[str]:
+def _judged(slot: str, mentions: Sequence[tuple[frozenset[str], str]], value: str | None) -> Counter[str]:
     """Count the errors of the mentions of one slot (the values that each may mean, and its words)."""
-    right = [words for values, words in said if value in values]
-    others = {values for values, _ in said if value not in values and not values <= GENERIC}
+    right = [words for values, words in mentions if value in values]
+    others = {values for values, _ in mentions if value not in values and not values <= GENERIC}
     counts: Counter[str] = Counter()
     if value is None or right:
         counts["added"] = len(others)

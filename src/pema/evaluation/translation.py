@@ -46,7 +46,7 @@ class Bleu:
         """
         several = all_valid(references)
         texts = [text for each in several for text in each]
-        _say_composition(hypotheses, texts)
+        _note_composition(hypotheses, texts)
         suited = suited_tokenizer(texts)
         if self._given is None:
             self._bleu = _sacrebleu(suited)
@@ -91,7 +91,7 @@ class Chrf:
         Of several references, the one with the highest score for the segment counts, as in sacreBLEU.
         """
         several = all_valid(references)
-        _say_composition(hypotheses, [text for each in several for text in each])
+        _note_composition(hypotheses, [text for each in several for text in each])
         self._chrf.num_refs = _count(several)
         return np.stack(
             [
@@ -139,8 +139,8 @@ def suited_tokenizer(references: Sequence[str]) -> str:
     return CHINESE if chinese > 4 * kana and chinese else CHARACTERS
 
 
-def _say_composition(hypotheses: Sequence[str], references: Sequence[str]) -> None:
-    """Note it if only one side has decomposed letters: sacreBLEU compares code points."""
+def _note_composition(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+    """Print a note if only one side has decomposed letters: sacreBLEU compares code points."""
     decomposed = [sum(not unicodedata.is_normalized("NFC", text) for text in side) for side in (hypotheses, references)]
     if any(decomposed) and not all(decomposed):
         side = "hypotheses" if decomposed[0] else "references"

@@ -1,1 +1,1 @@
-"""Step 4: mix the PLM's and the adapter's distributions per token, through the model's own `generate`."""
+"""Step 4: the mixture of the PLM's and the adapter's distributions per token, in the model's own `generate`."""

@@ -103,7 +103,7 @@ def running(
 
 
 @contextlib.contextmanager
-def saying(owner: object, lengths: Tensor | None, columns: int | None) -> Iterator[Inputs]:
+def giving(owner: object, lengths: Tensor | None, columns: int | None) -> Iterator[Inputs]:
     """Set the values of `attached.inputs` inside the block; values left out come from the enclosing block."""
     outer, enclosing = _INPUTS.get(), inputs_of(owner)
     if enclosing is not None:
@@ -163,7 +163,7 @@ def require_decoding(config: GenerationConfig, arguments: Mapping[str, Any]) -> 
     mode = str(getattr(config.get_generation_mode(arguments.get("assistant_model")), "value", ""))
     if mode not in DECODING:
         raise ConfigError(
-            f"The decoding mode {mode.replace('_', ' ')} loads code that may call the model in any way: while an "
+            f"the decoding mode {mode.replace('_', ' ')} loads code that may call the model in any way: while an "
             "adapter is attached, use greedy decoding, sampling, beam search or assisted decoding."
         )
     if getattr(config, "token_healing", False):

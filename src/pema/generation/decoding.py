@@ -1,4 +1,4 @@
-"""Generate text from sources: batches sorted by length, the PLM's own `generate`, results in the order of sources."""
+"""Generation from sources: batches sorted by length, the PLM's own `generate`, results in the order of the sources."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pema.owner.contract import PLM
 
 Inputs = Callable[[list[int]], AbstractContextManager[object]]
-"""Builds the context manager around the model's call for a batch, given SL of each of its inputs."""
+"""Function of SL of each input of a batch; it builds the context manager around the model's call."""
 
 
 @dataclass(frozen=True)
@@ -218,8 +218,8 @@ def decode(
                 elif len(row) < limits[i] and settings.get("stopping_criteria"):
                     reasons[i] = "stopping_criteria"
                 # Not every tokenizer counts the token that ends a turn among its special tokens.
-                shown = row[:-1] if reasons[i] == "eos_token" else row
-                texts[i] = text_of(plm.tokenizer, shown, reasons[i] == "length")
+                content = row[:-1] if reasons[i] == "eos_token" else row
+                texts[i] = text_of(plm.tokenizer, content, reasons[i] == "length")
                 tokens += len(row)
             advance(len(chosen))
     result = GeneratedTexts(texts, tokens, reasons)

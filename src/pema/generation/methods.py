@@ -30,7 +30,7 @@ class Method:
         return self.around(self.method, *args, **kwargs)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise ConfigError("A model with an adapter attached cannot be copied or pickled: detach the adapter first.")
+        raise ConfigError("a model with an adapter attached cannot be copied or pickled: detach the adapter first.")
 
 
 class PassHooks(Protocol):
@@ -79,7 +79,7 @@ class Replacement:
         """Check that nothing else has replaced the method since.
 
         Raises:
-            ConfigError: another object is in its place.
+            ConfigError: another object has replaced it.
         """
         if self._module.__dict__.get(self._name) is not self._method:
             raise ConfigError(

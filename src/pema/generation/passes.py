@@ -94,7 +94,7 @@ class Plug:
         one.reached = True
         if not one.whole and f.shape[1] > 1:
             raise ConfigError(
-                f"This pass would give logits at {f.shape[1]} positions, and it is unknown which of them follow the "
+                f"this pass would give logits at {f.shape[1]} positions, and it is unknown which of them follow the "
                 "prompt; the attached adapter needs this. If the input is the prompt alone, pass logits_to_keep=1: "
                 "the last logits predict the first new token. If a target follows, give the length of the prompt with "
                 "`attached.inputs(columns=...)`."

@@ -17,7 +17,7 @@ from pema.adapter.schedule import Schedule
 from pema.errors import ConfigError, OwnerError
 from pema.generation import calls
 from pema.generation.passes import Pass, Plug
-from pema.generation.prompts import lengths_of_call, lengths_of_pass, shown_to
+from pema.generation.prompts import input_of, lengths_of_call, lengths_of_pass
 from pema.generation.sequences import Sequence, Sequences
 from pema.generation.steps import Weights
 from pema.owner.causal_lm import state_of
@@ -50,9 +50,9 @@ class Planner:
         self._blocks: list[calls.Inputs] = []
 
     @contextlib.contextmanager
-    def told(self, lengths: Tensor | None, columns: int | None) -> Iterator[None]:
+    def described(self, lengths: Tensor | None, columns: int | None) -> Iterator[None]:
         """Apply the values of one block of `attached.inputs` inside the block."""
-        with calls.saying(self, lengths, columns) as block:
+        with calls.giving(self, lengths, columns) as block:
             self._blocks.append(block)
             try:
                 yield
@@ -101,16 +101,16 @@ class Planner:
             arguments = {**self._signature.bind_partial(*args).arguments, **kwargs}
         if arguments.get("labels") is not None:
             raise ConfigError(
-                "The loss would be that of the PLM without the attached adapter: leave the labels out, or detach the "
+                "the loss would be that of the PLM without the attached adapter: leave the labels out, or detach the "
                 "adapter."
             )
         if isinstance(arguments.get("logits_to_keep"), Tensor):
             raise ConfigError(
                 "logits_to_keep must be a number while an adapter is attached, not a tensor of positions."
             )
-        inputs = shown_to(arguments)
+        inputs = input_of(arguments)
         if inputs is None:
-            raise ConfigError("A forward pass needs input_ids or inputs_embeds.")
+            raise ConfigError("a forward pass needs input_ids or inputs_embeds.")
         call = calls.call_of(self)
         return self._in_loop(arguments, inputs) if call is None or call.own_loop else self._in_generate(call, inputs)
 
@@ -120,7 +120,7 @@ class Planner:
         own, call.prepared = call.prepared, False
         if not own and call.assisted:
             raise ConfigError(
-                "Assisted decoding checks several tokens at once, so the step of any other pass is unknown: leave out "
+                "assisted decoding checks several tokens at once, so the step of any other pass is unknown: leave out "
                 "the assistant, or whatever else runs the model (a logits processor?)."
             )
         if call.step is None:
@@ -147,7 +147,7 @@ class Planner:
         if held is None or prompt is None:
             remedy = "give the length of the prompt with `attached.inputs(columns=...)`"
             raise ConfigError(
-                "The cache was filled before the adapter was attached, so the step is unknown: "
+                "the cache was filled before the adapter was attached, so the step is unknown: "
                 f"{'start with a new cache' if held is None else remedy}."
             )
         last = held + new - prompt
@@ -182,7 +182,7 @@ class Planner:
             self._sequences.count(state, sequence)
         elif needs_state:
             raise ConfigError(
-                "Without a cache the step is unknown: leave use_cache on, call the model's `generate`, or give the "
+                "without a cache the step is unknown: leave use_cache on, call the model's `generate`, or give the "
                 "length of the prompt with `attached.inputs(columns=...)`."
             )
 

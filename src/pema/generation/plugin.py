@@ -180,7 +180,7 @@ class AttachedAdapter:
             raise ConfigError(
                 f"columns is the number of positions of the prompt and must be at least 1, not {columns}."
             )
-        with self._planner.told(lengths, columns):
+        with self._planner.described(lengths, columns):
             yield self
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
@@ -274,12 +274,12 @@ def _require_dimensions(output_head: nn.Module, adapter: Adapter, head: Head) ->
     config = adapter.config
     if (config.vocabulary_size, config.d) != (head.vocabulary_size, head.d):
         raise MismatchError(
-            f"The adapter is for a head of {config.vocabulary_size} x {config.d}, this head is "
+            f"the adapter is for a head of {config.vocabulary_size} x {config.d}, this head is "
             f"{head.vocabulary_size} x {head.d}: use the PLM that the adapter was trained for."
         )
     shape = tuple(getattr(output_head, "weight", head.weight).shape)
     if shape != (head.vocabulary_size, head.d):
         raise MismatchError(
-            f"The head bundle is {head.vocabulary_size} x {head.d}, the model's output head is {shape[0]} x {shape[1]}"
+            f"the head bundle is {head.vocabulary_size} x {head.d}, the model's output head is {shape[0]} x {shape[1]}"
             ": use the head of this model."
         )

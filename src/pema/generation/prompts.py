@@ -12,7 +12,7 @@ from pema.errors import ConfigError
 from pema.generation.sequences import Sequence
 
 
-def shown_to(arguments: Mapping[str, Any]) -> Tensor | None:
+def input_of(arguments: Mapping[str, Any]) -> Tensor | None:
     """Return the input of a forward pass or a call of `generate`: tokens (rows, columns) or embeddings (..., d)."""
     embeddings, ids, inputs = (arguments.get(name) for name in ("inputs_embeds", "input_ids", "inputs"))
     return next((given for given in (embeddings, ids, inputs) if given is not None), None)
@@ -32,7 +32,7 @@ def lengths_of_call(
     Raises:
         ConfigError: the prompts continue from a state that does not report its length.
     """
-    given, mask = shown_to(arguments), arguments.get("attention_mask")
+    given, mask = input_of(arguments), arguments.get("attention_mask")
     if mask is not None:
         lengths: Tensor = mask.sum(-1)
         return lengths
@@ -43,7 +43,7 @@ def lengths_of_call(
     if before is not None:
         if before.columns is None:
             raise ConfigError(
-                "The state that generate continues from does not report its length, so the length of the prompt is "
+                "the state that generate continues from does not report its length, so the length of the prompt is "
                 "unknown: give an attention mask over the whole prompt, or call inside "
                 "`attached.inputs(source_lengths=...)`."
             )
@@ -68,7 +68,7 @@ def lengths_of_pass(arguments: Mapping[str, Any], given: Tensor, columns: int) -
         return (positions[:, -1] + 1).expand(len(given))
     if mask is not None:
         raise ConfigError(
-            "The prompts' lengths cannot be read from an attention mask that is not (batch, length): call the model's "
+            "the prompts' lengths cannot be read from an attention mask that is not (batch, length): call the model's "
             "`generate`, or give them with `attached.inputs(source_lengths=...)`."
         )
     return torch.full((len(given),), columns, device=given.device)

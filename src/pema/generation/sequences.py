@@ -25,7 +25,7 @@ class Sequence:
         lengths: (items,) tokens of the prompts without padding; None where they were not needed.
         weights: the weights of the latest pass.
         block: the `inputs` block in which the weights are valid.
-        said: the length that the state itself reports; None where it reports none.
+        reported: the length that the state itself reports; None where it reports none.
     """
 
     columns: int | None
@@ -33,12 +33,12 @@ class Sequence:
     lengths: Tensor | None = None
     weights: Weights | None = None
     block: Inputs | None = None
-    said: int | None = None
+    reported: int | None = None
 
     @property
     def tells(self) -> bool:
         """Return whether the state reports its true length, so that its report is valid after a crop or a reset."""
-        return self.said == self.columns
+        return self.reported == self.columns
 
 
 class Sequences:
@@ -61,21 +61,21 @@ class Sequences:
         """
         if state is None:
             return None
-        sequence, length = self._get(state), length_said(state)
+        sequence, length = self._get(state), reported_length(state)
         if sequence is None:
-            return Sequence(length or None, None, said=length or None) if length or _is_filled(state) else None
+            return Sequence(length or None, None, reported=length or None) if length or _is_filled(state) else None
         if sequence.tells:
-            return replace(sequence, columns=length, said=length) if length else None
-        if length != sequence.said:
+            return replace(sequence, columns=length, reported=length) if length else None
+        if length != sequence.reported:
             raise OwnerError(
-                f"A cache of type {type(state).__name__} was changed outside the model, and does not report its "
+                f"a cache of type {type(state).__name__} was changed outside the model, and does not report its "
                 "length: start again with a new cache."
             )
         return sequence if _is_filled(state) else None
 
     def count(self, state: object, sequence: Sequence) -> None:
         """Record the current sequence of `state`."""
-        sequence = replace(sequence, said=length_said(state))
+        sequence = replace(sequence, reported=reported_length(state))
         with self._lock:
             self._known[state] = sequence
 
@@ -90,11 +90,11 @@ class Sequences:
                 return self._known.get(state)
         except TypeError:
             raise OwnerError(
-                f"A cache of type {type(state).__name__} does not report its length: use a DynamicCache."
+                f"a cache of type {type(state).__name__} does not report its length: use a DynamicCache."
             ) from None
 
 
-def length_said(state: object) -> int | None:
+def reported_length(state: object) -> int | None:
     """Return the number of positions that a state reports, the maximum over its layers; None where it reports none."""
     layers = getattr(state, "layers", None) or [state]
     lengths = [int(layer.get_seq_length()) for layer in layers if hasattr(layer, "get_seq_length")]

@@ -31,7 +31,7 @@ ARGUMENTS = ("logits_processor", "stopping_criteria")
 """Arguments of the model's `generate` that are passed on, together with the package's own."""
 
 KNOWN = sorted({*HONOURED, *ARGUMENTS, "max_length", *(field.name for field in fields(GenerateConfig))})
-"""What `generate` may be given."""
+"""All settings that `generate` accepts."""
 
 OF_THE_HISTORY = ("logits_processor", "no_repeat_ngram_size", "repetition_penalty")
 """Settings that read all tokens of a row, padding included."""

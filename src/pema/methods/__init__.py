@@ -1,1 +1,1 @@
-"""PEMA and the methods it is compared with, behind one interface."""
+"""PEMA and the methods it is compared with, with one interface."""

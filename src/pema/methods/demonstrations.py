@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SEPARATOR = "\n\n"
-"""The text behind a demonstration of a plain prompt."""
+"""Text after a demonstration of a plain prompt."""
 
 STOPS = ("\n", SEPARATOR)
-"""Where a text behind a plain prompt may end: the first of these that no target contains."""
+"""Candidates for the stop string after a plain prompt: the first one that no target contains."""
 
 Encode = Callable[[Template, Sequence[Example]], list[EncodedExample]]
 
@@ -34,8 +34,8 @@ Encode = Callable[[Template, Sequence[Example]], list[EncodedExample]]
 class DemonstrationTemplate(Template):
     """Template whose prompts begin with demonstrations, as many as fit into the context window.
 
-    The last demonstration stands next to the source. Where the prompts are too long, the first ones are left out, and a
-    note gives the number of prompts concerned.
+    The last demonstration is next to the source. If a prompt is too long, its first demonstrations are left out, and a
+    note gives the number of such prompts.
 
     Attributes:
         demonstrations: returns the demonstrations of a source, in the order of the prompt.
@@ -54,7 +54,7 @@ class DemonstrationTemplate(Template):
     def encode(
         self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], *, apart: bool = False
     ) -> list[EncodedExample]:
-        """Encode prompts and targets; behind a plain prompt the separator ends the target."""
+        """Encode prompts and targets; after a plain prompt the separator ends the target."""
 
         def encode(template: Template, chosen: Sequence[Example]) -> list[EncodedExample]:
             if template.chat:
@@ -64,13 +64,13 @@ class DemonstrationTemplate(Template):
             return [replace(each, target=each.target[:-1]) for each in encoded]
 
         alone = self._alone(tokenizer)
-        alone.encode(tokenizer, examples, apart=apart)  # an error names the example as if there were no others
+        alone.encode(tokenizer, examples, apart=apart)  # errors name the example's own number
         return self._with_demonstrations(alone, examples, encode)
 
     def encode_prompts(
         self, tokenizer: PreTrainedTokenizerBase, sources: Sequence[str | Example]
     ) -> list[EncodedExample]:
-        """Encode prompts alone; see `Template.encode_prompts`."""
+        """Encode prompts without targets; see `Template.encode_prompts`."""
 
         def encode(template: Template, chosen: Sequence[Example]) -> list[EncodedExample]:
             return template.encode_prompts(tokenizer, chosen)
@@ -88,7 +88,7 @@ class DemonstrationTemplate(Template):
     def _with_demonstrations(
         self, alone: Template, examples: Sequence[Example], encode: Encode
     ) -> list[EncodedExample]:
-        """Encode examples behind as many demonstrations as fit."""
+        """Encode examples after as many demonstrations as fit."""
         encoded: dict[int, EncodedExample] = {}
         pending = {i: tuple(self.demonstrations(example.source)) for i, example in enumerate(examples)}
         left_out = dict.fromkeys(pending, 0)
@@ -98,7 +98,7 @@ class DemonstrationTemplate(Template):
                 together.setdefault(() if alone.chat else given, []).append(i)
             for front, which in together.items():
                 template = replace(alone, text="".join(_solved(alone, each) for each in front) + alone.text)
-                chosen = [_behind(alone, pending[i], examples[i]) if alone.chat else examples[i] for i in which]
+                chosen = [_after(alone, pending[i], examples[i]) if alone.chat else examples[i] for i in which]
                 for i, one in zip(which, encode(template, chosen), strict=True):
                     if not pending[i] or len(one.prompt) + max(len(one.target), self.reserved) <= self.window:
                         encoded[i] = one
@@ -122,8 +122,8 @@ def _solved(template: Template, example: Example) -> str:
     return prompt + gap + example.target.strip() + SEPARATOR
 
 
-def _behind(template: Template, demonstrations: Sequence[Example], example: Example) -> Example:
-    """Return an example with demonstrations as earlier turns of its conversation, behind its system turn."""
+def _after(template: Template, demonstrations: Sequence[Example], example: Example) -> Example:
+    """Return an example with demonstrations as earlier turns of its conversation, after its system turn."""
     turns = [
         turn
         for each in demonstrations
@@ -158,9 +158,9 @@ def _is_text(text: str, encoding: Encoding) -> bool:
 
 
 def stop_of(examples: Sequence[Example]) -> tuple[str, ...]:
-    """Return where texts behind plain prompts stop: at a line break or, if a target has several lines, at a blank line.
+    """Return where texts after plain prompts stop: at a line break or, if a target has several lines, at a blank line.
 
-    Where targets contain blank lines, texts do not stop there: () is returned.
+    If targets contain blank lines, texts do not stop there: () is returned.
     """
     targets = [example.target.strip() for example in examples]
     stop = next((each for each in STOPS if not any(each in target for target in targets)), None)

@@ -110,9 +110,9 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
 def adapter_parameters(model: PreTrainedModel, adapters: int) -> dict[str, nn.Parameter]:
     """Return the weights of the first and last layers, under names that are the same in the PLM and the emulator."""
     layers = layers_of(model)
-    places = {f"first.{i}": layers[i] for i in range(adapters)}
-    places |= {f"last.{i}": layers[len(layers) - adapters + i] for i in range(adapters)}
-    return {f"{place}.{name}": p for place, layer in places.items() for name, p in layer.named_parameters()}
+    positions = {f"first.{i}": layers[i] for i in range(adapters)}
+    positions |= {f"last.{i}": layers[len(layers) - adapters + i] for i in range(adapters)}
+    return {f"{position}.{name}": p for position, layer in positions.items() for name, p in layer.named_parameters()}
 
 
 def shortened(model: PreTrainedModel, chosen: Sequence[int]) -> PreTrainedModel:

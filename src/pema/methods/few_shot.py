@@ -39,8 +39,8 @@ DEV = 50
 class FewShotMethod(Method):
     """Method that puts k training examples in front of each source, and trains nothing.
 
-    A number k that is not given is chosen on dev by the likelihood of the targets: it is doubled from 1 for as long as
-    the likelihood rises. A text ends at the token that ends answers; behind a plain prompt also at a line break if no
+    If k is not given, it is chosen on dev by the likelihood of the targets: it is doubled from 1 as long as the
+    likelihood rises. A text ends at the token that ends answers; after a plain prompt also at a line break if no
     training target contains one, or else at a blank line if none contains that.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Training with gradients through the PLM: one loop for all such methods, so that they differ in nothing else."""
+"""Training with gradients through the PLM: one loop for all such methods, so that there are no other differences."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ class Index:
         except (DataError, RuntimeError) as error:
             raise ExternalMemoryError(f"{folder} is damaged ({error}): {AGAIN}") from error
         if place is None or (place.dtype, place.shape) != ("I32", (listed.pairs,)) or vectors.ntotal != listed.pairs:
-            raise ExternalMemoryError(f"{folder} is damaged (it does not hold {listed.pairs:,} pairs): {AGAIN}")
+            raise ExternalMemoryError(f"{folder} is damaged (it does not contain {listed.pairs:,} pairs): {AGAIN}")
         targets = load_file(folder / TARGETS)["targets"]
         if vectors.d != plm.d or not 0 <= int(targets.min()) <= int(targets.max()) < plm.vocabulary_size:
             raise ExternalMemoryError(f"{folder} is damaged (its pairs are not those of {plm.name}): {AGAIN}")

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009  (`same` is `dataclasses.field` with what another dataclass declares)
-"""PEMA as one method among others."""
+"""PEMA as an adaptation method."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ADAPTER, LOG = "adapter", "training.jsonl"
 
 @dataclass(frozen=True)
 class PEMA(MemoryMethod):
-    """P = lambda_t P_PEMA + (1 - lambda_t) P_LM; every setting of `TrainConfig` may be given beside these.
+    """PEMA: P = lambda_t P_PEMA + (1 - lambda_t) P_LM; the settings of `TrainConfig` are further settings.
 
     Attributes:
         preset: `paper`, `best` or `private`.
@@ -55,7 +55,7 @@ class PEMA(MemoryMethod):
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
-        """See `Method.of`; what is not a setting of the method is one of the adapter's training."""
+        """See `Method.of`; settings that are not fields are settings of the adapter's training."""
         own = {each.name for each in fields(cls)} - {"changes"}
         among("setting", settings, [*sorted(own), *(field.name for field in fields(TrainConfig))], cls.name)
         budgeted = {"seed", "patience", "dev_fraction"} & settings.keys()
@@ -65,22 +65,22 @@ class PEMA(MemoryMethod):
         return cls(**{name: value for name, value in settings.items() if name in own}, changes=changes)
 
     def settings(self) -> dict[str, Any]:
-        """JSON-ready values of all settings, those of the training among the others."""
+        """Return JSON-ready values of all settings, including those of the training."""
         own = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "changes"}
         return own | dict(self.changes)
 
     @property
     def implied(self) -> Mapping[str, Any]:
-        """Every setting of the adapter's training."""
+        """All settings of the adapter's training."""
         return preset(self.preset, **self.changes).to_dict()
 
     @property
     def trained_by(self) -> Mapping[str, Any]:
-        """All but the schedule: an adapter serves every one."""
+        """All settings except the schedule: the adapter does not depend on it."""
         return {"training": self.implied, **self.prepared_by}
 
     def config(self, job: Job) -> TrainConfig:
-        """The settings of the adapter's training, within the budget."""
+        """Return the settings of the adapter's training, within the budget."""
         wanted = preset(self.preset, **self.changes)
         budget = job.budget
         return replace(
@@ -93,13 +93,13 @@ class PEMA(MemoryMethod):
         )
 
     def train(self, job: Job, prepared: Path, output: Path) -> TrainingReport:
-        """See `Method.train`; the memory and the head are all that it reads."""
+        """See `Method.train`; it reads only the memory and the head."""
         memory = Memory.open(prepared / MEMORY)
         config = self.config(job)
         started = time.perf_counter()
         _, figures = train(memory, config, output / ADAPTER)
         seconds = round(time.perf_counter() - started, 3)
-        # Private training writes no losses: they are read off the examples without noise.
+        # Private training writes no losses: they are computed from the examples without noise.
         points = () if config.dp_epsilon is not None else tuple(curve(output / ADAPTER / LOG))
         return TrainingReport(figures["parameters"], seconds, points)
 
@@ -131,7 +131,7 @@ class _Mixed(AdaptedModel):
 
 
 def curve(log: Path) -> list[dict[str, float]]:
-    """The learning curve in a training's log; see `TrainingReport.curve`."""
+    """Read the learning curve from the log of a training; see `TrainingReport.curve`."""
     points: list[dict[str, float]] = []
     seconds = 0.0
     for line in log.read_text(encoding="utf-8").splitlines():

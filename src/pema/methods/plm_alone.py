@@ -17,7 +17,7 @@ from pema.tasks.example import Example
 
 @dataclass(frozen=True)
 class PLMAlone(Method):
-    """P(y | c) = P_LM(y | c)."""
+    """The PLM alone: P(y | c) = P_LM(y | c)."""
 
     name: ClassVar[str] = "plm"
     seeded: ClassVar[bool] = False

@@ -35,7 +35,7 @@ def get_method(name: str) -> type[Method]:
     `module:Class` is a subclass of `Method` of the user's own; see `pema.own`.
 
     Raises:
-        ConfigError: the name is unknown, or the class is no method.
+        ConfigError: the name is unknown, or the class is not a method.
     """
     from pema.methods.contract import Method
 
@@ -46,7 +46,7 @@ def get_method(name: str) -> type[Method]:
         return bundled
     method = own(name, "method")
     if not (isinstance(method, type) and issubclass(method, Method)) or inspect.isabstract(method):
-        raise ConfigError(f"method {name!r} is no subclass of pema.methods.contract.Method that defines all stages.")
+        raise ConfigError(f"method {name!r} must be a subclass of pema.methods.contract.Method with all stages.")
     if not re.fullmatch(r"[\w.+-]+", getattr(method, "name", "")):
         raise ConfigError(f"method {name!r} needs a class attribute `name` of letters, digits and '-_.+'.")
     return method
@@ -63,6 +63,6 @@ def require_method(name: str) -> None:
 
 
 def method_name(method: type[Method]) -> str:
-    """Return the name that `get_method` finds a class by."""
-    place = f"{method.__module__.removeprefix('pema.methods.')}.{method.__qualname__}"
-    return method.name if METHODS.get(method.name) == place else f"{method.__module__}:{method.__qualname__}"
+    """Return the name of a class for `get_method`."""
+    address = f"{method.__module__.removeprefix('pema.methods.')}.{method.__qualname__}"
+    return method.name if METHODS.get(method.name) == address else f"{method.__module__}:{method.__qualname__}"
