@@ -102,22 +102,22 @@ def errors(text: str, slots: Mapping[str, str]) -> Counter[str]:
     # A foreign name stands for a place that is not mentioned, or is one too many.
     counts.update(wrong=min(unsaid, foreign), missing=max(0, unsaid - foreign), added=max(0, foreign - unsaid))
     for slot, patterns in SLOTS.items():
-        mentions: list[tuple[frozenset[str], str]] = []
+        readings: list[tuple[frozenset[str], str]] = []
         for values, pattern in patterns:
             if values:
-                mentions += [(values, match[0]) for match in pattern.finditer(remaining)]
+                readings += [(values, match[0]) for match in pattern.finditer(remaining)]
             remaining = pattern.sub(GONE, remaining)
-        counts += _judged(slot, mentions, level(slot, slots[slot]) if slot in slots else None)
+        counts += _judged(slot, readings, level(slot, slots[slot]) if slot in slots else None)
     for slot, value in slots.items():
         if slot not in SLOTS and slot not in (NAME, NEAR):
             counts["missing"] += not _literal(_plain(value)).search(_plain(text))
     return counts
 
 
-def _judged(slot: str, mentions: Sequence[tuple[frozenset[str], str]], value: str | None) -> Counter[str]:
+def _judged(slot: str, readings: Sequence[tuple[frozenset[str], str]], value: str | None) -> Counter[str]:
     """Count the errors of the mentions of one slot (the values that each may mean, and its words)."""
-    right = [words for values, words in mentions if value in values]
-    others = {values for values, _ in mentions if value not in values and not values <= GENERIC}
+    right = [words for values, words in readings if value in values]
+    others = {values for values, _ in readings if value not in values and not values <= GENERIC}
     counts: Counter[str] = Counter()
     if value is None or right:
         counts["added"] = len(others)
