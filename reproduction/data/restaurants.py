@@ -2,8 +2,8 @@
 
     python -m reproduction.data.restaurants DATA
 
-DATA holds the folder `e2e-nlg`. 47 records of its development set become dev data, the others train, each with one of its
-texts. 100 records of its test set are kept, with all references.
+DATA holds the folder `e2e-nlg`. 47 records of its development set become dev data, the others train, each with one of
+its texts. 100 records of its test set are kept, with all references.
 """
 
 from __future__ import annotations

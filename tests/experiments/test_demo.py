@@ -26,7 +26,14 @@ def test_a_small_demo_writes_its_results_and_signature(tmp_path, monkeypatch, ca
     assert [entry.label for entry in whole.entries] == LABELS
     small = replace(whole.data, train=whole.data.train[:24], dev=whole.data.dev[:2], test=whole.data.test[:3])
     entries = tuple(replace(entry, grid={}) for entry in whole.entries if entry.label != "few-shot prompt")
-    few = replace(whole, plm="embedded", data=small, budget=replace(whole.budget, epochs=1), entries=entries)
+    few = replace(
+        whole,
+        plm="embedded",
+        references=("PLM alone",),
+        data=small,
+        budget=replace(whole.budget, epochs=1),
+        entries=entries,
+    )
     monkeypatch.setattr(demo, "demo_experiment", lambda seed: replace(few, seeds=(seed,)))
     kept, page = ("--keep", str(tmp_path / "kept")), ("--report", str(tmp_path / "page.html"))
     result = run(tmp_path, monkeypatch, *kept, *page, "--seed", "3")

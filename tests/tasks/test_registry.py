@@ -27,8 +27,9 @@ def test_a_template_of_the_users_own():
 
 
 def test_an_unknown_task_is_refused_with_the_known_ones():
-    words = "use translation, style, summarisation, qa, reply, data-to-text or classification (did you mean 'translation'?)."
-    with pytest.raises(ConfigError, match=re.escape(f"unknown task 'translate': {words}")):
+    names = "translation, style, summarisation, qa, reply, data-to-text or classification"
+    words = f"unknown task 'translate': use {names} (did you mean 'translation'?)."
+    with pytest.raises(ConfigError, match=re.escape(words)):
         get_task("translate")
 
 

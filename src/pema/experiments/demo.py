@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -51,7 +52,7 @@ def demo_tables(experiment: Experiment, folder: Path) -> list[Table]:
     return [*comparison_tables(place), samples]
 
 
-def side_by_side(data: Data, outputs: dict[str, list[str]], count: int = SAMPLES) -> list[dict[str, str]]:
+def side_by_side(data: Data, outputs: Mapping[str, Sequence[str]], count: int = SAMPLES) -> list[dict[str, str]]:
     """Return, for the first `count` test examples, the source, a reference and the text of each method."""
     return [
         {"source": example.source, "reference": example.target} | {name: texts[i] for name, texts in outputs.items()}
