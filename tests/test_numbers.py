@@ -17,7 +17,7 @@ from pema.errors import ConfigError
 from pema.experiments.config import read_config
 from pema.memory.sample import sample
 from pema.methods.contract import Budget
-from pema.methods.registry import METHODS
+from pema.methods.registry import METHODS, get_method
 from pema.owner.bundle import NormSettings, Settings
 from pema.owner.contract import PLMDescription
 from pema.schema import from_json
@@ -25,7 +25,7 @@ from pema.serving.policy import EMPTY, Batching, Key, Limits, Policy
 
 INSANE = [math.nan, math.inf, -math.inf, -1, -1.0, 10**30, -(10**30), 10**400, 1e300, True, False, "1", "nan", [], {}]
 
-RECORDS = [TrainConfig, AdapterConfig, PLMDescription, Budget, *SCHEDULES.values(), *METHODS.values()]
+RECORDS = [TrainConfig, AdapterConfig, PLMDescription, Budget, *SCHEDULES.values(), *map(get_method, METHODS)]
 OF_FILES = [State, Settings, NormSettings]
 """What only files say."""
 

@@ -2,8 +2,8 @@
 
     python -m reproduction.data.real DATA -o FOLDER
 
-DATA holds the folders `cocoa-mt-en-de`, `multi30k-en-de` and `wmt22-en-de`. FOLDER gets a folder a data set, with
-`train.jsonl`, `dev.jsonl`, `test.jsonl` and, where the references are annotated, `dev.formal.txt` and so on; it is what
+DATA holds the folders `cocoa-mt-en-de`, `multi30k-en-de`, `wmt22-en-de` and `e2e-nlg`. FOLDER gets a folder per data set,
+with `train.jsonl`, `dev.jsonl`, `test.jsonl` and, where the references are annotated, `dev.formal.txt` and so on; it is what
 `--data-root` of `pema compare` and `pema sweep` is given.
 """
 
@@ -21,6 +21,7 @@ from pema.files import writing
 from pema.owner.local import LocalPLM
 from pema.tasks.example import Example
 from pema.tasks.readers import read_examples, read_lines
+from reproduction.data.restaurants import DEV, records
 
 LONGEST = 80  # tokens of a source or a target: the PLMs have windows of 256 and 512 and learned on short sentences
 
@@ -78,12 +79,27 @@ def wmt22(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Data:
     return Data("wmt22", "translation", part("train", 500), part("dev", 100), part("test", 200))
 
 
+def e2e(folder: Path) -> Data:
+    """Return E2E NLG: 500 records with all texts to train, 47 records with one text as dev, the official test set."""
+    folder = folder / "e2e-nlg"
+    development, test = (
+        tuple(Example(row["source"], row["targets"][0], alternatives=tuple(row["targets"][1:])) for row in rows)
+        for rows in (records(folder / "dev.jsonl.gz"), records(folder / "test.jsonl.gz"))
+    )
+    dev = tuple(Example(each.source, each.target) for each in development[:DEV])
+    return Data("e2e-nlg", "data-to-text", development[DEV:], dev, test)
+
+
 def write(data: Data, folder: Path) -> None:
     """Write a data set to `folder / data.name`, which is whole afterwards, or as it was."""
     with writing(folder / data.name) as temporary:
         temporary.mkdir()
         for part in ("train", "dev", "test"):
-            examples = ({"source": each.source, "target": each.target} for each in getattr(data, part))
+            several = any(each.alternatives for each in getattr(data, part))
+            examples = (
+                {"source": each.source} | ({"targets": each.references} if several else {"target": each.target})
+                for each in getattr(data, part)
+            )
             _write_lines(temporary / f"{part}.jsonl", (json.dumps(each, ensure_ascii=False) for each in examples))
             for register, lines in zip(("formal", "informal"), data.annotated.get(part, ()), strict=False):
                 _write_lines(temporary / f"{part}.{register}.txt", lines)
@@ -101,7 +117,7 @@ def main() -> None:
     args = parser.parse_args()
     # The embedded PLM's tokens decide what is short, whichever PLM the experiments adapt.
     tokenizer = LocalPLM.load("embedded").tokenizer
-    for data in (cocoa(args.data), multi30k(args.data, None), wmt22(args.data, tokenizer)):
+    for data in (cocoa(args.data), multi30k(args.data, None), wmt22(args.data, tokenizer), e2e(args.data)):
         write(data, args.output)
         sizes = ", ".join(f"{len(getattr(data, part))} {part}" for part in ("train", "dev", "test"))
         print(f"{args.output / data.name}: {sizes}")

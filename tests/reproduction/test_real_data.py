@@ -37,6 +37,11 @@ def given(tmp_path_factory):
     for part, size in {"train": 20, "dev": 12, "test": 11}.items():
         rows = [json.dumps({"en": f"{part} {i}", "du": "sehr " * (60 * (i % 2)) + str(i)}) for i in range(size)]
         lines(folder / "wmt22-en-de" / f"{part}.jsonl.gz", rows)
+    for part, size in {"dev": 60, "test": 7}.items():
+        rows = [
+            json.dumps({"source": f"name[{part} {i}]", "targets": [f"{part} {i}.", f"It is {i}."]}) for i in range(size)
+        ]
+        lines(folder / "e2e-nlg" / f"{part}.jsonl.gz", rows)
     return folder
 
 
@@ -67,6 +72,17 @@ def test_long_sentences_of_wmt22_are_left_out(given, monkeypatch):
     monkeypatch.setattr(real, "LONGEST", 50)
     data = real.wmt22(given, words)
     assert [e.source for e in data.train] == [f"train {i}" for i in range(0, 20, 2)]
+
+
+def test_the_restaurants_keep_their_texts_apart(given, tmp_path):
+    data = real.e2e(given)
+    assert [len(part) for part in (data.train, data.dev, data.test)] == [13, 47, 7]
+    assert not {e.source for e in data.train} & {e.source for e in data.dev}
+    assert all(len(e.references) == 2 for e in (*data.train, *data.test))
+    assert not any(e.alternatives for e in data.dev)
+    real.write(data, tmp_path)
+    again = read_examples(data=tmp_path / "e2e-nlg" / "train.jsonl")
+    assert [replace(e, where="") for e in again] == list(data.train)
 
 
 def test_what_is_written_is_read_again(given, tmp_path):
