@@ -2,9 +2,9 @@
 
     python -m reproduction.data.real DATA -o FOLDER
 
-DATA holds the folders `cocoa-mt-en-de`, `multi30k-en-de`, `wmt22-en-de` and `e2e-nlg`. FOLDER gets a folder per data set,
-with `train.jsonl`, `dev.jsonl`, `test.jsonl` and, where the references are annotated, `dev.formal.txt` and so on; it is what
-`--data-root` of `pema compare` and `pema sweep` is given.
+DATA holds the folders `cocoa-mt-en-de`, `multi30k-en-de`, `wmt22-en-de` and `e2e-nlg`. FOLDER gets a folder per data
+set, with `train.jsonl`, `dev.jsonl`, `test.jsonl` and, where the references are annotated, `dev.formal.txt` and so on; it
+is what `--data-root` of `pema compare` and `pema sweep` is given.
 """
 
 from __future__ import annotations
