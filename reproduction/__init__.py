@@ -1,4 +1,4 @@
-"""Everything behind the numbers in README and docs: what is run, what it found, and the pages made from that.
+"""Code and results behind the numbers in README and docs, and the pages generated from them.
 
 `python -m reproduction` writes every page from the committed results; `docs/reproduction.md` says which command makes
 which number.

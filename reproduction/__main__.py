@@ -1,4 +1,4 @@
-"""Write every page, table and plot that shows committed results: `python -m reproduction`."""
+"""Writer of every page, table and plot of committed results: `python -m reproduction`."""
 
 from __future__ import annotations
 

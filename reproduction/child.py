@@ -1,4 +1,4 @@
-"""Start a module of measurements in a process of its own."""
+"""Modules of measurements in separate processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reproduction.paths import ROOT
 
 
 def run_module(module: str, arguments: Sequence[str], threads: int) -> None:
-    """Run `python -m module arguments` offline, with so many threads.
+    """Run `python -m module arguments` offline, with a number of threads.
 
     Raises:
         SystemExit: it failed; the message holds what it said.

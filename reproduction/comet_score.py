@@ -1,12 +1,12 @@
-"""COMET (Rei et al. 2020) of hypotheses, in an environment of its own: unbabel-comet still needs transformers 4.
+"""COMET (Rei et al. 2020) of hypotheses, in a separate environment: unbabel-comet still needs transformers 4.
 
     python3 -m venv comet-env
     comet-env/bin/pip install "unbabel-comet==2.2.7" "setuptools<82"
     comet-env/bin/python reproduction/comet_score.py --examples RESULTS/examples.jsonl RESULTS/*.txt
 
-Writes `comet/NAME.json` beside each NAME.txt. `pema evaluate --scores` reads it back and checks that it belongs to the
-same texts. In place of --examples (JSON lines with `source` and `target`): --sources and --references, one text a
-line, plain or gzipped. This file imports nothing of pema.
+Writes `comet/NAME.json` for each NAME.txt, in the same folder. `pema evaluate --scores` reads it and checks that it
+belongs to the same texts. Instead of --examples (JSON lines with `source` and `target`), --sources and --references
+give files with one text per line, plain or gzipped. This file does not import pema.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ MODEL = "Unbabel/wmt22-comet-da"
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file as pema reads them: they end at a line feed and nowhere else."""
+    """Read the lines of a UTF-8 file as pema does: only a line feed ends a line."""
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     lines = raw.decode("utf-8-sig").split("\n")
     return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
 
 
 def digest(texts: list[str]) -> str:
-    """SHA-256 over the texts, as `pema.evaluation.elsewhere` takes it."""
+    """Return the SHA-256 of the texts; see `pema.evaluation.elsewhere`."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def aligned(path: Path, hypotheses: list[str], references: list[str]) -> None:
-    """Refuse a file with another number of lines than the references."""
+    """Refuse a file whose number of lines differs from that of the references."""
     if len(hypotheses) != len(references):
-        raise SystemExit(f"{path} has {len(hypotheses)} lines where {len(references)} belong, one a reference.")
+        raise SystemExit(f"{path} has {len(hypotheses)} lines, expected {len(references)}, one per reference.")
 
 
 def comet_version() -> str:
-    """The version of unbabel-comet that is installed."""
+    """Return the installed version of unbabel-comet."""
     try:
         return version("unbabel-comet")
     except PackageNotFoundError:
@@ -49,7 +49,7 @@ def comet_version() -> str:
 
 
 def load(name: str) -> Any:  # noqa: ANN401
-    """A COMET model: of the hub, or a checkpoint on the disk."""
+    """Load a COMET model from the hub, or from a checkpoint file."""
     try:
         from comet import download_model, load_from_checkpoint
     except ImportError as error:
@@ -60,7 +60,7 @@ def load(name: str) -> Any:  # noqa: ANN401
 
 
 def texts(args: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """The sources and references."""
+    """Read the sources and references."""
     if args.examples is not None:
         rows = [json.loads(line) for line in read_lines(args.examples)]
         return [row["source"] for row in rows], [
@@ -72,9 +72,9 @@ def texts(args: argparse.Namespace) -> tuple[list[str], list[str]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Score every file of hypotheses."""
+    """Score all files of hypotheses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("hypotheses", type=Path, nargs="+", help="generated texts, one a line")
+    parser.add_argument("hypotheses", type=Path, nargs="+", help="generated texts, one per line")
     parser.add_argument("--examples", type=Path, help="JSON lines with source and target")
     parser.add_argument("--sources", type=Path)
     parser.add_argument("--references", type=Path)
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     for path, hypotheses in systems.items():
         aligned(path, hypotheses, references)
     model = load(args.model)
-    # A checkpoint on the disk is called by its file's digest, so that no path of this machine stands in a result.
+    # A checkpoint file is named by its digest, so that results contain no path of this machine.
     called = args.model
     if Path(called).is_file():
         called = f"{Path(called).name}@{hashlib.sha256(Path(called).read_bytes()).hexdigest()[:12]}"

@@ -1,11 +1,11 @@
-"""Turn the folder that `pema compare`, `pema sweep` or `pema demo` wrote into a committed file, and back.
+"""Conversion of the folders of `pema compare`, `pema sweep` and `pema demo` into committed files, and back.
 
     python -m reproduction.folders pack runs/results/support reproduction/results/compare/support.jsonl
     python -m reproduction.folders pack demo.json reproduction/results/demo.jsonl
     python -m reproduction.folders unpack reproduction/results/compare/support.jsonl runs/results/support
 
-`pack` takes the file of `pema demo --json` too. An unpacked folder is what it was, so `pema report` shows it. Test
-examples go along where the project may pass them on: those of the package, and those that it makes itself.
+`pack` also reads the file of `pema demo --json`. An unpacked folder equals the original, so `pema report` can show it.
+Test examples are included if the project may redistribute them: bundled data, and synthetic data.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from reproduction.lines import RUN, TEXTS, read_lines, read_runs, write_lines
 
 EXAMPLES = "examples"
 SHIPPED = frozenset({SUPPORT, *map(data_name, TASKS)})
-"""Names of the data whose sentences the project may pass on."""
+"""Names of the data whose sentences the project may redistribute."""
 
 
 def pack(folder: Path) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ def pack_demo(file: Path) -> list[dict[str, Any]]:
 
 
 def unpack(file: Path, folder: Path) -> None:
-    """Write the folder that a file was packed from; the whole folder appears at once.
+    """Write the folder that a file was packed from, atomically.
 
     Raises:
         DataError: the file holds no experiment with its comparison.
@@ -65,7 +65,7 @@ def unpack(file: Path, folder: Path) -> None:
     lines = read_lines(file)
     fields: dict[str, Any] = {name: value for line in lines if RUN not in line for name, value in line.items()}
     if not {"experiment", "comparison"} <= set(fields):
-        raise DataError(f"{file} holds no line `experiment` or none `comparison`: it was not packed from a folder.")
+        raise DataError(f"{file} lacks the line `experiment` or `comparison`: it was not packed from a folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with writing(folder) as temporary:
         temporary.mkdir()
@@ -95,7 +95,7 @@ def run_into(file: Path, experiment: Experiment, work: Path) -> None:
 
 
 def main() -> None:
-    """Pack or unpack what the command line names."""
+    """Pack or unpack the paths of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("pack", "unpack"))
     parser.add_argument("source", type=Path, help="the folder to pack, or the file to unpack")

@@ -1,8 +1,8 @@
-"""Committed results: one file of JSON lines an experiment, one line a run.
+"""Committed results: one file of JSON lines per experiment, one line per run.
 
-A line that has a `run` is the result of the run of that name, with its signature. A comparison's file holds lines of
-its own for `experiment` (what all runs have in common), `comparison` (what was found on the test examples) and, where
-their licence allows it, `examples`.
+A line with the field `run` is the result of that run, with its signature. The file of a comparison has further lines:
+`experiment` (the facts common to all runs), `comparison` (the results on the test examples) and, if their licence
+allows it, `examples`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pema.errors import DataError
 from pema.files import parse_json, writing
 
 RUN = "run"
-"""The field with a run's name."""
+"""Field with the name of a run."""
 
 TEXTS = "texts"
-"""The field with a run's hypotheses."""
+"""Field with the hypotheses of a run."""
 
 SUFFIX = ".jsonl"
 
 
 def files(folder: Path) -> list[Path]:
-    """The files of results in a folder, in the order of their experiments' names."""
+    """Return the files of results in a folder, sorted by the names of their experiments."""
     return sorted(folder.glob(f"*{SUFFIX}"), key=lambda file: file.stem)
 
 
@@ -33,7 +33,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read every line of a file.
 
     Raises:
-        DataError: the file cannot be read, or a line is no JSON object; the message names the line.
+        DataError: the file cannot be read, or a line is not a JSON object; the message names the line.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -43,7 +43,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file, atomically."""
     text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as temporary:
@@ -51,20 +51,20 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_runs(path: Path) -> dict[str, dict[str, Any]]:
-    """Read the runs of a file by name, in the order of its lines; none where there is no file.
+    """Read the runs of a file by name, in the order of its lines; none if there is no file.
 
     Raises:
-        DataError: see `read_lines`; or two lines are of one run.
+        DataError: see `read_lines`; or two lines belong to the same run.
     """
     runs: dict[str, dict[str, Any]] = {}
     for line in read_lines(path) if path.exists() else ():
         if RUN in line:
             if line[RUN] in runs:
-                raise DataError(f"{path} holds the run {line[RUN]!r} twice. Remove one of the lines.")
+                raise DataError(f"{path} contains the run {line[RUN]!r} twice. Remove one of the lines.")
             runs[line[RUN]] = line
     return runs
 
 
 def put_run(path: Path, name: str, result: Mapping[str, Any]) -> None:
-    """Write the result of a run into a file of runs: in its old place where the file has one, else at the end."""
+    """Write the result of a run into a file of runs: in place of its previous result, else at the end."""
     write_lines(path, (read_runs(path) | {name: {RUN: name, **result}}).values())

@@ -1,4 +1,4 @@
-"""The pages that show committed results, and which command makes which number."""
+"""The pages of committed results, and the command behind every number."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PLM_CARD = ROOT / "src" / "pema" / "plm" / "tatoeba-en-de-9m" / "README.md"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where numbers come from.
+    """Origin of numbers.
 
     Attributes:
         numbers: what they are.
@@ -49,12 +49,12 @@ def results() -> str:
 
 
 def paper() -> str:
-    """What was run of the paper's experiments: the WMT22 slice, with small PLMs."""
+    """Return the paper's experiments that were run: the WMT22 slice, with small PLMs."""
     return "".join(comparisons.comparison(name) for name in PAPER)
 
 
 def chosen() -> str:
-    """What preset `best` was chosen by."""
+    """Return the figures by which preset `best` was chosen."""
     return presets.presets() + vocabulary.vocabulary()
 
 
@@ -63,7 +63,7 @@ README, PAPER = ROOT / "README.md", ("wmt22", "wmt22-14m")
 
 
 def origins() -> list[Origin]:
-    """Where every number that README and docs show comes from."""
+    """Return the origins of all numbers in README and docs."""
     compared = files(comparisons.FOLDER)
     embedded = {results.about.name for results in comparisons.embedded()}
     summarised = tuple(file for file in compared if file.stem in embedded)
@@ -103,7 +103,7 @@ def _comparison(name: str) -> Path:
 
 
 def table() -> str:
-    """One row for each of them."""
+    """Return a table of all origins."""
     text = head(["numbers", "page", "command", "results, in `reproduction/results/`"])
     for origin in origins():
         name = origin.page.relative_to(ROOT).as_posix()
@@ -126,10 +126,10 @@ BLOCKS: dict[Path, Callable[[], str]] = {
     DOCS / "reproduction.md": table,
     DOCS / "settings.md": settings.settings,
 }
-"""By page, what makes the part between its markers."""
+"""Writers of the generated part of each page."""
 
 
 def write_pages() -> None:
-    """Write those parts."""
+    """Write the generated parts of all pages."""
     for page, made in BLOCKS.items():
         replace_block(page, made())

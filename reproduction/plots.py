@@ -1,4 +1,4 @@
-"""The plot of a study, as an SVG file that is the same, to the byte, for the same results and version of matplotlib."""
+"""Plots of studies as SVG files, identical to the byte for equal results and version of matplotlib."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#e4e4e4",
     "axes.axisbelow": True,
     "legend.frameon": False,
-    # A panel of its own, so that it can be read on a dark page too.
+    # An opaque panel, so that it can also be read on a dark page.
     "figure.facecolor": "#ffffff",
     "savefig.facecolor": "#ffffff",
 }
@@ -41,11 +41,11 @@ AXES = {
     "plm": "parameters of the PLM (millions)",
     "examples": "training examples",
 }
-"""Titles of horizontal axes, where it is not the setting's name."""
+"""Titles of horizontal axes that are not the setting's name."""
 
 
 def line_plot(results: Results, x: str, facet: str | None) -> bytes:
-    """Every measure against a swept setting, one line for each of the other settings.
+    """Plot every measure against a swept setting, with one line per other setting.
 
     Args:
         results: of the study.
@@ -127,7 +127,7 @@ def _wide(axes: Axes, lines: Sequence[Line], which: Literal["x", "y"]) -> None:
 
 
 def dot_plot(results: Results) -> bytes:
-    """Every measure of every method; the PLM alone is a vertical line."""
+    """Plot every measure of every method; the PLM alone is a vertical line."""
     lines = [line for line in lines_of(results) if not line.is_plm]
     measures = _measures(results)
     with mpl.rc_context(STYLE):
@@ -158,7 +158,7 @@ def dot_plot(results: Results) -> bytes:
 
 
 def _measures(results: Results) -> list[str]:
-    """The metrics on test, then the perplexity on dev."""
+    """Return the metrics on test, then the perplexity on dev."""
     return [*results.metrics, DEV]
 
 

@@ -1,9 +1,9 @@
-"""The studies: run them, and write their pages in `docs/studies/`.
+"""The studies: their runs, and their pages in `docs/studies/`.
 
     python -m reproduction.studies FOLDER
 
-FOLDER holds what `python -m reproduction.data.real` wrote and, for the study of PLM size, folders of PLMs. What is
-finished in the folder of `--work` is skipped, so a study that was stopped goes on where it was; a finished one goes to
+FOLDER contains the output of `python -m reproduction.data.real` and, for the study of PLM size, folders of PLMs.
+Finished runs in the folder of `--work` are skipped, so that an interrupted study continues; a finished study goes to
 `reproduction/results/studies/NAME.jsonl`.
 """
 
@@ -32,13 +32,13 @@ CONFIGS, RESULTS, PAGES = paths.CONFIGS / "studies", paths.RESULTS / "studies", 
 
 @dataclass(frozen=True)
 class Study:
-    """What a study asks and how its plot shows it.
+    """Question and plot of a study.
 
     Attributes:
-        question: in one sentence.
-        x: the swept setting on the plot's horizontal axis; None: one row a method.
-        facet: a setting with a column of panels for each of its values.
-        kind: what the config is for.
+        question: the question in one sentence.
+        x: the swept setting on the plot's horizontal axis; None: one row per method.
+        facet: a setting with one column of panels per value.
+        kind: `compare` or `sweep`.
         shipped: whether its data lie in the repository, at paths from the config.
     """
 
@@ -51,37 +51,37 @@ class Study:
 
 STUDIES = {
     "rank": Study(
-        "Is quality flat in the rank r, as LoRA's paper finds for itself, or does the last layer want more?", "rank"
+        "Is quality flat in the rank r, as LoRA's paper finds for itself, or does the last layer need more?", "rank"
     ),
     "schedules": Study(
-        "Which course of the mixture weight, and which lambda_max, for which contexts?", "lambda_max", "contexts"
+        "Which schedule of the mixture weight, and which lambda_max, for which contexts?", "lambda_max", "contexts"
     ),
     "memory-size": Study("Where does quality level off as the memory grows?", "examples"),
-    "ablations": Study("What do the residual, the activation, the width and the seen vocabulary each do?"),
-    "kappa": Study("How much reconstruction should the joint loss have?", "kappa"),
-    "targets": Study("With contexts that the PLM predicted: targets by position, or aligned?"),
+    "ablations": Study("What is the effect of the residual, the activation, the width and the seen vocabulary?"),
+    "kappa": Study("How much weight should reconstruction have in the joint loss?", "kappa"),
+    "targets": Study("With contexts predicted by the PLM: targets by position, or aligned?"),
     "equal-time": Study("What do full fine-tuning and LoRA reach in the time that PEMA trains?", kind="compare"),
     "plm-size": Study("Does PEMA help a larger PLM as much as a smaller one?", "plm"),
-    "classification": Study("A task with one word to say: which department?", kind="compare", shipped=True),
-    "qa": Study("A task with a few words to find: what does the text answer?", kind="compare", shipped=True),
-    "summarisation": Study("A task with a sentence to write: what is the ticket about?", kind="compare", shipped=True),
+    "classification": Study("A task with a one-word output: which department?", kind="compare", shipped=True),
+    "qa": Study("A task with a short output: which answer does the text contain?", kind="compare", shipped=True),
+    "summarisation": Study("A task with a sentence as output: what is the ticket about?", kind="compare", shipped=True),
 }
-"""By name, in the order in which they are run."""
+"""Studies by name, in the order in which they are run."""
 
 
 def run(folder: Path, work: Path, names: Sequence[str]) -> list[str]:
-    """Run these studies.
+    """Run studies.
 
     Args:
-        folder: data and PLMs.
-        work: memories, trained models and single runs; what is finished there is skipped.
-        names: of studies.
+        folder: folder of data and PLMs.
+        work: folder of memories, trained models and runs; finished ones are skipped.
+        names: names of studies.
 
     Returns:
         Why the ones that failed did; the others are run nevertheless.
     """
     failed, work = [], work.resolve()
-    # A PLM's folder is named from the working directory.
+    # A PLM's folder is relative to the working directory.
     with contextlib.chdir(folder):
         for name in names:
             print(f"{name} ...", flush=True)
@@ -96,28 +96,28 @@ def run(folder: Path, work: Path, names: Sequence[str]) -> list[str]:
 
 
 def results_of(name: str) -> Path:
-    """The file with the results of a study."""
+    """Return the file with the results of a study."""
     return RESULTS / f"{name}{SUFFIX}"
 
 
 def command(name: str) -> str:
-    """What makes the results of a study."""
+    """Return the command that produces the results of a study."""
     return f"pema {STUDIES[name].kind} reproduction/configs/studies/{name}.toml"
 
 
 def finished() -> list[str]:
-    """The studies that have results."""
+    """Return the studies that have results."""
     return [name for name in STUDIES if results_of(name).exists()]
 
 
 def plot(name: str) -> bytes:
-    """The SVG file of a study."""
+    """Return the SVG file of a study."""
     study, results = STUDIES[name], read_results(results_of(name))
     return dot_plot(results) if study.x is None else line_plot(results, study.x, study.facet)
 
 
 def block(name: str) -> str:
-    """What stands between the markers of a study's page."""
+    """Return the generated part of a study's page."""
     results = read_results(results_of(name))
     return (
         f"![{results.about.title}]({name}.svg)\n\n"
@@ -128,10 +128,10 @@ def block(name: str) -> str:
 
 
 def table(results: Results) -> str:
-    """All lines, and what they are means of."""
+    """Return the table of all lines, with a note about the means."""
     about, lines = results.about, lines_of(results)
     measured = [line for line in lines if line.mean(DEV) is not None]
-    # Perplexities of different PLMs are of different tokens.
+    # Perplexities of different PLMs refer to different tokens.
     comparable = measured if PLM not in (about.axes or {}) else []
     chosen = min(comparable, key=lambda line: line.mean(DEV) or 0.0, default=None)
     text = head(["", *map(title_of, (*results.metrics, DEV, PARAMETERS, SECONDS))])
@@ -140,7 +140,7 @@ def table(results: Results) -> str:
         cells += [f"**{line.text(DEV)}**" if line is chosen else line.text(DEV)]
         text += row([line.title, *cells, text_of(PARAMETERS, line.mean(PARAMETERS)), line.text(SECONDS)])
     data, seeds = about.data, ", ".join(map(str, about.seeds))
-    text += f"\n{data.name}: {data.train:,} examples to learn from, {data.dev} dev, {data.test} test. "
+    text += f"\n{data.name}: {data.train:,} training examples, {data.dev} dev, {data.test} test. "
     text += f"Mean ± standard deviation over seeds {seeds}" if len(about.seeds) > 1 else f"Seed {seeds}"
     if about.reference is not None:
         text += f"; + better, - worse than {about.reference} (paired bootstrap over test sentences, p < 0.05)"
@@ -148,13 +148,13 @@ def table(results: Results) -> str:
 
 
 def index() -> str:
-    """One line a study that has results."""
+    """Return one line per study with results."""
     titles = {name: read_results(results_of(name)).about.title for name in finished()}
     return "".join(f"- [{title}]({name}.md): {STUDIES[name].question}\n" for name, title in titles.items())
 
 
 def write_pages() -> None:
-    """Write the plot and the block of every study with results, and the index; a new page is begun."""
+    """Write the plot and the generated part of every study with results, and the index; create missing pages."""
     for name in finished():
         page = PAGES / f"{name}.md"
         if not page.exists():

@@ -1,6 +1,7 @@
-"""Attack server, client and files: `python -m reproduction.attack`; `make attack` writes the table of SECURITY.md too.
+"""Attacks on server, client and files: `python -m reproduction.attack`.
 
-Bounded in time and in size, over the loopback only. Exits with 1 where something fell.
+`make attack` also writes the table of SECURITY.md.
+They are bounded in time and in size, over the loopback only. The exit code is 1 if something fell.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ FILES = {
         "tests/adapter/test_hostile_adapters.py",
     ],
 }
-"""Attacks on files are tests: what each is made of."""
+"""Test files of each attack on files."""
 
 
 def attack(code: Path, chosen: list[str]) -> dict[str, Any]:
-    """Attack a checkout: for each attack what held, what fell, and figures."""
+    """Attack a checkout; return for each attack what held, what fell, and figures."""
     results: dict[str, Any] = {}
     for name, run in server.ATTACKS.items():
         if not chosen or name in chosen:
@@ -77,11 +78,11 @@ def tested(code: Path, files: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Attack, print, and write what was asked for."""
+    """Attack, print the results, and write them on request."""
     parser = argparse.ArgumentParser(prog="python -m reproduction.attack", description=__doc__)
     parser.add_argument("--write", metavar="RUN", help=f"write the figures into {FILE.name} as this run")
-    parser.add_argument("--code", type=Path, default=ROOT, help="the checkout that is attacked; by default this one")
-    parser.add_argument("--only", nargs="+", default=[], help="names of attacks; figures of the others stay")
+    parser.add_argument("--code", type=Path, default=ROOT, help="checkout to attack; by default this one")
+    parser.add_argument("--only", nargs="+", default=[], help="names of attacks; figures of the others are kept")
     given = parser.parse_args()
     results = attack(given.code.resolve(), given.only)
     text = head(["tried", "held", "fell", "figures"])
@@ -93,7 +94,7 @@ def main() -> None:
         commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         kept = read_runs(FILE).get(given.write, {"results": {}})["results"] if given.only else {}
         put_run(FILE, given.write, {"commit": commit, "results": kept | results, "signature": signature({}, 0)})
-    # That an earlier checkout falls is what its run is for.
+    # Older checkouts are run to show what fell.
     sys.exit(int(given.write in (None, AFTER) and any(one["fell"] for one in results.values())))
 
 

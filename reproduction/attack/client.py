@@ -1,6 +1,6 @@
-"""Attacks of a server on its client, in a process of its own: `python -m reproduction.attack.client FOLDER OUT`.
+"""Attacks of a server on its client, in a separate process: `python -m reproduction.attack.client FOLDER OUT`.
 
-FOLDER is the checkout whose client is attacked; the hostile answers are those of this checkout's tests.
+FOLDER is the checkout whose client is attacked; the hostile answers come from the tests of this checkout.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent.parent.parent
 
 
 def hostile_answers() -> ModuleType:
-    """The tests' hostile server."""
+    """Return the answers of the tests' hostile server."""
     path = HERE / "tests" / "serving" / "hostile_server.py"
     spec = importlib.util.spec_from_file_location("hostile_server", path)
     assert spec is not None
@@ -31,7 +31,7 @@ def hostile_answers() -> ModuleType:
 
 
 def hostile(client: Any, server: ModuleType) -> dict[str, Any]:  # noqa: ANN401
-    """Every hostile answer: refused by name, taken for good, or a bare exception."""
+    """Count the hostile answers that are refused by name, accepted, or raise a bare exception."""
     from pema.errors import PemaError
 
     outcomes: dict[str, list[str]] = {"refused": [], "taken": [], "bare": []}
@@ -41,7 +41,7 @@ def hostile(client: Any, server: ModuleType) -> dict[str, Any]:  # noqa: ANN401
         try:
             server.use(client, change)
         except PemaError as error:
-            # A message that a terminal obeys is no refusal.
+            # A message with terminal control sequences is not a proper refusal.
             outcomes["refused" if str(error).isprintable() else "bare"].append(name)
         except Exception:
             outcomes["bare"].append(name)
@@ -54,7 +54,7 @@ def hostile(client: Any, server: ModuleType) -> dict[str, Any]:  # noqa: ANN401
 
 
 def code(client: Any, server: ModuleType) -> dict[str, Any]:  # noqa: ANN401
-    """A tokenizer that brings code, and somebody who answers every question with y."""
+    """Attack with a tokenizer that contains code, and a user who answers every question with y."""
     with tempfile.TemporaryDirectory() as folder:
         mark = Path(folder) / "ran"
         brought = (
@@ -80,7 +80,7 @@ def code(client: Any, server: ModuleType) -> dict[str, Any]:  # noqa: ANN401
 
 
 def certificate(_client: Any, server: ModuleType) -> dict[str, Any]:  # noqa: ANN401
-    """A certificate that nobody trusts."""
+    """Attack with an untrusted certificate."""
     import ssl
 
     import trustme
@@ -105,7 +105,7 @@ ATTACKS = {
 
 
 def main() -> None:
-    """Attack the client of a checkout, and write what held."""
+    """Attack the client of a checkout, and write the results."""
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     sys.path[:0] = [str(folder / part) for part in ("tests/serving", "tests")]
     served, tiny = (importlib.import_module(name) for name in ("served", "tiny"))
@@ -115,11 +115,11 @@ def main() -> None:
 
     server = hostile_answers()
     plm = LocalPLM(tiny.build_model("llama"), tiny.build_tokenizer())
-    # An earlier checkout has fewer limits.
+    # Older checkouts have fewer limits.
     limits = {name: 100_000 for name in ("sessions", "heads_per_hour") if name in Limits.model_fields}
     results = {}
     for name, attack in ATTACKS.items():
-        # What an attack leaves open does not keep the next from being tried.
+        # Connections that an attack leaves open must not prevent the next attack.
         with served.served(plm, **limits) as client:
             results[name] = attack(client, server)
     out.write_text(json.dumps(results), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Attacks on `pema serve`: every one over the loopback, bounded in time and in size, against a process of its own."""
+"""Attacks on `pema serve`, each over the loopback, bounded in time and in size, against a separate process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KEYED = "".join(
 LARGE: dict[str, Any] = {"sequences": [[1] * 500] * 32, "starts": [1] * 32, "dtype": "float32"}
 
 Held = dict[str, Any]
-"""What an attack found: `held` and `fell`, counted in things tried, and `figures`, texts that say how far it went."""
+"""Result of an attack: the numbers of attempts that `held` and `fell`, and `figures`, a text of measurements."""
 
 
 class Server:
@@ -49,13 +49,13 @@ class Server:
         self.url, self.process, self._log = url, process, log
 
     def client(self, key: str | None = None) -> httpx2.Client:
-        """A client with some key."""
+        """Return a client with a key."""
         headers = {} if key is None else {"Authorization": f"Bearer {KEYS[key]}"}
         limits = httpx2.Limits(max_connections=400)
         return httpx2.Client(base_url=self.url, headers=headers, timeout=PATIENCE, limits=limits)
 
     def dial(self, receive: int | None = None) -> socket.socket:
-        """A raw connection; `receive` bounds what the system keeps of an answer."""
+        """Open a raw connection; `receive` bounds the system's buffer of an answer."""
         connection = socket.socket()
         if receive is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
@@ -65,22 +65,22 @@ class Server:
         return connection
 
     def resident(self) -> int:
-        """Bytes of memory that the process holds."""
+        """Return the resident bytes of the process."""
         pages = Path(f"/proc/{self.process.pid}/statm").read_text(encoding="ascii").split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def lines(self) -> list[str]:
-        """What it has logged."""
+        """Return the lines of its log."""
         return self._log.read_text(encoding="utf-8").splitlines()
 
     def foreign_lines(self) -> int:
-        """How many lines of it are no JSON."""
+        """Return the number of lines of the log that are not JSON."""
         return sum(not _is_json(line) for line in self.lines())
 
 
 @contextlib.contextmanager
 def serving(code: Path, policy: str = "") -> Iterator[Server]:
-    """The server of a checkout, ready."""
+    """Run the server of a checkout; yield it when it is ready."""
     with tempfile.TemporaryDirectory(prefix="pema-attack-") as name:
         folder = Path(name)
         (folder / "policy.toml").write_text(policy, encoding="utf-8")
@@ -103,7 +103,7 @@ def serving(code: Path, policy: str = "") -> Iterator[Server]:
                     if time.monotonic() > deadline:
                         raise SystemExit("the server does not become ready")
                     time.sleep(0.1)
-                client.post("/v1/represent", json=GOOD)  # The first use tries short cuts.
+                client.post("/v1/represent", json=GOOD)  # The first use tries optimisations.
             yield server
         finally:
             process.kill()
@@ -112,7 +112,7 @@ def serving(code: Path, policy: str = "") -> Iterator[Server]:
 
 
 class HealthWatch:
-    """Asks for health all the time, and notes the longest wait and the most memory."""
+    """Thread that requests the health endpoint repeatedly, and records the longest wait and the peak memory."""
 
     def __init__(self, server: Server) -> None:
         self._server, self._over = server, threading.Event()
@@ -130,7 +130,7 @@ class HealthWatch:
 
     @property
     def grown(self) -> int:
-        """The most memory that came on top, in MiB."""
+        """Peak memory above that at the start, in MiB."""
         return max(0, self.peak - self.before) // MIB
 
     def _watch(self) -> None:
@@ -169,7 +169,7 @@ BODIES = {
 
 
 def malformed_bodies(code: Path) -> Held:
-    """Bodies of 1 MiB that are no request, while another client asks for health."""
+    """Send malformed bodies of 1 MiB while another client requests the health endpoint."""
     held, worst, slowest = 0, "", 0.0
     with serving(code) as server, server.client() as client, HealthWatch(server) as watched:
         for name, body in BODIES.items():
@@ -186,7 +186,7 @@ def malformed_bodies(code: Path) -> Held:
 
 
 def padded_steps(code: Path) -> Held:
-    """One session of 500 tokens beside many of 2, stepped at once; and one row that becomes 256."""
+    """Step one session of 500 tokens and many of 2 at once; expand one row to 256."""
     with serving(code) as server, server.client() as client:
         sessions = [_open(client, [[1] * 500])]
         sessions += [_open(client, [[1, 2]] * 256) for _ in range(7)]
@@ -213,7 +213,7 @@ def padded_steps(code: Path) -> Held:
 
 
 def crowding_out(code: Path) -> Held:
-    """A key that opens sessions until another key's are gone."""
+    """Open sessions with one key until those of another key are gone."""
     policy = KEYED + "[limits]\nsession_bytes = 20_000_000\nsessions = 100\n"
     with serving(code, policy) as server, server.client("quiet") as quiet, server.client("greedy") as greedy:
         paths = [_open(quiet, [[1] * 100]) for _ in range(10)]
@@ -225,7 +225,7 @@ def crowding_out(code: Path) -> Held:
 
 
 def silent_connections(code: Path) -> Held:
-    """Connections that say nothing, and then some requests of an honest client."""
+    """Open silent connections, then send some requests of an honest client."""
     _allow_files(4096)
     served, waits = 0, []
     with contextlib.ExitStack() as stack, serving(code) as server:
@@ -244,7 +244,7 @@ def silent_connections(code: Path) -> Held:
 
 
 def endless_bodies(code: Path) -> Held:
-    """Bodies without end behind a 401 and a 413."""
+    """Send endless bodies after a 401 and a 413."""
     taken = []
     with serving(code, KEYED) as server:
         for key in ("wrong", KEYS["quiet"]):
@@ -265,10 +265,10 @@ def endless_bodies(code: Path) -> Held:
 
 
 def unread_answers(code: Path) -> Held:
-    """Thirty answers of 20 MB that nobody reads: how much is kept, and for how long."""
+    """Request thirty answers of 20 MB without reading them; measure how much is kept, and for how long."""
     with serving(code) as server:
         with server.client() as client:
-            client.post("/v1/represent", json=LARGE)  # What the PLM itself takes is no fault.
+            client.post("/v1/represent", json=LARGE)  # The memory of the PLM itself is not a fault.
         with contextlib.ExitStack() as stack, HealthWatch(server) as watched:
             for _ in range(30):
                 connection = stack.enter_context(server.dial(4096))
@@ -286,7 +286,7 @@ def unread_answers(code: Path) -> Held:
 
 
 def abandoned_work(code: Path) -> Held:
-    """Requests whose client leaves at once, and others that a full queue turns away: what is charged."""
+    """Send requests and leave at once, others to a full queue; measure the charged tokens."""
     policy = KEYED.replace('name = "greedy"\n', 'name = "greedy"\nendpoints = ["represent", "metrics"]\n')
     with serving(code, policy + "[limits]\nqueue_requests = 4\n") as server, server.client("greedy") as client:
         with ThreadPoolExecutor(40) as pool:
@@ -309,7 +309,7 @@ def abandoned_work(code: Path) -> Held:
 
 
 def garbage(code: Path) -> Held:
-    """Bytes that are no HTTP."""
+    """Send bytes that are not HTTP."""
     dice, held = random.Random(0), 0
     with serving(code) as server, server.client() as client:
         for i in range(200):
@@ -322,7 +322,7 @@ def garbage(code: Path) -> Held:
 
 
 def rebinding(code: Path) -> Held:
-    """Requests of a web page whose name was bound to this machine anew, and what the page of documentation loads."""
+    """Send requests of a web page by DNS rebinding; check what the documentation page loads."""
     with serving(code) as server, server.client() as client:
         host = {"Host": "evil.example:8000"}
         let_in = [path for path in ("/v1/plm", "/v1/head") if client.get(path, headers=host).is_success]
@@ -332,7 +332,7 @@ def rebinding(code: Path) -> Held:
 
 
 def signals(code: Path) -> Held:
-    """A second SIGTERM while a request is under way."""
+    """Send a second SIGTERM during a request."""
     with serving(code, "[batching]\nwindow_ms = 8000\n") as server, ThreadPoolExecutor(1) as pool:
         pool.submit(lambda: httpx2.post(f"{server.url}/v1/represent", json=GOOD, timeout=PATIENCE))
         time.sleep(0.7)
@@ -392,5 +392,5 @@ def _allow_files(count: int) -> None:
 
 
 def _usual_files() -> None:
-    """What a process is given on most machines, whatever the attacker has."""
+    """Set the usual limit of open files, independent of the attacker's limit."""
     _allow_files(1024)

@@ -1,7 +1,7 @@
-"""Run the benchmarks: `python -m reproduction.benchmarks`.
+"""Command line of the benchmarks: `python -m reproduction.benchmarks`.
 
-Each writes a line of the file of results, in place of the one that it wrote before with the same PLM and corpus. With
-`--corpus none` the sentences are made up.
+Each benchmark writes one line of the results file, which replaces its previous line with the same PLM and corpus.
+With `--corpus none` the sentences are synthetic.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from reproduction.tables.benchmarks import FILE
 
 CONSOLE = Console(highlight=False)
 WIDTH = 170
-"""Of the tables where the output is not a terminal."""
+"""Width of the tables if the output is not a terminal."""
 
 
 def child(what: str, options: Options, folder: Path, **more: str) -> dict[str, Any]:
-    """Run `reproduction.benchmarks.process` and read what it measured."""
+    """Run `reproduction.benchmarks.process` and read its result."""
     out = folder / "out.json"
     out.unlink(missing_ok=True)
     given = ["--options", json.dumps(options.to_dict()), "--folder", str(folder), "--out", str(out)]
@@ -41,7 +41,7 @@ def child(what: str, options: Options, folder: Path, **more: str) -> dict[str, A
 
 
 def name_of(result: Mapping[str, Any]) -> str:
-    """Name the run in the file of results: the benchmark, with PLM and corpus where they are not the usual ones."""
+    """Return the name of the run in the results: the benchmark, with PLM and corpus if they are not the defaults."""
     config, usual = result["signature"]["config"], Options().to_dict()
     return ", ".join(
         [result["benchmark"], *(config[name] for name in ("plm", "corpus") if config[name] != usual[name])]
@@ -49,7 +49,7 @@ def name_of(result: Mapping[str, Any]) -> str:
 
 
 def table_of(results: list[dict[str, Any]]) -> Table:
-    """One line per comparison."""
+    """Build a table with one line per comparison."""
     table = Table(title="Benchmarks")
     for title in ("", "what", "measured", "against", "ratio", "aim", ""):
         table.add_column(title, justify="right" if title in ("measured", "ratio", "aim") else "left")
@@ -64,7 +64,7 @@ def table_of(results: list[dict[str, Any]]) -> Table:
 
 
 def memory_table_of(results: list[dict[str, Any]]) -> Table:
-    """One line per process."""
+    """Build a table with one line per process."""
     table = Table(title="Peak memory above that of importing")
     for title in ("", "part", "MB"):
         table.add_column(title, justify="right" if title == "MB" else "left")
@@ -75,17 +75,17 @@ def memory_table_of(results: list[dict[str, Any]]) -> Table:
 
 
 def main() -> None:
-    """Run what was asked for, write the results, print them."""
+    """Run the requested benchmarks, and write and print the results."""
     parser = argparse.ArgumentParser(prog="python -m reproduction.benchmarks", description=__doc__)
     parser.add_argument("--plm", default="embedded", help="the PLM: embedded, or a folder")
     parser.add_argument("--corpus", default=DEMO, help="TSV of source and target; the demo's sentences; or none")
-    parser.add_argument("-o", "--output", type=Path, default=FILE, help="file of the results; others of it stay")
+    parser.add_argument("-o", "--output", type=Path, default=FILE, help="results file; other results in it are kept")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="run only these")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of torch")
     parser.add_argument("--repeats", type=int, default=Options.repeats, help="timed rounds")
-    parser.add_argument("--examples", type=int, default=Options.examples, help="most examples of the corpus")
+    parser.add_argument("--examples", type=int, default=Options.examples, help="maximum number of examples")
     parser.add_argument(
-        "--sgd-seconds", type=float, default=Options.sgd_seconds, help="most time of a gradient descent"
+        "--sgd-seconds", type=float, default=Options.sgd_seconds, help="maximum time of a gradient descent"
     )
     parser.add_argument("--options", default="{}", help="JSON of further fields of benchmarks.options.Options")
     given = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Step 1: tokens a second of `represent` and of the whole `build_memory`, against the PLM's bare forward pass.
+"""Step 1: tokens per second of `represent` and of the whole `build_memory`, against the PLM's bare forward pass.
 
 The bare forward pass ("replayed") is every call that a build makes of the PLM's base model (the module below the LM
-head), recorded and made again with the same inputs: the same length-bucketed batches, the same padding, the same cache
-of the shared instruction; no LM head, no tap, nothing kept of what comes out. "Unshared" is the base model on the same
-sequences, bucketed by length in the same way, with the instruction computed anew in every row: what a build without
-the shared instruction would stand on. A token is one that the PLM reads in the unshared pass, padding excluded; the
-rate of every variant is over these, so rates compare as times do.
+head), recorded and repeated with the same inputs: the same length-bucketed batches, the same padding, the same cache
+of the shared instruction; no LM head, no tap, and outputs are discarded. "Unshared" is the base model on the same
+sequences, bucketed by length in the same way, with the instruction computed again in every row, as in a build without
+the shared instruction. A token is one that the PLM reads in the unshared pass, without padding; the rate of every
+variant is per these tokens, so that rates compare as times do.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ AIM = ">= 0.85"
 
 
 class BuildingCase:
-    """A PLM and a corpus, and the variants that are timed on them."""
+    """A PLM and a corpus, and the variants that are timed with them."""
 
     def __init__(self, options: Options, folder: Path) -> None:
         self.plm = LocalPLM.load(options.plm)
@@ -62,33 +62,33 @@ class BuildingCase:
         return called[0]
 
     def build(self) -> None:
-        """The whole of `build_memory`, into an empty folder."""
+        """Run `build_memory` into an empty folder."""
         build_memory(self.plm, self.examples, task(), self.output, batch_tokens=BATCH_TOKENS)
 
     def clear(self) -> None:
-        """Make room for the next build."""
+        """Remove the memory before the next build."""
         shutil.rmtree(self.output, ignore_errors=True)
 
     def groups(self) -> Iterator[range]:
-        """The examples that `build_memory` asks for at a time."""
+        """Return the groups of examples that `build_memory` requests."""
         count = len(self.sequences)
         size = BuildConfig().examples_per_shard
         for start in range(0, count, size):
             yield range(start, min(start + size, count))
 
     def encode(self) -> None:
-        """Tokenising and checking."""
+        """Tokenise and check the examples."""
         Tokens.encode(self.plm, task().template, self.examples)
 
     def represent(self) -> None:
-        """`represent`, for the groups of examples that `build_memory` asks for."""
+        """Run `represent` for the groups of examples that `build_memory` requests."""
         for group in self.groups():
             asked = [self.sequences[i] for i in group], [self.starts[i] for i in group]
             for _ in self.plm.represent(*asked, batch_tokens=BATCH_TOKENS):
                 pass
 
     def recorded(self) -> list[dict[str, Any]]:
-        """The arguments of every call that `represent` makes of the base model."""
+        """Return the arguments of every call of the base model by `represent`."""
         calls: list[dict[str, Any]] = []
         names, state = inspect.signature(self.base.forward), state_argument(self.base)
 
@@ -105,14 +105,14 @@ class BuildingCase:
 
     @torch.inference_mode()
     def replay(self, calls: list[dict[str, Any]]) -> None:
-        """Make recorded calls again."""
+        """Repeat recorded calls."""
         state = state_argument(self.base)
         for call in calls:
             self.base(**with_fresh(call, state))
 
     @torch.inference_mode()
     def unshared(self) -> None:
-        """The base model on whole sequences."""
+        """Run the base model on whole sequences."""
         for group in self.groups():
             for batch in length_batches([len(self.sequences[i]) for i in group], BATCH_TOKENS):
                 tokens = pad_right([self.sequences[group[i]][:-1] for i in batch])
@@ -120,12 +120,12 @@ class BuildingCase:
 
 
 def with_fresh(call: dict[str, Any], state: str | None) -> dict[str, Any]:
-    """The arguments of a call with a state of its own, under the name `state`; None for a model that keeps none."""
+    """Return the arguments of a call with a separate state, called `state`; None if the model has no state."""
     return call if state is None else call | {state: fresh(call.get(state))}
 
 
 def fresh(cache: Any) -> Any:  # noqa: ANN401
-    """A key-value cache that a forward pass may fill, on the same keys and values."""
+    """Return a key-value cache that a forward pass may fill, with the same keys and values."""
     if cache is None:
         return None
     copied = copy.copy(cache)
@@ -134,9 +134,9 @@ def fresh(cache: Any) -> Any:  # noqa: ANN401
 
 
 def run(options: Options, folder: Path) -> dict[str, Any]:
-    """Measure every variant in alternation."""
+    """Measure all variants in alternation."""
     building = BuildingCase(options, folder)
-    building.represent()  # The first use tries the short cuts.
+    building.represent()  # The first use tries optimisations.
     building.clear()
     building.build()  # The first build hashes the weights.
     calls = building.recorded()
@@ -185,7 +185,7 @@ def run(options: Options, folder: Path) -> dict[str, Any]:
 
 
 def parts(options: Options, folder: Path) -> dict[str, Run]:
-    """What is run once more in a process of its own, for its peak memory; the PLM's weights are in all of them."""
+    """Return the parts to run in separate processes for their peak memory, each including the PLM's weights."""
 
     def represent() -> None:
         BuildingCase(options, folder / "peak").represent()

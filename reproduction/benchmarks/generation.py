@@ -1,9 +1,9 @@
-"""Step 4: seconds a token with the adapter plugged in, against the PLM without it, by the model's own `generate`.
+"""Step 4: seconds per token with the adapter attached, against the PLM without it, by the model's own `generate`.
 
 Greedy, a fixed number of new tokens for every row (`min_new_tokens` keeps the end-of-sequence token out, with and
-without the adapter alike), prompts of the corpus with left padding; the prompt's own pass is in the time. The weight is
-a constant 0.5, so that the adapter works at every step: Gradual Unrolling leaves it out where its weight is zero, and
-costs less. The adapters have random weights of the presets' shapes.
+without the adapter), prompts of the corpus with left padding; the time includes the pass over the prompt. The weight is
+a constant 0.5, so that the adapter works at every step: Gradual Unrolling omits it if its weight is zero, and costs
+less. The adapters have random weights of the presets' shapes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from reproduction.benchmarks.timing import Run, alternate, breakdown, paired_rat
 
 AIM = "<= 1.05"
 ROUNDS = {1: 4, 32: 2}
-"""Timed rounds for each of `Options.repeats`, by batch size: short runs are repeated more."""
+"""Number of timed rounds for each of `Options.repeats`, by batch size: short runs are repeated more often."""
 
 
 class GenerationCase:
@@ -45,7 +45,7 @@ class GenerationCase:
 
     @torch.no_grad()
     def generate(self) -> Tensor:
-        """(batch, columns + new tokens)."""
+        """Generate: (batch, columns + new tokens)."""
         out: Tensor = self.plm.model.generate(
             input_ids=self.ids,
             attention_mask=self.mask,
@@ -58,13 +58,13 @@ class GenerationCase:
         return out
 
     def with_adapter(self, adapter: Adapter) -> Tensor:
-        """The same with `adapter` at the output head."""
+        """Generate with `adapter` at the output head."""
         with attach(self.plm.model, adapter, self.plm.head(), Constant(0.5)):
             return self.generate()
 
 
 def run(options: Options, _folder: Path) -> dict[str, Any]:
-    """Measure every batch size, with and without an adapter."""
+    """Measure all batch sizes, with and without an adapter."""
     plm = LocalPLM.load(options.plm)
     d, V = plm.description.d, plm.description.vocabulary_size
     adapters = {name: random_adapter(name, d, V, options.seed) for name in TIMED}
@@ -104,7 +104,7 @@ def _with(generating: GenerationCase, adapter: Adapter) -> Run:
 
 
 def stages(plm: LocalPLM, adapter: Adapter, batch_size: int, options: Options) -> dict[str, float]:
-    """What the adapter adds to a step, each alone: its own products, the second product with W_hd, the mixture."""
+    """Measure the adapter's parts of a step separately: its own products, the second product with W_hd, the mixture."""
     d, V = plm.description.d, plm.description.vocabulary_size
     f, logits = torch.randn(batch_size, d), torch.randn(batch_size, 2, V)
     weight, half = plm.head().weight, torch.full((batch_size, 1, 1), 0.5).log()
@@ -121,7 +121,7 @@ def stages(plm: LocalPLM, adapter: Adapter, batch_size: int, options: Options) -
 
 
 def parts(options: Options, _folder: Path) -> dict[str, Run]:
-    """What is run once more in a process of its own, for its peak memory; the PLM's weights are in all of them."""
+    """Return the parts to run in separate processes for their peak memory, each including the PLM's weights."""
 
     def one(name: str | None, batch_size: int) -> Run:
         def generate() -> None:

@@ -31,16 +31,16 @@ PAIRS_PER_SHARD = 8192
 WORDS = "the house order is small please your we will send today parcel when can you tell me if that was a new one"
 
 TIMED = {name: PRESETS[name] for name in ("paper", "best")}
-"""The presets that are timed; `private` has a loop of its own, which no benchmark measures."""
+"""Timed presets; `private` has a separate loop, which no benchmark measures."""
 
 
 def task() -> Task:
-    """The task whose prompts are used everywhere."""
+    """Return the task of all prompts."""
     return get_task("translation")
 
 
 def examples(options: Options) -> list[Example]:
-    """The corpus's first examples, or made-up ones."""
+    """Return the first examples of the corpus, or synthetic ones."""
     if options.corpus == NONE:
         draw = random.Random(options.seed)
         sentences = [
@@ -52,7 +52,7 @@ def examples(options: Options) -> list[Example]:
 
 
 def plm_memory(options: Options, folder: Path, plm: LocalPLM | None = None) -> Memory:
-    """The memory of the corpus in `teacher` mode, built on first use."""
+    """Return the memory of the corpus in `teacher` mode, built on first use."""
     path = folder / "memory"
     if not path.exists():
         build_memory(plm or LocalPLM.load(options.plm), examples(options), task(), path)
@@ -62,7 +62,7 @@ def plm_memory(options: Options, folder: Path, plm: LocalPLM | None = None) -> M
 def synthetic_memory(
     options: Options, shape: Shape, folder: Path, *, stored: torch.dtype = torch.float32, to_learn: bool = True
 ) -> Memory:
-    """Representations and targets for a head of `shape`, written on first use.
+    """Return a synthetic memory for a head of `shape`, written on first use.
 
     f = U s g with g from N(0, 1), s falling as 1 / sqrt(1 + i) and U a random rotation, as the spectrum of a PLM's
     representations falls; W_hd from N(0, 1 / d); targets drawn from softmax(4 W_hd f), float16 storage.
@@ -135,7 +135,7 @@ def _draw(head: Head, U: Tensor, count: int, draw: torch.Generator, to_learn: bo
 
 
 def random_adapter(preset: str, d: int, vocabulary_size: int, seed: int = 0) -> Adapter:
-    """An adapter of a preset's shape with random weights, so that it changes what it is plugged into."""
+    """Return an adapter of a preset's shape with random weights, so that it has an effect."""
     config = TIMED[preset].fitted(d)
     shape = AdapterConfig(d, vocabulary_size, config.rank, residual=config.residual, activation=config.activation)
     adapter = Adapter(shape, seed=seed).requires_grad_(False)
@@ -144,5 +144,5 @@ def random_adapter(preset: str, d: int, vocabulary_size: int, seed: int = 0) -> 
 
 
 def rows_of(view: View, batch_size: int = 8192) -> Tensor:
-    """All representations of a view, (pairs, d) float32."""
+    """Return all representations of a view, (pairs, d) float32."""
     return torch.cat([batch.representations for batch in view.batches(batch_size)])

@@ -1,12 +1,12 @@
-"""Step 3: pairs a second of the training loop, against the bare matrix products and against the published loop.
+"""Step 3: pairs per second of the training loop, against the bare matrix products and against the published loop.
 
-The bare products of a batch are those that no way of training can leave out: z = f A^T, h = z B_pd^T, p = h W_hd^T
+The bare products of a batch are those that every training needs: z = f A^T, h = z B_pd^T, p = h W_hd^T
 forward; dh = p W_hd, dB_pd = dh^T z, dz = dh B_pd, dA = dz^T f backward; in the same dtype, on the same batch sizes,
-into buffers that are made once. Nothing else: no dropout, no softmax, no loss, no optimizer, no reading, and not the
-two products with B_rct either, which preset `paper` also needs.
+into buffers that are allocated once. There is nothing else: no dropout, no softmax, no loss, no optimizer, no reading,
+and not the two products with B_rct, which preset `paper` also needs.
 
 pema's loop is `pema.adapter.joint`'s own, from the memory on disk: reading, shuffling, dropout, loss, gradients,
-clipping, optimizer, log. The published loop is the plain rendering in `published.py`.
+clipping, optimizer, log. The published loop is the reimplementation in `published.py`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ AIM = ">= 0.7"
 
 
 class Loop:
-    """pema's training loop on all pairs of a memory, one pass at a time."""
+    """The training loop of pema on all pairs of a memory, one pass at a time."""
 
     def __init__(self, memory: Memory, config: TrainConfig, folder: Path) -> None:
-        # The clock stops before the schedule's end is near: the learning rate does not change what a step costs.
+        # The measurement ends long before the schedule: the learning rate does not change the cost of a step.
         config = replace(config.fitted(memory.d), dev_fraction=0.0, epochs=10_000, device="cpu")
         shutil.rmtree(folder, ignore_errors=True)
         digest = str(memory.manifest.to_dict()["digest"])
@@ -47,13 +47,13 @@ class Loop:
         self.config = config
 
     def a_pass(self) -> None:
-        """Every pair once."""
+        """Process every pair once."""
         self.run.epoch(lambda *_args, **_note: None)
         self.run.state.epoch, self.run.state.batch = self.run.state.epoch + 1, 0
 
 
 class Products:
-    """The bare matrix products of one pass over f (n, d)."""
+    """Bare matrix products of one pass over f (n, d)."""
 
     def __init__(self, f: Tensor, W_hd: Tensor, rank: int, batch_size: int, dtype: torch.dtype) -> None:
         (_, d), V = f.shape, W_hd.shape[0]
@@ -66,7 +66,7 @@ class Products:
 
     @torch.no_grad()
     def a_pass(self) -> None:
-        """Every pair once."""
+        """Process every pair once."""
         for f in self.batches:
             z, h, p, dh, dz = (buffer[: len(f)] for buffer in self.buffers.values())
             torch.mm(f, self.A.T, out=z)
@@ -79,7 +79,7 @@ class Products:
 
 
 def published_loop(options: Options, memory: Memory, folder: Path) -> tuple[Callable[[], float], int]:
-    """The published loop for some batches, with preset `paper`'s rank and kappa; and its pairs."""
+    """Return the published loop for some batches, with rank and kappa of preset `paper`, and its number of pairs."""
     config = TIMED["paper"].fitted(memory.d)
     A, B_rct, _ = closed_form(memory.view(), config.rank, memory.d)
     del A
@@ -92,7 +92,7 @@ def published_loop(options: Options, memory: Memory, folder: Path) -> tuple[Call
     rows = Rows(*files, memory.d)
     W_hd = head.weight.float()
     adapter = PublishedAdapter(memory.d, config.rank)
-    # The published scaling by 1 / r belongs to A: what B_rct reads of a trained A is as large as in the closed form.
+    # The published scaling by 1 / r belongs to A, so that the input of B_rct is as large as in the closed form.
     B_rct = B_rct * config.rank
     size, steps = options.published_batch, options.published_steps
 
@@ -110,7 +110,7 @@ def run(options: Options, folder: Path) -> dict[str, Any]:
 
 
 def at_shape(options: Options, shape: Shape, folder: Path) -> dict[str, Any]:
-    """Both presets at one shape."""
+    """Measure both presets at one shape."""
     torch.manual_seed(options.seed)
     memory = synthetic_memory(options, shape, folder)
     f, W_hd = rows_of(memory.view()), memory.head().weight.float()
@@ -156,7 +156,7 @@ def at_shape(options: Options, shape: Shape, folder: Path) -> dict[str, Any]:
 def stages(
     loop: Loop, products: Products, memory: Memory, passes: dict[str, list[float]], repeats: int
 ) -> dict[str, float]:
-    """Seconds that stages of one pass take alone; `other` is what they leave of the pass."""
+    """Return the seconds of each stage of one pass alone; `other` is the rest of the pass."""
     config, steps = loop.config, len(products.batches)
     f = products.batches[0].float()
     y = next(memory.view().batches(len(f))).targets
@@ -201,7 +201,7 @@ def stages(
 
 
 def parts(options: Options, folder: Path) -> dict[str, Run]:
-    """What is run once more in a process of its own, for its peak memory."""
+    """Return the parts to run in separate processes for their peak memory."""
     shape = options.shapes[0]
 
     def preset(name: str) -> Run:

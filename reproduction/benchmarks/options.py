@@ -1,4 +1,4 @@
-"""What a run of the benchmarks is given: one frozen value that travels to every process and into every signature."""
+"""Options of the benchmarks: one frozen value, passed to every process and stored in every signature."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class Shape:
-    """A head that adapters are trained for: d, the width of its input, and V, its rows; r for preset `best`."""
+    """Shape of a head: d, the width of its input, and V, its number of rows; r for preset `best`."""
 
     name: str
     d: int
@@ -21,7 +21,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured, and for how long.
+    """Extent of the measurements.
 
     Attributes:
         plm: the PLM of the benchmarks that need one: "embedded" or a folder.
@@ -62,11 +62,11 @@ class Options:
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
+        """Return JSON-ready values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Options:
-        """The inverse of `to_dict`."""
+        """Build the options from the result of `to_dict`."""
         listed = {name: tuple(values[name]) for name in ("ranks", "batch_sizes")}
         return cls(**values | listed | {"shapes": tuple(Shape(**shape) for shape in values["shapes"])})

@@ -1,6 +1,6 @@
-"""One benchmark, or one part of one, in a process of its own, started by `__main__`.
+"""One benchmark, or one part of one, in a separate process started by `__main__`.
 
-Peak memory is the most that such a process had resident, less that of one that only imports.
+Peak memory is the peak resident size of such a process, minus that of a process that only imports.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def load(options: Options) -> dict[str, Any]:
 
 
 def measure(name: str, options: Options, folder: Path) -> dict[str, Any]:
-    """The result of one benchmark, with its signature, without its peak memory."""
+    """Return the result of one benchmark with its signature, without its peak memory."""
     import torch
 
     from pema.signature import signature
@@ -52,7 +52,7 @@ def measure(name: str, options: Options, folder: Path) -> dict[str, Any]:
 
 
 def prepare(options: Options, folder: Path) -> None:
-    """Write the inputs that several processes read."""
+    """Write the inputs of several processes."""
     load(options)
     from reproduction.benchmarks.inputs import plm_memory, synthetic_memory
 
@@ -62,7 +62,7 @@ def prepare(options: Options, folder: Path) -> None:
 
 
 def main() -> None:
-    """Do one thing and write what came of it, as JSON, to a file."""
+    """Run one task and write its result as JSON to a file."""
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=("imports", "prepare", "list", "part", *NAMES))
     parser.add_argument("--name", choices=NAMES)

@@ -1,15 +1,15 @@
-"""A plain rendering of the published procedure, written from its description of the steps, to measure against.
+"""A reimplementation of the published procedure from its description, as a baseline of measurements.
 
-What it keeps of the published training code: a data set that hands out one row at a time from a float32 memory map,
+It has these parts of the published training code: a data set that returns one row at a time from a float32 memory map,
 collated into batches; batches in stored order; LoRA's linear layer with alpha = 1, so that every product of A is
-divided by r, with A from U(-1/sqrt(d), 1/sqrt(d)) and B zero; dropout 0.2 on the layer's input, drawn anew for each of
+divided by r, with A from U(-1/sqrt(d), 1/sqrt(d)) and B zero; dropout 0.2 on the layer's input, drawn again for each of
 its two outputs; the logits of the whole batch in float32 through autograd; Adam with learning rate 1e-3; the published
 commands' batch sizes (20,480 pairs for reconstruction, 2,048 for joint retraining); a check on the held-out pairs every
 100 steps, and an end where the error is higher than at both checks before.
 
-What it leaves out, in the published code's favour: printing and TensorBoard at every step, saving at every check, and
-worker processes for reading (on a CPU they would take the cores that train). Its final layer norm is left out too,
-because a representation here is what W_hd reads.
+It omits, in favour of the published code: printing and TensorBoard at every step, saving at every check, and worker
+processes for reading (on a CPU they would take cores from training). It also omits the final layer norm, because a
+representation here is the input of W_hd.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EPOCHS = 200
 
 
 class PublishedAdapter(nn.Module):
-    """y = drop(f) A^T B^T / r and z = drop(f) A^T / r."""
+    """Published adapter: y = drop(f) A^T B^T / r and z = drop(f) A^T / r."""
 
     def __init__(self, d: int, rank: int, dropout: float = DROPOUT) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class PublishedAdapter(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, f: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, d) -> (n, d), (n, r)."""
+        """Return y and z of f: (n, d) -> (n, d), (n, r)."""
         y = (self.dropout(f) @ self.A.T @ self.B.T) * self.scaling
         z = (self.dropout(f) @ self.A.T) * self.scaling
         return y, z
@@ -55,7 +55,7 @@ class PublishedAdapter(nn.Module):
 def joint_loss(
     adapter: PublishedAdapter, B_rct: Tensor, W_hd: Tensor, f: Tensor, targets: Tensor, kappa: float
 ) -> Tensor:
-    """L = kappa * MSE(B_rct z, f) + (1 - kappa) * CE(W_hd y, targets): f (n, d), targets (n,), W_hd (V, d)."""
+    """Return L = kappa * MSE(B_rct z, f) + (1 - kappa) * CE(W_hd y, targets): f (n, d), targets (n,), W_hd (V, d)."""
     y, z = adapter(f)
     reconstruction = nn.functional.mse_loss((z @ B_rct.T).reshape(-1), f.reshape(-1))
     prediction = nn.functional.cross_entropy(y @ W_hd.T, targets)
@@ -63,7 +63,7 @@ def joint_loss(
 
 
 class Rows(Dataset[tuple[Tensor, Tensor]]):
-    """One (representation, target) at a time, from float32 and int32 memory maps."""
+    """Data set of single pairs (representation, target) from float32 and int32 memory maps."""
 
     def __init__(self, representations: Path, targets: Path, d: int) -> None:
         self.representations = np.memmap(representations, np.float32, "r").reshape(-1, d)
@@ -79,7 +79,7 @@ class Rows(Dataset[tuple[Tensor, Tensor]]):
 def train_joint(
     rows: Rows, adapter: PublishedAdapter, B_rct: Tensor, W_hd: Tensor, kappa: float, steps: int, batch_size: int
 ) -> float:
-    """Train for `steps` batches, from the first row on; the mean loss."""
+    """Train for `steps` batches, from the first row on, and return the mean loss."""
     adam = torch.optim.Adam(adapter.parameters(), lr=LEARNING_RATE)
     adapter.train()
     total = 0.0
@@ -104,7 +104,7 @@ def _endless(loader: DataLoader[tuple[Tensor, Tensor]], steps: int) -> Iterator[
 
 @dataclass(frozen=True)
 class Procedure:
-    """How reconstruction is learnt by gradient descent.
+    """Procedure of learning the reconstruction by gradient descent.
 
     Attributes:
         batch_size: pairs in a step.
@@ -130,12 +130,12 @@ PROCEDURES = {
     "published code": Procedure(),
     "paper, at its best": Procedure(256, 0, 3, scaled=False, dropout=0.0, shuffled=True),
 }
-"""The published code's own settings; and what the paper describes with every choice in its favour."""
+"""Settings of the published code, and those of the paper's description with the best choices."""
 
 
 @dataclass
 class DescentResult:
-    """What a run of gradient descent came to: errors are means over pairs and entries of (f - B A f)^2."""
+    """Result of a gradient descent; errors are means over pairs and entries of (f - B A f)^2."""
 
     seconds: float
     seconds_to_best: float
@@ -145,12 +145,12 @@ class DescentResult:
     stopped: str
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
+        """Return JSON-ready values."""
         return asdict(self)
 
 
 def learn_reconstruction(f: Tensor, held_out: Tensor, rank: int, how: Procedure, limit_seconds: float) -> DescentResult:
-    """Adam on A and B over f (n, d), in RAM, for at most `limit_seconds`; the best it reached on `held_out` (m, d)."""
+    """Run Adam on A and B over f (n, d) in RAM for at most `limit_seconds`; return the best on `held_out` (m, d)."""
     n, d = f.shape
     adapter = PublishedAdapter(d, rank, how.dropout)
     if not how.scaled:

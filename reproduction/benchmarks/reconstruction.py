@@ -1,8 +1,8 @@
 """Step 2: the closed form against the paper's gradient descent, on the same memory.
 
 Both learn on the same training part of a PLM's memory and are compared on the same held-out part. The closed form reads
-the memory from disk; gradient descent is given its representations in RAM. Its time counts to where it stopped, and
-`seconds_to_best` to where its held-out error was lowest.
+the memory from disk; gradient descent has its representations in RAM. Its time is measured until it stops, and
+`seconds_to_best` until its lowest held-out error.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ AIM = ">= 1000"
 
 
 def ranks(options: Options, d: int) -> list[int]:
-    """The ranks that are measured: below d, without repetition."""
+    """Return the ranks to measure: below d, without repetition."""
     return list(dict.fromkeys(r for r in (rank or d // 4 for rank in options.ranks) if 0 < r < d))
 
 
 def run(options: Options, folder: Path) -> dict[str, Any]:
-    """Measure every rank."""
+    """Measure all ranks."""
     memory = plm_memory(options, folder)
     train, held_out = memory.split(DEV_FRACTION, options.seed)
     result = [at_rank(options, train, held_out, rank, memory.d) for rank in ranks(options, memory.d)]
@@ -54,12 +54,12 @@ def run(options: Options, folder: Path) -> dict[str, Any]:
 
 
 def procedures(options: Options) -> dict[str, Any]:
-    """The variants of gradient descent, with no more passes than the options allow."""
+    """Return the variants of gradient descent, with the options' limit of passes."""
     return {name: replace(how, epochs=min(how.epochs, options.sgd_epochs)) for name, how in PROCEDURES.items()}
 
 
 def at_rank(options: Options, train: View, held_out: View, rank: int, d: int) -> dict[str, Any]:
-    """Both ways at one rank."""
+    """Measure both procedures at one rank."""
     times = alternate({"closed_form": lambda: closed_form(train, rank, d)}, options.repeats)["closed_form"]
     A, B_rct, error = closed_form(train, rank, d)
     closed = timing(times) | {
@@ -79,7 +79,7 @@ def at_rank(options: Options, train: View, held_out: View, rank: int, d: int) ->
 
 
 def stages(view: View, d: int, repeats: int) -> dict[str, float]:
-    """Seconds of the closed form's stages, each alone: reading, the d x d products, the eigendecomposition."""
+    """Return the seconds of each stage of the closed form: reading, the d x d products, the eigendecomposition."""
     f = rows_of(view)
     moment = (f.T @ f).double() / len(f)
 
@@ -96,7 +96,7 @@ def stages(view: View, d: int, repeats: int) -> dict[str, float]:
 
 
 def parts(options: Options, folder: Path) -> dict[str, Run]:
-    """What is run once more in a process of its own, for its peak memory."""
+    """Return the parts to run in separate processes for their peak memory."""
 
     def split() -> tuple[Memory, View, View]:
         memory = Memory.open(folder / "memory")

@@ -1,8 +1,8 @@
-"""The owner's server over loopback: representations a second, latency, bytes and memory, against the PLM in process.
+"""The owner's server over loopback: representations per second, latency, bytes and memory, against the PLM in process.
 
-The server is a process of its own with one thread of torch, so that it and its clients have a core each on a machine of
-two; what it is measured against has one thread too. Clients are threads of one process, each with a connection of its
-own; each sends the same requests one after the other for a fixed time. Latency is that of whole requests.
+The server is a separate process with one thread of torch, so that it and its clients have a core each on a machine with
+two; the baseline also has one thread. Clients are threads of one process, each with its own connection; each sends the
+same requests one after the other for a fixed time. Latency is that of complete requests.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from reproduction.benchmarks.timing import Run, alternate, paired_ratio, row, si
 
 CLIENTS = (1, 4, 16)
 SEQUENCES = 8
-"""In one request."""
+"""Number of sequences per request."""
 
 BATCH_TOKENS = 8192
 
 
 class CountingTransport(httpx2.HTTPTransport):
-    """Counts the bytes of bodies that cross."""
+    """Transport that counts the bytes of bodies."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sent = self.received = self.requests = 0
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send one request and count what crosses."""
+        """Send one request and count the bytes of both bodies."""
         response = super().handle_request(request)
         response.read()
         self.requests += 1
@@ -59,7 +59,7 @@ class CountingTransport(httpx2.HTTPTransport):
 
 @contextlib.contextmanager
 def serving(plm: str) -> Iterator[str]:
-    """The address of a server that is ready."""
+    """Run a server; yield its address when it is ready."""
     command = [sys.executable, "-c", "from pema.cli import main; main()", "serve", plm, "--port", "0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -119,7 +119,7 @@ def run(options: Options, folder: Path) -> dict[str, Any]:
 
 
 def bare_rate(plm: LocalPLM, sequences: list[list[int]], starts: list[int]) -> float:
-    """Representations a second of `represent` on the whole corpus, in this process."""
+    """Return the representations per second of `represent` on the whole corpus, in this process."""
 
     def once() -> None:
         for _ in plm.represent(sequences, starts, batch_tokens=BATCH_TOKENS):
@@ -131,7 +131,7 @@ def bare_rate(plm: LocalPLM, sequences: list[list[int]], starts: list[int]) -> f
 
 
 def under_load(url: str, requests: list[Any], clients: int, bare: float, serve_seconds: float) -> dict[str, Any]:
-    """What so many clients get who ask all the time."""
+    """Measure the rate and latency of a number of clients that send requests continuously."""
     latencies: list[float] = []
     count = 0
     end = time.perf_counter() + serve_seconds
@@ -170,7 +170,7 @@ def under_load(url: str, requests: list[Any], clients: int, bare: float, serve_s
 
 
 def build(plm: LocalPLM, url: str, options: Options, folder: Path) -> dict[str, Any]:
-    """A memory built through the server against one built in the process."""
+    """Measure the build of a memory through the server against a build in the process."""
     corpus = examples(options)
     counting = CountingTransport()
     remote = RemotePLM(url, connection=Connection(url, transport=counting))
@@ -198,7 +198,7 @@ def build(plm: LocalPLM, url: str, options: Options, folder: Path) -> dict[str, 
 
 
 def generation(plm: LocalPLM, url: str, options: Options) -> list[dict[str, Any]]:
-    """Milliseconds a step and bytes a token of the PLM alone, greedy, over loopback against the process."""
+    """Measure milliseconds per step and bytes per token of the PLM alone, greedy, over loopback against the process."""
     results = []
     for batch_size in options.batch_sizes:
         sources = [one.source for one in examples(options)[:batch_size]]
@@ -238,7 +238,7 @@ def generation(plm: LocalPLM, url: str, options: Options) -> list[dict[str, Any]
 
 
 def session_bytes(url: str, sequences: list[list[int]]) -> dict[str, Any]:
-    """What the server holds for one session, as its own metrics say."""
+    """Return the bytes of one session according to the server's metrics."""
     plm = RemotePLM(url)
     prompt = max(sequences, key=len)
     session = plm.open_session([prompt])
@@ -249,5 +249,5 @@ def session_bytes(url: str, sequences: list[list[int]]) -> dict[str, Any]:
 
 
 def parts(_options: Options, _folder: Path) -> dict[str, Run]:
-    """The server is a process of its own: nothing is run again here for its peak memory."""
+    """Return no parts: the server is a separate process, whose memory is measured already."""
     return {}

@@ -1,4 +1,4 @@
-"""Timings that can be compared: variants in alternation, all values kept, medians beside the extremes."""
+"""Comparable timings: variants in alternation, with medians and extremes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Run = Callable[[], object]
 
 
 def seconds(run: Run) -> float:
-    """Seconds that one call takes."""
+    """Return the seconds of one call."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
 
 
 def alternate(runs: Mapping[str, Run], repeats: int, *, warm_up: int = 1) -> dict[str, list[float]]:
-    """Time each of `runs` `repeats` times, A B C A B C ..., so that a slow moment of the machine meets them all."""
+    """Time each of `runs` `repeats` times, A B C A B C ..., so that a slow phase of the machine affects all."""
     for _ in range(warm_up):
         for run in runs.values():
             run()
@@ -33,7 +33,7 @@ def alternate(runs: Mapping[str, Run], repeats: int, *, warm_up: int = 1) -> dic
 
 
 def timing(times: Sequence[float]) -> dict[str, Any]:
-    """Median, extremes and number of repeated timings, in seconds."""
+    """Return median, extremes and number of repeated timings, in seconds."""
     return {
         "median_seconds": significant(statistics.median(times)),
         "min_seconds": significant(min(times)),
@@ -43,17 +43,17 @@ def timing(times: Sequence[float]) -> dict[str, Any]:
 
 
 def rate(work: float, unit: str, times: Sequence[float]) -> dict[str, Any]:
-    """`timing`, and `work` units a second at the median time."""
+    """Return `timing`, and units of `work` per second at the median time."""
     return timing(times) | {f"{unit}_per_second": significant(work / statistics.median(times))}
 
 
 def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
-    """Median over the rounds of `alternate` of one variant's time over another's in the same round."""
+    """Return the median over rounds of `alternate` of one variant's time divided by another's in the same round."""
     return significant(statistics.median(a / b for a, b in zip(numerator, denominator, strict=True)))
 
 
 def row(what: str, value: float, unit: str, against: str, ratio: float, aim: str) -> dict[str, Any]:
-    """One line of a result's summary; `aim` is a comparison of the ratio with a number, such as `>= 0.85`, or ``."""
+    """Return one line of a result's summary; `aim` compares the ratio with a number, such as `>= 0.85`, or is empty."""
     sign, _, number = aim.partition(" ")
     met = None if not aim else ratio >= float(number) if sign == ">=" else ratio <= float(number)
     return {
@@ -68,7 +68,7 @@ def row(what: str, value: float, unit: str, against: str, ratio: float, aim: str
 
 
 def significant(value: float, digits: int = 4) -> float:
-    """`value` with that many significant digits."""
+    """Round `value` to a number of significant digits."""
     return float(f"{value:.{digits}g}")
 
 
@@ -82,11 +82,11 @@ KINDS = {
         r"|select|as_strided|narrow|embedding|expand|view|reshape|transpose|t|flatten|split\w*"
     ),
 }
-"""Operators of torch's profiler by the kind of work they do, as patterns of whole names."""
+"""Patterns of the names of operators in torch's profiler, by kind of work."""
 
 
 def breakdown(run: Run) -> dict[str, Any]:
-    """Where the time of one call goes: shares of it inside torch's operators by kind, the rest as `outside torch`.
+    """Return the shares of a call's time in torch's operators by kind, and the rest as `outside torch`.
 
     The profiler slows small operators down, so these are shares of its own run, not of the timings.
     """
@@ -102,6 +102,6 @@ def breakdown(run: Run) -> dict[str, Any]:
 
 
 def kind_of(operator: str) -> str:
-    """The kind of work that an operator of torch's profiler does."""
+    """Return the kind of work of an operator in torch's profiler."""
     name = operator.removeprefix("aten::")
     return next((kind for kind, names in KINDS.items() if re.fullmatch(names, name)), "other operators")

@@ -1,1 +1,1 @@
-"""Real data as files, and data that the project makes itself."""
+"""Real data as files, and synthetic data of the project."""

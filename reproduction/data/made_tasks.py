@@ -1,9 +1,9 @@
-"""Data of three tasks, made from the grammars beside this file: classification, question answering, summarisation.
+"""Synthetic data of three tasks, from the grammars in this folder: classification, question answering, summarisation.
 
     python -m reproduction.data.made_tasks    write reproduction/data/made
 
-Every sentence of the grammars belongs to train, dev or test, and so does every word that fills them. The same grammars
-give the same bytes.
+Every sentence of the grammars belongs to train, dev or test, and so does every word of the slots. The output is
+deterministic.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def grammar(name: str) -> dict[str, Any]:
 
 
 class SlotWords:
-    """Words for the slots of one example, drawn when they are first asked for: `object1` and `object2` differ."""
+    """Words for the slots of one example, drawn on first use: `object1` and `object2` differ."""
 
     def __init__(self, words: Words, draw: random.Random) -> None:
         self._words, self._draw = words, draw
@@ -55,17 +55,17 @@ class SlotWords:
         return self._drawn[slot]
 
     def english(self, template: str) -> str:
-        """The sentence: slots filled, `an` where a vowel follows, and a capital letter at the start."""
+        """Return the sentence with filled slots, `an` before vowels, and a capital letter at the start."""
         text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", SLOT.sub(lambda slot: self[slot[1]][0], template))
         return START.sub(lambda letter: letter[0].upper(), text)
 
     def german(self, template: str) -> str:
-        """The same in German; a slot stands for a subject."""
+        """Return the German sentence, in which a slot is a subject."""
         return START.sub(lambda letter: letter[0].upper(), SLOT.sub(lambda slot: self[slot[1]][1], template))
 
 
 def classification(part: str, words: Words, draw: random.Random) -> Iterator[Maker]:
-    """A message: perhaps an opening, the request, perhaps an aside about another department's matter."""
+    """Draw a message: the request, with an optional opening and an optional aside about another department."""
     grams = grammar("classification")
     labels, phrases, given = grams["labels"], grams["phrases"], grams[part]
     requests = {label: cycle(shuffled(given["requests"][label], draw)) for label in labels}
@@ -88,7 +88,7 @@ def classification(part: str, words: Words, draw: random.Random) -> Iterator[Mak
 
 
 def qa(part: str, words: Words, draw: random.Random) -> Iterator[Maker]:
-    """A context, a line break and a question; the answer in German."""
+    """Draw a context, a line break and a question, with the answer in German."""
     asked = [
         (each["context"], question, slot)
         for each in grammar("qa")[part]
@@ -103,7 +103,7 @@ def qa(part: str, words: Words, draw: random.Random) -> Iterator[Maker]:
 
 
 def summarisation(part: str, words: Words, draw: random.Random) -> Iterator[Maker]:
-    """A ticket: an opening, then the request among one or two asides; the summary in German."""
+    """Draw a ticket: an opening, and the request among one or two asides; with the summary in German."""
     summaries, given = grammar("summarisation")["summaries"], grammar("summarisation")[part]
     requests = {kind: cycle(shuffled(given["requests"][kind], draw)) for kind in summaries}
 
@@ -125,12 +125,12 @@ TASKS: dict[str, Callable[[str, Words, random.Random], Iterator[Maker]]] = {
 
 
 def shuffled(values: list[Any], draw: random.Random) -> list[Any]:
-    """The values in random order."""
+    """Return the values in random order."""
     return draw.sample(values, len(values))
 
 
 def made(task: str, part: str) -> list[Pair]:
-    """The examples of one part, no source twice, in random order."""
+    """Return the examples of one part in random order, without duplicate sources."""
     draw = random.Random(f"{task} {part}")
     words = {slot: [tuple(word) for word in some] for slot, some in grammar("words")[part].items()}
     pairs: dict[str, str] = {}
@@ -143,19 +143,19 @@ def made(task: str, part: str) -> list[Pair]:
 
 
 def written(task: str, pairs: list[Pair]) -> str:
-    """The file's text: TSV, or JSONL where sources have a line break."""
+    """Return the file's text: TSV, or JSONL if sources have a line break."""
     if task == "qa":
         return "".join(json.dumps({"source": s, "target": t}, ensure_ascii=False) + "\n" for s, t in pairs)
     return "".join(f"{source}\t{target}\n" for source, target in pairs)
 
 
 def data_name(task: str) -> str:
-    """What configs and results call the data of a task."""
+    """Return the name of a task's data in configs and results."""
     return f"made-{task}"
 
 
 def file_of(task: str, part: str) -> Path:
-    """Where a part lies."""
+    """Return the file of a part."""
     return DATA / task / f"{part}.{'jsonl' if task == 'qa' else 'tsv'}"
 
 

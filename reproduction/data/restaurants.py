@@ -1,8 +1,8 @@
-"""The restaurants of the demo: the part of E2E NLG that the package ships.
+"""The restaurants of the demo: the bundled part of E2E NLG.
 
     python -m reproduction.data.restaurants DATA
 
-DATA holds the folder `e2e-nlg`. 47 records of its development set become dev data, the others train, each with one of
+DATA contains the folder `e2e-nlg`. 47 records of its development set are dev data, the others train, each with one of
 its texts. 100 records of its test set are kept, with all references.
 """
 
@@ -40,7 +40,7 @@ def parts(folder: Path) -> dict[str, list[dict[str, Any]]]:
 def main() -> None:
     """Write the files of the package."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("data", type=Path, help="folder that holds e2e-nlg")
+    parser.add_argument("data", type=Path, help="folder with e2e-nlg")
     for name, rows in parts(parser.parse_args().data / "e2e-nlg").items():
         with writing(RESTAURANTS_FOLDER / f"{name}.jsonl") as partial:
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]

@@ -2,8 +2,8 @@
 
     python -m reproduction.experiments.inspector -o runs/inspector
 
-Writes `docs/examples/inspector.html`; its adapter is preset `best` on teacher contexts, seed 0, and stays below the
-folder that `-o` names. The text is Gradual Unrolling's, so that the page shows both parties at work.
+Writes `docs/examples/inspector.html`; its adapter is preset `best` on teacher contexts, seed 0, and is stored below the
+folder of `-o`. The schedule is Gradual Unrolling, so that both the adapter and the PLM decide tokens.
 """
 
 from __future__ import annotations

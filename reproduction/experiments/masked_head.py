@@ -1,13 +1,13 @@
-"""The masked head on real data: what adapters lose by it (nothing), and what it hides of the embedding table.
+"""The masked head on real data: the quality of adapters (unchanged), and how well it hides the embedding table.
 
     python -m reproduction.experiments.masked_head DATA -o runs/masked_head
 
-DATA holds the folder `cocoa-mt-en-de`; without it the demo's customer-support sentences are used. Both presets are
-trained on teacher contexts of the embedded PLM, plain and masked, each seed with a mask of its own. Results go to
+DATA contains the folder `cocoa-mt-en-de`; without it the customer-support sentences are used. Both presets are
+trained on teacher contexts of the embedded PLM, plain and masked, each seed with its own mask. Results go to
 `reproduction/results/masked_head.jsonl`; finished ones are kept.
 
-A masked adapter is turned back for generating, P_PEMA being the same either way (`unmasked`): the plain PLM in the
-process then does what a decoding session of the masked one would.
+A masked adapter is rotated back for generation, which does not change P_PEMA (`unmasked`): then the plain PLM in the
+process gives the same texts as a decoding session of the masked PLM.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ KEPT = ("start_cross_entropy", "held_out_cross_entropy", "best_epoch", "epochs",
 
 
 def published_mask(seed: int) -> Mask:
-    """A mask whose secret stands here, so that the figures can be made again; it hides nothing."""
-    # The name that this module had when the masks were drawn: with another one they would be others.
+    """Return a mask with a public secret, so that the figures can be reproduced; it hides nothing."""
+    # The name of this module when the masks were first drawn: another name would give other masks.
     return Mask(hashlib.sha256(f"recipes.masked_head {seed}".encode()).digest())
 
 
 def unmasked(adapter: Adapter, Q: Tensor, description: PLMDescription) -> Adapter:
-    """The adapter that does with f what `adapter` does with Q f, its result being turned back.
+    """Return the adapter that maps f as `adapter` maps Q f, with the result rotated back.
 
     A (Q f) = (A Q) f and W_hd Q^T (B_pd z) = W_hd (Q^T B_pd) z; the norm of f, which gelu adapters divide by, is that
     of Q f. So P_PEMA is the same, to rounding.
@@ -106,12 +106,12 @@ def compare(plm: LocalPLM, data: Data, preset: str, seed: int, *, masked: bool, 
 
 
 def examples(data: Data, part: str) -> list[Example]:
-    """The examples of dev or test."""
+    """Return the examples of dev or test."""
     return list(data.dev if part == "dev" else data.test)
 
 
 def recovered(released: Tensor, table: Tensor) -> float:
-    """The share of released rows whose nearest row of the true table, by cosine, is their own.
+    """Return the share of released rows whose nearest row of the true table, by cosine, is their own.
 
     Args:
         released: (V, d).
@@ -123,14 +123,14 @@ def recovered(released: Tensor, table: Tensor) -> float:
 
 
 def solved(masked: Tensor, plain: Tensor) -> Tensor:
-    """The orthogonal matrix nearest to turning known rows into what they are (Procrustes): (n, d), (n, d) -> (d, d)."""
+    """Return the orthogonal matrix that best maps released rows to known ones (Procrustes): (n, d), (n, d) -> (d, d)."""
     U, _, V = torch.linalg.svd(plain.T.double() @ masked.double())
     Q: Tensor = U @ V
     return Q.float()
 
 
 def disclosure(plm: LocalPLM, seed: int = 0) -> dict[str, Any]:
-    """What the released head tells of the embedding table, and what it costs in precision."""
+    """Measure what the released head reveals about the embedding table, and its loss of precision."""
     table = plm.model.get_input_embeddings().weight.detach()
     masked = MaskedPLM(plm, published_mask(seed))
     plain_W, masked_W = plm.head().weight, masked.head().weight
@@ -163,7 +163,7 @@ def disclosure(plm: LocalPLM, seed: int = 0) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run what is missing."""
+    """Run the missing experiments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--seeds", type=int, default=3)

@@ -1,4 +1,4 @@
-"""Choose preset `best` on dev data of real tasks: perplexity of the mixture, and BLEU.
+"""The choice of preset `best` on dev data of real tasks: perplexity of the mixture, and BLEU.
 
     python -m reproduction.experiments.presets DATA -o runs
 
@@ -39,7 +39,7 @@ WEIGHTS = {"lambda_max": [0.3, 0.5, 0.7, 0.9]}
 
 
 def experiment(data: Data) -> Experiment:
-    """The comparison of all candidates on what is dev data everywhere else."""
+    """Return the comparison of all candidates on the dev data."""
     annotated = {"test": data.annotated["dev"]} if "dev" in data.annotated else {}
     task = get_task(data.task)
     alone = Entry("PLM alone", PLMAlone, {}, {}, {})
@@ -64,7 +64,7 @@ def experiment(data: Data) -> Experiment:
 
 
 def main() -> None:
-    """Run what is missing."""
+    """Run the missing experiments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path("runs"), help="memories and adapters")

@@ -1,4 +1,4 @@
-"""Privacy and quality on the demo: no privacy and three epsilons, each audited.
+"""Privacy and quality on customer-support sentences: no privacy and three epsilons, each audited.
 
     python -m reproduction.experiments.private -o runs/private
 
@@ -41,7 +41,7 @@ SCHEDULE = Constant(0.5)
 
 
 def halves(data: Data, seed: int) -> dict[str, Data]:
-    """The data with each random half of the training examples."""
+    """Return the data with each random half of the training examples."""
     order = np.random.default_rng(seed).permutation(len(data.train))
     middle = len(order) // 2
     parts = {"members": sorted(order[:middle]), "non-members": sorted(order[middle:])}
@@ -49,7 +49,7 @@ def halves(data: Data, seed: int) -> dict[str, Data]:
 
 
 def configs(seed: int) -> dict[str, TrainConfig]:
-    """What is compared. Without privacy nothing is held out either, so that all members are trained on."""
+    """Return the settings to compare; nothing is held out, so that all members are training examples."""
     private = {
         f"epsilon{epsilon:g}": preset("private", dp_epsilon=epsilon, dp_delta=DELTA, seed=seed) for epsilon in EPSILONS
     }
@@ -57,14 +57,14 @@ def configs(seed: int) -> dict[str, TrainConfig]:
 
 
 def memory_of(plm: LocalPLM, data: Data, part: str, path: Path) -> Memory:
-    """The memory of a part of the data, built on first use."""
+    """Return the memory of a part of the data, built on first use."""
     if not path.exists():
         build_memory(plm, list(data.dev if part == "dev" else data.train), get_task(data.task), path)
     return Memory.open(path)
 
 
 def main() -> None:
-    """Run what is missing."""
+    """Run the missing experiments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/private"), help="memories and adapters")
     parser.add_argument("--part", choices=("dev", "test"), default="test")

@@ -1,9 +1,9 @@
-"""The vocabulary of training on a PLM whose V is large: seconds, likelihood, and names that training never held.
+"""The vocabulary of training with a PLM of large V: seconds, likelihood, and names that are not in the training data.
 
     python -m reproduction.experiments.vocabulary DATA PLM -o runs/vocabulary
 
-DATA holds the folder `e2e-nlg`; PLM is a causal language model such as SmolLM2-135M-Instruct. Preset `best` is trained
-on 1,000 texts of the development set with each kind of vocabulary, teacher contexts, seed 0. 100 test records whose
+DATA contains the folder `e2e-nlg`; PLM is a causal language model such as SmolLM2-135M-Instruct. Preset `best` is
+trained on 1,000 texts of the development set with each kind of vocabulary, teacher contexts, seed 0. 100 test records whose
 restaurant no training record names and 100 others are scored by the perplexity of their first reference and by the
 texts that the mixture generates with a constant weight of 0.7. Results go to `reproduction/results/vocabulary.jsonl`;
 finished ones are kept.
@@ -79,7 +79,7 @@ def measure(plm: PLM, adapter: Adapter, memory: Memory, records: list[dict[str, 
 
 
 def main() -> None:
-    """Run what is missing."""
+    """Run the missing experiments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("plm")

@@ -1,1 +1,1 @@
-"""Training of language models that the project ships."""
+"""Training of the bundled language model."""

@@ -1,12 +1,12 @@
-"""Train the PLM that the wheel ships: a 9 M parameter Llama that translates English to German.
+"""Training of the bundled PLM: a 9 M parameter Llama that translates English to German.
 
     python -m reproduction.models.embedded_plm pairs.tsv.gz -o tatoeba-en-de-9m
 
 The corpus is a TSV of (English, German) pairs (Tatoeba through manythings.org, CC BY 2.0 FR). 2,000 English sentences
-are kept out with all their translations: 1,000 to choose settings on, 1,000 as test. The instruction is the same in
-every example, so a row of the batch holds it once, followed by as many examples as fit; the mask lets an example see
-the instruction and itself, and its positions start behind the instruction, which is what it sees when it stands
-alone. Loss on the target tokens only. Everything is seeded: the same machine gives the same weights.
+are held out with all their translations: 1,000 to choose settings, 1,000 as test. The instruction is the same in every
+example, so a row of the batch contains it once, followed by as many examples as fit; the mask allows an example to see
+the instruction and itself, and its positions start after the instruction, as if it were alone. The loss covers the
+target tokens only. Everything is seeded: the same machine gives the same weights.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def split(pairs: list[tuple[str, str]], seed: int = 0) -> dict[str, list[tuple[s
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE; `</s>` begins and ends a sequence and is put in front by the tokenizer itself."""
+    """Train a byte-level BPE; `</s>` begins and ends a sequence, and the tokenizer adds it at the beginning."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -59,7 +59,7 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFas
 
 
 def pack(examples: list[tuple[list[int], int]], prefix: list[int], length: int, order: list[int]) -> list[list[int]]:
-    """Rows of example numbers that fit, behind one instruction, into `length` tokens (next fit)."""
+    """Return rows of example indices that fit into `length` tokens after one instruction (next fit)."""
     rows: list[list[int]] = []
     row: list[int] = []
     free = length - len(prefix)
@@ -76,7 +76,7 @@ def pack(examples: list[tuple[list[int], int]], prefix: list[int], length: int, 
 def collate(
     rows: list[list[int]], examples: list[tuple[list[int], int]], prefix: list[int], length: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tokens, positions and labels, each (rows, length), and the additive mask (rows, 1, length, length)."""
+    """Return tokens, positions and labels, each (rows, length), and the additive mask (rows, 1, length, length)."""
     p = len(prefix)
     tokens = torch.zeros(len(rows), length, dtype=torch.long)
     positions = torch.zeros_like(tokens)
@@ -102,7 +102,7 @@ def collate(
 
 
 def orthogonalise(m: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrix (Newton-Schulz), in float32: torch.optim.Muon's bf16 is slow on many CPUs."""
+    """Return the nearest semi-orthogonal matrix (Newton-Schulz) in float32; bf16 (torch.optim.Muon) is slow on CPUs."""
     x: Tensor = m.mT if m.size(0) > m.size(1) else m
     x = x / (x.norm() + 1e-7)
     for _ in range(5):
@@ -112,14 +112,14 @@ def orthogonalise(m: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum orthogonalised per matrix, scaled to AdamW's step size (Jordan 2024; Liu et al. 2025)."""
+    """Optimizer with momentum orthogonalised per matrix, scaled to AdamW's step size (Jordan 2024; Liu et al. 2025)."""
 
     def __init__(self, params: list[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.05) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        """One update of every matrix."""
+        """Update every matrix."""
         for group in self.param_groups:
             for w in group["params"]:
                 buffer = self.state[w].setdefault("momentum", torch.zeros_like(w))
@@ -131,7 +131,7 @@ class Muon(torch.optim.Optimizer):
 
 @torch.no_grad()
 def translate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, sources: list[str]) -> list[str]:
-    """Greedy translations, in the order of the sources."""
+    """Return greedy translations, in the order of the sources."""
     model.eval()
     tokenizer.padding_side = "left"
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
@@ -148,7 +148,7 @@ def translate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, sourc
 
 
 def bleu(hypotheses: list[str], sources: list[str], pairs: list[tuple[str, str]]) -> dict[str, object]:
-    """Corpus BLEU against all references that the corpus has for each source."""
+    """Return corpus BLEU against all references of each source in the corpus."""
     import sacrebleu
 
     references: dict[str, list[str]] = {}
@@ -162,7 +162,7 @@ def bleu(hypotheses: list[str], sources: list[str], pairs: list[tuple[str, str]]
 
 
 def card(result: dict[str, object]) -> str:
-    """The model card, with the numbers of this run."""
+    """Return the model card, with the numbers of this run."""
     dev, test = result["dev"], result["test"]
     assert isinstance(dev, dict)
     assert isinstance(test, dict)
@@ -206,8 +206,8 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--epochs", type=float, default=2.0)
-    parser.add_argument("--rows", type=int, default=32, help="rows of packed examples in a batch")
-    parser.add_argument("--length", type=int, default=256, help="tokens in a row")
+    parser.add_argument("--rows", type=int, default=32, help="rows of packed examples per batch")
+    parser.add_argument("--length", type=int, default=256, help="tokens per row")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--hidden-size", type=int, default=320)
     parser.add_argument("--layers", type=int, default=5)

@@ -1,1 +1,1 @@
-"""Memory and time of PEMA and of what it is compared with, at the shape of the paper's PLM."""
+"""Memory and time of PEMA and of other methods, at the shape of the paper's PLM."""

@@ -1,8 +1,8 @@
 """Memory and time at the paper's shape: `python -m reproduction.paper_shape [--shapes NAME ...] [--methods NAME ...]`.
 
-Full fine-tuning, LoRA, Offsite-Tuning, kNN-LM and PEMA at OPT's shapes with random weights, each in a process of its
-own, one after another. What the results file holds is kept and skipped; what did not fit is tried again. A method that
-does not fit into the memory that is free is recorded as such, with what it needs at least by arithmetic.
+Full fine-tuning, LoRA, Offsite-Tuning, kNN-LM and PEMA at OPT's shapes with random weights, each in a separate process,
+one after another. Existing results are kept and skipped; methods that did not fit are tried again. A method that does
+not fit into the free memory is recorded as such, with its minimum memory by arithmetic.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def child(what: str, shape: Shape, method: str, setting: Setting, folder: Path) 
 
 
 def stored(path: Path, setting: Setting) -> dict[str, dict[str, Any]]:
-    """The results that are there already, by name.
+    """Read existing results, by name.
 
     Raises:
         SystemExit: they were measured with another setting.
@@ -47,7 +47,7 @@ def stored(path: Path, setting: Setting) -> dict[str, dict[str, Any]]:
 
 
 def measure_all(shapes: list[Shape], methods: list[str], setting: Setting, path: Path) -> None:
-    """Measure what `path` lacks; after each method it is written anew."""
+    """Measure the results missing from `path`, and write the file after each method."""
     results = stored(path, setting)
     for shape in shapes:
         with tempfile.TemporaryDirectory(prefix="pema-paper-shape-") as place:
@@ -55,10 +55,10 @@ def measure_all(shapes: list[Shape], methods: list[str], setting: Setting, path:
             for method in methods:
                 name = f"{shape.name}, {method}"
                 if results.get(name, {}).get("fits"):
-                    print(f"{name}: measured already", file=sys.stderr)
+                    print(f"{name}: already measured", file=sys.stderr)
                     continue
                 if memory_pairs(method, setting):
-                    # In a process of its own, so that writing it is not in the method's peak.
+                    # In a separate process, so that writing it is not part of the method's peak.
                     child("memory", shape, method, setting, folder)
                 child("measure", shape, method, setting, folder)
                 result = read_json(folder / OUT)
@@ -67,13 +67,13 @@ def measure_all(shapes: list[Shape], methods: list[str], setting: Setting, path:
 
 
 def said(result: dict[str, Any]) -> str:
-    """A line of progress."""
+    """Return a line of progress."""
     peak = {name: round(value / 1e6) for name, value in result["peak_bytes"].items() if value is not None}
     return f"peak {peak} MB, {result['seconds']} s"
 
 
 def main() -> None:
-    """Measure what was asked for and print the tables."""
+    """Measure the requested methods and print the tables."""
     parser = argparse.ArgumentParser(
         prog="python -m reproduction.paper_shape",
         description=__doc__,

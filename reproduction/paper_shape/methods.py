@@ -1,4 +1,4 @@
-"""What `paper_shape` runs: one function a method, each building all that it needs, with random weights.
+"""Methods of `paper_shape`: one function per method, which builds everything that it needs, with random weights.
 
 The language model is OPT (Zhang et al. 2022) at the given shape, made from a config. Weights do not change memory or
 time. A step of training a language model is one forward and backward pass over `Setting.batch_size` sequences of
@@ -34,11 +34,11 @@ from reproduction.paper_shape.options import METHODS, Setting, Shape, kept_layer
 
 LORA_RANK = 16
 NEIGHBOURS = 1024
-"""k of kNN-LM (Khandelwal et al. 2020)."""
+"""Number k of neighbours of kNN-LM (Khandelwal et al. 2020)."""
 
 
 def language_model(shape: Shape, device: torch.device, *, layers: int, dtype: torch.dtype) -> OPTForCausalLM:
-    """OPT with random weights; nothing of it is ever held in another type."""
+    """Build OPT with random weights, without a copy in another dtype."""
     config = OPTConfig(
         vocab_size=shape.V,
         hidden_size=shape.d,
@@ -55,7 +55,7 @@ def language_model(shape: Shape, device: torch.device, *, layers: int, dtype: to
 
 
 def train_steps(model: nn.Module, shape: Shape, setting: Setting, device: torch.device) -> dict[str, Any]:
-    """Some steps of Adam on what is not frozen; the time of a step is the median without the first."""
+    """Run some steps of Adam on the parameters that are not frozen; return the median time of all but the first."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=1e-5, fused=True)
     draw = torch.Generator().manual_seed(0)
@@ -77,7 +77,7 @@ def train_steps(model: nn.Module, shape: Shape, setting: Setting, device: torch.
 
 
 def step_of(times: Iterable[float], tokens: int) -> dict[str, Any]:
-    """Seconds a step, and for each of its tokens (or pairs)."""
+    """Return the seconds per step and per token (or pair)."""
     seconds = statistics.median(times)
     each = significant(seconds / tokens)
     return {"seconds_per_step": significant(seconds), "tokens_per_step": tokens, "seconds_per_token": each}
@@ -90,13 +90,13 @@ def finish(device: torch.device) -> None:
 
 
 def full(shape: Shape, setting: Setting, device: torch.device, _memory: Path, _out: Path) -> dict[str, Any]:
-    """Full fine-tuning in float32."""
+    """Measure full fine-tuning in float32."""
     model = language_model(shape, device, layers=shape.layers, dtype=torch.float32)
     return train_steps(model, shape, setting, device)
 
 
 def lora(dtype: torch.dtype) -> Callable[..., dict[str, Any]]:
-    """LoRA (Hu et al. 2022) on the query and value projections of every layer; the base frozen, in `dtype`."""
+    """Measure LoRA (Hu et al. 2022) on the query and value projections of every layer, on a frozen base in `dtype`."""
 
     def run(shape: Shape, setting: Setting, device: torch.device, _memory: Path, _out: Path) -> dict[str, Any]:
         model = language_model(shape, device, layers=shape.layers, dtype=dtype)
@@ -107,7 +107,7 @@ def lora(dtype: torch.dtype) -> Callable[..., dict[str, Any]]:
 
 
 def offsite(shape: Shape, setting: Setting, device: torch.device, _memory: Path, _out: Path) -> dict[str, Any]:
-    """Offsite-Tuning (Xiao et al. 2023) at the data owner's: the first and last layers train, between them an emulator.
+    """Measure Offsite-Tuning (Xiao et al. 2023) at the data owner: trained first and last layers around an emulator.
 
     The emulator is frozen and has fewer layers than the PLM has there; `kept_layers` says how many.
     """
@@ -122,7 +122,7 @@ def offsite(shape: Shape, setting: Setting, device: torch.device, _memory: Path,
 
 
 def knn(_shape: Shape, setting: Setting, device: torch.device, memory: Path, _out: Path) -> dict[str, Any]:
-    """kNN-LM (Khandelwal et al. 2020): an exact FAISS index of a memory; a step of generation searches once."""
+    """Measure kNN-LM (Khandelwal et al. 2020): an exact FAISS index of a memory, searched once per generation step."""
     opened = Memory.open(memory)
     started = time.perf_counter()
     index = faiss.IndexFlatL2(opened.d)
@@ -148,7 +148,7 @@ def knn(_shape: Shape, setting: Setting, device: torch.device, memory: Path, _ou
 
 
 def pema(preset: str, precision: Literal["auto", "float32"] = "auto") -> Callable[..., dict[str, Any]]:
-    """`pema train`, whole: verifying the memory, reconstruction, one epoch of joint retraining, the adapter's files."""
+    """Measure `pema train`: verification of the memory, reconstruction, an epoch of joint retraining, writing files."""
 
     def run(shape: Shape, _setting: Setting, device: torch.device, memory: Path, out: Path) -> dict[str, Any]:
         opened = Memory.open(memory)
@@ -168,7 +168,7 @@ def pema(preset: str, precision: Literal["auto", "float32"] = "auto") -> Callabl
 
 
 def owner(shape: Shape, setting: Setting, device: torch.device, _memory: Path, _out: Path) -> dict[str, Any]:
-    """The PLM owner's side: the pass that builds a memory, and generation with and without an adapter, batch 1.
+    """Measure the PLM owner's side: the pass that builds a memory, and generation with and without adapter, batch 1.
 
     The PLM is in bfloat16 where the device multiplies that itself, else in float32. The weight is a constant 0.5, so
     that the adapter works at every step.
@@ -230,6 +230,6 @@ assert tuple(RUN) == METHODS
 
 
 def memory_path(shape: Shape, pairs: int, folder: Path) -> Path:
-    """A memory of so many pairs, written on first use: float16 representations, W_hd in float16 as OPT's own is."""
+    """Return a memory of a number of pairs, written on first use, with float16 representations and W_hd as in OPT."""
     size, given = options.Shape(shape.name, shape.d, shape.V), options.Options(pairs=pairs)
     return inputs.synthetic_memory(given, size, folder / str(pairs), stored=torch.float16, to_learn=False).path

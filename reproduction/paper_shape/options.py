@@ -1,4 +1,4 @@
-"""What `paper_shape` is given: shapes of language models, how long each method is run, and what it needs at least."""
+"""Options of `paper_shape`: shapes of language models, length of the measurements, and minimum memory of methods."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ADAM_BYTES, FROZEN_BYTES, HALF_BYTES = 16, 4, 2
-"""A trained weight in float32 with its gradient and two moments; a frozen one in float32; one in half precision."""
+"""Bytes of a trained weight in float32 with gradient and two moments; of a frozen one in float32; in half precision."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ SHAPES = {
         Shape("opt-1.3b", 2048, 24, 32, 8192),
     )
 }
-"""The second one is as wide and deep as OPT-350M, which projects its embeddings and norms behind its layers."""
+"""Shapes by name; the second has the size of OPT-350M, which projects its embeddings and norms after its layers."""
 
 
 METHODS = (
@@ -56,12 +56,12 @@ METHODS = (
     "pema-best",
     "owner",
 )
-"""`reproduction.paper_shape.methods` says what each does; `owner` is the PLM owner's side of PEMA."""
+"""Methods; see `reproduction.paper_shape.methods`. `owner` is the PLM owner's side of PEMA."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How each method is run.
+    """Settings of the measurements.
 
     Attributes:
         batch_size: sequences in a step of training a language model.
@@ -90,18 +90,18 @@ class Setting:
     device: str = "auto"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
+        """Return JSON-ready values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> Setting:
-        """What a result was measured with."""
+        """Return the settings of a result."""
         config = result["signature"]["config"]
         return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
 
 
 def kept_layers(layers: int) -> tuple[int, int]:
-    """Layers of Offsite-Tuning's emulator, and of each of the two adapters around it.
+    """Return the number of layers of Offsite-Tuning's emulator, and of each of its two adapters.
 
     The published code has emulators of 8 layers between adapters of 2 for OPT-1.3B: 0.4 of the 20 that lie between.
     """
@@ -110,12 +110,12 @@ def kept_layers(layers: int) -> tuple[int, int]:
 
 
 def memory_pairs(method: str, setting: Setting) -> int:
-    """Pairs of the memory that a method reads; 0 where it reads none."""
+    """Return the number of pairs of the memory that a method reads; 0 if it reads none."""
     return setting.knn_pairs if method == "knn" else setting.pairs if method.startswith("pema") else 0
 
 
 def least_bytes(shape: Shape, method: str, setting: Setting) -> int:
-    """Arithmetic, no measurement: bytes that a method cannot do without.
+    """Compute the minimum bytes of a method by arithmetic, not by measurement.
 
     Weights, gradients and moments where a language model is trained, without what a pass keeps for its gradients; the
     index of kNN-LM; W_hd in half precision and the adapter's weights, gradients and moments for PEMA.

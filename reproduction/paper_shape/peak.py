@@ -1,4 +1,4 @@
-"""Peak memory of a stretch of code, by what Linux counts for the process; and keeping a process within bounds."""
+"""Peak memory of a block of code, as counted by Linux for the process, and memory limits of a process."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pema.experiments.peak import peak_above, reset_peak, status
 MEMINFO = Path("/proc/meminfo")
 EVERY_SECONDS = 0.01
 RESERVE = 1 << 30
-"""Left to everything else on the machine."""
+"""Bytes left to other processes of the machine."""
 
 
 def available_bytes(device: torch.device) -> int:
-    """What a new process may take of the machine's memory, or of the accelerator's."""
+    """Return the bytes of the machine's or the accelerator's memory that a new process may use."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     figure = re.search(r"^MemAvailable:\s+(\d+) kB$", MEMINFO.read_text(), re.MULTILINE)
@@ -29,7 +29,7 @@ def available_bytes(device: torch.device) -> int:
 
 
 def limit(more_bytes: int) -> None:
-    """Let this process allocate so many further bytes: what is beyond fails here instead of starving the machine."""
+    """Limit the further bytes that this process may allocate, so that it fails before the machine's memory is full."""
     now = status("VmData")
     resource.setrlimit(resource.RLIMIT_DATA, (now + more_bytes, resource.RLIM_INFINITY))
 
@@ -76,5 +76,5 @@ class Peak:
             self.allocated = torch.cuda.max_memory_allocated(self.device)
 
     def to_dict(self) -> dict[str, int | None]:
-        """JSON-ready bytes."""
+        """Return JSON-ready bytes."""
         return {"resident": self.resident, "anonymous": self.anonymous, "allocated": self.allocated}

@@ -1,4 +1,4 @@
-"""One method of `paper_shape` at one shape, in a process of its own: `python -m reproduction.paper_shape.process`."""
+"""One method of `paper_shape` at one shape, in a separate process: `python -m reproduction.paper_shape.process`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from reproduction.paper_shape.peak import Peak, available_bytes, limit
 OUT = "out.json"
 
 ON_CPU = ("knn",)
-"""FAISS is installed for the CPU."""
+"""Methods that run on the CPU: FAISS is installed for the CPU."""
 
 
 def measure(shape: Shape, method: str, setting: Setting, folder: Path) -> dict[str, Any]:
-    """The result of one method with its signature; where it does not fit, what it needs and what there is."""
+    """Return the result of one method with its signature; if it does not fit, its needs and the available memory."""
     torch.set_num_threads(setting.threads)
     device = torch.device("cpu") if method in ON_CPU else device_named(setting.device)
     warm_up(device)
@@ -58,12 +58,12 @@ def measure(shape: Shape, method: str, setting: Setting, folder: Path) -> dict[s
 
 
 def ran_out(error: Exception) -> bool:
-    """Whether an allocation failed; torch's allocator on the CPU raises a plain RuntimeError."""
+    """Return whether an allocation failed; torch's allocator on the CPU raises a plain RuntimeError."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 def warm_up(device: torch.device) -> None:
-    """Load what libraries load on first use, so that it is not counted as a method's."""
+    """Trigger what libraries load on first use, so that it is not counted for a method."""
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.ones(64, 64, dtype=dtype, device=device, requires_grad=True)
         (a @ a).sum().backward()  # type: ignore[no-untyped-call]

@@ -1,1 +1,1 @@
-"""The tables in README and docs, made from committed results."""
+"""The tables in README and docs, generated from committed results."""

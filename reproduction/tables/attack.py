@@ -1,4 +1,4 @@
-"""The table of SECURITY.md: what was tried, what held and what fell, before and after."""
+"""The table of SECURITY.md: attempts, and how many held and fell, before and after."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BEFORE, AFTER = "before", "after"
 
 
 def attack() -> str:
-    """One row for each attack."""
+    """Return a table with one row per attack."""
     runs = read_runs(FILE)
     before, after = runs[BEFORE], runs[AFTER]
     text = head(["tried", "held", "fell", f"before (commit {before['commit'][:7]})", "after"])

@@ -10,7 +10,7 @@ FILE = RESULTS / "benchmarks.jsonl"
 
 
 def command() -> str:
-    """What made the results, by their signature."""
+    """Return the command that produced the results, from their signature."""
     (*_, run) = read_runs(FILE).values()
     settings = run["signature"]["config"]
     return (
@@ -19,7 +19,7 @@ def command() -> str:
 
 
 def benchmarks() -> str:
-    """What each benchmark measured against its floor, and whether the aim was met."""
+    """Return a table of each benchmark against its lower bound, and whether the aim was met."""
     text = head(["benchmark", "measured", "value", "against", "ratio", "aim", "met"])
     runs = list(read_runs(FILE).values())
     for run in runs:

@@ -26,17 +26,17 @@ SHORT = ("train_peak_bytes", "train_seconds")
 
 
 def command(name: str) -> str:
-    """What makes the results of a comparison."""
+    """Return the command that produces the results of a comparison."""
     return f"pema compare reproduction/configs/compare/{name}.toml"
 
 
 def comparisons() -> str:
-    """The tables of all of them."""
+    """Return the tables of all comparisons."""
     return "".join(comparison(file.stem) for file in files(FOLDER))
 
 
 def comparison(name: str) -> str:
-    """One table: quality with its significance, costs, and what each method needs."""
+    """Return one table of quality with significance, costs and needs of each method."""
     results = read_results(FOLDER / f"{name}{SUFFIX}")
     about = results.about
     parts = ", ".join(f"{getattr(about.data, part):,} {part}" for part in ("train", "dev", "test"))
@@ -56,7 +56,7 @@ def comparison(name: str) -> str:
 
 
 def against(results: Results, reference: str) -> str:
-    """By how much every line differs from `reference`."""
+    """Return a table of the difference of every line from `reference`."""
     text = head([f"difference from {reference} (95 % interval), p", *map(metric_name, results.metrics)])
     differences = results.differences[reference]
     for label in dict.fromkeys(label for label, _ in differences):
@@ -65,7 +65,7 @@ def against(results: Results, reference: str) -> str:
 
 
 def summary() -> str:
-    """One table of the embedded PLM: every method on all data sets, and what it costs on the data of the demo."""
+    """Return one table of the embedded PLM: every method on all data sets, and its costs on the support data."""
     every = embedded()
     (shipped,) = [results for results in every if results.about.data.name == SUPPORT]
     columns = [(results, name) for name in SUMMARISED for results in every if name in results.metrics]
@@ -84,35 +84,35 @@ def summary() -> str:
 
 
 def embedded() -> list[Results]:
-    """The comparisons that have the embedded PLM."""
+    """Return the comparisons with the embedded PLM."""
     every = map(read_results, files(FOLDER))
     return [results for results in every if results.about.plm["name"] == EMBEDDED_FOLDER]
 
 
 def summary_command() -> str:
-    """What makes the results of the summary."""
+    """Return the command that produces the results of the summary."""
     return command("{" + ",".join(results.about.name for results in embedded()) + "}")
 
 
 def cell(results: Results, label: str, name: str) -> str:
-    """The mean of a metric, with its mark; a dash where the label was not run."""
+    """Return the mean of a metric with its mark; a dash if the label was not run."""
     if label not in results.rows:
         return NOTHING
     return marked(score_text(name, results.rows[label].metrics[name].mean), Line(results, label).mark(name))
 
 
 def score(line: Line, name: str) -> str:
-    """Mean, spread, and whether it differs from the reference."""
+    """Return mean and spread, and whether it differs from the reference."""
     return marked(mean_text(name, line.results.rows[line.label].metrics[name]), line.mark(name))
 
 
 def marked(text: str, mark: str) -> str:
-    """A text with its mark behind it, where it has one."""
+    """Return a text followed by its mark, if it has one."""
     return f"{text} **{mark}**" if mark else text
 
 
 def costs(line: Line, names: Iterable[str]) -> list[str]:
-    """Means over the runs; what no training has is left out."""
+    """Return means over the runs, without costs that no training has."""
     trained = any(run.costs.train_seconds for run in line.runs)
     return [
         COSTS[name].text(line.results.cost(line.label, name)) if trained or name == "seconds_per_token" else NOTHING

@@ -17,7 +17,7 @@ ADAPTED = "PEMA best"
 
 
 def demo() -> str:
-    """Scores and costs of each run, and how much better the adapted PLM is."""
+    """Return scores and costs of each run, and the differences of the adapted PLM."""
     lines = read_lines(FILE)
     (values,) = [line["comparison"] for line in lines if "comparison" in line]
     comparison = record(Comparison, values, str(FILE))

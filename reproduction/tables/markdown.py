@@ -1,4 +1,4 @@
-"""Rows of Markdown tables, and the part of a page that is made between its markers."""
+"""Rows of Markdown tables, and the generated part of a page between its markers."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ BEGIN, END = "<!-- begin results -->\n", "<!-- end results -->\n"
 
 
 def row(cells: Iterable[str]) -> str:
-    """One row of a table."""
+    """Return one row of a table."""
     return "| " + " | ".join(cells) + " |\n"
 
 
 def head(cells: Iterable[str]) -> str:
-    """The head of a table."""
+    """Return the head of a table."""
     cells = list(cells)
     return row(cells) + row(["---"] * len(cells))
 
 
 def source(signature: Signature, command: str) -> str:
-    """Which command made a result, on which machine."""
+    """Return a line with the command and the machine of a result."""
     machine = signature.machine
     where = f"{machine['processor']}, {machine['cores']} cores, {machine['cpu_capability']}"
     return f"Made by `{command}` on {where}, torch {signature.versions['torch']}.\n"
 
 
 def signature_of(result: Mapping[str, Any]) -> Signature:
-    """The signature of a result that is no run of a comparison.
+    """Return the signature of a result that is not a run of a comparison.
 
     Raises:
         DataError: it has none, or a damaged one.
@@ -41,19 +41,19 @@ def signature_of(result: Mapping[str, Any]) -> Signature:
 
 
 def parts_of(page: Path) -> tuple[str, str, str]:
-    """What stands before, between and behind the markers of a page."""
+    """Return the parts of a page before, between and after its markers."""
     before, rest = page.read_text(encoding="utf-8").split(BEGIN)
     current, after = rest.split(END)
     return before, current, after
 
 
 def replace_block(page: Path, block: str) -> None:
-    """Write a page anew with `block` between its markers."""
+    """Replace the text between the markers of a page by `block`."""
     before, _, after = parts_of(page)
     write(page, (before + BEGIN + block + END + after).encode())
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file, atomically."""
     with writing(path) as partial:
         partial.write_bytes(content)

@@ -1,4 +1,4 @@
-"""The tables of `paper_shape` in Markdown: what was measured, and beside it what the paper reports."""
+"""The tables of `paper_shape` in Markdown, next to the paper's figures."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ TITLES = {
 }
 
 PAPER_MIB = {"full": 20_082, "pema-paper": 478}
-"""Training memory at OPT-IML-MAX-1.3B as the paper reports it, on a GPU in float32; its MB are taken for MiB."""
+"""Training memory at OPT-IML-MAX-1.3B as the paper reports it, on a GPU in float32; its MB are taken as MiB."""
 
 PAPER_SHAPE = "opt-1.3b"
 AIMS = (("full", 40), ("lora", 10))
-"""What PEMA's peak is to be under a part of."""
+"""Methods and the factor by which PEMA's peak should be smaller."""
 
 
 def paper_shape() -> str:
-    """All tables of the committed results."""
+    """Return all tables of the committed results."""
     return page(list(read_runs(FILE).values()))
 
 
 def page(results: list[dict[str, Any]]) -> str:
-    """All tables of results that were measured with one setting."""
+    """Return all tables of results measured with one setting."""
     setting = Setting.of(results[0])
     runs = {(result["shape"], result["method"]): result for result in results}
     shapes = [name for name in SHAPES if any(shape == name for shape, _ in runs)]
@@ -49,14 +49,14 @@ def page(results: list[dict[str, Any]]) -> str:
 
 
 def sizes(name: str) -> str:
-    """Width, depth, vocabulary and parameters of a shape."""
+    """Return width, depth, vocabulary and parameters of a shape."""
     shape = SHAPES[name]
     parameters = (shape.layers * shape.layer_parameters + shape.other_parameters) / 1e6
     return f"d {shape.d}, {shape.layers} layers, V {shape.V:,}: {parameters:,.0f} M parameters."
 
 
 def peak_of(result: dict[str, Any] | None) -> int | None:
-    """Peak memory in bytes, of the accelerator where one was used; None where it was not measured."""
+    """Return the peak memory in bytes, of the accelerator if one was used; None if it was not measured."""
     if result is None or not result["fits"]:
         return None
     peak = result["peak_bytes"]
@@ -64,7 +64,7 @@ def peak_of(result: dict[str, Any] | None) -> int | None:
 
 
 def methods_table(shape: str, runs: dict[Any, dict[str, Any]], setting: Setting) -> str:
-    """One line a method."""
+    """Return a table with one line per method."""
     text = head(
         ["method", "peak (MB)", "without files (MB)", "s a step", "a step", "ms a token or pair", "trained (M)"]
     )
@@ -89,7 +89,7 @@ def methods_table(shape: str, runs: dict[Any, dict[str, Any]], setting: Setting)
 
 
 def aims_table(shapes: list[str], runs: dict[Any, dict[str, Any]], setting: Setting) -> str:
-    """PEMA's peak as a part of the others', and whether that is under what is aimed at."""
+    """Return a table of PEMA's peak as a fraction of other methods', and whether the aim was met."""
     text = head(["shape", "method", "against", "ratio", "aim", "met"])
     for shape in shapes:
         for method in ("pema-paper", "pema-paper-float32", "pema-best"):
@@ -109,7 +109,7 @@ def aims_table(shapes: list[str], runs: dict[Any, dict[str, Any]], setting: Sett
 
 
 def paper_table(runs: dict[Any, dict[str, Any]], setting: Setting) -> str:
-    """The paper's figures beside those of here, at its shape."""
+    """Return a table of the paper's figures next to these, at its shape."""
     text = head(["training memory at OPT-1.3B's shape", "paper, GPU (MiB)", "here (MiB)"])
     for method, mebibytes in PAPER_MIB.items():
         peak = peak_of(runs.get((PAPER_SHAPE, method)))
@@ -120,7 +120,7 @@ def paper_table(runs: dict[Any, dict[str, Any]], setting: Setting) -> str:
 
 
 def owner_table(shapes: list[str], runs: dict[Any, dict[str, Any]]) -> str:
-    """The pass that builds a memory, and a generated token with and without the adapter."""
+    """Return a table of the pass that builds a memory, and of a generated token with and without the adapter."""
     text = head(["shape", "PLM in", "building, ms a token", "PLM alone, ms a token", "`paper`", "`best`", "aim"])
     for shape in shapes:
         result = runs.get((shape, "owner"))
@@ -134,7 +134,7 @@ def owner_table(shapes: list[str], runs: dict[Any, dict[str, Any]]) -> str:
 
 
 def signed(results: list[dict[str, Any]]) -> str:
-    """Which machine made the figures."""
+    """Return a line with the machine of the figures."""
     machines: dict[str, None] = {}
     for result in results:
         machine, versions = result["signature"]["machine"], result["signature"]["versions"]

@@ -12,7 +12,7 @@ FOLDER, COMMAND = RESULTS / "presets", "python -m reproduction.experiments.prese
 
 
 def presets() -> str:
-    """What dev data said of each candidate."""
+    """Return a table of each candidate's scores on dev data."""
     metrics = ("bleu", "chrf", "formality_accuracy")
     text = head(["data (dev)", "candidate", "lambda_max", "perplexity", *map(metric_name, metrics), "training"])
     for file in files(FOLDER):

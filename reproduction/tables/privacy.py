@@ -21,11 +21,11 @@ MEASURES = {
     "bleu": (metric_name("bleu"), "bleu"),
     "formality_accuracy": (metric_name("formality_accuracy"), "formality_accuracy"),
 }
-"""By the field of a result: heading, and the metric whose notation holds."""
+"""Heading, and metric whose notation is used, by the field of a result."""
 
 
 def masked_head() -> str:
-    """What adapters lose by a masked head, and what it hides."""
+    """Return tables of adapters' quality with a masked head, and of what it hides."""
     runs = read_runs(MASKED_HEAD)
     disclosed = runs.pop("disclosure")
     text = "".join(
@@ -38,9 +38,9 @@ def masked_head() -> str:
     text += row(["plain head", f"{disclosed['recovered_plain']:.1%}"])
     text += row(["masked head", f"{disclosed['recovered_masked']:.3%} (chance {disclosed['chance']:.3%})"])
     for known in disclosed["known"]:
-        text += row([f"masked head, to who knows {known['rows']} true rows", f"{known['recovered']:.1%} of the others"])
-    text += f"\nOver {disclosed['contexts']:,} contexts no logit moves by more than {disclosed['logits_change']:.1e} "
-    text += f"(the greatest is {disclosed['largest_logit']:.1f}). "
+        text += row([f"masked head, if {known['rows']} true rows are known", f"{known['recovered']:.1%} of the others"])
+    text += f"\nOver {disclosed['contexts']:,} contexts no logit changes by more than {disclosed['logits_change']:.1e} "
+    text += f"(the largest is {disclosed['largest_logit']:.1f}). "
     return text + source(signature_of(disclosed), MASKED_HEAD_COMMAND) + "\n"
 
 
@@ -56,12 +56,12 @@ def _masked_adapters(data: str, runs: list[dict[str, Any]]) -> str:
                 spread = f" ± {score_text(metric, statistics.stdev(values))}" if len(values) > 1 else ""
                 cells.append(f"{score_text(metric, statistics.fmean(values))}{spread}")
             text += row([preset, kind, *cells])
-    text += f"\nMean and standard deviation over {len(some)} seeds, each with a mask of its own; nats a token. "
+    text += f"\nMean and standard deviation over {len(some)} seeds, each with its own mask; nats per token. "
     return text + source(signature_of(some[0]), MASKED_HEAD_COMMAND) + "\n"
 
 
 def private() -> str:
-    """What privacy costs in quality, and what the audit finds of the members."""
+    """Return a table of quality under privacy, and of the audit of members."""
     metrics, kinds = ("dev_perplexity", "bleu", "chrf", "formality_accuracy"), ("loss", "plm", "references")
     text = head(["", "sigma", *map(metric_name, metrics), "training"])
     attacks = head(["AUC (95 % interval)", *kinds, "largest allowed", "TPR of references"])

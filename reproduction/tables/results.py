@@ -1,4 +1,4 @@
-"""The results of a comparison or of a sweep that are committed, line by line, as tables and plots need them."""
+"""Committed results of comparisons and sweeps, line by line, for tables and plots."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from reproduction.lines import RUN, TEXTS, read_lines, read_runs
 
 DEV, SECONDS, PARAMETERS = "dev_perplexity", "train_seconds", "trainable_parameters"
 OF_COSTS = {SECONDS: ("training", seconds), PARAMETERS: ("trained parameters", scaled)}
-"""The costs that are measures too: their titles, and how they are written."""
+"""Costs that are also measures: titles and formats."""
 PLM = "plm"
 
 
 def title_of(measure: str) -> str:
-    """The heading of a metric, of the dev perplexity or of a cost."""
+    """Return the heading of a metric, of the dev perplexity or of a cost."""
     return OF_COSTS[measure][0] if measure in OF_COSTS else metric_name(measure)
 
 
 def text_of(measure: str, value: float | None) -> str:
-    """Write a metric, a dev perplexity or a cost."""
+    """Format a metric, a dev perplexity or a cost."""
     return OF_COSTS[measure][1](value) if measure in OF_COSTS else score_text(measure, value)
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table: the runs of one label, one a seed.
+    """A line of the table: the runs of one label, one per seed.
 
     Attributes:
         results: that the line is of.
@@ -46,7 +46,7 @@ class Line:
 
     @property
     def runs(self) -> Sequence[Run]:
-        """In the order of their seeds."""
+        """Runs in the order of their seeds."""
         return self.results.runs[self.label]
 
     @property
@@ -56,29 +56,29 @@ class Line:
 
     @property
     def title(self) -> str:
-        """The label, with what dev data chose of the method's grid."""
+        """Label, with the settings of the method's grid that were chosen on dev."""
         run = self.runs[0]
         return ", ".join([self.label, *(f"{name}={run.settings[name]}" for name in run.signature.config["grid"])])
 
     def setting(self, name: str) -> Any:  # noqa: ANN401
-        """The value of a setting, None where the method leaves it to its default; of `plm`, the PLM's parameters."""
+        """Return the value of a setting, None for its default; of `plm`, the PLM's number of parameters."""
         if name == PLM and name in self.runs[0].settings:
             return self.runs[0].signature.config["plm"]["parameters"]
         return self.runs[0].settings.get(name)
 
     def named_without(self, *names: str) -> str:
-        """The label without these settings, be they given as `name=value` or by the value alone."""
+        """Return the label without these settings, written as `name=value` or as the value alone."""
         given = self.runs[0].settings
         left_out = {form for name in names if name in given for form in (f"{name}={given[name]}", f"{given[name]}")}
         return ", ".join(part for part in self.label.split(", ") if part not in left_out)
 
     def mark(self, metric: str) -> str:
-        """`+` or `-` where it is better or worse than the reference by more than chance."""
+        """Return `+` or `-` if it is significantly better or worse than the reference."""
         difference = self.results.difference(self.results.about.reference, self.label, metric)
         return "" if difference is None else difference.mark
 
     def values(self, measure: str) -> list[float]:
-        """A metric, the dev perplexity or a cost, of every run; empty where a run lacks it."""
+        """Return a metric, the dev perplexity or a cost of every run; empty if a run lacks it."""
         values = []
         for run in self.runs:
             if measure == DEV:
@@ -93,29 +93,29 @@ class Line:
         return values
 
     def mean(self, measure: str) -> float | None:
-        """Over seeds."""
+        """Return the mean over seeds."""
         values = self.values(measure)
         return fmean(values) if values else None
 
     def spread(self, measure: str) -> float | None:
-        """Standard deviation over seeds, None of a single one."""
+        """Return the standard deviation over seeds; None for a single seed."""
         values = self.values(measure)
         return stdev(values) if len(values) > 1 else None
 
     def text(self, measure: str) -> str:
-        """Write the mean over seeds, and the spread where there are several."""
+        """Format the mean over seeds, and the spread if there are several."""
         text = text_of(measure, self.mean(measure))
         spread = self.spread(measure)
         return text if spread is None else f"{text} ± {text_of(measure, spread)}"
 
 
 def lines_of(results: Results) -> list[Line]:
-    """In the table's order."""
+    """Return the lines in the table's order."""
     return [Line(results, label) for label in results.about.methods]
 
 
 def read_run(line: dict[str, Any], where: str) -> Run:
-    """Read the line of a run; what stands beside the result in it is left out.
+    """Read the result of a run from its line, without further fields.
 
     Raises:
         DataError: it is damaged, or another version wrote it.
@@ -131,7 +131,7 @@ def read_results(file: Path) -> Results:
     """
     parts = {name: value for line in read_lines(file) if RUN not in line for name, value in line.items()}
     if not {"experiment", "comparison"} <= parts.keys():
-        raise DataError(f"{file} holds no line `experiment` or none `comparison`: pack the folder of an experiment.")
+        raise DataError(f"{file} lacks the line `experiment` or `comparison`: pack the folder of an experiment.")
     about = record(ExperimentFacts, parts["experiment"], str(file))
     comparison = record(Comparison, parts["comparison"], str(file))
     runs = [

@@ -1,4 +1,4 @@
-"""The settings of every stage, as `src/pema` declares them: the tables of docs/settings.md."""
+"""The tables of docs/settings.md: the settings of every stage, as declared in `src/pema`."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ FILE = {
     "`[budget]`": Budget,
     "`[[methods]]`": MethodTable,
 }
-"""The tables of the file that `pema compare` and `pema sweep` read."""
+"""The tables of the file of `pema compare` and `pema sweep`."""
 
 
 def settings() -> str:
-    """All stages, then the file of comparisons and sweeps."""
+    """Return the settings of all stages, then those of the file of comparisons and sweeps."""
     text = "".join(f"## {title}\n\n{where}\n\n{_table(options)}\n" for title, (where, options) in STAGES.items())
     text += "## Comparing\n\nThe keys of the file of `pema compare` and `pema sweep` ([experiments](experiments.md)).\n"
     for title, kind in FILE.items():

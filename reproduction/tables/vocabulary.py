@@ -1,4 +1,4 @@
-"""The table of the vocabularies of training, on a PLM whose V is large."""
+"""The table of the vocabularies of training, for a PLM of large V."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SETS = ("new names", "known names")
 
 
 def vocabulary() -> str:
-    """Return what training cost with each vocabulary, and how good it was."""
+    """Return a table of the cost of training and the quality with each vocabulary."""
     runs = read_runs(FILE)
     columns = [f"{name}, {of}" for of in SETS for name in ("perplexity", "names", "slot errors")]
     text = "\nOn SmolLM2-135M-Instruct, 1,000 E2E texts, constant weight 0.7; `training` is processor time:\n\n"

@@ -69,7 +69,7 @@ def test_an_experiment_that_is_not_finished_is_refused(tmp_path):
 
 
 def test_a_file_that_was_not_packed_from_a_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"demo.jsonl holds no line `experiment`"):
+    with pytest.raises(DataError, match=r"demo.jsonl lacks the line `experiment`"):
         unpack(RESULTS / "demo.jsonl", tmp_path / "demo")
     assert not (tmp_path / "demo").exists()
 

@@ -37,7 +37,7 @@ def test_a_damaged_line_is_named(tmp_path):
 
 def test_a_run_that_is_there_twice_is_refused(tmp_path):
     write_lines(tmp_path / "a.jsonl", [{"run": "a"}, {"run": "a"}])
-    with pytest.raises(DataError, match=r"holds the run 'a' twice. Remove one"):
+    with pytest.raises(DataError, match=r"contains the run 'a' twice. Remove one"):
         read_runs(tmp_path / "a.jsonl")
 
 

@@ -52,5 +52,5 @@ def test_a_damaged_run_is_named(tmp_path, change, message):
 
 def test_a_file_without_a_comparison_is_refused(tmp_path):
     (tmp_path / "runs.jsonl").write_text(json.dumps({"experiment": {}}) + "\n", encoding="utf-8")
-    with pytest.raises(DataError, match="holds no line `experiment` or none `comparison`"):
+    with pytest.raises(DataError, match="lacks the line `experiment` or `comparison`"):
         read_results(tmp_path / "runs.jsonl")
