@@ -131,5 +131,5 @@ BLOCKS: dict[Path, Callable[[], str]] = {
 
 def write_pages() -> None:
     """Write the generated parts of all pages."""
-    for page, made in BLOCKS.items():
-        replace_block(page, made())
+    for page, block in BLOCKS.items():
+        replace_block(page, block())

@@ -92,9 +92,9 @@ def certificate(_client: Any, server: ModuleType) -> dict[str, Any]:  # noqa: AN
         try:
             server.Connection(url, patience=20.0).get("/v1/plm")
         except Exception as error:
-            said = type(error).__name__
+            reason = type(error).__name__
         seconds = time.monotonic() - began
-    return {"held": int(seconds < 5), "fell": int(seconds >= 5), "figures": f"{said} after {seconds:.0f} s of 20"}
+    return {"held": int(seconds < 5), "fell": int(seconds >= 5), "figures": f"{reason} after {seconds:.0f} s of 20"}
 
 
 ATTACKS = {

@@ -238,8 +238,10 @@ def silent_connections(code: Path) -> Held:
             with contextlib.suppress(httpx2.HTTPError):
                 served += httpx2.post(f"{server.url}/v1/represent", json=GOOD, timeout=5).status_code == 200
             waits.append(time.monotonic() - began)
-        foreign, said = server.foreign_lines(), len(server.lines()) - lines
-    figures = f"{served} of 5 requests answered, the longest after {max(waits):.2f} s; {said} lines, {foreign} no JSON"
+        foreign, logged = server.foreign_lines(), len(server.lines()) - lines
+    figures = (
+        f"{served} of 5 requests answered, the longest after {max(waits):.2f} s; {logged} lines, {foreign} no JSON"
+    )
     return {"held": served + (foreign == 0), "fell": 5 - served + (foreign > 0), "figures": figures}
 
 

@@ -3,8 +3,8 @@
     python -m reproduction.data.real DATA -o FOLDER
 
 DATA contains the folders `cocoa-mt-en-de`, `multi30k-en-de`, `wmt22-en-de` and `e2e-nlg`. FOLDER gets one folder per
-data set, with `train.jsonl`, `dev.jsonl`, `test.jsonl` and, if the references are annotated, `dev.formal.txt` and so on;
-it is the `--data-root` of `pema compare` and `pema sweep`.
+data set, with `train.jsonl`, `dev.jsonl`, `test.jsonl` and, if references are annotated, `dev.formal.txt` and so on; it
+is the `--data-root` of `pema compare` and `pema sweep`.
 """
 
 from __future__ import annotations

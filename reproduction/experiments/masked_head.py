@@ -100,9 +100,9 @@ def compare(plm: LocalPLM, data: Data, preset: str, seed: int, *, masked: bool, 
     scores = evaluate(task, hypotheses, [e.target for e in data.test], annotated=data.annotated.get("test"))
     result |= {name: round(score.value, 4) for name, score in scores.items()}
     result["metrics"] = {name: score.signature for name, score in scores.items()}
-    made = {"preset": preset, "training": config.to_dict(), "plm": owner.description.to_dict()}
-    made |= {"data": data.name, "data_sha256": data.digest()}
-    return result | {"signature": signature(made, seed)}
+    facts = {"preset": preset, "training": config.to_dict(), "plm": owner.description.to_dict()}
+    facts |= {"data": data.name, "data_sha256": data.digest()}
+    return result | {"signature": signature(facts, seed)}
 
 
 def examples(data: Data, part: str) -> list[Example]:
@@ -123,7 +123,7 @@ def recovered(released: Tensor, table: Tensor) -> float:
 
 
 def solved(masked: Tensor, plain: Tensor) -> Tensor:
-    """Return the orthogonal matrix that best maps released rows to known ones (Procrustes): (n, d), (n, d) -> (d, d)."""
+    """Return the orthogonal matrix that best maps released to known rows (Procrustes): (n, d), (n, d) -> (d, d)."""
     U, _, V = torch.linalg.svd(plain.T.double() @ masked.double())
     Q: Tensor = U @ V
     return Q.float()

@@ -3,10 +3,10 @@
     python -m reproduction.experiments.vocabulary DATA PLM -o runs/vocabulary
 
 DATA contains the folder `e2e-nlg`; PLM is a causal language model such as SmolLM2-135M-Instruct. Preset `best` is
-trained on 1,000 texts of the development set with each kind of vocabulary, teacher contexts, seed 0. 100 test records whose
-restaurant no training record names and 100 others are scored by the perplexity of their first reference and by the
-texts that the mixture generates with a constant weight of 0.7. Results go to `reproduction/results/vocabulary.jsonl`;
-finished ones are kept.
+trained on 1,000 texts of the development set with each kind of vocabulary, teacher contexts, seed 0. 100 test records
+whose restaurant no training record names and 100 others are scored by the perplexity of their first reference and by
+the texts that the mixture generates with a constant weight of 0.7. Results go to
+`reproduction/results/vocabulary.jsonl`; finished ones are kept.
 """
 
 from __future__ import annotations

@@ -73,10 +73,10 @@ def private() -> str:
         scores = [score_text(name, run[name]) for name in metrics]
         text += row([label, sigma, *scores, seconds(training.get("train_seconds"))])
         if audited:
-            found = audited["attacks"]
-            cells = [_interval("auc", found[kind]) for kind in kinds]
+            results = audited["attacks"]
+            cells = [_interval("auc", results[kind]) for kind in kinds]
             bound = score_text("auc", audited.get("auc_bound", 1.0))
-            attacks += row([label, *cells, bound, _interval("tpr", found["references"])])
+            attacks += row([label, *cells, bound, _interval("tpr", results["references"])])
     return text + "\n" + attacks + "\n" + source(signature_of(run), PRIVATE_COMMAND)
 
 

@@ -36,7 +36,7 @@ def test_what_earlier_versions_wrote_is_read_and_would_be_written_again(file):
         ({COMET: 3}, r"run .*: it is not an object\. Score the outputs again"),
         ({COMET: {"metric": "comet", "signature": "s"}}, "'segments' is missing"),
         ({COMET: {"metric": "comet", "signature": "s", "segments": []}}, "segments is empty"),
-        ({"label": "somebody"}, "is a run of 'somebody', which the experiment does not name"),
+        ({"label": "somebody"}, "is a run of 'somebody', which is not in the experiment"),
         ({"speed": 1}, "unknown setting 'speed' of Run"),
         ({"seed": -1}, "seed=-1 is too small"),
     ],
