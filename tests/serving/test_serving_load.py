@@ -341,7 +341,7 @@ def test_pending_bytes_of_a_key():
     pending = PendingBytes(100)
     give = pending.take(500)  # alone, whatever its size
     with pytest.raises(
-        Refusal, match="500 bytes of this key's requests and answers are under way, 100 may be"
+        Refusal, match="500 bytes of this key's requests and answers are pending, 100 are allowed"
     ) as caught:
         pending.take(1)
     assert (caught.value.status, caught.value.code) == (429, "answers_unread")

@@ -56,11 +56,11 @@ def test_without_a_known_key(guarded, headers):
 def test_what_the_policy_does_not_let_a_key_do(guarded):
     for name, method, path, body, said in (
         ("acme", "POST", "/v1/represent", GOOD, "may not have teacher contexts"),
-        ("acme", "GET", "/metrics", None, "not let into metrics"),
-        ("other", "POST", "/v1/predict", {"prompts": [[1]], "steps": [8]}, "not let into predict"),
+        ("acme", "GET", "/metrics", None, "may not use metrics"),
+        ("other", "POST", "/v1/predict", {"prompts": [[1]], "steps": [8]}, "may not use predict"),
         ("other", "POST", "/v1/represent", GOOD, "tap is head_input, which this key may not use"),
-        ("other", "GET", "/v1/head", None, "not let into head"),
-        ("other", "DELETE", "/v1/sessions/x", None, "not let into sessions"),
+        ("other", "GET", "/v1/head", None, "may not use head"),
+        ("other", "DELETE", "/v1/sessions/x", None, "may not use sessions"),
     ):
         answer = guarded.request(method, path, json=body, headers=bearer(name))
         assert said in refusal(answer, 403, "not_allowed")["message"]

@@ -1,1 +1,1 @@
-"""The PLM owner's server: the contract of `owner`, spoken over HTTP to whom a policy lets in."""
+"""The PLM owner's server: the contract of `owner` over HTTP, for the keys of a policy."""

@@ -1,4 +1,4 @@
-"""The accounts of a server: what one key may do, sees, has spent and keeps under way."""
+"""The accounts of a server: what a key may do, sees, has spent and has pending."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pema.serving.quota import Quota
 
 @dataclass(frozen=True, eq=False)
 class Account:
-    """One key's account. A policy that changes the key replaces it; quota and pending bytes go on.
+    """One key's account. A policy that changes the key replaces it; quota and pending bytes continue.
 
     Attributes:
         key: the rules.
         plm: the PLM as this key sees it: plain, or in the coordinates of its mask.
         quota: what is left.
-        pending: bytes of requests and answers under way.
+        pending: its pending bytes.
     """
 
     key: Key

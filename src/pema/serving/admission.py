@@ -1,4 +1,4 @@
-"""Who calls, and what they may do: the door of every endpoint."""
+"""Admission of requests: who sends them, and what they may do."""
 
 from __future__ import annotations
 
@@ -73,17 +73,17 @@ class Caller:
 
     @contextlib.contextmanager
     def spending(self, tokens: int, sequences: int, representations: int) -> Iterator[None]:
-        """Count what the request asks for against the key's quota, and its answer as held until it is read.
+        """Charge the request to the key's quota, and count its answer as pending until it is read.
 
-        What is turned away inside the block, or fails by no fault of the client, is not charged.
+        A request that is refused inside the block, or fails by no fault of the client, is not charged.
 
         Args:
-            tokens: that it asks for.
-            sequences: rows that it is about.
-            representations: the most that it can be answered with.
+            tokens: number of requested tokens.
+            sequences: number of rows.
+            representations: maximum number of representations in the answer.
 
         Raises:
-            Refusal: the quota is spent, or the key leaves too many answers unread.
+            Refusal: the quota is spent, or the key has too many unread answers.
         """
         self.record.sequences = sequences
         answer = representations * self.service.representation_bytes
@@ -93,7 +93,7 @@ class Caller:
         try:
             yield
         except DataError:
-            # The PLM ran, and what it gave cannot be had as it was asked for.
+            # The PLM ran, and its answer does not fit the requested precision: that is the client's choice.
             raise
         except BaseException:
             refund()
@@ -121,10 +121,10 @@ class Caller:
 
 
 def admit(endpoint: Endpoint, *, counted: bool = True) -> Callable[..., Coroutine[Any, Any, Caller]]:
-    """A dependency that lets a request into an endpoint.
+    """Return a dependency that admits requests to an endpoint.
 
     Args:
-        endpoint: which.
+        endpoint: name of the endpoint.
         counted: whether the request counts against the key's rate.
     """
 
@@ -138,13 +138,13 @@ def admit(endpoint: Endpoint, *, counted: bool = True) -> Callable[..., Coroutin
             raise Refusal(
                 401,
                 "unknown_key",
-                "The request carries no API key that is known here.",
-                "Send one as `Authorization: Bearer KEY`; the PLM owner gives them out.",
+                "The request has no API key, or an unknown one.",
+                "Send a key of the PLM owner as `Authorization: Bearer KEY`.",
             )
         account = service.accounts[key.name]
         record.key = key.name
         if endpoint not in key.endpoints:
-            raise _forbidden(f"This key is not let into {endpoint}.")
+            raise _forbidden(f"This key may not use {endpoint}.")
         if counted:
             account.quota.request()
         return Caller(service, account, record)

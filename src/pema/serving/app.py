@@ -1,4 +1,4 @@
-"""The web application: endpoints, errors and life cycle put together."""
+"""The web application: endpoints, errors and life cycle."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pema.serving.reload import Reloader
 from pema.serving.service import Service
 
 _ABOUT = """
-A frozen language model as a service of representations. Bodies that carry tensors are safetensors, the rest is JSON.
+A frozen language model as a service of representations. Bodies with tensors are safetensors, all others JSON.
 Errors are `{"error": {"code", "message", "remedy"}}`.
 """
 

@@ -1,9 +1,9 @@
-"""One thread runs the PLM; requests of several clients go through it together, and every key gets its turn.
+"""Batching of the requests of several clients, in the only thread that runs the PLM; fair to all keys.
 
-transformers' continuous batching cannot do this: it hands out the tokens that it sampled itself, never the hidden
-states that a representation is, and it changes the model's attention to a paged one. What is left to do is to put the
-sequences of waiting requests behind one another (bucketing by length and padding are `PLM.represent`'s and
-`PLM.predict`'s own), and the steps of sessions below one another.
+transformers' continuous batching cannot do this: it returns the tokens that it sampled itself, never the hidden states
+that are the representations, and it changes the model's attention to a paged one. What remains to be done is to
+concatenate the sequences of waiting requests (`PLM.represent` and `PLM.predict` group them by length and pad them), and
+to stack the steps of sessions.
 """
 
 from __future__ import annotations
@@ -69,16 +69,16 @@ class _Job:
 
 
 class Batcher:
-    """The queue in front of the PLM, and the thread behind it.
+    """The queue of the PLM, and the thread that runs it.
 
-    Fair: the next job is always one of the key that has had the fewest tokens among those that wait, where a key that
-    comes back after a pause is level with the one served last.
+    The next job is always one of the waiting key that has had the fewest tokens; a key that comes back after a pause
+    starts at the level of the key served last.
 
     Args:
-        window: seconds that a request waits for others while the PLM has nothing else to do.
-        tokens: tokens of requests that go into one call.
-        queue: requests that may wait.
-        seen: told of each call that answers requests: how many, and how many tokens.
+        window: seconds for which a request waits for others while the PLM is idle.
+        tokens: maximum tokens of the requests in one call.
+        queue: maximum number of waiting requests.
+        seen: called with the number of requests and tokens of each call.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Requests in the queue."""
+        """Number of requests in the queue."""
         return len(self._jobs)
 
     @property
@@ -112,7 +112,7 @@ class Batcher:
         return self._thread.is_alive()
 
     def contexts(self, work: Sequences, *, key: str, tokens: int) -> Future[list[ContextRepresentations]]:
-        """The answers of one request, in its order.
+        """Return the answers to one request, in its order.
 
         Raises:
             Refusal: 503, too many requests wait.
@@ -120,16 +120,16 @@ class Batcher:
         return self._submit(_Job(key, tokens, work))
 
     def step(self, work: Step, *, key: str, tokens: int, width: int) -> Future[tuple[Tensor, int]]:
-        """Take a step in a session, with the steps of others that wait: its representations, and what it then holds.
+        """Take a step in a session, and return its representations and the session's memory.
 
-        Steps go together as long as all of their rows, padded to the longest context, fit into one call: what they need
-        is the product, and one long context beside many short ones would cost as much as if all were long.
+        Steps share a call as long as all of their rows, padded to the longest context, fit into it: their cost is the
+        product, and one long context beside many short ones costs as much as if all were long.
 
         Args:
             work: the step.
-            key: whose it is.
-            tokens: rows after it.
-            width: tokens of its longest context after it, padding among them.
+            key: name of its key.
+            tokens: number of rows after it.
+            width: tokens of its longest context after it, padding included.
 
         Raises:
             Refusal: 503, too many requests wait.
@@ -137,7 +137,7 @@ class Batcher:
         return self._submit(_Job(key, tokens, work, width))
 
     def call(self, work: Callable[[], T], *, key: str, tokens: int) -> Future[T]:
-        """Whatever `work` returns, called in the PLM's thread.
+        """Call `work` in the PLM's thread, and return its result.
 
         Raises:
             Refusal: 503, too many requests wait.
@@ -151,7 +151,7 @@ class Batcher:
             self._change.notify()
 
     def close(self, timeout: float | None = None) -> None:
-        """Finish what waits, then end the thread; return after `timeout` seconds where that takes longer."""
+        """Finish the waiting jobs, then end the thread; return after `timeout` seconds at the latest."""
         with self._change:
             self._closing = True
             self._change.notify()
@@ -170,7 +170,7 @@ class Batcher:
         return job.future
 
     def _make_place(self, job: _Job) -> _Job | None:
-        """A place in the queue; a key that fills it gives its last place to one that has fewer."""
+        """Make a place in a full queue: the key with the most jobs loses its last one, which is returned."""
         if self._closing:
             raise self._busy()
         if len(self._jobs) < self._queue:
@@ -185,11 +185,11 @@ class Batcher:
 
     def _busy(self) -> Refusal:
         message = f"{len(self._jobs)} requests wait for the PLM already."
-        return Refusal(503, "busy", message, "Try again as Retry-After says.", retry_after=1)
+        return Refusal(503, "busy", message, "Try again after the time in Retry-After.", retry_after=1)
 
     def _forget(self, future: Future[Any]) -> None:
-        """Take a job that nobody waits for out of the queue."""
-        # By its future alone: a callback that held the job would keep the answer alive with it.
+        """Remove an abandoned job from the queue."""
+        # By its future: a callback that refers to the job would keep the answer alive.
         if future.cancelled():
             with self._change:
                 self._jobs[:] = [job for job in self._jobs if job.future is not future]
@@ -202,7 +202,7 @@ class Batcher:
                 _answer(alive, self._tokens)
 
     def _next(self) -> list[_Job]:
-        """The jobs of the next call; none when there is nothing left to do ever."""
+        """Wait for the jobs of the next call and return them; none if the batcher is closed."""
         with self._change:
             while True:
                 if not self._jobs:
@@ -215,7 +215,7 @@ class Batcher:
                 left = order[0].arrived + self._window - time.monotonic()
                 full = sum(job.tokens for job in together) >= self._tokens
                 if isinstance(order[0].work, Sequences) and left > 0 and not full and not self._closing:
-                    # Only sequences wait for others. A step is a token that somebody watches: it goes meanwhile.
+                    # Only sequences wait for others. A step is a token that a user waits for: it runs meanwhile.
                     ready = next((job for job in order if not isinstance(job.work, Sequences)), None)
                     if ready is None:
                         self._change.wait(left)
@@ -224,7 +224,7 @@ class Batcher:
                 return self._take(self._fitting(together))
 
     def _fitting(self, together: list[_Job]) -> list[_Job]:
-        """As many jobs as fit into one call, at least one; after each the least served key is next."""
+        """Choose as many jobs as fit into one call, at least one; after each, the least served key is next."""
         served = dict(self._served)
         chosen: list[_Job] = []
         tokens = width = 0
@@ -247,7 +247,7 @@ class Batcher:
 
 
 def _joining(job: _Job, order: list[_Job]) -> list[_Job]:
-    """The jobs that can be answered with this one by the same call, itself among them."""
+    """Return the jobs that one call can answer together with this one, itself included."""
     work = job.work
     if isinstance(work, Sequences):
         return [other for other in order if work.joins(other.work)]
@@ -272,12 +272,12 @@ def _answer(jobs: list[_Job], tokens: int) -> None:
             jobs[0].future.set_exception(error)
             return
         if isinstance(first, Step):
-            # A step cannot be taken again here, and whose it was that failed is not known.
+            # A step cannot be taken again here, and which of them failed is unknown.
             logger.warning("the steps of %d sessions failed together (%s)", len(jobs), type(error).__name__)
             for job in jobs:
                 job.future.set_exception(session_expired("a step of it failed"))
             return
-        # One of them is at fault, or they are too much together: neither may cost the others their answer.
+        # One of them is at fault, or they are too large together: neither may cost the others their answers.
         logger.warning("a call for %d requests failed (%s), each is run alone", len(jobs), type(error).__name__)
         for job in jobs:
             _answer([job], tokens)

@@ -1,4 +1,4 @@
-"""Request bodies: bounded before they are read, while they come and before they are parsed."""
+"""Request bodies, limited before they are read, while they arrive and before they are parsed."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from pema.serving.refusal import Refusal
 
 M = TypeVar("M", bound=Message)
 BODY_SECONDS = 30.0
-"""How long a request's body may take to arrive."""
+"""Maximum seconds in which a request's body arrives."""
 
 _FIELDS, _LISTS, _MORE = 8, 8, 64
-"""More fields, lists and values than any request has beside its sequences."""
+"""Upper bounds of the fields, lists and values that a request has beside its sequences."""
 
 _LARGE = 1 << 15
-"""Bytes from which on a body is parsed beside the event loop."""
+"""Size in bytes from which a body is parsed outside the event loop."""
 
 _PARSER = ThreadPoolExecutor(1, "pema-parser")
 
 
 async def read(request: Request, model: type[M], limits: Limits, pending: PendingBytes) -> M:
-    """The body of a request, refused before it is read to its end where it is too large.
+    """Read and parse the body of a request; refuse one that is too large before reading it to its end.
 
     Args:
-        request: whose body.
-        model: what it has to be.
-        limits: how large it may be.
-        pending: what its key holds; the body counts while it is here.
+        request: the request.
+        model: type of the body.
+        limits: limits of its size.
+        pending: pending bytes of its key, which include the body while it is read.
 
     Raises:
-        Refusal: 415, it is not JSON by its content type; 413, it is too large, or asks for more than may be asked for;
-            408, it comes too slowly; 422, it is not what the endpoint takes; 429, the key holds too much.
+        Refusal: 415, its content type is not JSON; 413, it is too large, or requests too much; 408, it arrives too
+            slowly; 422, it is not what the endpoint expects; 429, the key has too many pending bytes.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
-        # A web page may send any other type to a server on the loopback without asking it first.
-        raise Refusal(415, "not_json", "The body is not sent as application/json.", "Set Content-Type.")
+        # A web page may send any other type to a server on the loopback without a preflight request.
+        raise Refusal(415, "not_json", "The content type of the body is not application/json.", "Set Content-Type.")
     most = limits.body_bytes
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > most:
@@ -71,15 +71,15 @@ async def read(request: Request, model: type[M], limits: Limits, pending: Pendin
 
 
 def disconnected() -> Refusal:
-    """400: nobody is there to be answered."""
+    """Return the refusal for a client that has left."""
     return Refusal(400, "disconnected", "The client left.", "Send the request again.")
 
 
 def _require_bounded(body: bytearray, limits: Limits) -> None:
-    """Refuse what asks for too much, before a value of it is parsed.
+    """Refuse a body that requests too much, before any value of it is parsed.
 
-    Counting bytes takes a hundredth of what parsing takes, and no body that may be asked for has more of them: the
-    only texts in one are the names of its fields and of a precision.
+    Counting bytes takes a hundredth of the time of parsing, and no permitted body has more of them: the only texts in
+    one are the names of its fields and of a precision.
     """
     if body.count(b":") > _FIELDS:
         raise Refusal(422, "invalid", "The body: it has more fields than any request.", "See /docs.")
@@ -89,12 +89,12 @@ def _require_bounded(body: bytearray, limits: Limits) -> None:
     ):
         count = body.count(mark)
         if count > most:
-            message = f"The body holds over {count} {what}, at most {most} may be asked for."
-            raise Refusal(413, "too_much", message, "Send fewer in a request; GET /v1/plm tells the limits.")
+            message = f"The body contains over {count} {what}, at most {most} are allowed."
+            raise Refusal(413, "too_much", message, "Send fewer per request; GET /v1/plm shows the limits.")
 
 
 def _malformed(error: ValidationError) -> Refusal:
-    # The input itself, which an error of pydantic holds too, stays out of the answer.
+    # The input itself, which an error of pydantic contains too, stays out of the answer.
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     unknown = first["type"] == "extra_forbidden"
     place = "" if unknown else "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"]).lstrip(".")
@@ -102,7 +102,7 @@ def _malformed(error: ValidationError) -> Refusal:
         422,
         "invalid_json" if first["type"] == "json_invalid" else "invalid",
         f"{place or 'The body'}: {first['msg']}.",
-        "See /docs for what the endpoint takes.",
+        "See /docs for the body that the endpoint expects.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What a request may ask of the PLM: checked before it waits, so that no request can spoil another's batch."""
+"""Checks of requests against the PLM and the limits, before they wait: no request can spoil the batch of another."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Checks:
     """The limits of one PLM on one server.
 
     Attributes:
-        window: tokens that a context may have.
+        window: maximum tokens of a context.
     """
 
     def __init__(self, description: PLMDescription, limits: Limits) -> None:
@@ -24,7 +24,7 @@ class Checks:
         self.window = min(description.max_length, most, limits.batch_tokens)
 
     def represent(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> int:
-        """Tokens of a represent request.
+        """Check a represent request, and return its number of tokens.
 
         Raises:
             Refusal: 422, the PLM cannot answer it; 413, it is too much at a time.
@@ -34,13 +34,13 @@ class Checks:
             if not 1 <= start < len(sequence):
                 raise _invalid(
                     f"sequences[{i}] has {len(sequence)} tokens and starts[{i}] is {start}.",
-                    "There must be a token in front of the target and one in it.",
+                    "At least one token must precede the target, and one be in it.",
                 )
             self._fits(f"sequences[{i}]", len(sequence))
         return self._all("sequences", sequences, 0)
 
     def predict(self, prompts: Sequence[Sequence[int]], steps: Sequence[int]) -> int:
-        """Tokens of a predict request, steps among them.
+        """Check a predict request, and return its number of tokens, steps included.
 
         Raises:
             Refusal: 422, the PLM cannot answer it; 413, it is too much at a time.
@@ -56,21 +56,21 @@ class Checks:
                 raise Refusal(
                     422,
                     "steps_not_padded",
-                    f"steps[{i}] is {count}: exact steps would tell the length of a target.",
+                    f"steps[{i}] is {count}: an exact number would reveal the length of a target.",
                     f"Round up to a multiple of {STEP_BUCKET}, or fill the context of {self.window} tokens.",
                 )
         return self._all("prompts", prompts, sum(steps))
 
     def prompts(self, prompts: Sequence[Sequence[int]]) -> int:
-        """Tokens of the prompts of a new session.
+        """Check the prompts of a new session, and return their number of tokens.
 
         Raises:
-            Refusal: 422, the PLM cannot begin with them; 413, they are too many.
+            Refusal: 422, the PLM cannot start with them; 413, they are too many.
         """
         for i, prompt in enumerate(prompts):
             if not prompt:
                 raise _invalid(f"prompts[{i}] is empty.", "A context needs at least one token.")
-            self._fits(f"prompts[{i}] with room for a token", len(prompt) + 1)
+            self._fits(f"prompts[{i}] with one more token", len(prompt) + 1)
         self.rows(len(prompts))
         padded = len(prompts) * max(map(len, prompts))
         if padded > self._limits.batch_tokens:
@@ -80,14 +80,16 @@ class Checks:
         return self._all("prompts", prompts, 0)
 
     def step(self, tokens: Sequence[int], parents: Sequence[int] | None, lengths: Sequence[int]) -> list[int]:
-        """A step of a session whose contexts have these lengths: the lengths after it.
+        """Check a step of a session whose contexts have these lengths, and return the lengths after it.
 
         Raises:
-            Refusal: 422, a token or a row that does not exist, or a context that is full; 413, too many rows.
+            Refusal: 422, a token or a row does not exist, or a context is full; 413, too many rows.
         """
         rows = len(lengths)
         if parents is None and len(tokens) != rows:
-            raise _invalid(f"tokens has {len(tokens)} entries, the session {rows} rows.", "Give one a row, or parents.")
+            raise _invalid(
+                f"tokens has {len(tokens)} entries, the session {rows} rows.", "Give one per row, or parents."
+            )
         if parents is not None:
             _same_length("tokens", tokens, "parents", parents)
             if max(parents) >= rows:
@@ -99,10 +101,10 @@ class Checks:
         return after
 
     def rows(self, count: int) -> None:
-        """How wide a session would be.
+        """Check the number of rows of a session.
 
         Raises:
-            Refusal: 413, too wide.
+            Refusal: 413, too many.
         """
         if count > self._limits.session_rows:
             raise _too_much(f"The session would have {count} rows, {self._limits.session_rows} are allowed.")
@@ -110,7 +112,10 @@ class Checks:
     def _fits(self, what: str, length: int) -> None:
         if length > self.window:
             raise Refusal(
-                422, "too_long", f"{what} has {length} tokens, the context holds {self.window}.", "Shorten it."
+                422,
+                "too_long",
+                f"{what} has {length} tokens, the maximum of a context is {self.window}.",
+                "Shorten it.",
             )
 
     def _all(self, what: str, sequences: Sequence[Sequence[int]], steps: int) -> int:
@@ -118,7 +123,7 @@ class Checks:
             raise _too_much(f"{len(sequences)} {what} are sent, {self._limits.batch_sequences} are allowed.")
         total = sum(map(len, sequences)) + steps
         if total > self._limits.batch_tokens:
-            raise _too_much(f"{total} tokens are asked for, {self._limits.batch_tokens} are allowed.")
+            raise _too_much(f"{total} tokens are requested, {self._limits.batch_tokens} are allowed.")
         for i, sequence in enumerate(sequences):
             self._known(f"{what}[{i}]", sequence)
         return total
@@ -129,7 +134,7 @@ class Checks:
             raise Refusal(
                 422,
                 "unknown_token",
-                f"{what} holds token {worst}, the vocabulary ends at {self._vocabulary - 1}.",
+                f"{what} contains token {worst}, the vocabulary ends at {self._vocabulary - 1}.",
                 "Use the tokenizer of this PLM (GET /v1/tokenizer).",
             )
 
@@ -144,4 +149,4 @@ def _invalid(message: str, remedy: str) -> Refusal:
 
 
 def _too_much(message: str) -> Refusal:
-    return Refusal(413, "too_much", message, "Send fewer in a request; GET /v1/plm tells the limits.")
+    return Refusal(413, "too_much", message, "Send fewer per request; GET /v1/plm shows the limits.")

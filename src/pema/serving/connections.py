@@ -1,7 +1,7 @@
-"""Connections before they are requests: how many there are, and how long one may say nothing.
+"""Connections before their first request: how many there are, and how long one may be silent.
 
-What serves HTTP sees a connection once its TLS handshake is over and counts it as idle after its first answer. A
-thousand that say nothing are seen where connections are accepted, so they are counted and closed there.
+The HTTP server sees a connection only after its TLS handshake, and counts it as idle only after its first answer. A
+thousand silent connections are visible only where connections are accepted, so they are counted and closed there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 IDLE_SECONDS = 10.0
-"""How long a connection may stay without a whole request: since it was opened, or since its last answer."""
+"""Maximum seconds without a complete request, since a connection was opened or since its last answer."""
 
 Peer = tuple[str, int]
 """Address and port of a client: no two live connections share them."""
@@ -32,12 +32,12 @@ class _Open:
 
 
 class Connections:
-    """The live connections of one server; touched by the event loop's thread only.
+    """The live connections of one server; used by the event loop's thread only.
 
     Args:
-        most: how many there may be. One more closes the one that has been silent for longest; it is turned away itself
-            where all of them are being answered.
-        clock: seconds, monotonic.
+        most: maximum number. One more closes the one that has been silent for longest, or is refused itself if all of
+            them are being answered.
+        clock: returns monotonic seconds.
     """
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,7 +54,7 @@ class Connections:
         return len(self._open) >= 2 * self.most
 
     def add(self, peer: Peer, connection: socket.socket) -> bool:
-        """Count a connection that was just accepted; False where there is no place for it."""
+        """Count a connection that was just accepted; return False if there is no place for it."""
         if sum(not entry.leaving for entry in self._open.values()) >= self.most:
             silent = next((e for e in self._open.values() if not e.busy and not e.leaving), None)
             if silent is None:
@@ -76,27 +76,27 @@ class Connections:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
     def forget(self, peer: Peer) -> None:
-        """A connection is closed."""
+        """Note that a connection is closed."""
         self._open.pop(peer, None)
 
     def begin(self, peer: Peer | None) -> None:
-        """A request came whole by this connection, and is being answered."""
+        """Note that a complete request arrived on this connection."""
         if entry := self._open.get(peer) if peer else None:
             entry.busy = True
 
     def end(self, peer: Peer | None) -> None:
-        """It is answered."""
+        """Note that the request is answered."""
         if peer and (entry := self._open.get(peer)):
             entry.busy, entry.since = False, self._clock()
             self._open.move_to_end(peer)
 
     def drop(self, peer: Peer | None) -> None:
-        """Close a connection, whatever it is in the middle of."""
+        """Close a connection immediately."""
         if entry := self._open.get(peer) if peer else None:
             _shut(entry)
 
     def sweep(self) -> None:
-        """Close those that have been silent for too long."""
+        """Close the connections that have been silent for too long."""
         before = self._clock() - IDLE_SECONDS
         for entry in self._open.values():
             if not entry.busy and not entry.leaving and entry.since < before:
@@ -110,22 +110,22 @@ class Connections:
 
 
 class Listener(socket.socket):
-    """A listening socket that counts what it accepts.
+    """A listening socket that counts the connections that it accepts.
 
     Attributes:
-        connections: where; None before the server runs.
+        connections: counts them; None before the server runs.
     """
 
     connections: Connections | None = None
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """See `socket.socket.accept`; what is turned away is an error that asyncio takes for a client that has left."""
+        """See `socket.socket.accept`; for a refused connection, raise what asyncio takes for a client that has left."""
         connections = self.connections
         if connections is not None and connections.overfull:
             raise BlockingIOError
         plain, address = super().accept()
         peer = (str(address[0]), int(address[1]))
-        # The protocol by name: asyncio sets TCP_NODELAY by it.
+        # asyncio sets TCP_NODELAY only if the protocol is given.
         accepted = _Accepted(self.family, self.type, self.proto, fileno=plain.detach())
         if connections is not None:
             if not connections.add(peer, accepted):
@@ -144,7 +144,7 @@ class _Accepted(socket.socket):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address is this machine's own."""
+    """Whether a name or an address is that of the loopback."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -152,14 +152,14 @@ def is_loopback(host: str) -> bool:
 
 
 def host_of(header: str) -> str:
-    """The host of a Host header, without its port."""
+    """Return the host of a Host header, without its port."""
     if header.startswith("["):
         return header[1:].partition("]")[0]
     return header.rpartition(":")[0] if header.count(":") == 1 else header
 
 
 def _shut(entry: _Open) -> None:
-    """End both directions: whoever reads or writes it finds it closed, also in the middle of a TLS handshake."""
+    """Shut down both directions: this also ends a TLS handshake in progress."""
     entry.leaving = True
     with contextlib.suppress(OSError):
         entry.connection.shutdown(socket.SHUT_RDWR)

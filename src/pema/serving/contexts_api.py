@@ -1,4 +1,4 @@
-"""Endpoints that say what the PLM is and that represent contexts."""
+"""Endpoints that describe the PLM and that represent contexts."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _CHUNK = 1 << 20
 
 
 class TensorResponse(Response):
-    """A body that carries tensors."""
+    """A body with tensors."""
 
     media_type = TENSORS
 
 
-@router.get("/plm", responses=documented.errors(), summary="What the PLM is, and what this key may do with it")
+@router.get("/plm", responses=documented.errors(), summary="Description of the PLM, and what this key may do with it")
 async def plm(caller: Annotated[Caller, Depends(admit("plm"))]) -> PLMMessage:
-    """The description that memories and adapters are bound to, the taps, contexts and head form, and the limits."""
+    """The description that memories and adapters are bound to, and the rules, limits and quotas of this key."""
     return caller.service.about(caller.account)
 
 
@@ -52,7 +52,7 @@ async def head(caller: Annotated[Caller, Depends(admit("head"))]) -> Response:
     """The head bundle as one safetensors file."""
     if caller.key.head == "none":
         raise Refusal(
-            403, "head_withheld", "This server does not give its LM head to this key.", "Ask the PLM owner for one."
+            403, "head_withheld", "The LM head is withheld from this key.", "Ask the PLM owner for a key that gets it."
         )
     caller.require_tap()
     caller.account.quota.head()
@@ -107,18 +107,18 @@ async def predict(request: Request, caller: Annotated[Caller, Depends(admit("pre
 
 async def _answered(request: Request, caller: Caller, work: Sequences, tokens: int, dtype: WireDtype) -> Response:
     waiting = caller.service.batcher.contexts(work, key=caller.key.name, tokens=tokens)
-    found = await answered(request, waiting)
-    packed = await asyncio.to_thread(_packed, found, dtype)
-    caller.record.representations = sum(len(answer.representations) for answer in found)
+    answers = await answered(request, waiting)
+    packed = await asyncio.to_thread(_packed, answers, dtype)
+    caller.record.representations = sum(len(answer.representations) for answer in answers)
     return TensorResponse(packed)
 
 
-def _packed(found: Sequence[ContextRepresentations], dtype: WireDtype) -> bytes:
+def _packed(answers: Sequence[ContextRepresentations], dtype: WireDtype) -> bytes:
     tensors = {
-        "representations": narrow(torch.cat([answer.representations for answer in found]), dtype),
-        "counts": torch.tensor([len(answer.representations) for answer in found]),
+        "representations": narrow(torch.cat([answer.representations for answer in answers]), dtype),
+        "counts": torch.tensor([len(answer.representations) for answer in answers]),
     }
-    generated = [answer.generated for answer in found if answer.generated is not None]
+    generated = [answer.generated for answer in answers if answer.generated is not None]
     if generated:
         tensors["generated"] = torch.cat(generated)
     return pack(tensors)

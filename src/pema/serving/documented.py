@@ -1,4 +1,4 @@
-"""What the OpenAPI description says beside the messages: bodies that the endpoints read themselves, and errors."""
+"""The OpenAPI description beside the messages: bodies that the endpoints read themselves, and errors."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from pema.serving.messages import ErrorMessage, Message
 
 _MEANINGS = {
     400: "The client left before its request was complete.",
-    401: "No API key, or one that is not known here.",
-    403: "The policy does not let this key do that.",
+    401: "No API key, or an unknown one.",
+    403: "The policy does not allow this key to do that.",
     404: "This key has no such session.",
-    408: "The body came too slowly.",
+    408: "The body arrived too slowly.",
     409: "Not the session's next step, nor its last one again.",
     410: "The session was closed: idle for too long, deleted, or it made room for others (code session_expired).",
-    413: "More than one request may carry; GET /v1/plm tells the limits.",
-    415: "The body is not sent as application/json.",
-    422: "A body that is malformed, or that asks for what the PLM cannot do.",
+    413: "Too much for one request; GET /v1/plm shows the limits.",
+    415: "The content type of the body is not application/json.",
+    422: "A malformed body, or one that requests what the PLM cannot do.",
     429: "A quota is spent.",
-    503: "Loading, about to stop, or no room.",
+    503: "Loading, stopping, or out of memory.",
 }
 _RETRY = {"Retry-After": {"description": "Seconds until it may succeed.", "schema": {"type": "integer", "minimum": 1}}}
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Documented error answers: these, and those that every endpoint with a key may give."""
+    """Document these errors, and those of every endpoint with a key."""
     return only(401, 403, 429, 503, *statuses)
 
 
 def only(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Documented error answers."""
+    """Document these errors."""
     return {
         status: {
             "description": _MEANINGS[status],
@@ -44,29 +44,29 @@ def only(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def body_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Documented error answers of an endpoint that reads a body."""
+    """Document these errors, and those of every endpoint with a key and a body."""
     return errors(400, 408, 413, 415, 422, *statuses)
 
 
 def tensors(description: str, status: int = 200) -> dict[int | str, dict[str, Any]]:
-    """A documented answer that carries tensors."""
+    """Document an answer with tensors."""
     content = {TENSORS: {"schema": {"type": "string", "format": "binary"}}}
     return {status: {"description": description, "content": content}}
 
 
 def text(description: str) -> dict[int | str, dict[str, Any]]:
-    """A documented answer in plain text."""
+    """Document an answer in plain text."""
     return {200: {"description": description, "content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
 def body(model: type[Message]) -> dict[str, Any]:
-    """A documented request body."""
+    """Document a request body."""
     content = {"application/json": {"schema": model.model_json_schema()}}
     return {"requestBody": {"required": True, "content": content}}
 
 
 def page(description: dict[str, Any]) -> str:
-    """An OpenAPI description as one HTML page, without scripts."""
+    """Format an OpenAPI description as one HTML page, without scripts."""
     parts = [f"<h1>{escape(description['info']['title'])} {escape(description['info']['version'])}</h1>"]
     parts.append(f"<p>{escape(description['info']['description'])}</p>")
     for path, methods in description["paths"].items():
@@ -85,7 +85,7 @@ def page(description: dict[str, Any]) -> str:
 
 
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema of one level with its definition put in place of the reference to it."""
+    """Return a schema of one level with its definition in place of the reference to it."""
     (definition,) = schema.pop("$defs").values()
     schema["properties"]["error"] = definition
     return schema

@@ -1,7 +1,7 @@
-"""The outermost layer: numbers, counts, times and logs every request, and lets no error out as anything but JSON.
+"""The outermost layer: it numbers, counts, times and logs every request, and answers every error as JSON.
 
-It is also where a client cannot hold the server up: an answer that is not read is not kept, and a body that comes
-behind its answer is not read on.
+It also keeps clients from holding the server up: an answer that is not read is dropped, and a body that arrives after
+its answer is not read any further.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pema.serving.refusal import Refusal
 
 logger = logging.getLogger("pema.serving.requests")
 WRITE_SECONDS = 30.0
-"""How long a client may take to read one piece of an answer."""
+"""Maximum seconds in which a client reads one piece of an answer."""
 
 PIECE = 1 << 18
 """Bytes of a piece."""
 
 LINGER_SECONDS, LINGER_BYTES = 1.0, 1 << 20
-"""How long, and for how many bytes, the rest of a body is thrown away that came behind its answer: a client that is cut
-off while it sends may never read the answer."""
+"""Maximum seconds and bytes for which the rest of a body is discarded after its answer: a client that is cut off while
+it sends may never read the answer."""
 
 
 class Gate:
@@ -41,9 +41,9 @@ class Gate:
         app: the application.
         lifecycle: counts what is in flight.
         metrics: counts requests.
-        connections: those of the process, where there is one.
-        local_only: whether to refuse what was not sent to this machine by its own name: without keys, a web page whose
-            name was bound to this machine anew (DNS rebinding) could read all that a local program can.
+        connections: of the process.
+        local_only: whether to refuse requests that were not sent to the loopback by name: without keys, a web page
+            whose name was rebound to this machine (DNS rebinding) could read everything that a local program can.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Gate:
         self._local_only = local_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and note how it went."""
+        """Pass a request on, and record its result."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -65,7 +65,7 @@ class Gate:
         body = _Body(scope, receive)
         answer = _Answer(send, body, record, lambda: self._connections.drop(peer))
         begun = time.perf_counter()
-        # What is asked of the server's own state does not keep it from stopping.
+        # Requests for the server's own state do not keep it from stopping.
         work = scope["path"].startswith("/v1/")
         self._lifecycle.in_flight += work
         self._connections.begin(peer)
@@ -79,12 +79,12 @@ class Gate:
             record.code = "unread"
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LINGER_SECONDS):
-                    await receive()  # The end of the connection, without which its answer would count as cut short.
+                    await receive()  # The end of the connection; without it the answer would count as truncated.
         except Exception:
             logger.error("a request failed", extra={"fields": {"request": record.request}}, exc_info=True)
             record.code = "internal"
             if answer.status == 0:
-                message, remedy = "The server failed.", "Report the X-Request-Id to whoever runs it."
+                message, remedy = "The server failed.", "Report the X-Request-Id to the PLM owner."
                 await _refuse(answer.send, record, Refusal(500, "internal", message, remedy))
         finally:
             self._connections.end(peer)
@@ -93,7 +93,7 @@ class Gate:
                 end()
             seconds = time.perf_counter() - begun
             self._metrics.request(record, answer.status, seconds)
-            # A client that asks for health every second is no news.
+            # A health check every second would fill the log.
             level = logging.DEBUG if record.endpoint in ("healthz", "readyz", "metrics") else logging.INFO
             logger.log(level, "request", extra={"fields": _fields(record, answer.status, seconds)})
 
@@ -103,7 +103,7 @@ class _UnreadError(Exception):
 
 
 class _Body:
-    """The body of a request, which knows whether it has come to its end."""
+    """The body of a request, which knows whether it is complete."""
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self._receive = receive
@@ -116,7 +116,7 @@ class _Body:
         return message
 
     async def discard(self) -> None:
-        """Throw away what still comes, within bounds."""
+        """Discard the rest of the body, within limits."""
         left = LINGER_BYTES
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LINGER_SECONDS):
@@ -125,7 +125,7 @@ class _Body:
 
 
 class _Answer:
-    """Sends an answer in pieces, each of which has to be read in time."""
+    """An answer that is sent in pieces, each of which has to be read in time."""
 
     def __init__(self, send: Send, body: _Body, record: Record, drop: Callable[[], None]) -> None:
         self._send, self._body, self._record, self._drop = send, body, record, drop
@@ -154,7 +154,7 @@ class _Answer:
         if not more:
             if self._closes:
                 await self._body.discard()
-            # Sent once the piece before it has been read, so that no answer is over while much of it is kept.
+            # Sent after the piece before it was read, so that no answer ends while much of it is in memory.
             await self._piece({**message, "body": b"", "more_body": False})
 
     async def _piece(self, message: Message) -> None:

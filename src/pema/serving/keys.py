@@ -1,4 +1,4 @@
-"""API keys: made here, shown once, kept as a hash."""
+"""API keys: created here, shown once, stored as a hash."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ PREFIX = "pema_"
 
 
 def new_key() -> str:
-    """A fresh API key with 256 random bits."""
+    """Create an API key with 256 random bits."""
     return PREFIX + secrets.token_urlsafe(32)
 
 
 def digest(key: str) -> str:
-    """SHA-256 of a key, in hexadecimal: what the policy file stores.
+    """Return the SHA-256 of a key in hexadecimal, which the policy file contains.
 
-    A slow hash makes guessing a password dear. A key is no password: with 256 random bits there is nothing to guess,
-    so one SHA-256 hides it as well as any slow hash would, and costs a request nothing.
+    A slow hash makes guessing passwords expensive. A key with 256 random bits cannot be guessed, so SHA-256 hides it as
+    well as any slow hash, at no cost per request.
     """
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def identify(presented: str, keys: Sequence[Key]) -> Key | None:
-    """Whose key it is; None where it is nobody's.
+    """Return the rules of a key, or None if it is unknown.
 
-    Every key is compared, in constant time, whichever fits: how long it takes says nothing about the keys.
+    Every key is compared, in constant time, so that the duration reveals nothing about the keys.
     """
-    found: Key | None = None
+    match: Key | None = None
     hashed = digest(presented).encode()
     for key in keys:
         if hmac.compare_digest(hashed, key.sha256.encode()):
-            found = key
-    return found
+            match = key
+    return match

@@ -1,4 +1,4 @@
-"""A server's life: loading, ready, draining; and what is in flight."""
+"""The life cycle of a server: loading, ready, draining."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pema.serving.service import Service
 from pema.serving.usage import Usage
 
 CLOSE_SECONDS = 10.0
-"""How long a call of the PLM that nobody waits for any more may keep the process from ending."""
+"""Maximum seconds for which an abandoned call of the PLM keeps the process from ending."""
 
 
 LARGE_BYTES = 1 << 26
-"""Of requests and answers under way, behind which the memory that they took is given back to the system."""
+"""Pending bytes after which freed memory is returned to the system."""
 
 
 class Lifecycle:
-    """Loads the service beside the event loop, and says whether it may be used.
+    """The state of a server, which loads the service outside the event loop.
 
     Args:
         load: makes the service; runs in a thread, for it can take minutes.
@@ -52,7 +52,7 @@ class Lifecycle:
             except BaseException as error:
                 loaded.set_exception(error)
 
-        # A thread of its own that nobody waits for: a server that is told to stop while it loads stops at once.
+        # A daemon thread, so that a server that is told to stop while it loads stops at once.
         threading.Thread(target=load, name="pema-loading", daemon=True).start()
         try:
             self._service = service = await asyncio.wrap_future(loaded)
@@ -71,13 +71,13 @@ class Lifecycle:
                 await asyncio.to_thread(_give_back)
 
     def service(self) -> Service:
-        """The service, where requests may be sent to it.
+        """Return the service, if requests may be sent to it.
 
         Raises:
             Refusal: 503, it is loading or about to stop.
         """
         if self.draining:
-            raise Refusal(503, "draining", "The server is about to stop.", "Try again when it is back.", retry_after=10)
+            raise Refusal(503, "draining", "The server is stopping.", "Try again after its restart.", retry_after=10)
         if self._service is None:
             raise Refusal(503, "loading", "The PLM is being loaded.", "Try again in a moment.", retry_after=5)
         return self._service
@@ -89,20 +89,20 @@ class Lifecycle:
 
     @property
     def loading(self) -> bool:
-        """Whether the service is still being made."""
+        """Whether the service is still being loaded."""
         return self._service is None and self.failure is None
 
     @property
     def stuck(self) -> bool:
-        """Whether a thread runs that cannot be stopped: one that loads, or one in the middle of a call of the PLM."""
+        """Whether a thread runs that cannot be stopped: one that loads, or one inside a call of the PLM."""
         return self.loading or (self._service is not None and self._service.batcher.alive)
 
     def healthy(self) -> bool:
-        """Whether the server can become ready, or is."""
+        """Whether the server is ready, or can become so."""
         return self.failure is None and (self._service is None or self._service.batcher.alive)
 
     async def close(self) -> None:
-        """Finish what waits and free everything."""
+        """Finish the waiting requests and free everything."""
         self.draining = True
         self._usage.close()
         if self._service is not None:
@@ -111,6 +111,6 @@ class Lifecycle:
 
 
 def _give_back() -> None:
-    """Hand freed memory back to the system, where its library keeps it: answers leave gaps of their size there."""
+    """Return freed memory to the system; the C library would keep it, because large answers leave gaps in it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

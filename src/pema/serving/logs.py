@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line, and nothing that a client sent."""
+"""Structured logs: one JSON object per line, and nothing that a client sent."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from transformers.utils.logging import disable_progress_bar
 
 
 class JSONLines(logging.Formatter):
-    """A record as one JSON object; `extra={"fields": {...}}` joins it.
+    """Formatter of a record as one JSON object, with the fields of `extra={"fields": {...}}`.
 
-    An exception is told by its type and by where it was raised: its message and its values may hold what a client sent.
+    Of an exception it contains the type and the place: its message and values may contain what a client sent.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Format one line."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -36,10 +36,7 @@ class JSONLines(logging.Formatter):
 
 
 class RateFilter(logging.Filter):
-    """Lets a library say the same thing once in a while: what clients can cause must not fill a disk.
-
-    Requests are logged one by one, whatever they are.
-    """
+    """Filter of repeated messages of libraries, so that no client can fill a disk. Requests are all logged."""
 
     def __init__(self, seconds: float = 10.0, most: int = 1000) -> None:
         super().__init__()
@@ -47,7 +44,7 @@ class RateFilter(logging.Filter):
         self._said: dict[tuple[str, object], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether it is written; by its place in the code, for its text may hold what a client sent."""
+        """Whether to write a record; records are told apart by their place in the code, because texts may vary."""
         if record.name.startswith("pema"):
             return True
         place = record.pathname, record.lineno
@@ -60,13 +57,13 @@ class RateFilter(logging.Filter):
 
 
 def log_to_stderr() -> None:
-    """Send all records of the server to stderr as JSON lines, and nothing else there."""
+    """Write all records of the process to stderr as JSON lines, and nothing else."""
     disable_progress_bar()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines())
     handler.addFilter(RateFilter())
     logging.captureWarnings(True)
-    # The root takes what any library says, asyncio and Python's warnings among them.
+    # The root logger takes the records of all libraries, asyncio and Python's warnings included.
     levels = (
         ("pema", logging.INFO),
         ("uvicorn", logging.WARNING),

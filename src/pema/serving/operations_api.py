@@ -1,4 +1,4 @@
-"""Endpoints for whoever runs the server: alive, ready, and how it does."""
+"""Endpoints for the operator of the server: health, readiness, metrics, documentation."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _UNAVAILABLE = documented.only(503)
 
 @router.get("/healthz", responses=_UNAVAILABLE, summary="Whether the process works")
 async def healthz(request: Request) -> StatusMessage:
-    """Alive, though perhaps not ready."""
+    """Alive, but not necessarily ready."""
     request.scope[RECORD].endpoint = "healthz"
     lifecycle: Lifecycle = request.app.state.lifecycle
     if not lifecycle.healthy():
-        raise Refusal(503, "broken", "The server cannot run its PLM.", "Start it again.", retry_after=30)
+        raise Refusal(503, "broken", "The server cannot run its PLM.", "Restart it.", retry_after=30)
     return StatusMessage(status="ok")
 
 
 @router.get("/readyz", responses=_UNAVAILABLE, summary="Whether requests may be sent here")
 async def readyz(request: Request) -> StatusMessage:
-    """Ready: the PLM is loaded and the server is not about to stop."""
+    """Ready: the PLM is loaded and the server is not stopping."""
     request.scope[RECORD].endpoint = "readyz"
     request.app.state.lifecycle.service()
     return StatusMessage(status="ready")
@@ -53,5 +53,5 @@ async def docs(request: Request) -> HTMLResponse:
     summary="Metrics for Prometheus",
 )
 async def metrics(request: Request, caller: Annotated[Caller, Depends(admit("metrics", counted=False))]) -> Response:
-    """Requests, latency, tokens, representations, batches, queue, sessions."""
+    """Requests, latency, tokens, representations, batches, queue, sessions, usage per key."""
     return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE)

@@ -1,4 +1,4 @@
-"""What the server holds for a key while its requests are under way: bodies that come, answers that are not yet read."""
+"""Pending bytes of a key: bodies that arrive, and answers that are not read yet."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ class PendingBytes:
         self.held = 0
 
     def take(self, count: int) -> Callable[[], None]:
-        """Count bytes as held; what is returned gives them back.
+        """Count bytes as pending; return a function that takes them back.
 
         Raises:
-            Refusal: 429, the key holds too many.
+            Refusal: 429, the key has too many.
         """
         if self.held and self.held + count > self.most:
             raise Refusal(
                 429,
                 "answers_unread",
-                f"{self.held} bytes of this key's requests and answers are under way, {self.most} may be.",
-                "Read the answers that were asked for, then ask again.",
+                f"{self.held} bytes of this key's requests and answers are pending, {self.most} are allowed.",
+                "Read the requested answers, then try again.",
                 retry_after=1,
             )
         self.held += count
         return lambda: self.give(count)
 
     def give(self, count: int) -> None:
-        """Count bytes as gone."""
+        """Count bytes as no longer pending."""
         self.held -= count

@@ -1,4 +1,4 @@
-"""What the server says when it does not do what it was asked: one shape for every error."""
+"""Refusals of requests: one format for all errors."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from pema.errors import PemaError
 
 LONGEST_WAIT = 86400.0
-"""Seconds that a client may be asked to wait."""
+"""Maximum seconds of a Retry-After."""
 
 
-class Refusal(PemaError):  # noqa: N818 - it is raised as what the caller is told
-    """An answer other than the one that was asked for.
+class Refusal(PemaError):  # noqa: N818 - it is the answer to the client
+    """An error that is the answer to a request.
 
-    Neither the message nor the remedy holds what the client sent, but for a number or an id that is at fault.
+    Neither the message nor the remedy contains what the client sent, except for an offending number or id.
 
     Attributes:
         status: HTTP status, 4xx or 503.
-        code: what a program tells refusals apart by.
+        code: identifies the error for a program.
         message: what is wrong.
         remedy: what to do next.
         retry_after: seconds after which the same request may succeed, or None.
@@ -34,17 +34,17 @@ class Refusal(PemaError):  # noqa: N818 - it is raised as what the caller is tol
 
     @property
     def body(self) -> dict[str, Any]:
-        """The JSON body."""
+        """Body of the answer, for JSON."""
         return {"error": {"code": self.code, "message": self.message, "remedy": self.remedy}}
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers that go with the status."""
+        """Headers of the answer that belong to the status."""
         headers: dict[str, str] = {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         if self.retry_after is not None:
-            # Settings may make it infinite, and no client waits for longer.
+            # Settings may make it infinite, and no client waits longer.
             headers["Retry-After"] = str(math.ceil(min(max(1.0, self.retry_after), LONGEST_WAIT)))
         return headers
 
@@ -54,10 +54,10 @@ POLICY_CHANGED = "the policy of this key changed"
 
 
 def session_expired(reason: str) -> Refusal:
-    """410: the session was there, and why it is no more."""
+    """Return the refusal for a session that was closed, with the reason."""
     return Refusal(
         410,
         "session_expired",
         f"The session is closed: {reason}.",
-        "Open a new one with the prompts and what was generated so far.",
+        "Open a new one with the prompts and the tokens generated so far.",
     )

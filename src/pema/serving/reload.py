@@ -42,10 +42,10 @@ class Reloader:
         self._requested = True
 
     async def watch(self) -> None:
-        """Reread the policy whenever it was asked for, until cancelled."""
+        """Reread the policy whenever that was requested, until cancelled."""
         while True:
             await asyncio.sleep(_SECONDS)
-            # While the PLM is being loaded, the request waits: the policy may have changed after it was read.
+            # While the PLM is being loaded, the request waits.
             service = self._lifecycle.loaded
             if self._requested and service is not None:
                 self._requested = False
@@ -54,7 +54,7 @@ class Reloader:
     async def _reread(self, service: Service) -> None:
         try:
             rules = await asyncio.to_thread(lambda: service.prepare(self._read(service)))
-        except Exception as error:  # whatever it is, the server goes on
+        except Exception as error:  # the server continues in any case
             why = str(error) if isinstance(error, PemaError) else type(error).__name__
             logger.error("the policy was not reread, the old one stays in force", extra={"fields": {"why": why}})
             return

@@ -1,4 +1,4 @@
-"""The process: what it listens on, over what, and how it stops."""
+"""The process of the server: its address, TLS, signals and end."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from pema.serving.reload import Reloader
 
 logger = logging.getLogger(__name__)
 DRAIN_SECONDS = 60.0
-"""How long requests in flight have to finish once the server is told to stop."""
+"""Maximum seconds for requests in flight after the server is told to stop."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server listens.
+    """The address of a server.
 
     Attributes:
         host: name or address.
-        port: 0 for any that is free.
+        port: 0 selects a free one.
         certificate: PEM file for TLS, with `private_key`; None for plain HTTP.
         private_key: PEM file.
     """
@@ -44,14 +44,14 @@ class Address:
     private_key: Path | None = None
 
     def check(self, policy: Policy, *, insecure: bool) -> None:
-        """Refuse a network without keys and TLS.
+        """Refuse to listen on a network without keys and TLS.
 
         Args:
-            policy: whose keys guard it.
-            insecure: whether to listen all the same.
+            policy: has the keys.
+            insecure: whether to listen without them.
 
         Raises:
-            ConfigError: says what is missing.
+            ConfigError: they are missing, or the certificate is invalid; names what is missing.
         """
         if (self.certificate is None) != (self.private_key is None):
             raise ConfigError("--tls-cert and --tls-key go together: give both files.")
@@ -79,23 +79,23 @@ class Address:
             )
 
     def local_only(self, policy: Policy) -> bool:
-        """Whether only programs of this machine are meant to ask: it listens on the loopback, and no key guards it."""
+        """Whether only programs of this machine may send requests: it listens on the loopback without keys."""
         return is_loopback(self.host) and not policy.keys
 
     def listen(self) -> Listener:
-        """The listening socket.
+        """Open the listening socket.
 
         Raises:
-            ConfigError: it cannot be had.
+            ConfigError: the address is not available.
         """
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        # asyncio sets TCP_NODELAY only where the protocol is named; without it each answer is held back for 40 ms.
+        # asyncio sets TCP_NODELAY only if the protocol is given; without it each answer is delayed by 40 ms.
         listener = Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             if os.name == "posix":
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((self.host, self.port))
-            # From here on clients may connect; they are answered, with 503, while the PLM is loaded.
+            # From here on clients may connect; they are answered with 503 while the PLM is being loaded.
             listener.listen(2048)
         except (OSError, OverflowError) as error:
             listener.close()
@@ -105,13 +105,13 @@ class Address:
         return listener
 
     def url(self, listener: socket.socket) -> str:
-        """What clients call the server by."""
+        """Return the URL of the server."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'http' if self.certificate is None else 'https'}://{host}:{listener.getsockname()[1]}"
 
 
 class _Server(uvicorn.Server):
-    """Stops on SIGTERM and SIGINT once what is in flight is answered; a second signal ends the process at once."""
+    """A server that stops on SIGTERM and SIGINT after the requests in flight; a second signal ends it at once."""
 
     def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
         super().__init__(config)
@@ -119,9 +119,9 @@ class _Server(uvicorn.Server):
         self._deadline = float("inf")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # The base class raises the signal again when all is done, and the exit code would be the signal's.
+        # The base class raises the signal again at the end, and the exit code would be the signal's.
         if self._lifecycle.draining:
-            # The thread that runs the PLM cannot be stopped, and the interpreter's end under it would be an abort.
+            # The PLM's thread cannot be stopped, and an end of the interpreter under it is an abort.
             logger.warning("stopped at once, with %d requests unanswered", self._lifecycle.in_flight)
             os._exit(128 + sig)
         self._lifecycle.draining = True
@@ -135,7 +135,7 @@ class _Server(uvicorn.Server):
 
 
 def configuration(app: FastAPI, address: Address) -> uvicorn.Config:
-    """How uvicorn runs the application."""
+    """Return the configuration of uvicorn."""
     return uvicorn.Config(
         app,
         loop="asyncio",
@@ -153,7 +153,7 @@ def configuration(app: FastAPI, address: Address) -> uvicorn.Config:
 
 
 def serve(app: FastAPI, address: Address, listener: Listener, connections: Connections, name: str) -> None:
-    """Say on stdout where `name` is served, then answer requests until SIGTERM or SIGINT.
+    """Print the address at which `name` is served, then answer requests until SIGTERM or SIGINT.
 
     Raises:
         PemaError: the PLM could not be loaded.
@@ -172,5 +172,5 @@ def serve(app: FastAPI, address: Address, listener: Listener, connections: Conne
     if lifecycle.failure is not None:
         raise lifecycle.failure
     if lifecycle.stuck:
-        # A thread that loads or runs the PLM cannot be stopped, and the interpreter's end under it would be an abort.
+        # A thread that loads or runs the PLM cannot be stopped, and an end of the interpreter under it is an abort.
         os._exit(0 if lifecycle.loading else 1)

@@ -116,7 +116,7 @@ class Service:
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes of all requests and answers under way."""
+        """Pending bytes of all keys."""
         return sum(pending.held for pending in self._pending.values())
 
     def description(self, account: Account) -> PLMDescription:

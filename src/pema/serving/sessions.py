@@ -1,4 +1,4 @@
-"""Decoding sessions that clients hold open: found by an unguessable name, closed when idle or when room is short."""
+"""Decoding sessions that clients keep open, under unguessable names; closed if idle or if memory is short."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pema.serving.policy import Limits
 from pema.serving.refusal import Refusal, session_expired
 
 REMEMBERED = 4096
-"""Names of closed sessions that are kept, so that a client hears why its session is gone."""
+"""Number of closed sessions whose names are kept, so that a client is told why its session is gone."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a session of a PLM holds.
+    """The memory of a session of a PLM.
 
     Attributes:
-        row: bytes for each row.
-        token: bytes for each token of a row, padding among them.
+        row: bytes per row.
+        token: bytes per token of a row, padding included.
     """
 
     row: float
@@ -34,7 +34,7 @@ class Cost:
 
     @classmethod
     def measure(cls, plm: PLM) -> Cost:
-        """The cost of a PLM's sessions, from two small ones."""
+        """Measure it on two small sessions."""
         few, many = 1, max(2, min(4, plm.description.max_length - 1))
         held = []
         for length in (few, many):
@@ -45,7 +45,7 @@ class Cost:
         return cls(held[0] - few * token, token)
 
     def bytes(self, rows: int, width: int) -> int:
-        """The most that a session of so many rows, all of this width, holds."""
+        """Return the maximum bytes of a session of so many rows, all of this width."""
         return math.ceil(rows * (self.row + self.token * width))
 
 
@@ -54,16 +54,16 @@ class Entry:
     """One client's session.
 
     Attributes:
-        name: what the client calls it by.
+        name: its name for the client.
         key: name of the API key that opened it; for any other key it does not exist.
         session: the owner's session.
         dtype: precision of its representations on the wire.
         lengths: tokens of each row's context.
-        held: what the session holds, in bytes, as it said after its last step, or what the step may make of it.
-        used: when it was used last.
-        width: tokens that each row takes, padding among them.
-        step: steps that it has taken.
-        request: what the last step asked for, and `answer` what it was given: a repeated step is answered again.
+        held: its bytes after the last step, or the maximum after the running one.
+        used: time of its last use.
+        width: tokens of each row, padding included.
+        step: number of steps taken.
+        request: the last step, and `answer` the answer to it: a repeated step is answered again.
         lock: held while a step runs.
     """
 
@@ -82,16 +82,16 @@ class Entry:
 
 
 class Sessions:
-    """The sessions of one server; touched by the event loop's thread only.
+    """The sessions of one server; used by the event loop's thread only.
 
-    Each key has an equal share of the memory for sessions. What others leave unused it may use too, until they need
-    it: a session is closed for another key's only where its own key is above its share.
+    Each key has an equal share of the memory for sessions. It may also use what others leave unused, until they need
+    it: a session is closed for another key's only if its own key is above its share.
 
     Args:
-        limits: how many, how large, how long unused.
-        evicted: told why a session was closed that its client had not closed: idle or memory.
-        clock: seconds, monotonic.
-        keys: how many keys share the memory.
+        limits: their number, size and idle time.
+        evicted: called with the reason, idle or memory, if a session is closed that its client did not close.
+        clock: returns monotonic seconds.
+        keys: number of keys that share the memory.
     """
 
     def __init__(
@@ -119,20 +119,20 @@ class Sessions:
 
     @property
     def held(self) -> int:
-        """What all sessions hold, those that are being opened among them."""
+        """Bytes of all sessions, including those that are being opened."""
         return sum(entry.held for entry in self._live.values()) + self._reserved.total()
 
     @contextlib.contextmanager
     def place(self, key: str, held: int = 0) -> Iterator[None]:
-        """Keep a place and memory for a session of this key while it is opened.
+        """Reserve a place and memory for a session of this key while it is opened.
 
         Args:
-            key: whose session.
-            held: bytes that it may hold.
+            key: name of the key.
+            held: maximum bytes of the session.
 
         Raises:
-            Refusal: 429, the key has as many sessions as it may; 413, it alone is larger than all sessions may be
-                together; 503, there is no memory for it now.
+            Refusal: 429, the key has its maximum of sessions; 413, the session is larger than all sessions together may
+                be; 503, there is no memory for it now.
         """
         self.sweep()
         own = [entry for entry in self._live.values() if entry.key == key]
@@ -141,7 +141,7 @@ class Sessions:
             raise Refusal(
                 429,
                 "too_many_sessions",
-                f"This key has {self._limits.sessions} live sessions, as many as it may.",
+                f"This key has {self._limits.sessions} live sessions, its maximum.",
                 "Close those that are finished (DELETE), or wait until one expires.",
                 retry_after=oldest + self._limits.session_idle_seconds - self._clock(),
             )
@@ -157,10 +157,10 @@ class Sessions:
             self._reserved[key] -= held
 
     def add(self, key: str, session: Session, dtype: WireDtype, lengths: list[int], held: int) -> Entry:
-        """Take in a session that was just opened; longer unused ones make room for it.
+        """Add a session that was just opened; the longest unused ones are closed if memory is short.
 
         Raises:
-            Refusal: 413, it alone is larger than all sessions may be together.
+            Refusal: 413, it is larger than all sessions together may be.
         """
         try:
             self._require_possible(held)
@@ -174,15 +174,15 @@ class Sessions:
 
     @contextlib.contextmanager
     def growing(self, entry: Entry, rows: int) -> Iterator[None]:
-        """Keep memory for a step before it is taken.
+        """Reserve memory for a step before it is taken.
 
         Args:
             entry: the session.
-            rows: that it has after the step.
+            rows: number of its rows after the step.
 
         Raises:
-            Refusal: 413, it would be larger than all sessions may be together; 503, there is no memory for it now. The
-                session is as it was.
+            Refusal: 413, the session would be larger than all sessions together may be; 503, there is no memory for it
+                now. The session is unchanged.
         """
         before = entry.held
         each = before / len(entry.lengths) * (entry.width + 1) / entry.width
@@ -199,7 +199,7 @@ class Sessions:
             raise
 
     def find(self, name: str, key: str) -> Entry:
-        """A live session, which counts as used from now on.
+        """Return a live session, and mark it as used.
 
         Raises:
             Refusal: 410, it was closed; 404, this key never had it.
@@ -216,7 +216,7 @@ class Sessions:
         raise Refusal(404, "unknown_session", "There is no such session.", "Open one with POST /v1/sessions.")
 
     def stepped(self, entry: Entry, lengths: list[int], held: int, request: object, answer: bytes) -> None:
-        """Note a step that was taken, and what it was answered with."""
+        """Record a step and the answer to it."""
         entry.step += 1
         entry.width += 1
         entry.lengths, entry.held = lengths, held + len(answer)
@@ -226,17 +226,17 @@ class Sessions:
         self._keep(entry)
 
     def _keep(self, entry: Entry) -> None:
-        """Make room for what a session holds; where there is none, it goes itself."""
+        """Make room for a session; if there is none, close it."""
         if not self._make_room(entry.key, entry):
             self._close(entry, "it outgrew the memory for sessions", "memory")
 
     def _make_room(self, key: str, kept: Entry | None) -> bool:
-        """Close the longest unused sessions until the rest fits; a session in the middle of a step stays.
+        """Close the longest unused sessions until the others fit; a session whose step runs stays.
 
-        They are those of `key` where it is above its share, else those of the key that is furthest above its own.
+        Sessions of `key` are closed if it is above its share, else those of the key that is furthest above its own.
 
         Returns:
-            Whether it fits.
+            Whether they fit.
         """
         while self.held > self._limits.session_bytes:
             held = Counter(self._reserved)
@@ -256,11 +256,11 @@ class Sessions:
                 413,
                 "session_too_large",
                 f"The session needs {held} bytes, all sessions together have {self._limits.session_bytes}.",
-                "Open it with fewer or shorter prompts, or go on with fewer rows.",
+                "Open it with fewer or shorter prompts, or continue with fewer rows.",
             )
 
     def sweep(self) -> None:
-        """Close what has been idle for too long."""
+        """Close the sessions that have been idle for too long."""
         before = self._clock() - self._limits.session_idle_seconds
         for entry in [*self._live.values()]:
             if entry.used > before:
@@ -269,7 +269,7 @@ class Sessions:
                 self._close(entry, f"it was not used for {self._limits.session_idle_seconds:g} seconds", "idle")
 
     async def delete(self, name: str, key: str) -> None:
-        """Close a session of this key, behind the step that may be running; nothing happens where there is none."""
+        """Close a session of this key, if there is one, after the step that may be running."""
         entry = self._live.get(name)
         if entry is not None and entry.key == key:
             async with entry.lock:
@@ -283,7 +283,7 @@ class Sessions:
                     self._close(entry, reason, None)
 
     def drop(self, entry: Entry) -> None:
-        """Close a session that its client does not need, or that cannot go on."""
+        """Close a session that its client does not need, or that cannot continue."""
         if self.is_live(entry):
             self._close(entry, "it was deleted, or a step of it failed", None)
 
@@ -307,5 +307,5 @@ class Sessions:
 
 
 def _no_memory() -> Refusal:
-    message = "The memory for sessions is in use, by steps that are being taken or by keys that are within their share."
+    message = "The memory for sessions is in use, by running steps or by keys that are within their share."
     return Refusal(503, "no_room", message, "Close sessions that are finished, or try again.", retry_after=1)

@@ -23,7 +23,7 @@ from pema.serving.sessions import Entry
 from pema.serving.waiting import answered
 
 router = APIRouter(prefix="/v1/sessions")
-Name = Annotated[str, Path(description="The session's name, as opening it told.", max_length=64)]
+Name = Annotated[str, Path(description="The session's name, from the answer that opened it.", max_length=64)]
 
 
 @router.post(
@@ -36,7 +36,7 @@ Name = Annotated[str, Path(description="The session's name, as opening it told."
     summary="Open a decoding session",
 )
 async def open_session(request: Request, caller: Annotated[Caller, Depends(admit("sessions"))]) -> Response:
-    """One row per prompt; the server keeps what the PLM remembers of them until the session is closed or idle."""
+    """One row per prompt; the server keeps the PLM's state of the rows until the session is closed or idle."""
     caller.require_tap()
     service = caller.service
     asked = await caller.read(request, OpenRequest)
@@ -52,9 +52,9 @@ async def open_session(request: Request, caller: Annotated[Caller, Depends(admit
         with caller.spending(tokens, len(lengths), len(lengths)):
             opened = service.batcher.call(begin, key=caller.key.name, tokens=tokens)
             session, representations, held = await answered(request, opened, orphans.append)
-    # From here on nothing is waited for, so what was kept for the session becomes the session's.
+    # There is no await from here on, so the reserved memory becomes the session's.
     if orphans:
-        session.close()  # Nobody knows its name.
+        session.close()  # No client knows its name.
         raise disconnected()
     if not caller.current:
         session.close()
@@ -79,7 +79,7 @@ async def open_session(request: Request, caller: Annotated[Caller, Depends(admit
     summary="One step of a session",
 )
 async def advance(request: Request, name: Name, caller: Annotated[Caller, Depends(admit("sessions"))]) -> Response:
-    """Row i becomes row parents[i] with tokens[i] behind it. The last step again gets the same answer again."""
+    """Row i becomes row parents[i], followed by tokens[i]. The last step, sent again, gets the same answer."""
     caller.require_tap()
     sessions = caller.service.sessions
     asked = await caller.read(request, AdvanceRequest)
@@ -92,7 +92,7 @@ async def advance(request: Request, name: Name, caller: Annotated[Caller, Depend
             raise Refusal(
                 409,
                 "wrong_step",
-                f"Step {asked.step} is asked for, the session has taken {entry.step}.",
+                f"Step {asked.step} is requested, the session has taken {entry.step}.",
                 f"Send step {entry.step + 1}, or the last step again exactly as it was.",
             )
         return await _step(request, caller, entry, asked)
@@ -102,7 +102,7 @@ async def advance(request: Request, name: Name, caller: Annotated[Caller, Depend
     "/{name}", status_code=204, responses=documented.errors(422), summary="Close a session", response_class=Response
 )
 async def close(name: Name, caller: Annotated[Caller, Depends(admit("sessions", counted=False))]) -> Response:
-    """Free what the server keeps; nothing happens the second time, or where there never was such a session."""
+    """Free the memory of a session; repeated, or for an unknown session, it does nothing."""
     await caller.service.sessions.delete(name, caller.key.name)
     return Response(status_code=204)
 
@@ -114,13 +114,13 @@ async def _step(request: Request, caller: Caller, entry: Entry, asked: AdvanceRe
     with sessions.growing(entry, rows), caller.spending(rows, rows, rows):
         taken = caller.service.batcher.step(step, key=caller.key.name, tokens=rows, width=entry.width + 1)
         try:
-            found, held = await answered(request, taken)
-            answer = pack({"representations": narrow(found, entry.dtype)})
+            representations, held = await answered(request, taken)
+            answer = pack({"representations": narrow(representations, entry.dtype)})
         except BaseException as error:
             turned_away = isinstance(error, Refusal) and error.code == "busy"
             if not turned_away and not taken.cancelled():
                 sessions.drop(entry)  # Half a step may have been taken.
             raise
     sessions.stepped(entry, lengths, held, asked, answer)
-    caller.record.representations = len(found)
+    caller.record.representations = len(representations)
     return TensorResponse(answer)

@@ -1,4 +1,4 @@
-"""The tokenizer as text files, as it crosses the wire."""
+"""The tokenizer as text files, as it is sent."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pema.owner.client.received import TOKENIZER_FILES, kept_settings
 
 
 def tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """What `save_pretrained` writes: file names and their text.
+    """Return the files that `save_pretrained` writes, as texts by name.
 
     Raises:
-        OwnerError: it is not a fast tokenizer, so what it computes is not in its files but in Python code.
+        OwnerError: it is not a fast tokenizer, so its behaviour is not in its files but in Python code.
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise OwnerError(
@@ -25,8 +25,8 @@ def tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
         )
     with tempfile.TemporaryDirectory(prefix="pema-tokenizer-") as folder:
         tokenizer.save_pretrained(folder)
-        there = [Path(folder) / name for name in TOKENIZER_FILES if (Path(folder) / name).is_file()]
-        files = {path.name: path.read_text(encoding="utf-8") for path in there}
-    # Where the owner keeps it is the owner's business, and code is not handed out.
+        paths = [Path(folder) / name for name in TOKENIZER_FILES if (Path(folder) / name).is_file()]
+        files = {path.name: path.read_text(encoding="utf-8") for path in paths}
+    # The owner's paths are private, and code is not sent.
     settings = kept_settings(json.loads(files.get("tokenizer_config.json", "{}")))
     return files | {"tokenizer_config.json": json.dumps(settings, ensure_ascii=False)}

@@ -1,4 +1,4 @@
-"""Waiting for work that a client asked for, as long as the client does."""
+"""Waiting for a client's work, as long as the client waits."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 async def answered(request: Request, work: Future[T], orphaned: Callable[[T], object] = lambda _: None) -> T:
-    """What the work gives. A client that leaves while it is in the queue takes it out of the queue.
+    """Return the result of the work. If the client leaves before the work starts, it is removed from the queue.
 
     Args:
-        request: whose work; its body has been read.
+        request: the client's request, whose body has been read.
         work: from the batcher.
-        orphaned: given the result where the client left while the work ran, which nothing stops.
+        orphaned: called with the result if the client left while the work ran, which cannot be stopped.
 
     Raises:
         Refusal: 400, the client left and the work was not done.
