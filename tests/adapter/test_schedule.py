@@ -153,7 +153,7 @@ def test_what_cannot_be_meant_is_refused():
         NamedSchedule.from_dict({})
     with pytest.raises(ConfigError, match="unknown setting 'lambda_min' of GradualUnrolling"):
         NamedSchedule.from_dict({"schedule": "unrolling", "lambda_min": 0.1})
-    with pytest.raises(ConfigError, match="'constant' stands where a schedule of the kind 'fitted' belongs"):
+    with pytest.raises(ConfigError, match="expected a schedule 'fitted', got 'constant'"):
         Fitted.from_dict({"schedule": "constant"})
     with pytest.raises(ConfigError, match=r"a schedule must be an object, not 0\.5"):
         NamedSchedule.from_dict(0.5)

@@ -200,9 +200,13 @@ def test_candidates_that_share_a_training_are_one_trial(folder):
         (
             "[budget]",
             "[decoding]\nlambda_max = 0.5\n[budget]",
-            "decoding: lambda_max does not belong here",
+            "decoding: lambda_max is not a setting of .decoding",
         ),
-        ("[budget]", "[decoding]\nbatch_size = 4\n[budget]", "decoding: batch_size does not belong here: .*top of the"),
+        (
+            "[budget]",
+            "[decoding]\nbatch_size = 4\n[budget]",
+            r"batch_size is not a setting of .decoding.: .*top of the",
+        ),
         ('label = "PEMA"', 'label = "alone"', "two methods have the label 'alone'"),
         ('method = "pema"', 'method = "pemma"', "unknown method 'pemma'"),
         ("learning_rate = [1e-3, 1e-4]", "learning_rate = 1e-3", "PEMA: grid.learning_rate must be a list"),

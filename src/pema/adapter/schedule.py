@@ -73,7 +73,7 @@ class NamedSchedule(ABC):
         among("schedule", [name], SCHEDULES)
         kind = SCHEDULES[name]
         if not issubclass(kind, cls):
-            raise ConfigError(f"{name!r} stands where a schedule of the kind {getattr(cls, 'name', '')!r} belongs.")
+            raise ConfigError(f"expected a schedule {getattr(cls, 'name', '')!r}, got {name!r}.")
         return from_json(kind, settings)
 
 

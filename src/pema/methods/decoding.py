@@ -19,7 +19,7 @@ ELSEWHERE = {
     "lambda_max": "it is a setting of the method pema: give it in the settings of [[methods]]",
     "batch_size": "texts do not depend on it: give it at the top of the file",
 }
-"""Settings of generation that are given in other places, and where."""
+"""Settings of generation that belong elsewhere in the file, with the remedy."""
 
 
 def check_decoding(settings: Mapping[str, Any]) -> None:
@@ -29,9 +29,9 @@ def check_decoding(settings: Mapping[str, Any]) -> None:
         ConfigError: a setting is unknown, out of range or not applicable; the message begins with "decoding".
     """
     try:
-        for name, place in ELSEWHERE.items():
+        for name, remedy in ELSEWHERE.items():
             if name in settings:
-                raise ConfigError(f"{name} does not belong here: {place}.")
+                raise ConfigError(f"{name} is not a setting of [decoding]: {remedy}.")
         config, further = GenerateConfig.split(settings)
         if further:
             from pema.generation.settings import check
