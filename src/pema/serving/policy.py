@@ -43,7 +43,7 @@ class Limits(_Table):
         description="Longest context, prompt and steps together; by default the PLM's own window.",
     )
     batch_sequences: _Count = Field(default=256, description="Sequences in one request.")
-    batch_tokens: _Count = Field(default=16384, description="Tokens in one request, steps among them.")
+    batch_tokens: _Count = Field(default=16384, description="Tokens in one request, steps included.")
     queue_requests: _Count = Field(
         default=256,
         description="Requests that wait for the PLM; more are refused, those of the key with the most first.",
@@ -56,7 +56,7 @@ class Limits(_Table):
         default=512, description="Connections; one more closes the one that has been silent for longest."
     )
     sessions: _Count = Field(default=32, description="Live decoding sessions of one key.")
-    session_rows: _Count = Field(default=256, description="Rows of one session, beams among them.")
+    session_rows: _Count = Field(default=256, description="Rows of one session, beams included.")
     session_bytes: _Count = Field(
         default=2 << 30, description="Key-value caches of all sessions together; the longest unused go first."
     )
@@ -75,7 +75,7 @@ class Batching(_Table):
         allow_inf_nan=False,
         description="How long a request waits for others to share its forward pass.",
     )
-    tokens: _Count = Field(default=8192, description="Tokens of one forward pass, padding among them.")
+    tokens: _Count = Field(default=8192, description="Tokens of one forward pass, padding included.")
 
 
 class Key(_Table):
@@ -105,7 +105,7 @@ class Key(_Table):
         gt=0,
         le=1e6,
         allow_inf_nan=False,
-        description="Mean rate of requests; a second's worth may come at once.",
+        description="Mean rate of requests; one second's worth may come at once.",
     )
 
     @field_validator("sha256")
