@@ -2,9 +2,9 @@
 
     python -m reproduction.data.real DATA -o FOLDER
 
-DATA contains the folders `cocoa-mt-en-de`, `multi30k-en-de`, `wmt22-en-de` and `e2e-nlg`. FOLDER gets one folder per
-data set, with `train.jsonl`, `dev.jsonl`, `test.jsonl` and, if references are annotated, `dev.formal.txt` and so on; it
-is the `--data-root` of `pema compare` and `pema sweep`.
+DATA holds the folders `cocoa-mt-en-de`, `multi30k-en-de`, `wmt22-en-de` and `e2e-nlg`. FOLDER gets a folder per data
+set, with `train.jsonl`, `dev.jsonl`, `test.jsonl` and, where the references are annotated, `dev.formal.txt` and so on:
+what `--data-root` of `pema compare` and `pema sweep` is given.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LONGEST = 80  # tokens of a source or a target: the PLMs have windows of 256 and
 
 
 def cocoa(folder: Path) -> Data:
-    """Read formal German for chat and telephony: 342 training examples, 58 dev examples, the topical chat test set."""
+    """Formal German for chat and telephony: 342 examples to train, 58 as dev, the topical chat test set."""
     folder = folder / "cocoa-mt-en-de"
 
     def examples(part: str) -> list[Example]:
@@ -55,7 +55,7 @@ def cocoa(folder: Path) -> Data:
 
 
 def multi30k(folder: Path, examples: int | None = 1000) -> Data:
-    """Read image captions: the first examples (None: all), 200 of val as dev, the first 300 of the 2016 test set."""
+    """Image captions: the first examples (None: all), 200 of val as dev, the first 300 of the 2016 test set."""
     folder = folder / "multi30k-en-de"
 
     def part(name: str, limit: int | None = None) -> tuple[Example, ...]:
@@ -66,7 +66,7 @@ def multi30k(folder: Path, examples: int | None = 1000) -> Data:
 
 
 def wmt22(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Data:
-    """Read news: the first 500 examples, 100 as dev and 200 as test, of those with short sources and targets."""
+    """News: the first 500 examples, 100 as dev and 200 as test, of those with short sources and targets."""
     folder = folder / "wmt22-en-de"
 
     def part(name: str, limit: int) -> tuple[Example, ...]:
@@ -91,7 +91,7 @@ def e2e(folder: Path) -> Data:
 
 
 def write(data: Data, folder: Path) -> None:
-    """Write a data set to `folder / data.name`, atomically."""
+    """Write a data set to `folder / data.name`, which is whole afterwards, or as it was."""
     with writing(folder / data.name) as temporary:
         temporary.mkdir()
         for part in ("train", "dev", "test"):
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
-    # Length is counted in tokens of the embedded PLM, independent of the adapted PLM.
+    # The embedded PLM's tokens decide what is short, whichever PLM the experiments adapt.
     tokenizer = LocalPLM.load("embedded").tokenizer
     for data in (cocoa(args.data), multi30k(args.data, None), wmt22(args.data, tokenizer), e2e(args.data)):
         write(data, args.output)

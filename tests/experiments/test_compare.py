@@ -5,6 +5,7 @@ import math
 import re
 import sys
 import tomllib
+from dataclasses import replace
 
 import pytest
 from tests.tiny import build_model, build_tokenizer
@@ -16,6 +17,7 @@ from pema.experiments.compare import run_experiment
 from pema.experiments.config import read_config
 from pema.experiments.estimate import START, Sizes, Speed, memory_bytes, prepare_seconds, run_seconds, train_seconds
 from pema.experiments.lifeline import child
+from pema.experiments.plan import plan_experiment
 from pema.experiments.reader import read_folder
 from pema.experiments.workplace import Workplace
 from pema.files import read_json
@@ -406,6 +408,19 @@ def test_a_dry_run_says_what_is_left_and_starts_nothing(folder, compared, capsys
     shown = dry_run(folder, "more", capsys, monkeypatch)
     assert "No run was started." in " ".join(shown.split())
     assert sorted(folder.rglob("*")) == sorted(before)
+
+
+def test_a_plan_measures_a_plm_once_and_counts_a_test_example_once(folder, compared, monkeypatch):
+    experiment, _ = compared
+    measured = []
+    monkeypatch.setattr(Speed, "of", lambda *_: measured.append(1) or Speed(token=1.0, step=0.0, vector=0.0))
+    test = tuple(replace(each, alternatives=(each.target,) * 7) for each in experiment.data.test)
+    plans = [
+        plan_experiment(replace(experiment, data=replace(experiment.data, test=part)), folder / "new", folder / "none")
+        for part in (experiment.data.test, test)
+    ]
+    assert len(measured) == 2
+    assert [line.seconds for line in plans[0]] == [line.seconds for line in plans[1]]
 
 
 def test_estimates_follow_the_model_of_costs(folder, compared):

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pema.adapter.config import SAMPLE as SAMPLED
+from pema.adapter.config import TrainConfig
 from pema.experiments.workplace import Stages
 from pema.methods.full import FullFineTuning
 from pema.methods.targets import encode
@@ -113,8 +115,9 @@ def train_seconds(stages: Stages, speed: Speed, sizes: Sizes, vocabulary: int) -
     epochs = min(settings["epochs"], stages.job.budget.epochs)
     if stages.method.needs.gradients:
         return START + float(epochs * (sizes.prompts + sizes.targets) * 3 * speed.token)
-    share = sizes.kinds / vocabulary if settings.get("vocabulary") == "seen" else 1.0
-    return START + float(epochs * sizes.targets * 3 * speed.vector * share)
+    kind = TrainConfig(vocabulary=settings["vocabulary"]).with_vocabulary(vocabulary, sizes.kinds).vocabulary
+    trained = {"seen": sizes.kinds, "sampled": sizes.kinds + SAMPLED}.get(kind, vocabulary)
+    return START + float(epochs * sizes.targets * 3 * speed.vector * trained / vocabulary)
 
 
 def run_seconds(speed: Speed, test: Sizes, dev: Sizes, batch_size: int) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from pema.evaluation.notation import NOTHING
 from pema.experiments.compare import unfinished
@@ -21,6 +22,7 @@ from pema.experiments.layout import run_name
 from pema.experiments.tables import Cell, Table
 from pema.experiments.training_process import TRAINED
 from pema.experiments.workplace import PREPARED, Stages, Workplace
+from pema.owner.local import LocalPLM
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,34 @@ def plan_experiment(experiment: Experiment, results: Path, work: Path) -> list[L
     workplace = Workplace(work, experiment)
     todo = unfinished(experiment, workplace, results / experiment.name)
     planned: set[Path] = set()
-    return [_line(experiment, workplace, line, todo, planned) for line in experiment.lines()]
+    measured: dict[LocalPLM, _Measured] = {}
+    return [_line(experiment, workplace, line, todo, planned, measured) for line in experiment.lines()]
 
 
-def _line(experiment: Experiment, workplace: Workplace, line: Line, todo: set[str], planned: set[Path]) -> LinePlan:
+class _Measured(NamedTuple):
+    """The speed of a PLM, and the number of tokens that the data have with its tokenizer."""
+
+    speed: Speed
+    train: Sizes
+    dev: Sizes
+    test: Sizes
+
+    @classmethod
+    def of(cls, plm: LocalPLM, experiment: Experiment, stages: Stages) -> _Measured:
+        # One text is generated per test example, however many references it has.
+        test = [replace(each, alternatives=()) for each in experiment.data.test]
+        parts = (stages.job.train, experiment.data.dev, test)
+        return cls(Speed.of(plm, stages, experiment.batch_size), *(Sizes.of(plm, stages, part) for part in parts))
+
+
+def _line(
+    experiment: Experiment,
+    workplace: Workplace,
+    line: Line,
+    todo: set[str],
+    planned: set[Path],
+    measured: dict[LocalPLM, _Measured],
+) -> LinePlan:
     seeds = experiment.seeds_of(line)
     left = [seed for seed in seeds if run_name(line.label, seed) in todo]
     if not left:
@@ -70,10 +96,9 @@ def _line(experiment: Experiment, workplace: Workplace, line: Line, todo: set[st
     stages = [workplace.stages(line.method, each, experiment.seeds[0]) for each in candidates]
     stages += [workplace.stages(line.method, candidates[0], seed) for seed in left if seed != experiment.seeds[0]]
     batch_size = experiment.batch_size
-    speed = Speed.of(plm, stages[0], batch_size)
-    train, dev, test = (
-        Sizes.of(plm, stages[0], part) for part in (stages[0].job.train, experiment.data.dev, experiment.data.test)
-    )
+    if plm not in measured:
+        measured[plm] = _Measured.of(plm, experiment, stages[0])
+    speed, train, dev, test = measured[plm]
     preparations = _new(stages, "prepared", PREPARED, planned)
     trainings = _new(stages, "trained", TRAINED, planned)
     total = len(left) * run_seconds(speed, test, dev, batch_size)
