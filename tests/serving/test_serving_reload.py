@@ -4,7 +4,9 @@ import contextlib
 import json
 import logging
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
@@ -99,6 +101,27 @@ def test_a_key_with_another_mask_has_its_sessions_closed(plm, tmp_path, caplog):
         second = acme.get("/v1/plm").json()["description"]
         expected = MaskedPLM(plm, Mask.read(tmp_path / "two")).description
         assert second["fingerprint"] == expected.fingerprint != first["fingerprint"]
+
+
+def test_what_a_removed_key_has_sent_is_answered_but_opens_no_session(plm, tmp_path, caplog):
+    with live(plm, tmp_path, caplog, entry("acme") + entry("other")) as server, ThreadPoolExecutor(2) as pool:
+        service = server.app.state.lifecycle.service()
+        hold, go = threading.Event(), threading.Event()
+        service.batcher.call(lambda: (hold.set(), go.wait(30)), key="held", tokens=0)
+        assert hold.wait(10)
+        other = server.clients["other"]
+        contexts = pool.submit(other.post, "/v1/represent", json=BODY)
+        session = pool.submit(other.post, "/v1/sessions", json={"prompts": [[1, 5]]})
+        deadline = time.monotonic() + 30
+        while service.batcher.waiting < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        server.reread(entry("acme"))
+        refusal(other.get("/v1/plm"), 401, "unknown_key")
+        go.set()
+        assert tensors(contexts.result(30))[0]["counts"].tolist() == [3]
+        refusal(session.result(30), 410, "session_expired")
+        assert len(service.sessions) == service.sessions.held == 0
 
 
 @pytest.mark.parametrize(
