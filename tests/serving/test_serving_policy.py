@@ -21,6 +21,7 @@ def test_every_field_can_be_set(tmp_path):
         tmp_path,
         f"""
         mask_secret = "secret.key"
+        quota_file = "/var/quotas.json"
         [limits]
         body_bytes = 1000
         session_idle_seconds = 9
@@ -42,6 +43,7 @@ def test_every_field_can_be_set(tmp_path):
     assert policy.limits == Limits(body_bytes=1000, session_idle_seconds=9)
     assert policy.batching == Batching(window_ms=0.5)
     assert policy.mask_secret == str(tmp_path / "secret.key")
+    assert policy.quota_file == "/var/quotas.json"
     assert policy.keys == (
         Key(
             name="acme",

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import ctypes
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
 from pema.serving.refusal import Refusal
 from pema.serving.service import Service
+from pema.serving.spent import SECONDS as SAVE_SECONDS
 from pema.serving.usage import Usage
 
 CLOSE_SECONDS = 10.0
@@ -59,11 +61,14 @@ class Lifecycle:
         except Exception as error:
             self.failure = error
             return
-        large = False
+        large, saved = False, time.monotonic()
         while True:
             await asyncio.sleep(min(1.0, service.policy.limits.session_idle_seconds / 4))
             service.sessions.sweep()
             self._usage.roll()
+            if time.monotonic() - saved >= SAVE_SECONDS:
+                saved = time.monotonic()
+                await _save(service)
             pending = service.pending_bytes
             large = large or pending > LARGE_BYTES
             if large and not pending:
@@ -108,6 +113,13 @@ class Lifecycle:
         if self._service is not None:
             await asyncio.to_thread(self._service.batcher.close, CLOSE_SECONDS)
             self._service.sessions.close_all()
+            await _save(self._service)
+
+
+async def _save(service: Service) -> None:
+    write = service.save_quotas()
+    if write is not None:
+        await asyncio.to_thread(write)
 
 
 def _give_back() -> None:

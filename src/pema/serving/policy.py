@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -32,6 +32,9 @@ EMPTY = hashlib.sha256(b"").hexdigest()
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+T = TypeVar("T", bound=_Table)
 
 
 class Limits(_Table):
@@ -127,6 +130,11 @@ class Policy(_Table):
         description="File of the common mask's secret, relative to the policy file; for keys whose head is masked.",
     )
 
+    quota_file: str | None = Field(
+        default=None,
+        description="File that carries spent quotas over a restart, relative to the policy file.",
+    )
+
     @model_validator(mode="after")
     def _agrees(self) -> Policy:
         for what in ("name", "sha256"):
@@ -161,17 +169,18 @@ class Policy(_Table):
             policy = cls.model_validate(_tuples(content))
         except ValidationError as error:
             raise ConfigError(f"the policy {path}: {_first(error, content)}") from error
-        keys = tuple(key.model_copy(update=_beside(path, key.mask_secret)) for key in policy.keys)
-        return policy.model_copy(update={"keys": keys} | _beside(path, policy.mask_secret))
+        keys = tuple(_beside(path, key, "mask_secret") for key in policy.keys)
+        return _beside(path, policy.model_copy(update={"keys": keys}), "mask_secret", "quota_file")
 
 
 ANYBODY = Key(name="anybody", sha256="0" * 64, endpoints=get_args(Endpoint))
 """The key of all requests to a server without keys."""
 
 
-def _beside(path: Path, secret: str | None) -> dict[str, str]:
-    """Return the update that makes the path of a secret relative to the policy file."""
-    return {} if secret is None else {"mask_secret": str(path.parent / secret)}
+def _beside(path: Path, table: T, *names: str) -> T:
+    """Make the files that a table names relative to the policy file."""
+    files = {name: getattr(table, name) for name in names}
+    return table.model_copy(update={name: str(path.parent / file) for name, file in files.items() if file is not None})
 
 
 def _tuples(value: Any) -> Any:  # noqa: ANN401 - whatever TOML holds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pema.serving.policy import Key
@@ -99,6 +99,19 @@ class Window:
 
         return refund
 
+    def save(self, now: float) -> list[list[float]]:
+        """Return what is spent as [seconds until it leaves, tokens], the oldest first."""
+        self._drop(now)
+        return [[leaves - now, tokens] for leaves, tokens in self._slices if tokens > 0]
+
+    def restore(self, spent: list[list[float]], passed: float, now: float) -> None:
+        """Count what `save` returned `passed` seconds ago."""
+        for remaining, tokens in spent:
+            if remaining > passed:
+                # A clock that was set back cannot make it stay longer than a window.
+                self._slices.append([now + min(remaining - passed, self.seconds * (1 + 1 / SLICES)), tokens])
+                self._held += tokens
+
     def _drop(self, now: float) -> None:
         while self._slices and self._slices[0][0] <= now:
             self._held -= self._slices.popleft()[1]
@@ -126,7 +139,7 @@ class Remaining:
 
 
 class Quota:
-    """The quotas of one key. They are in memory: a server that is started again begins with full quotas."""
+    """The quotas of one key, in memory; `save` and `restore` carry them over a restart of the server."""
 
     def __init__(self, key: Key, clock: Callable[[], float] = time.monotonic, *, heads_per_hour: int = 60) -> None:
         self._clock = clock
@@ -154,6 +167,20 @@ class Quota:
                 left = max(0, window.most - window.spent(now))
                 rests.append(Remaining(unit, window.seconds, window.most, left, *window.renewal(now)))
         return rests
+
+    def save(self) -> dict[str, list[list[float]]]:
+        """Return what is spent in each window; see `Window.save`."""
+        now = self._clock()
+        return {name: window.save(now) for name, window in self._saved().items()}
+
+    def restore(self, spent: Mapping[str, list[list[float]]], passed: float) -> None:
+        """Count what `save` returned `passed` seconds ago."""
+        now = self._clock()
+        for name, window in self._saved().items():
+            window.restore(spent.get(name, []), passed, now)
+
+    def _saved(self) -> dict[str, Window]:
+        return self._windows | {"heads": self._heads}
 
     def request(self) -> None:
         """Count one request.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 from pema.owner.contract import PLM, STEP_BUCKET, PLMDescription
 from pema.owner.wire import VERSION, WireDtype
+from pema.serving import spent
 from pema.serving.accounts import Account
 from pema.serving.batcher import Batcher
 from pema.serving.checks import Checks
@@ -78,6 +80,8 @@ class Service:
             seen=metrics.batch,
         )
         self.apply(rules)
+        if policy.quota_file is not None:
+            spent.restore(Path(policy.quota_file), self._quotas)
         metrics.watch(lambda: self.batcher.waiting, lambda: len(self.sessions), lambda: self.sessions.held)
 
     def prepare(self, policy: Policy) -> Rules:
@@ -113,6 +117,13 @@ class Service:
         )
         same = {name for name, account in accounts.items() if name in before and before[name].plm is account.plm}
         return frozenset(before.keys() - same)
+
+    def save_quotas(self) -> Callable[[], None] | None:
+        """Return a function that writes the spent quotas, for any thread; None if the policy has no quota_file."""
+        if self.policy.quota_file is None:
+            return None
+        path, values = Path(self.policy.quota_file), {name: quota.save() for name, quota in self._quotas.items()}
+        return lambda: spent.write(path, values)
 
     @property
     def pending_bytes(self) -> int:
