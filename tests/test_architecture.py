@@ -35,7 +35,7 @@ by its name. Behind it lie the rooms of the parties: what is asked of a model (`
 the client of a server, the mask. Weights are for these and for `methods`, which hold PEMA against those that need them.
 """
 
-MODELS = {"owner.derivation", "owner.loading", "owner.positions", "owner.weights"}
+MODELS = {"owner.derivation", "owner.loading", "owner.positions", "owner.probing", "owner.weights"}
 """The modules of the room `owner.models`."""
 
 EDGES = {
@@ -55,7 +55,8 @@ EDGES = {
     "owner.opening": {"owner.client", "owner.local", "owner.mask"},
     "generation.decoding": {"owner.models"},  # batches of one length, where positions depend on it
     "experiments.description": {"owner", "memory", "generation"},  # settings of the PLM, of building and generation
-    "experiments.estimate": {"owner.local"},  # measures the PLM that the workplace loaded
+    "experiments.estimate": {"owner.local", "adapter"},  # measures the PLM, and models the training of an adapter
+    "experiments.plan": {"owner.local"},  # loads the PLM that the estimate measures
     "experiments.workplace": {"owner.local"},  # keeps the PLM with its weights for the methods
     "cli.options": {"owner.sources"},  # a name that leads nowhere is refused before torch is imported
     "cli.serve": {"owner.local", "serving"},

@@ -24,7 +24,6 @@ from pema.schema import (
     option,
     parse,
     require,
-    respell,
     same,
     short,
     unknown,
@@ -279,17 +278,3 @@ def test_an_unknown_name_is_refused_with_the_choices_and_the_most_similar_one(va
 
 def test_the_location_is_part_of_an_unknown_name():
     assert unknown("setting", "x", ["y"], "this", "part[0]") == "unknown setting 'part[0].x' of this: use y."
-
-
-def test_a_message_about_settings_speaks_the_words_of_its_reader():
-    options = {"kappa": "--kappa", "on": "--set on="}
-
-    def spell(name, value):
-        return f"{options[name]} {value}" if name in options else None
-
-    message = "kappa=0.2 with kind='a b', on=True and kappa=1e-05: --kappa=3, (kappa=None). Use x.kappa=3 or kappa=0."
-    expected = (
-        "--kappa 0.2 with kind='a b', --set on= true and --kappa 1e-05: --kappa=3, (--kappa none). "
-        "Use x.kappa=3 or --kappa 0."
-    )
-    assert respell(message, spell) == expected

@@ -10,7 +10,7 @@ import math
 import operator
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -210,26 +210,6 @@ def known(kind: type, values: Mapping[str, Any], where: str = "") -> None:
         ConfigError: a key is unknown; the message names it and the most similar field.
     """
     among("setting", values, [f.name for f in dataclasses.fields(kind)], getattr(kind, "called", kind.__name__), where)
-
-
-def respell(message: str, spell: Callable[[str, str], str | None]) -> str:
-    """Rewrite the settings that a message names as `name=value` in the words of its reader.
-
-    Args:
-        message: the message, in the words of Python.
-        spell: returns another form of a name and a value (without quotes; true, false and none in small letters), or
-            None if the name is not one of its settings.
-    """
-
-    def write(match: re.Match[str]) -> str:
-        name, value = match.groups()
-        value = value.lower() if value in ("True", "False", "None") else value.strip("'")
-        return spell(name, value) or match[0]
-
-    return _SETTING.sub(write, message)
-
-
-_SETTING = re.compile(r"(?<![\w.-])([a-z]\w*)=('[^']*'|[\w.+-]*\w)")
 
 
 def among(what: str, values: Iterable[Any], names: Iterable[str], of: str = "", where: str = "") -> None:

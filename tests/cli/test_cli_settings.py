@@ -10,7 +10,7 @@ from pema.adapter.config import TrainConfig
 from pema.adapter.presets import PRESETS, preset
 from pema.cli import main
 from pema.cli.generate import GenerateConfig
-from pema.cli.settings import Options, declared
+from pema.cli.settings import Options, declared, respell
 from pema.errors import ConfigError
 from pema.memory.config import BuildConfig
 from pema.schema import fields_of
@@ -181,3 +181,17 @@ def test_a_flag_that_is_given_is_handed_on():
     assert given == [({"do_sample": True}, {"dtype": "int8"}), ({}, {})]
     with pytest.raises(ConfigError, match="unknown --dtype 'int9'"):
         verb(generateconfig_do_sample=None, buildconfig_dtype="int9")
+
+
+def test_a_message_about_settings_speaks_the_words_of_its_reader():
+    options = {"kappa": "--kappa", "on": "--set on="}
+
+    def spell(name, value):
+        return f"{options[name]} {value}" if name in options else None
+
+    message = "kappa=0.2 with kind='a b', on=True and kappa=1e-05: --kappa=3, (kappa=None). Use x.kappa=3 or kappa=0."
+    expected = (
+        "--kappa 0.2 with kind='a b', --set on= true and --kappa 1e-05: --kappa=3, (--kappa none). "
+        "Use x.kappa=3 or --kappa 0."
+    )
+    assert respell(message, spell) == expected

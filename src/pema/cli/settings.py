@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from pema.errors import AdapterError, ConfigError
-from pema.schema import Field, among, fields_of, parse, require, respell, short
+from pema.schema import Field, among, fields_of, parse, require, short
 
 SET = "set_"
 
@@ -163,3 +163,23 @@ _KIND = inspect.Parameter.KEYWORD_ONLY
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:  # noqa: ANN401
     return inspect.Parameter(name, _KIND, default=default, annotation=annotation)
+
+
+def respell(message: str, spell: Callable[[str, str], str | None]) -> str:
+    """Rewrite the settings that a message names as `name=value` in the words of its reader.
+
+    Args:
+        message: the message, in the words of Python.
+        spell: returns another form of a name and a value (without quotes; true, false and none in small letters), or
+            None if the name is not one of its settings.
+    """
+
+    def write(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        value = value.lower() if value in ("True", "False", "None") else value.strip("'")
+        return spell(name, value) or match[0]
+
+    return _SETTING.sub(write, message)
+
+
+_SETTING = re.compile(r"(?<![\w.-])([a-z]\w*)=('[^']*'|[\w.+-]*\w)")

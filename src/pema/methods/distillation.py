@@ -20,8 +20,8 @@ from pema.methods.contract import Job
 from pema.methods.emulator import Plan, layers_of
 from pema.methods.fine_tuning import CLIP
 from pema.methods.targets import target_logits
-from pema.owner.derivation import hooked
 from pema.owner.local import LocalPLM
+from pema.owner.probing import hooked
 
 BATCH = 16
 WARMUP = 0.1

@@ -14,7 +14,7 @@ from pema.adapter.likelihood import maximise
 from pema.generation.mixture import mix
 from pema.methods.knn_index import Index, Neighbours
 from pema.owner.causal_lm import output_embedding
-from pema.owner.derivation import hooked
+from pema.owner.probing import hooked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

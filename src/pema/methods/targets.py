@@ -15,8 +15,8 @@ from pema.evaluation.perplexity import LOGITS_BYTES
 from pema.memory.encoding import Tokens
 from pema.owner.batching import length_batches, pad_right
 from pema.owner.causal_lm import output_embedding
-from pema.owner.derivation import hooked
 from pema.owner.local import LocalPLM
+from pema.owner.probing import hooked
 from pema.tasks.example import Example, one_target_each
 from pema.tasks.template import Template
 

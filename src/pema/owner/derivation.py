@@ -7,15 +7,13 @@ does not explain is refused.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pema.errors import OwnerError
@@ -23,7 +21,8 @@ from pema.owner.bundle import NormSettings
 from pema.owner.causal_lm import output_embedding
 from pema.owner.contract import Tap
 from pema.owner.head import Head, Norm
-from pema.owner.weights import device_of, tensor_of
+from pema.owner.probing import evaluating, hooked, random_tokens, run_head
+from pema.owner.weights import tensor_of
 from pema.schema import among
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
@@ -90,28 +89,6 @@ def _exact(head: Head, weight: Tensor) -> Head:
     )
 
 
-@contextlib.contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Switch off dropout and gradients inside the block; restore the model's mode afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
-
-
-@contextlib.contextmanager
-def hooked(*handles: RemovableHandle) -> Iterator[None]:
-    """Remove forward hooks at the end of the block, also after an error."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 @dataclass(frozen=True)
 class FinalNorm:
     """The norm in front of the head.
@@ -129,47 +106,13 @@ class FinalNorm:
     sample: Tensor
 
 
-def _rows(model: PreTrainedModel, seed: int, rows: int = 2, length: int = 6) -> Tensor:
-    """Draw random tokens (rows, length), the same for every call with the same seed."""
-    size = model.get_input_embeddings().weight.shape[0]
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(0, size, (rows, length), generator=generator)
-    padding = getattr(model.config, "pad_token_id", None)
-    if padding is not None and size > 1:
-        tokens[tokens == padding] = (padding + 1) % size
-    return tokens.to(device_of(model))
-
-
-def _run(
-    model: PreTrainedModel, embedding: nn.Module, tokens: Tensor, change: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Run a forward pass with a changed head input; return that input (n, d) and the logits (n, V), on the CPU."""
-    seen: list[Tensor] = []
-
-    def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        f = change(arguments[0])
-        seen.append(f)
-        return (f, *arguments[1:])
-
-    with hooked(embedding.register_forward_pre_hook(hook)):
-        logits = model(input_ids=tokens, use_cache=False).logits
-    if len(seen) != 1 or seen[0].shape[:-1] != logits.shape[:-1]:
-        raise OwnerError(
-            f"{type(model).__name__} is not supported: its output embedding ran {len(seen)} times in one forward pass."
-            if len(seen) != 1
-            else f"{type(model).__name__} is not supported: its output embedding reads {tuple(seen[0].shape)}, but the "
-            f"model's logits have shape {tuple(logits.shape)}."
-        )
-    return seen[0].flatten(0, -2).cpu(), logits.flatten(0, -2).float().cpu()
-
-
 def _require_causal(model: PreTrainedModel, embedding: nn.Module) -> None:
     """Require that a change of the last token does not change the head's input at earlier positions.
 
     Raises:
         OwnerError: it changes.
     """
-    tokens = _rows(model, seed=5)
+    tokens = random_tokens(model, seed=5)
     changed = tokens.clone()
     changed[:, -1] = tokens[:, -2]
     changed[:, -1] += torch.where(changed[:, -1] == tokens[:, -1], 1 - 2 * (changed[:, -1] > 0).long(), 0)
@@ -203,7 +146,7 @@ def _post_processing(
     Returns:
         Scale and soft cap.
     """
-    rows = _rows(model, seed=1)
+    rows = random_tokens(model, seed=1)
     tokens = rows.repeat(1 + len(_RANGES), 1)
 
     def spread(f: Tensor) -> Tensor:
@@ -214,7 +157,7 @@ def _post_processing(
         factors = torch.tensor([1.0] + [target / max(natural, 1e-12) for target in _RANGES])
         return (f.float() * factors.repeat_interleave(len(rows))[:, None, None].to(f.device)).to(f.dtype)
 
-    f, y = _run(model, embedding, tokens, spread)
+    f, y = run_head(model, embedding, tokens, spread)
     if y.shape[-1] != plain.vocabulary_size:
         raise OwnerError(
             f"{type(model).__name__} is not supported: W_hd has {plain.vocabulary_size} rows, the model's logits have "
@@ -306,7 +249,7 @@ def _verify(model: PreTrainedModel, head: Head, tapped: nn.Module, tap: Tap, dty
     name = type(model).__name__
     seen: list[Tensor] = []
     with hooked(tapped.register_forward_pre_hook(lambda _m, arguments: seen.append(arguments[0].flatten(0, -2)))):
-        logits = model(input_ids=_rows(model, seed=2, rows=3, length=9), use_cache=False).logits
+        logits = model(input_ids=random_tokens(model, seed=2, rows=3, length=9), use_cache=False).logits
     expected = logits.flatten(0, -2).float().cpu()
     difference = _relative(head(seen[0].cpu().float()), expected)
     tolerance = TOLERANCE.get(dtype, 4e-2)
@@ -340,7 +283,7 @@ def find_final_norm(model: PreTrainedModel) -> FinalNorm:
         embedding.register_forward_pre_hook(lambda _m, arguments: seen.append(arguments[0].detach().clone()))
     )
     with evaluating(model), hooked(*handles):
-        model(input_ids=_rows(model, seed=3), use_cache=False)
+        model(input_ids=random_tokens(model, seed=3), use_cache=False)
 
     def writer(value: Tensor) -> tuple[str, nn.Module, Tensor, Tensor] | None:
         for call in reversed(calls):

@@ -32,7 +32,7 @@ class TensorResponse(Response):
 
 @router.get("/plm", responses=documented.errors(), summary="Description of the PLM, and what this key may do with it")
 async def plm(caller: Annotated[Caller, Depends(admit("plm"))]) -> PLMMessage:
-    """The description that memories and adapters are bound to, and the rules, limits and quotas of this key."""
+    """Return the description that memories and adapters are bound to, and the rules, limits and quotas of this key."""
     return caller.service.about(caller.account)
 
 
@@ -49,7 +49,7 @@ async def tokenizer(caller: Annotated[Caller, Depends(admit("tokenizer"))]) -> T
     summary="The LM head, in the form that the policy gives to this key",
 )
 async def head(caller: Annotated[Caller, Depends(admit("head"))]) -> Response:
-    """The head bundle as one safetensors file."""
+    """Return the head bundle as one safetensors file."""
     if caller.key.head == "none":
         raise Refusal(
             403, "head_withheld", "The LM head is withheld from this key.", "Ask the PLM owner for a key that gets it."

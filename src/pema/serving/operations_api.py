@@ -41,7 +41,7 @@ async def readyz(request: Request) -> StatusMessage:
 
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> HTMLResponse:
-    """The API as a page that loads nothing and runs nothing."""
+    """Return the API as a page that loads nothing and runs nothing."""
     request.scope[RECORD].endpoint = "docs"
     return HTMLResponse(documented.page(request.app.openapi()), headers=_PAGE_RULES)
 
@@ -53,5 +53,5 @@ async def docs(request: Request) -> HTMLResponse:
     summary="Metrics for Prometheus",
 )
 async def metrics(request: Request, caller: Annotated[Caller, Depends(admit("metrics", counted=False))]) -> Response:
-    """Requests, latency, tokens, representations, batches, queue, sessions, usage per key."""
+    """Return requests, latency, tokens, representations, batches, queue, sessions, usage per key."""
     return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE)

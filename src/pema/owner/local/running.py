@@ -15,9 +15,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from pema.owner.batching import pad_right
 from pema.owner.causal_lm import output_embedding, state_argument, state_of
 from pema.owner.contract import Tap
-from pema.owner.derivation import find_final_norm, hooked
+from pema.owner.derivation import find_final_norm
 from pema.owner.local.prefix import Prefix
 from pema.owner.positions import PositionEncoding
+from pema.owner.probing import hooked
 from pema.owner.weights import device_of
 
 

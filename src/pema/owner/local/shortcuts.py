@@ -13,12 +13,12 @@ from transformers import GenerationConfig
 from pema.errors import PemaError
 from pema.owner.batching import pad_left
 from pema.owner.causal_lm import output_embedding
-from pema.owner.derivation import evaluating, hooked
 from pema.owner.local.encoded import cached, whole
 from pema.owner.local.greedy import greedy
 from pema.owner.local.growing import GrowingContexts
 from pema.owner.local.prefix import Prefix
 from pema.owner.local.running import Runner
+from pema.owner.probing import evaluating, hooked
 from pema.owner.weights import device_of
 
 logger = logging.getLogger(__name__)
