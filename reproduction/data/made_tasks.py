@@ -129,7 +129,7 @@ def shuffled(values: list[Any], draw: random.Random) -> list[Any]:
     return draw.sample(values, len(values))
 
 
-def made(task: str, part: str) -> list[Pair]:
+def draw_examples(task: str, part: str) -> list[Pair]:
     """Return the examples of one part in random order, without duplicate sources."""
     draw = random.Random(f"{task} {part}")
     words = {slot: [tuple(word) for word in some] for slot, some in grammar("words")[part].items()}
@@ -165,7 +165,7 @@ def main() -> None:
     for task in TASKS:
         for part in PARTS:
             with writing(file_of(task, part)) as temporary:
-                temporary.write_text(written(task, made(task, part)), encoding="utf-8")
+                temporary.write_text(written(task, draw_examples(task, part)), encoding="utf-8")
 
 
 if __name__ == "__main__":

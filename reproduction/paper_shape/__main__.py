@@ -63,10 +63,10 @@ def measure_all(shapes: list[Shape], methods: list[str], setting: Setting, path:
                 child("measure", shape, method, setting, folder)
                 result = read_json(folder / OUT)
                 put_run(path, name, result)
-                print(f"{name}: {result.get('why') or said(result)}", file=sys.stderr)
+                print(f"{name}: {result.get('why') or progress_text(result)}", file=sys.stderr)
 
 
-def said(result: dict[str, Any]) -> str:
+def progress_text(result: dict[str, Any]) -> str:
     """Return a line of progress."""
     peak = {name: round(value / 1e6) for name, value in result["peak_bytes"].items() if value is not None}
     return f"peak {peak} MB, {result['seconds']} s"

@@ -183,11 +183,11 @@ def owner(shape: Shape, setting: Setting, device: torch.device, _memory: Path, _
     @torch.no_grad()
     def generate() -> Tensor:
         mask, tokens = torch.ones_like(prompt), setting.new_tokens
-        made: Tensor = model.generate(
+        sequences: Tensor = model.generate(
             input_ids=prompt, attention_mask=mask, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens
         )
         finish(device)
-        return made
+        return sequences
 
     @torch.no_grad()
     def represent() -> None:

@@ -12,7 +12,18 @@ from pema.experiments.config import read_config
 from pema.owner.local import LocalPLM
 from pema.tasks.readers import read_examples
 from pema.tasks.registry import get_task
-from reproduction.data.made_tasks import DATA, PARTS, SIZES, SLOT, TASKS, data_name, file_of, grammar, made, written
+from reproduction.data.made_tasks import (
+    DATA,
+    PARTS,
+    SIZES,
+    SLOT,
+    TASKS,
+    data_name,
+    draw_examples,
+    file_of,
+    grammar,
+    written,
+)
 from reproduction.paths import CONFIGS
 
 EVERY = [(task, part) for task in TASKS for part in PARTS]
@@ -53,12 +64,12 @@ def pattern(template: str) -> re.Pattern[str]:
 
 @pytest.mark.parametrize(("task", "part"), EVERY)
 def test_the_recipe_makes_the_committed_bytes(task, part):
-    assert file_of(task, part).read_bytes() == written(task, made(task, part)).encode()
+    assert file_of(task, part).read_bytes() == written(task, draw_examples(task, part)).encode()
 
 
 @pytest.mark.parametrize(("task", "part"), EVERY)
 def test_the_files_hold_what_was_made(task, part):
-    assert examples(task, part) == made(task, part)
+    assert examples(task, part) == draw_examples(task, part)
     assert len(examples(task, part)) == SIZES[task][part]
     assert len({source for source, _ in examples(task, part)}) == SIZES[task][part]
 

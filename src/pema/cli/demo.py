@@ -37,12 +37,12 @@ def demo(
 
     experiment = demo_experiment(seed)
     with tempfile.TemporaryDirectory(prefix="pema-demo-") as temporary:
-        place = folder or Path(temporary)
-        result = run_demo(experiment, place)
-        for table in demo_tables(experiment, place):
+        workspace = folder or Path(temporary)
+        result = run_demo(experiment, workspace)
+        for table in demo_tables(experiment, workspace):
             print_table(table)
         if report is not None:
-            write_report(place / "results", report)
+            write_report(workspace / "results", report)
             note(f"{report}: the report, with all texts")
     if json_file is not None:
         write_json(json_file, result)

@@ -42,14 +42,14 @@ def run_demo(experiment: Experiment, folder: Path) -> dict[str, Any]:
 
 def demo_tables(experiment: Experiment, folder: Path) -> list[Table]:
     """Return the tables and samples of the demo in `folder`, ready to print."""
-    place = folder / "results" / experiment.name
-    (results,) = read_results(place)
+    results_folder = folder / "results" / experiment.name
+    (results,) = read_results(results_folder)
     outputs = {label: results.outputs[runs[0].run] for label, runs in results.runs.items()}
     samples = Table(title="Samples: the first records of the test set", show_header=False)
     for fields in side_by_side(experiment.data, outputs):
         for name, text in fields.items():
             samples.add_row(Text(name), Text(text), end_section=name == list(fields)[-1])
-    return [*comparison_tables(place), samples]
+    return [*comparison_tables(results_folder), samples]
 
 
 def side_by_side(data: Data, outputs: Mapping[str, Sequence[str]], count: int = SAMPLES) -> list[dict[str, str]]:

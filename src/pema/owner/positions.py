@@ -118,7 +118,7 @@ def _angles(module: nn.Module, positions: list[int]) -> Tensor:
     by_layer = layer_types and "layer_type" in inspect.signature(module.forward).parameters
     kinds: Any = [(kind,) for kind in dict.fromkeys(layer_types)] if by_layer else [()]
     with torch.no_grad():
-        made = [module(x, ids, *kind) for kind in kinds]
-    parts = [part for given in made for part in (given if isinstance(given, tuple) else (given,))]
+        outputs = [module(x, ids, *kind) for kind in kinds]
+    parts = [part for given in outputs for part in (given if isinstance(given, tuple) else (given,))]
     parts = [torch.view_as_real(part).flatten(-2) if part.is_complex() else part for part in parts]
     return torch.cat([part.float().reshape(-1, len(positions), part.shape[-1])[:1] for part in parts], dim=-1)

@@ -185,8 +185,8 @@ def _require_passing(error: httpx2.TransportError, where: str) -> None:
 def _require_success(status: int, content: bytes, where: str) -> None:
     if 200 <= status < 300:
         return
-    code, said = _said(content)
-    message = f"{where}: the server refused with {status}: {said}"
+    code, reason = _said(content)
+    message = f"{where}: the server refused with {status}: {reason}"
     if status in (404, 410) and code in ("session_expired", "unknown_session"):
         raise LostSessionError(message)
     if status in (401, 403):

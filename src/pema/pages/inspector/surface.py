@@ -46,16 +46,16 @@ def surfaces(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], tokens: 
     window = list(before[-CONTEXT:])
     whole = _decode(tokenizer, window).rstrip(BROKEN)
     special = set(tokenizer.all_special_ids)
-    found = []
+    visible = []
     for token in tokens:
         text = _decode(tokenizer, [*window, token])
         # Bytes that the token does not complete stay invalid in front of it.
         added = text[len(whole) :].lstrip(BROKEN) if text.startswith(whole) else ""
         if token in special or not added or BROKEN in added:
-            found.append(Surface(_name(tokenizer, token), is_name=True))
+            visible.append(Surface(_name(tokenizer, token), is_name=True))
         else:
-            found.append(Surface(added))
-    return found
+            visible.append(Surface(added))
+    return visible
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:

@@ -14,11 +14,11 @@ from pema.experiments.records import Point, Results, Run, Signature, Trial
 def all_runs(experiment: Results, key: str) -> str:
     """Return one disclosure per method, with one per run in it; the table and the plots link to them."""
     methods = "\n".join(
-        f'<details class="method" id="{key}-m{place}"><summary>{escape(label)} '
+        f'<details class="method" id="{key}-m{row}"><summary>{escape(label)} '
         f'<span class="muted">{_count(len(experiment.runs[label]), "run")}</span></summary>\n'
         + "\n".join(_run(run, experiment.metrics) for run in experiment.runs[label])
         + "\n</details>"
-        for place, label in enumerate(experiment.about.methods)
+        for row, label in enumerate(experiment.about.methods)
     )
     whole = _signature(experiment.about.signature)
     return f'{methods}\n<details class="method"><summary>The experiment as a whole</summary>\n{whole}</details>'

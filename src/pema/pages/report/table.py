@@ -30,7 +30,7 @@ def comparison_table(experiment: Results, key: str) -> str:
     head_row = "".join(
         f'<th scope="col" data-first="{first}"{kind}><span>{escape(title)}</span></th>' for title, first, kind in heads
     )
-    body = "\n".join(_row(experiment, label, place, key) for place, label in enumerate(experiment.about.methods))
+    body = "\n".join(_row(experiment, label, row, key) for row, label in enumerate(experiment.about.methods))
     return f"""<div class="scroll" role="region" aria-labelledby="{key}-caption" tabindex="0">
 <table class="comparison">
 <caption class="unseen" id="{key}-caption">{escape(experiment.about.title)}: methods compared</caption>
@@ -46,17 +46,17 @@ def comparison_table(experiment: Results, key: str) -> str:
 </div>"""
 
 
-def _row(experiment: Results, label: str, place: int, key: str) -> str:
+def _row(experiment: Results, label: str, row: int, key: str) -> str:
     seeds = experiment.rows[label].seeds
     reference = ", reference" if label == experiment.about.reference else ""
     unhelped = escape(no_help_text([experiment.rows[label]]))
     flag = f'<span class="flag" title="{unhelped}"> {NOT_HELPED}</span>' if unhelped else ""
     cells = [
-        f'<th scope="row" data-value="{place}"><span class="swatch series-{place % SERIES}"></span>'
-        f'<a href="#{key}-m{place}">{escape(label)}</a>{flag}'
+        f'<th scope="row" data-value="{row}"><span class="swatch series-{row % SERIES}"></span>'
+        f'<a href="#{key}-m{row}">{escape(label)}</a>{flag}'
         f'<span class="seeds">{seeds} seed{"" if seeds == 1 else "s"}{reference}</span></th>'
     ]
-    cells += [_quality(experiment, label, metric, place, key) for metric in experiment.metrics]
+    cells += [_quality(experiment, label, metric, row, key) for metric in experiment.metrics]
     for name in experiment.cost_columns(COSTS):
         value, std = experiment.cost(label, name), experiment.cost_spread(label, name)
         spread = f' title="± {COSTS[name].text(std)} over seeds"' if std else ""
@@ -65,10 +65,10 @@ def _row(experiment: Results, label: str, place: int, key: str) -> str:
         need = getattr(experiment.runs[label][0].needs, name)
         needed = "" if WORDS[need] == "no" else ' class="needed"'
         cells.append(f'<td data-value="{[*WORDS].index(need)}"{needed}>{WORDS[need]}</td>')
-    return f'<tr data-method="{place}">{"".join(cells)}</tr>'
+    return f'<tr data-method="{row}">{"".join(cells)}</tr>'
 
 
-def _quality(experiment: Results, label: str, metric: str, place: int, key: str) -> str:
+def _quality(experiment: Results, label: str, metric: str, row: int, key: str) -> str:
     interval = experiment.rows[label].metrics[metric]
     best = " best" if interval.mean == experiment.best(metric) else ""
     spread = "" if interval.std is None else f' <span class="std">± {score_text(metric, interval.std)}</span>'
@@ -76,8 +76,8 @@ def _quality(experiment: Results, label: str, metric: str, place: int, key: str)
     reference = experiment.about.reference
     return (
         f'<td class="quality{best}" data-value="{_sortable(interval.mean)}">'
-        f'<a href="#{key}-m{place}">{score_text(metric, interval.mean)}</a>{spread}'
-        f"{_drawn_interval(experiment, label, metric, place)}"
+        f'<a href="#{key}-m{row}">{score_text(metric, interval.mean)}</a>{spread}'
+        f"{_drawn_interval(experiment, label, metric, row)}"
         f'<span class="interval">{bounds}</span>{_texts(experiment, interval)}'
         f"{_difference(experiment, reference, label, metric)}</td>"
     )
@@ -100,10 +100,10 @@ def difference_tables(experiment: Results) -> str:
 def _difference_table(experiment: Results, reference: str) -> str:
     heads = "".join(f'<th scope="col">{escape(metric_name(metric))}</th>' for metric in experiment.metrics)
     rows = "\n".join(
-        f'<tr><th scope="row"><span class="swatch series-{place % SERIES}"></span>{escape(label)}</th>'
+        f'<tr><th scope="row"><span class="swatch series-{row % SERIES}"></span>{escape(label)}</th>'
         + "".join(f"<td>{_difference(experiment, reference, label, m, bounds=True)}</td>" for m in experiment.metrics)
         + "</tr>"
-        for place, label in enumerate(experiment.about.methods)
+        for row, label in enumerate(experiment.about.methods)
         if label != reference
     )
     return f"""<details class="differences"><summary>Compared with {escape(reference)}</summary>
@@ -137,16 +137,16 @@ def _difference(experiment: Results, reference: str | None, label: str, metric: 
     )
 
 
-def _drawn_interval(experiment: Results, label: str, metric: str, place: int) -> str:
+def _drawn_interval(experiment: Results, label: str, metric: str, row: int) -> str:
     """Draw an interval and its mean on the scale of the column."""
-    intervals = [row.metrics[metric] for row in experiment.rows.values()]
+    intervals = [each.metrics[metric] for each in experiment.rows.values()]
     low, high = min(each.low for each in intervals), max(each.high for each in intervals)
     interval = experiment.rows[label].metrics[metric]
     left, middle, right = (
         4 + (WIDTH - 8) * (end - low) / ((high - low) or 1.0) for end in (interval.low, interval.mean, interval.high)
     )
     return (
-        f'<svg class="whisker series-{place % SERIES}" viewBox="0 0 {WIDTH} 10" aria-hidden="true">'
+        f'<svg class="whisker series-{row % SERIES}" viewBox="0 0 {WIDTH} 10" aria-hidden="true">'
         f'<path class="rail" d="M0 5H{WIDTH}"/><path class="span" d="M{left:.1f} 5H{right:.1f}"/>'
         f'<circle cx="{middle:.1f}" cy="5" r="3.5"/></svg>'
     )
