@@ -97,16 +97,18 @@ def test_nothing_but_the_sources_goes_into_the_image(instructions):
     assert not re.search(r"(?i)secret|password|api_key|token=", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
 
 
-def test_health_over_http_and_tls(plm, folder, certificate):
+def test_health_over_http_and_tls_and_nothing_in_the_log(plm, folder, certificate, caplog):
     cert, private = certificate
     with listening(plm) as (url, app):
         port = int(url.rpartition(":")[2])
         assert healthy(port)
+        assert not [record for record in caplog.records if record.levelname != "INFO"]
         app.state.lifecycle.failure = RuntimeError()
         assert not healthy(port)
         app.state.lifecycle.failure = None
     assert not healthy(port)
-    with serving(folder, "", "--tls-cert", cert, "--tls-key", private) as (_, url, _log):
+    with serving(folder, "", "--tls-cert", cert, "--tls-key", private) as (_, url, log):
         command = [sys.executable, "-m", "pema.serving.health", url.rpartition(":")[2]]
         assert subprocess.run(command, check=False).returncode == 0
+        assert not log.read_text(encoding="utf-8")
     assert subprocess.run(command, check=False).returncode == 1

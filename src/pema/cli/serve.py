@@ -28,9 +28,10 @@ def serve(
         typer.Option("--insecure-network", help="Listen on a network without keys or TLS, behind a proxy with both."),
     ] = False,
 ) -> None:
-    """Serve representations of a frozen PLM to data owners over HTTP; on SIGTERM, finish the open requests.
+    """Serve representations of a frozen PLM to data owners over HTTP.
 
-    Without a policy it listens on the loopback only, requires no key, and serves the plain head.
+    Without a policy it listens on the loopback only, requires no key, and serves the plain head. On SIGHUP it rereads
+    the policy; on SIGTERM it finishes the open requests and stops.
 
     Example: pema serve embedded --port 8000
     """

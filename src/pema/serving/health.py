@@ -18,9 +18,10 @@ def healthy(port: int) -> bool:
     # Its certificate is for the name that clients use; nothing secret is sent.
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    # Plain HTTP first: at a port with TLS it fails silently, while a handshake at one without would be logged.
     for connection in (
-        HTTPSConnection("127.0.0.1", port, timeout=_SECONDS, context=context),
         HTTPConnection("127.0.0.1", port, timeout=_SECONDS),
+        HTTPSConnection("127.0.0.1", port, timeout=_SECONDS, context=context),
     ):
         try:
             connection.request("GET", PATH)
