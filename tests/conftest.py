@@ -1,4 +1,4 @@
-"""The fixtures that every room's tests share.
+"""Fixtures shared by all tests.
 
 `tiny_model(family)` is a transformers causal LM with random weights, `tiny_tokenizer()` a byte-level tokenizer, and
 `tiny_plm(family, tap=...)` the two behind the owner's contract.

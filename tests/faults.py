@@ -1,4 +1,4 @@
-"""Faults at a chosen step of whatever touches the disk: an error that the system reports, or the end of the process."""
+"""Faults at a chosen disk operation: an error reported by the system, or the end of the process."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Files that another party wrote and signed: every checksum is right, what they hold is not."""
+"""Files written and signed by another party: checksums are right, contents are wrong."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""Made-up results in the format of `pema compare` and `pema sweep`: test data, no number was measured."""
+"""Synthetic results in the format of `pema compare` and `pema sweep`: test data, no number was measured."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The short way from Python: the same as step by step, as the command line, and as the method of comparisons."""
+"""The Python API gives the same results as the step-by-step functions, the command line and the method of comparisons."""
 
 import json
 import subprocess

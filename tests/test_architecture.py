@@ -1,4 +1,4 @@
-"""The house's rules, checked on the source itself: which room may import which, and what nobody imports."""
+"""The architecture, checked on the source: allowed imports between packages, and unused modules."""
 
 import ast
 from pathlib import Path

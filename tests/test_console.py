@@ -1,4 +1,4 @@
-"""What is printed cannot command the terminal."""
+"""Printed texts cannot control the terminal."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""The demo data that ships with the package: well-formed, consistent, and split without leakage."""
+"""The bundled demo data: well-formed, consistent, and split without leakage."""
 
 from __future__ import annotations
 

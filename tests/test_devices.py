@@ -1,4 +1,4 @@
-"""The device that a user names, and what it can do."""
+"""Devices by name, and their bfloat16 support."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What pema does where an extra is not installed: its main job, and the command that installs what a part of it needs.
+"""Behaviour without extras: the main functions work, and errors name the command that installs an extra.
 
 `make test-package` runs these in an environment without any extra, with PEMA_EXTRAS=none: there none may be skipped.
 """

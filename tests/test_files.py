@@ -1,4 +1,4 @@
-"""Files are whole or absent."""
+"""Atomic writes."""
 
 import errno
 import os

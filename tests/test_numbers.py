@@ -1,4 +1,4 @@
-"""Every number that a person can set, in code, in a file or on the command line, is finite and in range, or refused."""
+"""Every number that a user can set, in code, in a file or on the command line, is finite and in range, or refused."""
 
 import math
 import sys

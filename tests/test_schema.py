@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009
-"""Fields are held to their types and limits, in code and in files alike."""
+"""Fields are checked against their types and limits, in code and in files."""
 
 import math
 import re

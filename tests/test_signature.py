@@ -1,4 +1,4 @@
-"""The signature says where a number came from."""
+"""The signature identifies the origin of a number."""
 
 import json
 import subprocess

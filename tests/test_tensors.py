@@ -1,4 +1,4 @@
-"""Headers of safetensors files are read as the library reads them, and refused where it would be misled."""
+"""Headers of safetensors files: read as the library reads them, and refused if they are misleading."""
 
 import math
 import os

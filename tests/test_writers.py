@@ -1,4 +1,4 @@
-"""Every writer of the package, with a fault at every step: what it wrote over is there, or what it wrote."""
+"""Every writer of the package, with a fault at every step: either the old or the new content remains."""
 
 import itertools
 import json

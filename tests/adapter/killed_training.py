@@ -1,4 +1,4 @@
-"""A training run that dies: a child process that is killed at a chosen call or after a chosen time."""
+"""A training run in a child process that is killed at a chosen call or after a chosen time."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Memories made in the process: random representations, and targets that a hidden rule draws from them."""
+"""Synthetic memories: random representations, and targets drawn from them by a hidden rule."""
 
 import hashlib
 from pathlib import Path

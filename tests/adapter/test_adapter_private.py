@@ -1,4 +1,4 @@
-"""DP-SGD: the clipped gradient, the noise, the accounting, what is refused, and what the folder tells."""
+"""DP-SGD: clipped gradients, noise, accounting, refusals, and the published files."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What every training does alike: the learning rate's course, a step, and when to stop."""
+"""Common parts of every training: the learning rate schedule, a step, and early stopping."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Help and refusals come before torch and transformers are imported, which takes seconds."""
+"""Help and refusals are printed before the slow imports of torch and transformers."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""`--chat`, `--no-chat` and `--system`: what a build stores, and what a generation refuses."""
+"""`--chat`, `--no-chat` and `--system`: stored by a build, checked by a generation."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Comparisons and sweeps from end to end, on a tiny PLM: what is run, what is skipped, what is left behind."""
+"""Comparisons and sweeps from end to end on a tiny PLM: runs, skipped runs, and result files."""
 
 import json
 import math

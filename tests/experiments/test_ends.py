@@ -1,4 +1,4 @@
-"""What remains of a comparison that is ended from outside, and what it says."""
+"""Interrupted comparisons: remaining files and messages."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""What a comparison's file may hold, and what is refused by name."""
+"""Files of comparisons: valid contents, and refusals by name."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""One value is one text, in the terminal, on the page and in the tables of docs."""
+"""Formats: the same text for a value in the terminal, on pages and in the tables of docs."""
 
 import html
 import json

@@ -1,4 +1,4 @@
-"""Children that end with their parent, whatever ends it."""
+"""Child processes that end with their parent, for whatever reason it ends."""
 
 import os
 import signal

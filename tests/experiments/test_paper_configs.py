@@ -1,4 +1,4 @@
-"""The configs of the paper's experiments: nine, of one form, whose settings are known and whose data can be read."""
+"""The nine configs of the paper's experiments: one form, valid settings, readable data."""
 
 import gzip
 import itertools

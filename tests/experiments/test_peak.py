@@ -1,4 +1,4 @@
-"""The memory of a process, as the kernel counts it."""
+"""The memory of a process, as counted by the kernel."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Calls of an attached model: side by side, inside one another, from loops of one's own, through what is around it."""
+"""Calls of an attached model: concurrent, nested, in custom loops, and through wrappers."""
 
 import asyncio
 import copy

@@ -1,4 +1,4 @@
-"""A compiled model with an adapter: the same text, and no graph of its own for each step."""
+"""A compiled model with an adapter: the same text, without a new graph per step."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Where a text ends: stop strings and token limits, for each row as if it were alone."""
+"""The end of texts: stop strings and token limits, for each row independently."""
 
 import dataclasses
 

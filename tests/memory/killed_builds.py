@@ -1,4 +1,4 @@
-"""Kills builds at random moments, takes each up again, and compares bytes. Run as a program, because it forks.
+"""Builds killed at random moments and resumed, compared by bytes. It runs as a program, because it forks.
 
 Arguments: a folder, how many kills. Prints a line per folder that was killed: what lay there at each kill.
 """

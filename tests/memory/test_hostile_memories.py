@@ -1,4 +1,4 @@
-"""Memories and heads with valid checksums and impossible contents: refused by name, or as good as the original."""
+"""Memories and heads with valid checksums and impossible contents: refused by name, or equivalent to the original."""
 
 import shutil
 

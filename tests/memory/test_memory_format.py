@@ -1,4 +1,4 @@
-"""The format's page says what the files hold: a memory is read by the page alone, without the package."""
+"""The format's page is complete: a memory is read by the page alone, without the package."""
 
 import hashlib
 import json

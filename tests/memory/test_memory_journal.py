@@ -1,4 +1,4 @@
-"""Answers that are in no shard yet survive whatever ends a build."""
+"""Answers that are not in a shard yet survive every end of a build."""
 
 import itertools
 import subprocess

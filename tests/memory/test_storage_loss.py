@@ -1,4 +1,4 @@
-"""What storage in fewer bits costs, with the outliers that representations of large PLMs have."""
+"""The cost of storage in fewer bits, with outliers as in representations of large PLMs."""
 
 import math
 from dataclasses import replace

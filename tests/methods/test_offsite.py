@@ -1,4 +1,4 @@
-"""Offsite-Tuning: the emulator, what is trained on it, and what is plugged in."""
+"""Offsite-Tuning: the emulator, its training, and the adapter in the PLM."""
 
 import dataclasses
 import math

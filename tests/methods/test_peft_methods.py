@@ -1,4 +1,4 @@
-"""LoRA, IA3 and prefix-tuning: what peft does on the tiny PLMs, in training and in `generate`."""
+"""LoRA, IA3 and prefix-tuning by peft on tiny PLMs, in training and in `generate`."""
 
 import copy
 import dataclasses

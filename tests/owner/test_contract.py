@@ -1,4 +1,4 @@
-"""What another party says of its PLM is checked before anything is made of it."""
+"""Descriptions of another party's PLM are checked before they are used."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What changes the function of a PLM or tokenizer changes its fingerprint, and nothing else does."""
+"""Fingerprints change exactly if the function of a PLM or tokenizer changes."""
 
 import copy
 import hashlib

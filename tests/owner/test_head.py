@@ -1,4 +1,4 @@
-"""The derived head computes what the model does, for every family and both taps; what it cannot explain it refuses."""
+"""The derived head computes the model's logits, for every family and both taps; other models are refused."""
 
 import json
 

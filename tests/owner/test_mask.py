@@ -1,4 +1,4 @@
-"""A masked PLM computes what the PLM does, in coordinates that only its owner knows; and what that does not hide."""
+"""A masked PLM computes the same as the PLM in secret coordinates; and the limits of the mask."""
 
 import logging
 import stat

@@ -1,4 +1,4 @@
-"""Models that cannot be a PLM are refused at the constructor, by name and with the remedy."""
+"""Models that are not supported as PLM are refused by the constructor, by name and with the remedy."""
 
 import pytest
 import torch

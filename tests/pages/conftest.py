@@ -1,4 +1,4 @@
-"""A real browser for pages: `visit(path)` opens an HTML file, and in the end holds it to being self-contained."""
+"""A real browser for pages: `visit(path)` opens an HTML file, and finally checks that it is self-contained."""
 
 import os
 import shutil

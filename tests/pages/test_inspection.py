@@ -1,4 +1,4 @@
-"""What the inspector collects: the library's own generation, and both distributions as they are."""
+"""The inspector's data: the library's own generation, and both exact distributions."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The inspector's page in a real browser: what it recomputes is what Python computes, and everyone can use it."""
+"""The inspector's page in a real browser: it computes the same as Python, and is accessible."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The shell of a page: what it embeds stays where it is put."""
+"""The shell of a page: embedded data cannot break out."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The report's page as text: what it holds, what it escapes, what it refuses."""
+"""The report's page as text: contents, escapes and refusals."""
 
 import json
 import re

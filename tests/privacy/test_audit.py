@@ -1,4 +1,4 @@
-"""The attacks and their figures: known answers, and an adapter that has learned its members by heart."""
+"""The attacks and their figures: known answers, and an adapter that has memorised its members."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""The attacks: every one has its figures, nothing falls any more, and what is sent is bounded."""
+"""The attacks: each has its figures, everything holds, and requests are bounded."""
 
 import sys
 

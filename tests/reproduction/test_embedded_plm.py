@@ -1,4 +1,4 @@
-"""The embedded PLM's training: what it trains on is what it sees when it is used."""
+"""The embedded PLM's training: training inputs equal the inputs in use."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Files of results: one line a run, written whole, read strictly."""
+"""Files of results: one line per run, written atomically, read strictly."""
 
 import pytest
 

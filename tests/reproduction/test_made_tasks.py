@@ -1,4 +1,4 @@
-"""The made tasks: what the recipe writes, split without leakage, and with nothing to be had for free."""
+"""The synthetic tasks: equal to the recipe's output, split without leakage, and without shortcuts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages are those of the committed results, and every number's command is told, exists and takes its options."""
+"""The pages match the committed results, and the command behind every number exists and accepts its options."""
 
 import importlib
 import re

@@ -1,4 +1,4 @@
-"""Committed results: every line is held to its record, and what does not fit is named."""
+"""Committed results: every line is checked against its record, and errors are named."""
 
 import json
 

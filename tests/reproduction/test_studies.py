@@ -1,4 +1,4 @@
-"""The studies: the committed pages are those of the committed results; tables and plots show what the results say."""
+"""The studies: the committed pages match the committed results; tables and plots show the results."""
 
 import re
 import tomllib

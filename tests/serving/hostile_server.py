@@ -1,4 +1,4 @@
-"""Servers that mean no good: answers in the process that are changed on the way, and raw bytes on a real connection."""
+"""Hostile servers: manipulated answers in the process, and raw bytes on a real connection."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""The client against servers that mean no good: each answer is refused by name, at once, and nothing of it is run."""
+"""The client against hostile servers: each answer is refused by name, at once, and nothing of it is run."""
 
 import contextlib
 import gzip

@@ -1,4 +1,4 @@
-"""Connections of clients that mean no good: silent ones, slow ones, and such as send what nobody asked for."""
+"""Hostile connections: silent ones, slow ones, and unexpected data."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""What one client can cost the others: bodies, quotas, queues, answers that nobody reads, clients that leave."""
+"""Effects of one client on others: bodies, quotas, queues, unread answers, clients that leave."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""What a client hears when it is wrong: a clear 4xx, never a 5xx, and never its own text back."""
+"""Refusals of wrong requests: a clear 4xx, never a 5xx, and never the client's own text."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""Where a server may listen, and what it needs for it."""
+"""Addresses on which a server may listen, and their requirements."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""The registry of sessions, with a clock that is turned by hand."""
+"""The registry of sessions, with a simulated clock."""
 
 import asyncio
 import contextlib

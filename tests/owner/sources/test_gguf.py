@@ -1,4 +1,4 @@
-"""GGUF files as PLMs: converted once, verified at each start, and what they say of their tokenizer."""
+"""GGUF files as PLMs: converted once, verified at each start, with the tokenizer of the file."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Names of PLMs: what each leads to, and what is said of one that leads nowhere."""
+"""Names of PLMs: what they resolve to, and the errors for unknown ones."""
 
 import shutil
 

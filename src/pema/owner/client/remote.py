@@ -58,9 +58,9 @@ class RemotePLM:
         about = self._connection.get("/v1/plm")
         where = self._connection.url
         if not isinstance(about, dict) or about.get("wire") != VERSION:
-            version = about.get("wire") if isinstance(about, dict) else None
+            spoken = about.get("wire") if isinstance(about, dict) else None
             raise OwnerError(
-                f"{where} speaks version {ascii(version)[:40]} of the protocol, this is version {VERSION}: use the same "
+                f"{where} speaks version {ascii(spoken)[:40]} of the protocol, this is version {VERSION}: use the same "
                 "version of pema."
             )
         try:
