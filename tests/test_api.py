@@ -1,4 +1,4 @@
-"""The Python API gives the same results as the step-by-step functions, the command line and the method of comparisons."""
+"""The Python API: the same results as the step-by-step functions, the command line and the method of comparisons."""
 
 import json
 import subprocess

@@ -132,7 +132,7 @@ def test_what_the_table_forbids_is_found(module, line):
     assert violations(module, f"{source}\n{line}\n")
 
 
-def test_every_folder_is_a_room_and_the_table_has_no_circle():
+def test_every_folder_is_in_the_table_and_the_table_has_no_cycle():
     folders = {path.name for path in SOURCE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert folders == {room for room in ROOMS if "." not in room}
     done = set()

@@ -16,7 +16,7 @@ def test_escape_codes_are_shown_and_not_obeyed():
 
 
 @given(st.text())
-def test_what_is_printed_holds_no_control_characters(text):
+def test_printed_texts_contain_no_control_characters(text):
     shown = printable(text)
     assert all(char.isprintable() or char in "\n\t" for char in shown if char < "\xa0")
     shown.encode()

@@ -151,7 +151,7 @@ def write_folder(path, text):
 
 @pytest.mark.parametrize("behind", [False, True])
 @pytest.mark.parametrize("write", [write_file, write_folder])
-def test_an_error_at_any_step_leaves_the_old_or_the_new_and_says_which(tmp_path, write, behind):
+def test_an_error_at_any_step_leaves_the_old_or_the_new_content_and_names_it(tmp_path, write, behind):
     path, at, ran = tmp_path / "it", 0, False
     write(tmp_path / "new", "new")
     new = state(tmp_path / "new")
@@ -436,7 +436,7 @@ def test_safetensors_itself_names_the_systems_error(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_seal_holds_what_it_is_over_and_nothing_else():
+def test_a_seal_covers_exactly_its_values():
     values = {"b": [1, "ö"], "a": {"x": None}}
     sealed = seal(values)
     assert list(sealed) == ["b", "a", "digest"]

@@ -22,7 +22,7 @@ shapes = st.lists(st.integers(0, 4), max_size=3)
 
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.text(min_size=1, max_size=5), st.tuples(st.sampled_from(TYPES), shapes), max_size=5))
-def test_a_header_says_where_every_tensor_lies(tmp_path_factory, kinds):
+def test_a_header_gives_the_location_of_every_tensor(tmp_path_factory, kinds):
     kinds = {name.encode("utf-8", "ignore").decode() or "x": kind for name, kind in kinds.items()}
     kinds.pop("__metadata__", None)
     path = tmp_path_factory.mktemp("header") / "it"

@@ -71,14 +71,14 @@ def test_unknown_settings_are_refused():
         preset("worst")
 
 
-def test_a_presets_rank_fits_itself_to_the_plm_and_says_so(capsys):
+def test_a_presets_rank_is_reduced_to_fit_the_plm_with_a_note(capsys):
     assert preset("paper").fitted(384).rank == 384
     assert "rank 512 becomes 384" in capsys.readouterr().err
     assert preset("paper").fitted(1024).rank == 512
     assert preset("best").fitted(64).rank == 6 * 64
 
 
-def test_a_rank_that_was_asked_for_is_refused_where_it_is_too_large():
+def test_a_requested_rank_that_is_too_large_is_refused():
     with pytest.raises(ConfigError, match="rank=400 is larger than d = 384, and it adds nothing to rank d"):
         preset("paper", rank=400).fitted(384)
     with pytest.raises(ConfigError, match=r"rank=400 is larger than d = 384, and init='pca' .* or init='random'"):

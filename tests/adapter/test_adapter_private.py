@@ -100,7 +100,7 @@ def test_bias_scale_and_cap_of_the_head_are_in_the_gradient():
     torch.testing.assert_close(found.B_pd, expected[1], rtol=1e-4, atol=1e-7)
 
 
-def test_in_bfloat16_the_bound_holds_all_the_same():
+def test_the_bound_also_holds_in_bfloat16():
     f, y, lengths = some_pairs(lengths=(7,))
     loss = CrossEntropy(make_head(), bfloat16=True)
     found = clipped_sum(made("gelu"), loss, f, y, lengths, 1e-2, bfloat16=True)

@@ -272,7 +272,7 @@ def test_the_config_is_plain_json(tmp_path):
 @pytest.mark.parametrize(
     ("contexts", "schedule"), [("teacher", Constant(0.7)), ("predicted", GradualUnrolling(0.9))], ids=lambda x: str(x)
 )
-def test_an_adapter_of_format_1_is_read_with_the_schedule_beside_it(contexts, schedule, tmp_path):
+def test_an_adapter_of_format_1_is_read_with_its_schedule_file(contexts, schedule, tmp_path):
     """Written by commit cb765d2, which kept the fitted schedule in `schedule.json`."""
     folder = FORMAT_1 / contexts
     loaded = Adapter.from_pretrained(folder)
@@ -290,7 +290,7 @@ def test_an_adapter_of_format_1_is_read_with_the_schedule_beside_it(contexts, sc
     )
 
 
-def test_a_schedule_that_a_user_stored_beside_it_is_the_adapters(tmp_path):
+def test_a_schedule_file_stored_by_a_user_is_the_adapters(tmp_path):
     shutil.copytree(FORMAT_1 / "teacher", tmp_path / "a")
     write_json(tmp_path / "a" / "schedule.json", {"schedule": "linear", "lambda_max": 0.4})
     assert Adapter.from_pretrained(tmp_path / "a").config.choose_schedule() == Linear(0.4)

@@ -31,7 +31,7 @@ def test_an_adapter_says_its_task_and_template():
     assert require_task(own, get_task("translation", OWN)) == task_of(own)
 
 
-def test_what_the_user_names_counts_and_is_refused_where_it_is_another():
+def test_the_users_task_is_used_and_refused_if_it_differs():
     own = config(task="translation", template=OWN)
     for name, template in ((None, "{source} ="), ("style", None), ("style", OWN), ("translation", "{source} =")):
         chosen = task_of(own, name, template)

@@ -219,7 +219,7 @@ def test_the_head_bundle_is_not_read_for_every_pass(tmp_path, monkeypatch):
     assert len(reads) - before == 3
 
 
-def test_weights_are_as_the_umask_says_and_checkpoints_for_their_owner_alone(tmp_path, monkeypatch):
+def test_weights_follow_the_umask_and_only_their_owner_may_read_checkpoints(tmp_path, monkeypatch):
     import os
     import stat
 

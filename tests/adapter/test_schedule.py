@@ -116,7 +116,7 @@ def test_the_fitted_schedule_is_a_part_of_the_adapter():
         ({"dev_fraction": 0, "dp_epsilon": 8.0}, "private training: it would be computed from examples without noise"),
     ],
 )
-def test_where_none_was_fitted_the_reason_is_said(settings, words):
+def test_without_a_fitted_schedule_the_reason_is_given(settings, words):
     with pytest.raises(ConfigError, match=words):
         config(training={"settings": settings}).choose_schedule("fitted")
 

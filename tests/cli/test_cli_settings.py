@@ -183,7 +183,7 @@ def test_a_flag_that_is_given_is_handed_on():
         verb(generateconfig_do_sample=None, buildconfig_dtype="int9")
 
 
-def test_a_message_about_settings_speaks_the_words_of_its_reader():
+def test_a_message_about_settings_names_command_line_options():
     options = {"kappa": "--kappa", "on": "--set on="}
 
     def spell(name, value):

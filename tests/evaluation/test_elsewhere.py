@@ -159,7 +159,7 @@ def change(path, **changes):
     path.write_text(json.dumps({key: value for key, value in told.items() if value is not None}), encoding="utf-8")
 
 
-def test_files_that_hold_no_scores_are_refused(folder, scored):
+def test_files_without_scores_are_refused(folder, scored):
     with pytest.raises(DataError, match="no score file is given"):
         ExternalScores([])
     with pytest.raises(DataError, match=r"nowhere.json does not exist"):

@@ -75,7 +75,7 @@ def test_a_nearly_right_translation_without_spaces_is_not_worth_nothing():
 
 
 @pytest.mark.parametrize(("references", "better"), [(CHINESE, "zh"), (JAPANESE, "char")])
-def test_a_tokenizer_by_spaces_on_text_without_spaces_is_told(references, better, capsys):
+def test_a_tokenizer_by_spaces_on_text_without_spaces_is_noted(references, better, capsys):
     score(get_metric("bleu:13a"), references, references)
     assert f"belong to a script without spaces: use bleu:{better}." in " ".join(capsys.readouterr().err.split())
     score(get_metric(f"bleu:{better}"), references, references)
@@ -84,7 +84,7 @@ def test_a_tokenizer_by_spaces_on_text_without_spaces_is_told(references, better
 
 
 @pytest.mark.parametrize("name", ["bleu", "chrf"])
-def test_letters_that_are_composed_on_one_side_alone_are_told(name, capsys):
+def test_letters_that_are_composed_on_one_side_only_are_noted(name, capsys):
     composed, decomposed = ["Das ist schön.", "Ja."], ["Das ist scho\u0308n.", "Ja."]
     for said, gold, side in ((decomposed, composed, "hypotheses"), (composed, decomposed, "references")):
         assert score(get_metric(name), said, gold).value < 100

@@ -53,7 +53,7 @@ def test_scripts_without_spaces_match_by_substring():
     assert FormalityAccuracy(FORMAL, INFORMAL).matching == "tokens"
 
 
-def test_a_word_ends_behind_its_marks():
+def test_a_word_ends_after_its_marks():
     metric = FormalityAccuracy(["[F]आप[/F]"], ["[F]तुम[/F]"], matching="words")
     assert metric.labels(["तुमे"]) == metric.labels(["आपका"]) == ["neither"]
     assert metric.labels(["तुमे, तुम।"]) == ["informal"]

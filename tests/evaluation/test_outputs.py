@@ -69,7 +69,7 @@ def test_known_bytes(tmp_path, capsys):
     assert not capsys.readouterr().err
 
 
-def test_whole_or_absent(tmp_path):
+def test_writes_are_atomic(tmp_path):
     path = tmp_path / "out.txt"
     write_hypotheses(path, ["before"])
 

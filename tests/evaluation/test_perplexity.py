@@ -92,7 +92,7 @@ def test_a_token_that_the_adapter_never_saw_is_infinitely_surprising_to_it_alone
     assert math.isfinite(perplexity(pairs, head, adapter_of("seen"), Constant(0.9)))
 
 
-def test_the_adapter_is_left_as_it_was(pairs, head):
+def test_the_adapter_is_unchanged(pairs, head):
     adapter = adapter_of().train()
     perplexity(pairs, head, adapter)
     assert adapter.training

@@ -32,7 +32,7 @@ def judged(text, source=EAGLE):
         "near Café Sicilia downtown. Children are not welcome.",
     ],
 )
-def test_a_text_that_says_every_value_has_no_errors(text):
+def test_a_text_with_every_value_has_no_errors(text):
     assert judged(text) == {}
 
 
@@ -62,7 +62,7 @@ def test_errors_of_each_kind(text, kinds):
     assert judged(text) == kinds
 
 
-def test_what_is_said_of_slots_that_the_record_lacks_is_added():
+def test_values_of_slots_that_the_record_lacks_are_added():
     source = "name[Cocum], eatType[pub]"
     assert judged("Cocum is a pub.", source) == {}
     assert judged("Cocum is a restaurant and pub.", source) == {}

@@ -74,7 +74,7 @@ def test_probabilities_are_those_of_each_text_alone(classifier, tokenizer):
     assert np.ptp(expected, axis=0).min() > 0.01  # the texts differ, so a mixed-up order would show
 
 
-def test_batches_hold_texts_of_like_length_and_each_text_once(classifier, monkeypatch):
+def test_batches_contain_texts_of_similar_length_and_each_text_once(classifier, monkeypatch):
     monkeypatch.setattr("pema.evaluation.style.TOKENS", 30)
     shapes = []
     classifier.model.register_forward_pre_hook(
@@ -95,7 +95,7 @@ def test_batches_hold_texts_of_like_length_and_each_text_once(classifier, monkey
     ("kind", "config", "window"),
     [(RobertaForSequenceClassification, RobertaConfig, 33), (BertForSequenceClassification, BertConfig, 34)],
 )
-def test_long_texts_are_cut_at_the_models_window_and_said(tokenizer, capsys, kind, config, window):
+def test_long_texts_are_truncated_to_the_models_window_with_a_note(tokenizer, capsys, kind, config, window):
     classifier = StyleClassifier(build(kind, config), tokenizer)
     assert classifier.window == window
     found = classifier.probabilities(["a b c d e f g h i j k l m n o p q r s t u v w x y z" * 3, "yo"])
@@ -222,7 +222,7 @@ def test_the_characters_of_a_special_token_are_text(classifier, tokenizer):
     np.testing.assert_allclose(found, logits[0].softmax(-1), rtol=1e-5)
 
 
-def test_labels_that_differ_by_case_are_told_apart(tokenizer):
+def test_labels_that_differ_by_case_are_distinguished(tokenizer):
     labels = {0: "formal", 1: "Formal", 2: "neutral"}
     classifier = StyleClassifier(build(id2label=labels, label2id={name: i for i, name in labels.items()}), tokenizer)
     assert [classifier.label_index(name) for name in ("formal", "Formal", "NEUTRAL")] == [0, 1, 2]

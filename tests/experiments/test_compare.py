@@ -138,7 +138,7 @@ def test_a_result_of_other_settings_is_refused_by_name(folder, compared):
         run_experiment(read_config(folder / "changed.toml", "compare"), folder / "results", folder / "work")
 
 
-def test_all_methods_decode_alike_and_by_default_as_the_training_targets_end(folder, compared):
+def test_all_methods_share_decoding_settings_by_default_from_the_training_targets(folder, compared):
     decodings = [each["signature"]["config"]["decoding"] for each in results(folder).values()]
     lengths = [len(build_tokenizer()(f" das Haus {i}", add_special_tokens=False)["input_ids"]) + 1 for i in range(20)]
     limit = TargetStatistics.of(lengths, []).max_new_tokens
@@ -187,7 +187,7 @@ def test_a_failed_training_leaves_no_result_and_a_table_of_what_is_finished(fold
     assert not list((folder / "work" / "trained").glob("*.partial"))
 
 
-def test_a_training_that_is_killed_says_so(folder, compared, monkeypatch):
+def test_a_killed_training_is_reported(folder, compared, monkeypatch):
     def killed(command):
         return child([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
 
@@ -255,7 +255,7 @@ def test_a_sweep_chooses_on_dev_at_every_point(folder, compared):
     assert read_json(folder / "results" / "chosen" / "experiment.json")["axes"] == {"examples": [10, 20]}
 
 
-def test_the_examples_lie_beside_the_outputs(folder, compared):
+def test_the_examples_are_stored_with_the_outputs(folder, compared):
     lines = (folder / "results" / "tiny" / "examples.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["source"] for line in lines] == [f"the house {i}" for i in range(30, 34)]
 

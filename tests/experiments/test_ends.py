@@ -44,7 +44,7 @@ def children(number):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_comparison_leaves_no_training_and_says_what_is_kept(config, tmp_path, number):
+def test_a_comparison_leaves_no_training_process_and_lists_what_is_kept(config, tmp_path, number):
     arguments = ["compare", str(config), "-o", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
     command = [sys.executable, "-c", f"import sys; from pema.cli import main; sys.argv[1:] = {arguments}; main()"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

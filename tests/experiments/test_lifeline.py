@@ -68,7 +68,7 @@ def test_a_child_ends_with_an_exception_of_the_block():
     assert not is_running(*started)
 
 
-def test_a_child_that_ends_by_itself_keeps_its_code_and_what_it_said():
+def test_a_child_that_ends_by_itself_keeps_its_exit_code_and_output():
     source = CHILD.format(setup="0", work="sys.exit('no memory')")
     with child([sys.executable, "-c", source]) as process:
         assert process.stderr.read() == "no memory\n"

@@ -144,7 +144,7 @@ def test_tasks_and_methods_are_checked(module):
         get_method("own_things:Nameless")
 
 
-def test_a_file_of_the_working_directory_takes_no_librarys_place(module):
+def test_a_file_in_the_working_directory_does_not_replace_a_library(module):
     (module / "json.py").write_text("raise RuntimeError", encoding="utf-8")
     assert own("json:dumps", "metric")({}) == "{}"
 

@@ -209,7 +209,7 @@ def test_runs_that_ended_after_the_last_comparison_are_named(folder):
     assert "Finished, but not in the table yet: lora-seed0, lora-seed1, lora-seed2. Run" in report(folder)
 
 
-def test_a_comparison_without_a_finished_run_is_refused_alone_and_left_out_beside_others(folder, capsys):
+def test_a_comparison_without_finished_runs_is_refused_alone_and_left_out_among_others(folder, capsys):
     other = make_comparison(folder.parent / "other", count=20)
     edit(other / "experiment.json", lambda about: about.update(runs={"PLM alone": ["plm-alone-seed0"]}))
     (other / "comparison.json").unlink()

@@ -106,7 +106,7 @@ def test_no_sources(plm):
     assert generate(plm, make_adapter(plm), [], TASK, Constant(0.5)) == []
 
 
-def test_what_is_cut_is_counted_and_said(plm, capsys):
+def test_cut_texts_are_counted_and_reported(plm, capsys):
     adapter = make_adapter(plm)
     found = generate_counted(plm, adapter, SOURCES, TASK, Constant(0.9), max_new_tokens=3)
     assert found.cut == 6
@@ -147,7 +147,7 @@ def test_lines_stay_as_they_are(plm):
     assert text_of(plm.tokenizer, plm.tokenizer("\n", add_special_tokens=False)["input_ids"], cut=False) == ""
 
 
-def test_the_model_is_left_as_it_was(plm):
+def test_the_model_is_unchanged(plm):
     adapter = make_adapter(plm)
     generate(plm, adapter, SOURCES[:1], TASK, Constant(0.5), max_new_tokens=2)
     with pytest.raises(ConfigError, match=r"the model cannot generate with .*temperature=-1\.0"):

@@ -134,7 +134,7 @@ def test_without_weight_the_plm_is_itself(tiny_model, family, schedule):
     assert all(torch.equal(a, b) for a, b in zip(before, during, strict=True))
 
 
-def test_rows_behind_their_schedule_are_the_plm_alone(tiny_model):
+def test_rows_after_their_schedule_are_the_plm_alone(tiny_model):
     model, adapter, head = make(tiny_model)
     batch = prompts()
     with attach(model, adapter, head, GradualUnrolling(0.9)) as attached, attached.inputs(source_lengths=[1, 2, 20]):

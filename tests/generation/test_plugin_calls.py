@@ -282,7 +282,7 @@ def test_a_state_that_does_not_say_its_length(tiny_model, family):
         assert greedy(model, ids[:, 5:], **{state_argument(model): begun}) == expected
 
 
-def test_a_prompt_behind_a_cache_of_several_kinds(parts):
+def test_a_prompt_after_a_cache_of_several_kinds(parts):
     model, adapter, head = parts
     ids = prompt()
     with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD), torch.no_grad():
@@ -336,7 +336,7 @@ def test_a_second_sequence_while_candidates_are_checked_is_refused(parts):
         greedy(model, ids, prompt_lookup_num_tokens=3, logits_processor=[runs])
 
 
-def test_a_generate_that_runs_the_model_in_a_way_of_its_own_is_refused(parts):
+def test_a_generate_that_runs_the_model_in_a_custom_way_is_refused(parts):
     model, adapter, head = parts
     kept = type(model)._prefill
     with attach(model, adapter, head, SCHEDULE, prompt_overhead_tokens=OVERHEAD):
@@ -360,7 +360,7 @@ def test_continuous_batching_is_refused_at_the_call(parts, name):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-def test_what_stands_around_a_model_is_refused_by_name(parts):
+def test_wrappers_around_a_model_are_refused_by_name(parts):
     from peft import LoraConfig, get_peft_model
 
     model, adapter, head = parts

@@ -255,7 +255,7 @@ def test_draws_are_from_the_whole_mixture(plm):
     assert generate(plm, None, SOURCES, TASK, NoAdapter(), do_sample=True, seed=3) == drawn
 
 
-def test_threads_leave_a_models_settings_as_they_were(plm):
+def test_threads_do_not_change_a_models_settings(plm):
     own, inside = plm.model.generation_config, threading.Barrier(2)
 
     def use(order):

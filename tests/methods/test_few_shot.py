@@ -62,7 +62,7 @@ def test_a_target_ends_with_the_separator(plm):
     assert template.encode_prompts(plm.tokenizer, ["a dog"])[0].prompt == encoded.prompt
 
 
-def test_texts_are_those_of_the_plm_behind_the_prompt(plm, tmp_path):
+def test_texts_are_those_of_the_plm_after_the_prompt(plm, tmp_path):
     sources = ["a dog", "the house 3", "x"]
     found = opened(RetrievedFewShot(k=2), plm, tmp_path).generate(sources, batch_size=2)
     for source, text in zip(sources, found.texts, strict=True):
@@ -85,7 +85,7 @@ def test_texts_of_several_lines_stop_at_a_blank_line(plm, tmp_path):
     assert "\n\n" not in own
 
 
-def test_perplexity_is_that_of_the_target_and_the_separator_behind_the_prompt(plm, tmp_path):
+def test_perplexity_is_that_of_the_target_and_the_separator_after_the_prompt(plm, tmp_path):
     adapted = opened(FewShot(k=3), plm, tmp_path)
     (prompt,) = adapted._template.encode_prompts(plm.tokenizer, ["a dog"])
     whole = plm.tokenizer(text_of(plm, prompt) + " ein Hund\n\n", return_tensors="pt").input_ids

@@ -92,7 +92,7 @@ def test_perplexity_is_that_of_the_plm_alone_where_nothing_was_trained(plm, fold
         assert adapted.generate(SOURCES) == alone.generate(SOURCES)
 
 
-def test_training_lowers_the_perplexity_and_leaves_the_plm_as_it_was(plm, folder, trained):
+def test_training_lowers_the_perplexity_and_does_not_change_the_plm(plm, folder, trained):
     figures, output = trained
     before = fingerprint(plm.model)
     tokens = torch.tensor([[1, 7, 8, 9]])
@@ -183,7 +183,7 @@ def test_the_learning_rate_follows_its_course(folder, tmp_path, monkeypatch):
     assert rates == pytest.approx(wanted)
 
 
-def test_batches_hold_every_example_once_and_examples_of_one_length(plm):
+def test_batches_contain_every_example_once_and_examples_of_one_length(plm):
     tokens = encode(plm, TASK.template, EXAMPLES * 10)
     which = np.arange(3, 113)
     found = list(batches(tokens, which, 8, np.random.default_rng(0)))
@@ -281,7 +281,7 @@ def test_weights_that_cannot_be_used_are_refused(plm, folder, trained, tmp_path)
         METHOD.open(plm, job(folder), tmp_path, tmp_path)
 
 
-def test_a_twin_shares_memory_until_it_gets_weights_of_its_own():
+def test_a_twin_shares_memory_until_its_weights_are_replaced():
     model = build_model("opt")
     found = twin(model)
     theirs, mine = dict(model.named_parameters()), dict(found.named_parameters())

@@ -109,7 +109,7 @@ def test_an_emulator_that_keeps_all_layers_is_the_plm(five, tmp_path):
     assert torch.equal(logits_of(load_emulator(tmp_path, "float32").model), logits_of(five.model))
 
 
-def test_an_emulator_that_is_not_what_its_configuration_says_is_refused(five, tmp_path):
+def test_an_emulator_that_differs_from_its_configuration_is_refused(five, tmp_path):
     found = shortened(five.model, [0, 2, 4])
     found.model.layers[1].register_forward_hook(lambda module, given, output: 2 * output)
     with pytest.raises(OwnerError, match="LlamaForCausalLM with 3 of its layers gives other logits after it is saved"):
@@ -194,7 +194,7 @@ def test_distillation_brings_the_emulator_nearer_to_the_plm_without_any_target(f
     assert all(".layers.1." in name or ".layers.2." in name for name in differing)
 
 
-def test_distillation_that_diverges_says_so(five, tmp_path):
+def test_diverging_distillation_is_reported(five, tmp_path):
     method = dataclasses.replace(METHOD, distil_steps=9, distil_learning_rate=1e30)
     with pytest.raises(AdapterError, match=r"the distillation loss is nan at step \d: .* \(now 1e\+30\)"):
         method.prepare(five, job(tmp_path), tmp_path)

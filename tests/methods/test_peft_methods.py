@@ -46,7 +46,7 @@ def trained(request, plms, tmp_path_factory):
     return METHODS[name], plm, job(folder), figures, output
 
 
-def test_training_lowers_the_loss_and_leaves_the_plm_as_it_was(trained):
+def test_training_lowers_the_loss_and_does_not_change_the_plm(trained):
     method, plm, given, figures, output = trained
     before, kinds = fingerprint(plm.model), [type(module) for module in plm.model.modules()]
     tokens = torch.tensor([[1, 7, 8, 9]])
@@ -64,7 +64,7 @@ def test_training_lowers_the_loss_and_leaves_the_plm_as_it_was(trained):
     assert method.needs.weights == "all"
 
 
-def test_what_the_plms_folder_says_of_generation_does_not_count(trained):
+def test_generation_settings_in_the_plms_folder_are_ignored(trained):
     method, plm, given, _, output = trained
     with method.open(plm, given, output, output) as adapted:
         usual = adapted.generate(SOURCES)
@@ -176,7 +176,7 @@ def test_ia3_on_an_architecture_that_peft_does_not_know(tmp_path):
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 2 * (16 + 16 + 48)
 
 
-def test_the_prefix_takes_room_in_the_context_window(plms, tmp_path):
+def test_the_prefix_takes_space_in_the_context_window(plms, tmp_path):
     folder, plm = plms["llama"]
     method = dataclasses.replace(METHODS["prefix-tuning"], prefix_length=100)
     with pytest.raises(DataError, match=r"example 12: it has \d+ tokens, but after 100 virtual tokens llama reads 28"):

@@ -109,7 +109,7 @@ def test_frequencies_that_somebody_wrote_into_count():
     assert fingerprint(half) == fingerprint(half.float())
 
 
-def test_frequencies_that_a_long_pass_left_behind_do_not_count():
+def test_frequencies_left_by_a_long_pass_are_ignored():
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     model = AutoModelForCausalLM.from_config(
         LlamaConfig(**_LLAMA | {"max_position_embeddings": 8}, rope_parameters=rope)

@@ -216,7 +216,7 @@ def test_an_unknown_tap_is_refused(tiny_model):
         derive_head(tiny_model(), "output")
 
 
-def test_deriving_leaves_the_model_as_it_was(tiny_model):
+def test_derivation_does_not_change_the_model(tiny_model):
     model = tiny_model().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     derive_head(model, "norm_input")

@@ -45,7 +45,7 @@ def test_a_loaded_plm_is_the_one_that_was_saved(folder, tiny_plm):
     assert torch.equal(found, expected)
 
 
-def test_the_name_never_holds_a_path(folder, tiny_tokenizer):
+def test_the_name_never_contains_a_path(folder, tiny_tokenizer):
     for name in (str(folder), f"{folder}/", folder):
         assert LocalPLM.load(name).description.name == "tiny-llama"
     model = LocalPLM.load(folder).model
@@ -62,7 +62,7 @@ def test_fingerprints_survive_a_round_trip(tiny_model, tiny_tokenizer, tmp_path,
     assert LocalPLM.load(tmp_path).description.fingerprint == fingerprint(model)
 
 
-def test_fingerprints_tell_plms_apart(tiny_model):
+def test_fingerprints_distinguish_plms(tiny_model):
     def turned():
         model = tiny_model()
         model.config.rms_norm_eps = 1e-4

@@ -139,7 +139,7 @@ def test_representations_do_not_depend_on_the_batch(tiny_plm, family):
             assert (alone[i].generated is None) or torch.equal(alone[i].generated, together[i].generated)
 
 
-def test_generation_stops_behind_the_first_end_of_sequence(tiny_plm):
+def test_generation_stops_after_the_first_end_of_sequence(tiny_plm):
     plm = tiny_plm()
     prompts = [[1, n] for n in range(3, 43)]
     words = [slow_greedy(plm, prompt, 12)[1] for prompt in prompts]

@@ -317,7 +317,7 @@ def procrustes(masked, known):
     return (U @ V).float()
 
 
-def test_who_knows_d_rows_solves_for_the_rotation(tiny_plm):
+def test_d_known_rows_determine_the_rotation(tiny_plm):
     plm = tiny_plm("gpt2")
     W, masked = plm.head().weight, MaskedPLM(plm, MASK).head().weight
     known = torch.arange(32)

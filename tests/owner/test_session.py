@@ -86,7 +86,7 @@ def test_a_refused_step_among_others_is_named(tiny_plm):
         advance_together([Step(sessions[0], [4]), Step(sessions[1], [5, 320])])
 
 
-def test_what_was_handed_out_stays_as_it_was(tiny_plm):
+def test_returned_values_do_not_change(tiny_plm):
     session = tiny_plm().open_session(PROMPTS)
     before, copy = session.representations, session.representations.clone()
     session.advance([4, 5, 6])
@@ -119,7 +119,7 @@ def test_prompts_that_are_refused(tiny_plm, prompts, match):
         ([1, 320, 1], None, "row 1 is given token 320, outside the vocabulary of 320"),
     ],
 )
-def test_steps_that_are_refused_leave_the_session_as_it_was(tiny_plm, tokens, parents, match):
+def test_refused_steps_do_not_change_the_session(tiny_plm, tokens, parents, match):
     plm = tiny_plm()
     session = plm.open_session(PROMPTS)
     with pytest.raises(DataError, match=match):

@@ -67,7 +67,7 @@ def test_what_is_no_plm(make, match):
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # from peft's own call
 @pytest.mark.parametrize("kind", ["LoRA", "prefix"])
-def test_a_model_that_holds_a_peft_adapter(kind):
+def test_a_model_with_a_peft_adapter(kind):
     peft = pytest.importorskip("peft")
     config = (
         peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")

@@ -98,7 +98,7 @@ def test_without_a_limit_it_is_the_default_one(plm):
     assert len(found.steps) == 2 * found.source_length + 16 or found.ended
 
 
-def test_it_ends_behind_the_end_of_sequence_token(tiny_plm):
+def test_it_ends_after_the_end_of_sequence_token(tiny_plm):
     plm = tiny_plm("llama")
     adapter = make_adapter(plm, "seen")
     adapter.tokens = torch.tensor([2])

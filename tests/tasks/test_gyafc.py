@@ -48,7 +48,7 @@ def test_without_a_domain_both_are_read_and_the_limit_is_of_each(corpus):
     assert [e.source.split()[0] for e in first] == [DOMAINS[0], DOMAINS[0], DOMAINS[1], DOMAINS[1]]
 
 
-def test_a_missing_corpus_says_how_to_ask_for_it(corpus, tmp_path):
+def test_a_missing_corpus_error_says_how_to_request_it(corpus, tmp_path):
     with pytest.raises(DataError, match=r"elsewhere/Entertainment_Music/train/informal does not exist.*Write to gyafc"):
         read_gyafc(tmp_path / "elsewhere", part="train")
     (corpus / DOMAINS[0] / "test" / "formal.ref2").unlink()

@@ -95,7 +95,7 @@ def test_columns_may_come_and_go_inside_a_shape():
     assert examples(*rows, *rows) == [Example("a", "b"), Example("c\n\nd", "e")] * 2
 
 
-def test_what_was_read_is_said(tmp_path):
+def test_the_number_of_examples_is_reported(tmp_path):
     (tmp_path / "d.jsonl").write_text(json.dumps({"source": "a", "targets": ["b", "c"]}) + "\n")
     assert str(read(tmp_path / "d.jsonl")) == f"{tmp_path}/d.jsonl: 1 examples with 2 targets (source and targets)"
     assert str(read([{"en": "a", "de": "b"}] * 1500, source_field="en", target_field="de")) == (

@@ -50,7 +50,7 @@ def test_a_line_of_a_quoted_cell_may_look_like_an_escaped_one(tmp_path):
 @given(
     rows=st.lists(st.tuples(cells, cells), min_size=1, max_size=5), bare=st.sampled_from(['a "b"', '"Yes," he', 'b"'])
 )
-def test_lines_with_bare_quotation_marks_stand_as_they_are_or_are_refused(tmp_path, rows, bare):
+def test_lines_with_bare_quotation_marks_are_read_verbatim_or_refused(tmp_path, rows, bare):
     rows = [[cell.replace("\t", " ").replace("\n", " ") for cell in row] for row in [*rows, (bare, bare)]]
     needy = [cell for row in rows for cell in row if cell[:1] == cell[-1:] == '"' and '"' in cell[1:-1]]
     try:
@@ -74,7 +74,7 @@ def test_lines_with_bare_quotation_marks_stand_as_they_are_or_are_refused(tmp_pa
         ["1\t2", "-3.5\t"],
     ],
 )
-def test_plain_tables_stand_as_they_are(tmp_path, lines):
+def test_plain_tables_are_read_verbatim(tmp_path, lines):
     assert read(put(tmp_path, "\n".join(lines) + "\n")) == [line.split("\t") for line in lines]
 
 

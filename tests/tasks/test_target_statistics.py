@@ -29,7 +29,7 @@ def test_together(parts):
 
 
 @given(lengths)
-def test_the_limit_leaves_room_except_for_rare_lengths(values):
+def test_the_limit_covers_all_but_rare_lengths(values):
     result = TargetStatistics.of(values, [])
     assert result.max_new_tokens % 8 == 0
     assert result.max_new_tokens >= min(1.25 * result.longest, 2 * result.common)

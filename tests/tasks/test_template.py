@@ -195,7 +195,7 @@ def test_a_merge_across_the_border_does_not_reach_a_prompt_apart():
     assert apart == [EncodedExample((1, 3, 4), (2, 0), 1), EncodedExample((1, 3, 4), (4, 2, 0), 1)]
 
 
-def test_eos_is_there_once_even_where_the_text_holds_its_characters():
+def test_eos_occurs_once_even_if_the_text_contains_its_characters():
     tokenizer = TOKENIZERS["bos"]
     (found,) = Template("{source} =").encode(tokenizer, [Example("a", "b</s>")])
     assert found.target[-1] == tokenizer.eos_token_id
@@ -233,7 +233,7 @@ def test_instruction_is_the_shared_text():
 
 
 @pytest.mark.parametrize(("text", "count"), [("no slot", 0), ("{source} and {source}", 2), ("{ source }", 0)])
-def test_a_template_holds_the_source_once(text, count):
+def test_a_template_contains_the_source_once(text, count):
     with pytest.raises(ConfigError, match=rf"contains \{{source\}} {count} times"):
         Template(text)
 

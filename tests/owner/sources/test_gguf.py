@@ -244,7 +244,7 @@ def test_every_token_that_ends_a_turn_ends_a_text(tmp_path):
     assert plm.tokenizer.chat_template is None
 
 
-def test_nothing_beside_the_file_is_read(files, tmp_path):
+def test_no_other_file_of_the_folder_is_read(files, tmp_path):
     path = shutil.copy(files["Q8_0"], tmp_path / "model.gguf")
     for name in ("config.json", "tokenizer_config.json", "tokenizer.json", "adapter_config.json"):
         (tmp_path / name).write_text("{broken")

@@ -65,7 +65,7 @@ def test_a_folder_without_a_model(tmp_path):
         resolve(tmp_path / "file")
 
 
-def test_the_embedded_plm_is_named_where_it_is_missing(monkeypatch):
+def test_the_embedded_plm_is_named_if_it_is_missing(monkeypatch):
     monkeypatch.setattr(names, "EMBEDDED_FOLDER", "no-such-plm")
     with pytest.raises(OwnerError, match="the embedded PLM is not part of this installation"):
         LocalPLM.load("embedded")
