@@ -267,7 +267,7 @@ def _output_head(model: PreTrainedModel) -> nn.Module:
 
 
 _INNER = ("_orig_mod", "get_base_model()", "module")
-"""Where wrappers hold the wrapped model: compiled models, PEFT, and parallel training."""
+"""Attributes of wrappers with the wrapped model: compiled models, PEFT, and parallel training."""
 
 
 def _require_dimensions(output_head: nn.Module, adapter: Adapter, head: Head) -> None:

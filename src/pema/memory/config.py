@@ -11,7 +11,7 @@ from pema.owner.contract import BATCH_TOKENS, Contexts
 from pema.schema import check, documented, option
 
 Targets = Literal["position", "aligned"]
-"""Which gold token is paired with a `predicted` context: the one at the same position, or the one that follows the gold
+"""The gold token paired with a `predicted` context: the one at the same position, or the one that follows the gold
 prefix with the smallest edit distance to the generated text."""
 
 Dtype = Literal["float32", "float16", "bfloat16", "int8"]

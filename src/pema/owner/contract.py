@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from pema.owner.head import Head
 
 Tap = Literal["head_input", "norm_input"]
-"""Where f(c) is read: at the input of the LM head (default), or at the input of the final norm."""
+"""Location of f(c): the input of the LM head (default), or the input of the final norm."""
 
 Contexts = Literal["teacher", "predicted"]
-"""What follows the prompt in a context: the target's prefix, or the text that the PLM generated greedily."""
+"""Tokens after the prompt in a context: the target's prefix, or the text that the PLM generated greedily."""
 
 STEP_BUCKET = 8
 """`predicted` contexts are requested in multiples of this many steps, so that target lengths are not revealed."""

@@ -76,7 +76,7 @@ async def head(caller: Annotated[Caller, Depends(admit("head"))]) -> Response:
     summary="Teacher contexts",
 )
 async def represent(request: Request, caller: Annotated[Caller, Depends(admit("represent"))]) -> Response:
-    """For each sequence the representations whose next token is at starts[i] .. len - 1."""
+    """Return, for each sequence, the representations whose next token is at starts[i] .. len - 1."""
     caller.require_contexts("teacher")
     caller.require_tap()
     asked = await caller.read(request, RepresentRequest)

@@ -69,7 +69,7 @@ class Limits(_Table):
 
 
 class Batching(_Table):
-    """How requests of several clients go through the PLM together."""
+    """Settings of batches of several clients' requests."""
 
     window_ms: float = Field(
         default=5.0,

@@ -11,7 +11,7 @@ RECORD = "pema.record"
 
 @dataclass
 class Record:
-    """What is noted of a request.
+    """Facts recorded about a request.
 
     Attributes:
         request: its number, which is in the answer too.

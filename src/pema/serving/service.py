@@ -41,7 +41,7 @@ class Rules:
 
 
 class Service:
-    """What the endpoints work with.
+    """Common state of the endpoints.
 
     Attributes:
         plm: the PLM in its own coordinates.

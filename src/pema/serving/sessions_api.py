@@ -36,7 +36,7 @@ Name = Annotated[str, Path(description="The session's name, from the answer that
     summary="Open a decoding session",
 )
 async def open_session(request: Request, caller: Annotated[Caller, Depends(admit("sessions"))]) -> Response:
-    """One row per prompt; the server keeps the PLM's state of the rows until the session is closed or idle."""
+    """Open a session with one row per prompt; the server keeps its state until the session is closed or idle."""
     caller.require_tap()
     service = caller.service
     asked = await caller.read(request, OpenRequest)

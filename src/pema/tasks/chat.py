@@ -189,7 +189,7 @@ class ChatTemplate:
 
 
 class _RefusalError(Exception):
-    """What a chat template does instead of writing a conversation; the message continues a sentence about it."""
+    """A chat template that refuses a conversation; the message continues a sentence about the template."""
 
 
 def chat_template_of(tokenizer: PreTrainedTokenizerBase) -> str:

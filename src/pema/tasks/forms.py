@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SLOT = "{source}"
 FEW = 3
-"""Fewer tokens than this behind a prompt, those of the closing text aside, may be a separator and an end alone."""
+"""Fewer tokens than this after a prompt, without the closing text, may be only a separator and an end."""
 
 
 def fill(text: str, source: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""What the targets of a data set say about the texts to generate: their length, and whether they have several lines."""
+"""Statistics of the targets of a data set for the texts to generate: length, and number of lines."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class TokenQuota:
 
 @dataclass(frozen=True)
 class KeyRules:
-    """What a server lets a key do.
+    """Permissions and limits of a key on a server.
 
     Attributes:
         where: address of the server.

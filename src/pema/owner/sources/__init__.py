@@ -1,1 +1,1 @@
-"""Where PLMs come from: their names, packages with weights, and GGUF files, which are converted once."""
+"""Sources of PLMs: their names, packages with weights, and GGUF files, which are converted once."""

@@ -29,7 +29,7 @@ MANIFEST = "converted.json"
 MODEL_FILE = "model.gguf"
 
 NEEDED = ("gguf", "accelerate")
-"""What transformers imports to read a GGUF file."""
+"""Packages that transformers imports to read a GGUF file."""
 
 
 def converted(name: str, parts: Callable[[], Sequence[Path]], expected: str | None = None) -> tuple[str, str, str]:

@@ -18,7 +18,7 @@ EMBEDDED_FOLDER = "tatoeba-en-de-9m"
 
 @dataclass(frozen=True)
 class Source:
-    """What transformers loads a PLM from.
+    """Location from which transformers loads a PLM.
 
     Attributes:
         place: hub name or folder.
