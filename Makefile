@@ -14,9 +14,9 @@ setup: .venv/installed ## create .venv with the locked packages and this checkou
 	$(BIN)/python $(PIP) install --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: setup ## a language model learns a house style: table, samples, and the report in build/demo.html
+demo: setup ## a language model learns a house style: table, samples, and the report with all texts in build/
 	mkdir -p build
-	$(BIN)/pema demo --report build/demo.html
+	$(BIN)/pema demo --report build/demo.html --json build/demo.json
 
 test: setup ## the tests, without the network
 	$(TESTS) $(BIN)/python $(PYTEST)

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+import pema
 from documented import KEY, ROOT, Reader, blocks, pages
 from pema.experiments.data import support_data
 from pema.serving.keys import digest
@@ -54,3 +55,9 @@ def test_the_readme_starts_with_two_lines_of_installation_and_ten_of_python():
     )
     assert len(install.splitlines()) == 2
     assert len(python.splitlines()) <= 10
+
+
+def test_the_changelog_begins_with_the_version_of_the_package():
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert next(version for version in versions if version != "Unreleased") == pema.__version__
+    assert f"version: {pema.__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")

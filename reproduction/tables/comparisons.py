@@ -45,11 +45,15 @@ def comparison(name: str) -> str:
     for line in lines_of(results):
         scores = [score(line, name) for name in results.metrics]
         text += row([line.label, *scores, *costs(line, SPENT), needs_text(line.runs[0].needs)])
+    seeds = len(about.seeds)
+    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     text += (
-        f"\n{about.plm['name']} ({about.plm['parameters'] / 1e6:.1f} M parameters), examples: {parts}; mean ± standard "
-        f"deviation over {len(about.seeds)} seeds. **+** and **-**: better and worse than {about.reference}, p < 0.05 "
-        "(paired bootstrap). "
+        f"\n{about.plm['name']} ({about.plm['parameters'] / 1e6:.1f} M parameters), examples: {parts}; {spread}. "
+        f"**+** and **-**: better and worse than {about.reference}, p < 0.05 (paired bootstrap). "
     )
+    not_run = [label for label in about.runs or () if label not in results.runs]
+    if not_run:
+        text += f"Not run yet: {', '.join(not_run)}. "
     text += source(results.comparison.signature, command(name)) + "\n"
     further = [reference for reference in results.differences if reference != about.reference]
     return text + "".join(against(results, reference) for reference in further)

@@ -28,6 +28,8 @@ def source(signature: Signature, command: str) -> str:
     """Return a line with the command and the machine of a result."""
     machine = signature.machine
     where = f"{machine['processor']}, {machine['cores']} cores, {machine['cpu_capability']}"
+    if machine.get("accelerator"):
+        where += f", {machine['accelerator']}"
     return f"Made by `{command}` on {where}, torch {signature.versions['torch']}.\n"
 
 

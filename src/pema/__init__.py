@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from pema.tasks.registry import Task, get_task
     from pema.tasks.template import Template
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "adapter.config": ("TrainConfig",),
