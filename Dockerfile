@@ -6,13 +6,13 @@ COPY src src
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.12-slim
-# The index of torch's builds for the CPU; another one gives another build.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# An index with other builds of torch; the default index has the CUDA build, which also runs on the CPU.
+ARG TORCH_INDEX=
 COPY requirements/locked.txt /tmp/locked.txt
 COPY --from=wheel /wheels /tmp/wheels
 # The versions of the locked set, which are the tested ones.
 RUN sed -e '/--hash/d' -e 's/ *\\$//' /tmp/locked.txt > /tmp/constraints.txt \
-    && pip install --no-cache-dir --index-url "$TORCH_INDEX" 'torch>=2.9,<=2.13.0' \
+    && pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} 'torch>=2.9,<=2.13.0' \
     && pip install --no-cache-dir --constraint /tmp/constraints.txt "$(echo /tmp/wheels/pema-*.whl)[serve]" \
     && rm -r /tmp/locked.txt /tmp/constraints.txt /tmp/wheels \
     && useradd --system --uid 10001 --no-create-home --home-dir /cache --shell /usr/sbin/nologin pema \
