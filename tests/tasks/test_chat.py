@@ -266,7 +266,7 @@ def test_the_system_turn_of_a_conversation_takes_the_place_of_the_system_prompt(
     assert "Be brief." not in tokenizer.decode(found.prompt)
 
 
-@pytest.mark.parametrize("name", FOLDED)
+@pytest.mark.parametrize("name", sorted(FOLDED))
 def test_a_system_prompt_that_the_template_omits_precedes_the_first_user_turn(name):
     tokenizer = tokenizer_with(TEMPLATES[name])
     example = Example("Two", "x", history=(Turn("user", "One"), Turn("assistant", "1")))
