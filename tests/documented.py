@@ -12,7 +12,6 @@ A page's blocks run in their order in one folder. Its languages:
 import importlib.util
 import json
 import re
-import runpy
 import shlex
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import pytest
 from pema.cli import main
 from pema.experiments.config import read_config
 from pema.serving.keys import digest
+from reproduction import folders
 
 ROOT = Path(__file__).parent.parent
 LOCAL, REMOTE = "http://127.0.0.1:8000", "https://plm.example"
@@ -143,7 +143,7 @@ class Reader:
                     assert given is None or set(filter(None, (given[1] or "").split(","))) <= extras.keys(), word
             case ["python", "-m", "reproduction.folders", "unpack", *rest]:
                 self.monkeypatch.setattr("sys.argv", ["folders", "unpack", *rest])
-                runpy.run_module("reproduction.folders", run_name="__main__")
+                folders.main()
             case ["python", "-m", module, *_]:
                 assert importlib.util.find_spec(module), module
             case _:

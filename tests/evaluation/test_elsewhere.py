@@ -91,9 +91,9 @@ def test_a_checkpoint_on_the_disk_is_called_by_its_digest(folder, comet):
 
 def test_the_recipe_refuses_what_does_not_fit(folder, comet, monkeypatch, capsys):
     (folder / "short.txt").write_text("eins\n", encoding="utf-8")
-    with pytest.raises(SystemExit, match=r"short.txt has 1 lines where 3 belong"):
+    with pytest.raises(SystemExit, match=r"short.txt has 1 lines, expected 3"):
         recipe("--examples", folder / "examples.jsonl", folder / "plm.txt", folder / "short.txt")
-    with pytest.raises(SystemExit, match=r"short.txt has 1 lines where 3 belong"):
+    with pytest.raises(SystemExit, match=r"short.txt has 1 lines, expected 3"):
         recipe("--sources", folder / "short.txt", "--references", folder / "ref", folder / "plm.txt")
     for given in (["--sources", folder / "src"], ["--examples", "x", "--sources", "y", "--references", "z"], []):
         with pytest.raises(SystemExit, match="2"):
