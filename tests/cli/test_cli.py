@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -111,6 +113,16 @@ def test_without_the_adapter_it_is_the_plm(run, folder, trained):
     assert run("generate", "adapter", *common, "--no-adapter", "-o", "alone.de")[0] == 0
     assert run("generate", "adapter", *common, "--schedule", "constant", "--lambda-max", 0, "-o", "zero.de")[0] == 0
     assert (folder / "alone.de").read_bytes() == (folder / "zero.de").read_bytes()
+
+
+def test_a_log_has_no_bars_of_other_libraries(folder, tmp_path):
+    def run(*arguments):
+        command = [sys.executable, "-c", "from pema.cli import main; main()", *arguments]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+
+    done = build(run, output=str(tmp_path / "memory"))
+    assert "examples" in done.stdout
+    assert "Loading weights" not in done.stderr
 
 
 def test_an_adapter_generates_with_its_own_template_only(run, folder, trained):

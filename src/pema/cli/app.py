@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -22,7 +23,7 @@ from pema.cli import (
     sweep,
     train,
 )
-from pema.console import stdout
+from pema.console import stderr, stdout
 
 app = typer.Typer(
     name="pema",
@@ -50,6 +51,9 @@ def _root(
     ] = False,
 ) -> None:
     """Adapt a frozen language model without its weights (Plug-in External Memory Adaptation)."""
+    if not stderr.is_terminal:
+        # Bars that other libraries draw while they load weights or download files are noise in a log.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 app.command("demo")(demo.demo)
