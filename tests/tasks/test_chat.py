@@ -2,7 +2,7 @@ import datetime
 import inspect
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
@@ -166,6 +166,9 @@ def test_prompt_and_target_are_those_of_transformers(kind, name, text, system, s
     history = tuple(turn for one, other in turns for turn in (Turn("user", one), Turn("assistant", other)))
     template, example = Template(text, system=system), Example(source, target, history=history)
     messages = conversation(name, text, system, history, source)
+    # transformers reads the characters of a control token as the token; test_control_tokens... is about these.
+    controls = {*tokenizer.all_special_tokens, *(token.content for token in tokenizer.added_tokens_decoder.values())}
+    assume(not any(control in content for control in controls for content in (target, *(each for _, each in messages))))
     (prompt,) = template.encode_prompts(tokenizer, [example])
     assert prompt.prompt == applied(tokenizer, messages, add_generation_prompt=True)
     (encoded,) = template.encode(tokenizer, [example], apart=apart)
