@@ -10,12 +10,13 @@ from tests.tiny import build_model, build_tokenizer
 from pema.errors import ConfigError, DataError
 from pema.generation.decoding import decode, plain
 from pema.methods.contract import Budget, Job
-from pema.methods.demonstrations import DemonstrationTemplate, eligible, stop_of
+from pema.methods.demonstrations import DemonstrationTemplate, eligible
 from pema.methods.few_shot import FewShot, RetrievedFewShot
 from pema.methods.registry import get_method
 from pema.owner.local import LocalPLM
 from pema.tasks.example import Example, Turn
 from pema.tasks.registry import get_task
+from pema.tasks.target_statistics import count_line_breaks, stop_after
 from pema.tasks.template import Template
 
 TASK = replace(get_task("style"), template=Template("In: {source}\nOut:"))
@@ -198,9 +199,9 @@ def test_chat_prompts_that_are_too_long_lose_their_first_demonstrations(chat_plm
 
 
 def test_where_texts_stop():
-    assert stop_of([Example("a", "one line\n")]) == ("\n",)
-    assert stop_of([Example("a", "two\nlines"), Example("b", "one")]) == ("\n\n",)
-    assert stop_of([Example("a", "two\n\nparagraphs")]) == ()
+    assert stop_after(count_line_breaks(["one line\n"])) == ("\n",)
+    assert stop_after(count_line_breaks(["two\nlines", "one"])) == ("\n\n",)
+    assert stop_after(count_line_breaks(["two\n\nparagraphs"])) == ()
 
 
 def test_errors(plm, tmp_path):

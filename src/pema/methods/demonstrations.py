@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 SEPARATOR = "\n\n"
 """Text after a demonstration of a plain prompt."""
 
-STOPS = ("\n", SEPARATOR)
-"""Candidates for the stop string after a plain prompt: the first one that no target contains."""
-
 Encode = Callable[[Template, Sequence[Example]], list[EncodedExample]]
 
 
@@ -155,13 +152,3 @@ def _is_text(text: str, encoding: Encoding) -> bool:
     except DataError:
         return False
     return SLOT not in text and encoding.mark(text) == text
-
-
-def stop_of(examples: Sequence[Example]) -> tuple[str, ...]:
-    """Return where texts after plain prompts stop: at a line break or, if a target has several lines, at a blank line.
-
-    If targets contain blank lines, texts do not stop there: () is returned.
-    """
-    targets = [example.target.strip() for example in examples]
-    stop = next((each for each in STOPS if not any(each in target for target in targets)), None)
-    return () if stop is None else (stop,)

@@ -20,13 +20,14 @@ from pema.generation.config import GenerateConfig
 from pema.generation.decoding import GeneratedTexts, decode, plain
 from pema.memory.encoding import Tokens
 from pema.methods.contract import AdaptedModel, Job, Method, Needs, TrainingReport
-from pema.methods.demonstrations import DemonstrationTemplate, eligible, stop_of
+from pema.methods.demonstrations import DemonstrationTemplate, eligible
 from pema.methods.on_memory import head_on_device, memory_of
 from pema.methods.retrieval import Index
 from pema.owner.contract import BATCH_TOKENS
 from pema.owner.local import LocalPLM
 from pema.schema import option
 from pema.tasks.example import Example
+from pema.tasks.target_statistics import count_line_breaks, stop_after
 
 KS = (1, 2, 4, 8, 16)
 """Numbers of demonstrations that are compared on dev."""
@@ -182,7 +183,7 @@ class _Prompted(AdaptedModel):
             reserved=reserved,
         )
         self._job, self._task = job, replace(job.task, template=self._template)
-        self._stop = () if template.chat else stop_of(job.train)
+        self._stop = () if template.chat else stop_after(count_line_breaks(each.target for each in job.train))
 
     @property
     def disk_bytes(self) -> int:

@@ -37,8 +37,7 @@ class TargetStatistics:
     def of(cls, lengths: Sequence[int] | npt.NDArray[np.int64], targets: Iterable[str]) -> TargetStatistics:
         """Measure targets: their numbers of tokens, at least one, and their texts."""
         common = np.quantile(np.asarray(lengths), 0.99, method="higher")
-        runs = (run for target in targets for run in re.findall("\n+", target.strip().replace("\r\n", "\n")))
-        return cls(int(max(lengths)), int(common), max(map(len, runs), default=0))
+        return cls(int(max(lengths)), int(common), count_line_breaks(targets))
 
     @classmethod
     def merged(cls, parts: Sequence[TargetStatistics]) -> TargetStatistics:
@@ -61,8 +60,20 @@ class TargetStatistics:
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Stop strings of the texts to generate: a line break if no target contains one, else a blank line.
+        """Stop strings of the texts to generate; see `stop_after`."""
+        return stop_after(self.line_breaks)
 
-        A PLM that does not end its text after the answer goes on with another line, often another prompt.
-        """
-        return ("\n" * (self.line_breaks + 1),) if self.line_breaks < 2 else ()
+
+def count_line_breaks(targets: Iterable[str]) -> int:
+    """Return the maximum number of line breaks in a row in a target, apart from white space around it."""
+    runs = (run for target in targets for run in re.findall("\n+", target.strip().replace("\r\n", "\n")))
+    return max(map(len, runs), default=0)
+
+
+def stop_after(line_breaks: int) -> tuple[str, ...]:
+    """Return the stop strings of texts like targets with so many line breaks in a row.
+
+    They are a line break if no target contains one, else a blank line if none contains that, else (): a PLM that does
+    not end its text after the answer goes on with another line, often another prompt.
+    """
+    return ("\n" * (line_breaks + 1),) if line_breaks < 2 else ()
