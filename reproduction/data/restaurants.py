@@ -21,10 +21,15 @@ from pema.files import writing
 DEV, TEST = 47, 100
 
 
+def published(file: Path) -> list[dict[str, Any]]:
+    """Return the records of a part of E2E NLG, each with a source and several targets, as published."""
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
 def records(file: Path) -> list[dict[str, Any]]:
     """Return the records of a part of E2E NLG in an order that is drawn once for all."""
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
+    rows = published(file)
     random.Random(0).shuffle(rows)
     return rows
 

@@ -12,8 +12,6 @@ the texts that the mixture generates with a constant weight of 0.7. Results go t
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import random
 import time
 from pathlib import Path
@@ -35,6 +33,7 @@ from pema.signature import signature
 from pema.tasks.example import Example
 from pema.tasks.registry import Task
 from pema.tasks.template import Template
+from reproduction.data.restaurants import published
 from reproduction.lines import put_run, read_runs
 from reproduction.tables.vocabulary import FILE, KINDS, SETS
 
@@ -43,16 +42,10 @@ WEIGHT = 0.7
 TRAINING, TEST = 1000, 100
 
 
-def read(folder: Path, split: str) -> list[dict[str, Any]]:
-    """Read the records of a split, each with a source and several targets."""
-    with gzip.open(folder / "e2e-nlg" / f"{split}.jsonl.gz", "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
 def examples(folder: Path) -> tuple[list[Example], dict[str, list[dict[str, Any]]]]:
     """Return training pairs, and the test records by set: names that the training pairs lack, and others."""
     dice = random.Random(0)
-    dev, test = read(folder, "dev"), read(folder, "test")
+    dev, test = (published(folder / "e2e-nlg" / f"{split}.jsonl.gz") for split in ("dev", "test"))
     dice.shuffle(dev)
     dice.shuffle(test)
     most = max(len(one["targets"]) for one in dev)
