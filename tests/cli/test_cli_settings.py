@@ -10,10 +10,12 @@ from pema.adapter.config import TrainConfig
 from pema.adapter.presets import PRESETS, preset
 from pema.cli import main
 from pema.cli.generate import GenerateConfig
+from pema.cli.options import TaskName
 from pema.cli.settings import Options, declared, respell
 from pema.errors import ConfigError
 from pema.memory.config import BuildConfig
 from pema.schema import fields_of
+from pema.tasks.registry import TASKS
 
 CHANGED = {
     "rank": 7,
@@ -195,3 +197,9 @@ def test_a_message_about_settings_names_command_line_options():
         "Use x.kappa=3 or --kappa 0."
     )
     assert respell(message, spell) == expected
+
+
+def test_the_help_of_task_names_all_tasks():
+    """They are listed by hand there: the registry would slow down every command."""
+    (option,) = TaskName.__metadata__
+    assert all(name in option.help for name in TASKS)
