@@ -36,6 +36,10 @@ def browser():
         chromium.close()
 
 
+DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))"
+"""Ends after two frames: charts are drawn when the browser reports their width, which is within the first one."""
+
+
 @pytest.fixture
 def visit(browser):
     """Open an HTML file; when the test ends, the page must have asked for nothing else and logged no error."""
@@ -51,6 +55,7 @@ def visit(browser):
         page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(address)
+        page.evaluate(DRAWN)
         return page
 
     def note(url):
