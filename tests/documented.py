@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+import pema
 from pema.cli import main
 from pema.experiments.config import read_config
 from pema.serving.keys import digest
@@ -30,6 +31,9 @@ ROOT = Path(__file__).parent.parent
 LOCAL, REMOTE = "http://127.0.0.1:8000", "https://plm.example"
 KEY = "pema_key_of_the_documentation"
 NAME = re.compile(r"# (\S+\.\w+)\n")
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+INSTALLED = re.compile(rf"(?:\.|dist/pema-{re.escape(pema.__version__)}-py3-none-any\.whl)(?:\[([\w,-]+)\])?")
+"""This package in a command of pip, with its extras."""
 WRITES = re.compile(r"(?m)^sha256 = \"[0-9a-f.]+\"")
 
 
@@ -133,12 +137,10 @@ class Reader:
             case ["make", target, *_]:
                 assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), target
             case ["pip", "install", *wanted]:
-                extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-                    "optional-dependencies"
-                ]
                 for word in wanted:
-                    given = re.fullmatch(r"pema(?:\[([\w,-]+)\])?", word)
-                    assert given is None or set(filter(None, (given[1] or "").split(","))) <= extras.keys(), word
+                    given = INSTALLED.fullmatch(word)
+                    assert given or "pema" not in word, f"{word} is another project on the package index"
+                    assert given is None or set(filter(None, (given[1] or "").split(","))) <= EXTRAS.keys(), word
             case ["python", "-m", "reproduction.folders", "unpack", *rest]:
                 self.monkeypatch.setattr("sys.argv", ["folders", "unpack", *rest])
                 folders.main()
@@ -157,7 +159,7 @@ class Reader:
         assert not stop.value.code, f"{shlex.join(words)}\n{self.capsys.readouterr().err}"
 
     def _serve(self, words: list[str]) -> None:
-        command = [sys.executable, "-c", "from pema.cli import main; main()", "serve", *words, "--port", "0"]
+        command = [sys.executable, "-m", "pema", "serve", *words, "--port", "0"]
         self.servers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         self.address = self.servers[-1].stdout.readline().split()[-1]
         self.monkeypatch.setenv("PEMA_API_KEY", KEY)

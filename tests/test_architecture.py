@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "pema"
-FOUNDATION = frozenset({"errors", "devices", "files", "locks", "schema", "tensors", "console", "signature", "own"})
+FOUNDATION = frozenset(
+    {"errors", "devices", "extras", "files", "locks", "schema", "tensors", "console", "signature", "own"}
+)
 """Modules below all rooms."""
 
 ROOMS = {
@@ -39,6 +41,7 @@ MODELS = {"owner.derivation", "owner.loading", "owner.positions", "owner.probing
 """The modules of the room `owner.models`."""
 
 EDGES = {
+    "__main__": {"cli"},
     "__init__": {
         "api",
         "adapter",

@@ -6,13 +6,16 @@ import re
 import pytest
 
 import pema
-from documented import KEY, ROOT, Reader, blocks, pages
+from documented import EXTRAS, KEY, ROOT, Reader, blocks, pages
 from pema.experiments.data import support_data
 from pema.serving.keys import digest
 
 CODE = [page for page in pages() if blocks(page)]
 MANY = {"private-training.md": 230}
 """Pages whose commands need more than 24 examples: private training takes 128 in a step."""
+
+STRANGER = re.compile(r"(?:pip|uv) (?:install|add)[^`\n]*?[ '\"]pema(?![\w-])")
+"""A command that takes the project `pema` from a package index."""
 
 
 @pytest.fixture
@@ -55,6 +58,23 @@ def test_the_readme_starts_with_two_lines_of_installation_and_ten_of_python():
     )
     assert len(install.splitlines()) == 2
     assert len(python.splitlines()) <= 10
+
+
+def test_only_warnings_name_the_stranger_of_this_name_on_the_package_index():
+    texts = {path: path.read_text(encoding="utf-8") for path in [*pages(), ROOT / "CHANGELOG.md", ROOT / "Dockerfile"]}
+    texts |= {path: path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")}
+    counts = {path: len(STRANGER.findall(text)) for path, text in texts.items()}
+    assert {path.relative_to(ROOT).as_posix(): count for path, count in counts.items() if count} == {
+        "README.md": 1,
+        "docs/install.md": 2,
+        "src/pema/extras.py": 1,
+    }
+    assert "**Do not `pip install pema`" in texts[ROOT / "README.md"]
+
+
+def test_the_page_on_installation_lists_every_extra():
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE) == sorted(EXTRAS)
 
 
 def test_the_changelog_begins_with_the_version_of_the_package():

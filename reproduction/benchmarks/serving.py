@@ -60,7 +60,7 @@ class CountingTransport(httpx2.HTTPTransport):
 @contextlib.contextmanager
 def serving(plm: str) -> Iterator[str]:
     """Run a server; yield its address when it is ready."""
-    command = [sys.executable, "-c", "from pema.cli import main; main()", "serve", plm, "--port", "0"]
+    command = [sys.executable, "-m", "pema", "serve", plm, "--port", "0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:

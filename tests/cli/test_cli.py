@@ -117,7 +117,7 @@ def test_without_the_adapter_it_is_the_plm(run, folder, trained):
 
 def test_a_log_has_no_bars_of_other_libraries(folder, tmp_path):
     def run(*arguments):
-        command = [sys.executable, "-c", "from pema.cli import main; main()", *arguments]
+        command = [sys.executable, "-m", "pema", *arguments]
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
 
     done = build(run, output=str(tmp_path / "memory"))

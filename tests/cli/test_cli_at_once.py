@@ -17,6 +17,11 @@ print("imported", *sorted({"torch", "transformers"} & set(sys.modules)))
 """
 
 
+def words_of(text):
+    """The words of a help page or an error, without the boxes around them."""
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
+
+
 @pytest.fixture
 def run(tmp_path):
     """Run `pema ...` in a process of its own; returns the exit code, the output and what was imported."""
@@ -34,7 +39,7 @@ def run(tmp_path):
         command = [sys.executable, "-c", WRAPPER, *map(str, arguments)]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         *out, code, imported = done.stdout.splitlines()
-        text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", " ".join(out) + done.stderr).split())
+        text = words_of(" ".join(out) + done.stderr)
         return int(code.removeprefix("exit ")), text, imported.removeprefix("imported").split()
 
     return run
@@ -112,6 +117,14 @@ def test_bad_arguments_are_refused_without_torch(run, arguments, code, words):
     actual, error, imported = run(*arguments)
     assert (actual, imported) == (code, [])
     assert words in error
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["frobnicate"]], ids=" ".join)
+def test_python_m_pema_is_the_same_command(run, arguments):
+    done = subprocess.run([sys.executable, "-m", "pema", *arguments], capture_output=True, text=True)
+    code, text, _ = run(*arguments)
+    assert done.returncode == code
+    assert words_of(done.stdout + done.stderr) == text
 
 
 def test_the_package_is_imported_without_torch():

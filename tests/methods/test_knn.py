@@ -463,5 +463,5 @@ def test_a_full_disk_leaves_nothing(index, tmp_path, monkeypatch):
 
 def test_a_missing_faiss_is_named(made, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ConfigError, match=r"not installed: pip install 'pema\[knn\]'"):
+    with pytest.raises(ConfigError, match=r"not installed: pip install 'faiss-cpu>="):
         KNN().train(job(), made[0], tmp_path)

@@ -246,7 +246,7 @@ def test_a_missing_tokenizer(changed):
 
 def test_a_placement_without_accelerate_says_its_install_command(folder, monkeypatch):
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
-    with pytest.raises(OwnerError, match=r"device_map=auto needs the accelerate library: pip install 'pema\[device"):
+    with pytest.raises(OwnerError, match=r"device_map=auto needs the accelerate library: pip install 'accel"):
         LocalPLM.load(folder, device_map="auto")
 
 

@@ -17,7 +17,7 @@ from served import KEYS, bearer, refusal, tensors
 from pema.serving.keys import digest
 
 PATIENCE = 120
-PEMA = [sys.executable, "-c", "from pema.cli import main; main()"]
+PEMA = [sys.executable, "-m", "pema"]
 GOOD = {"sequences": [[1, 2, 3]], "starts": [1]}
 
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 
 from pema.errors import ConfigError
+from pema.extras import installs
 
 ACCOUNTANT = "prv"
 """Numerical composition of privacy loss random variables (Gopi, Lee and Wutschitz 2021): a tight upper bound."""
@@ -70,4 +71,4 @@ def _opacus() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except ImportError:
-        raise ConfigError("dp_epsilon needs Opacus, which is not installed: pip install 'pema[private]'.") from None
+        raise ConfigError(f"dp_epsilon needs Opacus, which is not installed: {installs('private')}.") from None

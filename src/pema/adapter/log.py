@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pema.errors import ConfigError, StorageError
+from pema.extras import installs
 from pema.files import sync
 
 
@@ -44,7 +45,7 @@ class Log:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
-                raise ConfigError("tensorboard is not installed: pip install 'pema[tensorboard]'.") from None
+                raise ConfigError(f"tensorboard is not installed: {installs('tensorboard')}.") from None
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
     def write(self, event: str, step: int, values: dict[str, Any]) -> None:

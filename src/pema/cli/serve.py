@@ -36,13 +36,14 @@ def serve(
     Example: pema serve embedded --port 8000
     """
     from pema.errors import ConfigError
+    from pema.extras import installs
 
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"pema serve needs the package {error.name}: pip install 'pema[serve]'.") from error
+        raise ConfigError(f"pema serve needs the package {error.name}: {installs('serve')}.") from error
     from pema.serving.policy import Policy
 
     rules = Policy() if policy is None else Policy.read(policy)

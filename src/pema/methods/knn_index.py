@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pema.errors import ConfigError, DataError, ExternalMemoryError
+from pema.extras import installs
 from pema.files import read_json, recover, seal, unseal, write_json, writing
 from pema.memory.manifest import FileEntry
 from pema.memory.reader import Memory
@@ -208,6 +209,6 @@ def faiss_library() -> Any:  # noqa: ANN401
     try:
         import faiss
     except ImportError:
-        raise ConfigError("knn-lm searches with FAISS, which is not installed: pip install 'pema[knn]'.") from None
+        raise ConfigError(f"knn-lm searches with FAISS, which is not installed: {installs('knn')}.") from None
     faiss.omp_set_num_threads(torch.get_num_threads())
     return faiss

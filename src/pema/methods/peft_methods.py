@@ -12,6 +12,7 @@ import torch
 
 from pema.adapter.config import LARGEST, WIDEST
 from pema.errors import AdapterError, ConfigError
+from pema.extras import installs
 from pema.methods.contract import AdaptedModel, Job
 from pema.methods.fine_tuning import FineTuning
 from pema.methods.tuned import TunedModel, twin
@@ -235,5 +236,5 @@ def _peft(method: str) -> Any:  # noqa: ANN401
     try:
         import peft
     except ImportError:
-        raise ConfigError(f"{method} needs the peft library: pip install 'pema[peft]'.") from None
+        raise ConfigError(f"{method} needs the peft library: {installs('peft')}.") from None
     return peft

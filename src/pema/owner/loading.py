@@ -23,6 +23,7 @@ from transformers import (
 from pema.console import note
 from pema.devices import has_bfloat16
 from pema.errors import ConfigError, OwnerError
+from pema.extras import installs
 from pema.owner.sources.names import known_names, resolve
 from pema.owner.weights import Fingerprints
 from pema.tasks.chat import end_of_turn
@@ -59,7 +60,7 @@ def load(name: str | Path, *, dtype: str | torch.dtype | None, device_map: Devic
     """
     place, called, weights = dataclasses.astuple(resolve(name))
     if device_map is not None and find_spec("accelerate") is None:
-        raise OwnerError(f"device_map={device_map} needs the accelerate library: pip install 'pema[device-map]'.")
+        raise OwnerError(f"device_map={device_map} needs the accelerate library: {installs('device-map')}.")
     common = _common(revision)
     options: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     wanted, unsaid = _dtype(dtype, device_map), False

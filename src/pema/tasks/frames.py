@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pema.errors import ConfigError, DataError
+from pema.extras import installs
 from pema.tasks.lines import opened
 from pema.tasks.rows import Rows, Table
 from pema.tasks.values import kind_of, listed
@@ -23,7 +24,6 @@ NAME = "data"
 BATCH = 1024
 """Number of rows that are converted at a time."""
 
-EXTRA = "pip install 'pema[datasets]'"
 KINDS = (
     "a path, a data frame (pandas, polars, Arrow), a data set of Hugging Face, or an iterable of mappings such as "
     "{'source': ..., 'target': ...}"
@@ -165,7 +165,7 @@ def _pyarrow(what: str) -> Any:  # noqa: ANN401 - a module
     try:
         import pyarrow
     except ImportError as error:
-        raise ConfigError(f"{what} need the package pyarrow: {EXTRA}.") from error
+        raise ConfigError(f"{what} need the package pyarrow: {installs('datasets')}.") from error
     return pyarrow
 
 
@@ -173,5 +173,5 @@ def _datasets() -> Any:  # noqa: ANN401 - a module
     try:
         import datasets
     except ImportError as error:
-        raise ConfigError(f"Hugging Face data sets need the package datasets: {EXTRA}.") from error
+        raise ConfigError(f"Hugging Face data sets need the package datasets: {installs('datasets')}.") from error
     return datasets

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from pema.errors import ConfigError, DataError
+from pema.extras import installs
 
 BOM = b"\xef\xbb\xbf"
 
@@ -26,7 +27,7 @@ def _open_zstd(path: Path, _mode: str) -> IO[bytes]:
         import pyarrow
     except ImportError as error:
         raise ConfigError(
-            f"{path} is compressed by zstd, which needs the package pyarrow: pip install 'pema[datasets]'. Or "
+            f"{path} is compressed by zstd, which needs the package pyarrow: {installs('datasets')}. Or "
             "decompress it (zstd -d FILE)."
         ) from error
     return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))

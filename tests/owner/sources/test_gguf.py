@@ -357,7 +357,7 @@ def test_weights_that_transformers_skips_are_counted(tmp_path, caplog):
 def test_a_missing_package_says_how_to_install_it(files, monkeypatch):
     monkeypatch.setattr(gguf, "find_spec", lambda package: None)
     with pytest.raises(
-        OwnerError, match=r"tiny\.Q8_0 is a GGUF file, which needs gguf and accelerate: pip install 'pe"
+        OwnerError, match=r"tiny\.Q8_0 is a GGUF file, which needs gguf and accelerate: pip install 'ac"
     ):
         LocalPLM.load(files["Q8_0"])
 

@@ -17,6 +17,7 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from pema.errors import OwnerError
+from pema.extras import installs
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class GGUFFile:
             from gguf import GGUFReader
         except ImportError as error:
             raise OwnerError(
-                f"the library gguf, which reads {name}, cannot be imported ({error}): pip install 'pema[gguf]'."
+                f"the library gguf, which reads {name}, cannot be imported ({error}): {installs('gguf')}."
             ) from error
         self.path, self.name = path, name
         try:

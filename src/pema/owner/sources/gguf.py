@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pema.console import note
 from pema.errors import DataError, OwnerError, StorageError
+from pema.extras import installs
 from pema.files import digest, read_json, seal, sha256, unseal, write_json, writing
 from pema.locks import locked
 from pema.owner.sources.cache import VARIABLE, cache_folder
@@ -111,7 +112,7 @@ def _require_whole(path: Path) -> str:
 def _require_packages(name: str) -> None:
     missing = [package for package in NEEDED if find_spec(package) is None]
     if missing:
-        raise OwnerError(f"{name} is a GGUF file, which needs {' and '.join(missing)}: pip install 'pema[gguf]'.")
+        raise OwnerError(f"{name} is a GGUF file, which needs {' and '.join(missing)}: {installs('gguf')}.")
 
 
 def _key(content: str) -> str:
