@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "pema"
 FOUNDATION = frozenset(
-    {"errors", "devices", "extras", "files", "locks", "schema", "tensors", "console", "signature", "own"}
+    {"errors", "devices", "extras", "files", "lifeline", "locks", "schema", "tensors", "console", "signature", "own"}
 )
 """Modules below all rooms."""
 

@@ -16,11 +16,11 @@ from pema.experiments import compare, training_process
 from pema.experiments.compare import run_experiment
 from pema.experiments.config import read_config
 from pema.experiments.estimate import START, Sizes, Speed, memory_bytes, prepare_seconds, run_seconds, train_seconds
-from pema.experiments.lifeline import child
 from pema.experiments.plan import plan_experiment
 from pema.experiments.reader import read_folder
 from pema.experiments.workplace import Workplace
 from pema.files import read_json
+from pema.lifeline import child
 from pema.methods.registry import get_method
 from pema.pages.report.document import report
 from pema.tasks.target_statistics import TargetStatistics

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.experiments.test_lifeline import is_running, wait_until
+from tests.test_lifeline import is_running, wait_until
 from tests.tiny import build_model, build_tokenizer
 
 CONFIG = """

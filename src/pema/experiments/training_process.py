@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from pema.errors import AdapterError, PemaError
-from pema.experiments.lifeline import PYTHON, child, end_with_parent
 from pema.experiments.peak import peak_above, reset_peak, resident
 from pema.files import read_json, write_json, writing
+from pema.lifeline import PYTHON, child, end_with_parent
 from pema.methods.contract import Budget, Job, Method
 from pema.tasks.example import Example
 from pema.tasks.registry import get_task

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pema.errors import DataError
 from pema.owner import loading
 from pema.owner.batching import common_prefix, length_batches
 from pema.owner.contract import BATCH_TOKENS, ContextRepresentations, PLMDescription, Tap
@@ -26,6 +25,7 @@ from pema.owner.local.running import Runner
 from pema.owner.local.session import LocalSession
 from pema.owner.local.shortcuts import ShortCuts
 from pema.owner.local.support import require_supported
+from pema.owner.requests import require_prompts, require_sequences, require_session
 from pema.owner.session_model import SessionModel
 from pema.owner.weights import device_of, model_fingerprints
 
@@ -157,17 +157,7 @@ class LocalPLM:
         skip: frozenset[int] = frozenset(),
     ) -> Iterator[ContextRepresentations]:
         """Represent `teacher` contexts; see `contract.PLM.represent`."""
-        for i, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
-            if len(sequence) > self.max_length:
-                raise DataError(
-                    f"sequence {i} has {len(sequence)} tokens, the PLM's context window holds {self.max_length}: "
-                    "shorten or leave out that example."
-                )
-            if not 1 <= start < len(sequence):
-                raise DataError(
-                    f"sequence {i} has {len(sequence)} tokens and its target starts at {start}: "
-                    "there must be a token in front of the target and one in it."
-                )
+        require_sequences(sequences, starts, self.max_length)
         return self._represent(sequences, starts, batch_tokens, skip)
 
     def predict(
@@ -179,34 +169,13 @@ class LocalPLM:
         skip: frozenset[int] = frozenset(),
     ) -> Iterator[ContextRepresentations]:
         """Represent `predicted` contexts; see `contract.PLM.predict`."""
-        for i, (prompt, count) in enumerate(zip(prompts, steps, strict=True)):
-            if len(prompt) == 0:
-                raise DataError(f"prompt {i} is empty: a context needs at least one token.")
-            if count < 1:
-                raise DataError(f"prompt {i} has {count} steps: request at least one.")
-            if len(prompt) + count > self.max_length:
-                raise DataError(
-                    f"prompt {i} has {len(prompt)} tokens and {count} steps, the PLM's context window holds "
-                    f"{self.max_length}: shorten the prompt or request fewer steps."
-                )
+        require_prompts(prompts, steps, self.max_length)
         return self._predict(prompts, steps, batch_tokens, skip)
 
     def open_session(self, prompts: Sequence[Sequence[int]]) -> LocalSession:
         """Open a decoding session; see `contract.PLM.open_session`."""
-        if not prompts:
-            raise DataError("a decoding session needs at least one prompt.")
         size = self._head.vocabulary_size
-        for i, prompt in enumerate(prompts):
-            if len(prompt) == 0:
-                raise DataError(f"prompt {i} is empty: a context needs at least one token.")
-            if len(prompt) >= self.max_length:
-                raise DataError(
-                    f"prompt {i} has {len(prompt)} tokens, the PLM's context window holds {self.max_length} with at "
-                    "least one to come: shorten it."
-                )
-            wrong = next((token for token in prompt if not 0 <= token < size), None)
-            if wrong is not None:
-                raise DataError(f"prompt {i} contains token {wrong}, outside the vocabulary of {size} tokens.")
+        require_session(prompts, self.max_length, size)
         return LocalSession(
             self._growing(prompts),
             [len(prompt) for prompt in prompts],

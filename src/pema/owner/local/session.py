@@ -12,6 +12,7 @@ from pema.errors import DataError
 from pema.owner.contract import Session
 from pema.owner.local.growing import CachedContexts, GrowingContexts
 from pema.owner.local.running import Runner
+from pema.owner.requests import require_step
 
 
 class LocalSession:
@@ -51,7 +52,7 @@ class LocalSession:
         if self._contexts is None:
             raise DataError("the session is closed: open another.")
         rows = range(len(self._lengths)) if parents is None else parents
-        self._check(tokens, rows)
+        require_step(tokens, rows, self._lengths, self._max_length, self._vocabulary_size)
         chosen = torch.tensor(tokens, device=self._device)
         kept = None if parents is None or list(rows) == list(range(len(self._lengths))) else torch.tensor(rows)
         with torch.inference_mode():
@@ -62,21 +63,6 @@ class LocalSession:
     def close(self) -> None:
         """Close the session; see `contract.Session.close`."""
         self._contexts = None
-
-    def _check(self, tokens: Sequence[int], rows: Sequence[int]) -> None:
-        if not tokens or len(tokens) != len(rows):
-            raise DataError(f"{len(tokens)} tokens for {len(rows)} rows: give one token per row, for at least one row.")
-        for i, (token, row) in enumerate(zip(tokens, rows, strict=True)):
-            if not 0 <= row < len(self._lengths):
-                raise DataError(f"row {i} continues row {row}, the session has {len(self._lengths)} rows.")
-            if not 0 <= token < self._vocabulary_size:
-                raise DataError(
-                    f"row {i} is given token {token}, outside the vocabulary of {self._vocabulary_size} tokens."
-                )
-            if self._lengths[row] >= self._max_length:
-                raise DataError(
-                    f"row {i} has {self._lengths[row]} tokens and fills the PLM's context window: it cannot continue."
-                )
 
     @torch.inference_mode()
     def _run(self, contexts: GrowingContexts) -> Tensor:

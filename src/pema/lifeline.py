@@ -52,9 +52,13 @@ def child(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
                 pipe.close()
 
 
-def end_with_parent() -> None:
-    """End this process as soon as its parent has ended; call it first in a process that `child` started."""
-    if sys.platform == "linux":
+def end_with_parent(*, by_kernel: bool = True) -> None:
+    """End this process as soon as its parent has ended; call it first in a process that `child` started.
+
+    Args:
+        by_kernel: whether the kernel kills it too, which it does when the *thread* that started the process ends.
+    """
+    if by_kernel and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=_wait_for_parent, name="lifeline", daemon=True).start()
 

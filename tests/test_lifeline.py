@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pema.experiments.lifeline import child
+from pema.lifeline import child
 
-CHILD = "import os, sys, time; from pema.experiments import lifeline; {setup}; lifeline.end_with_parent(); {work}"
+CHILD = "import os, sys, time; from pema import lifeline; {setup}; lifeline.end_with_parent(); {work}"
 PARENT = """
 import sys
-from pema.experiments.lifeline import child
+from pema.lifeline import child
 with child([sys.executable, "-c", {source!r}]) as process:
     print(process.stderr.readline(), flush=True)
     process.wait()
