@@ -16,7 +16,7 @@ setup: .venv/installed ## create .venv with the locked packages and this checkou
 
 demo: setup ## a language model learns a house style: table, samples, and the report with all texts in build/
 	mkdir -p build
-	$(BIN)/pema demo --report build/demo.html --json build/demo.json
+	$(BIN)/pema demo --report build/demo.html --output build/demo.json
 
 test: setup ## the tests, without the network
 	$(TESTS) $(BIN)/python $(PYTEST)

@@ -11,7 +11,7 @@ from reproduction.paths import RESULTS
 from reproduction.tables.markdown import head, row, source
 from reproduction.tables.results import read_run
 
-FILE, COMMAND = RESULTS / "demo.jsonl", "pema demo --json demo.json"
+FILE, COMMAND = RESULTS / "demo.jsonl", "pema demo --output demo.json"
 SPENT = {"train_peak_bytes": "peak memory", "train_seconds": "training", "disk_bytes": "disk"}
 ADAPTED = "PEMA best"
 

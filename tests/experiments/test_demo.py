@@ -14,7 +14,7 @@ LABELS = ["PLM alone", "few-shot prompt", "PEMA paper", "PEMA best"]
 
 
 def run(tmp_path, monkeypatch, *more):
-    monkeypatch.setattr("sys.argv", ["pema", "demo", "--json", str(tmp_path / "demo.json"), *more])
+    monkeypatch.setattr("sys.argv", ["pema", "demo", "--output", str(tmp_path / "demo.json"), *more])
     with pytest.raises(SystemExit) as stop:
         main()
     assert not stop.value.code
@@ -49,7 +49,8 @@ def test_a_small_demo_writes_its_results_and_signature(tmp_path, monkeypatch, ca
     assert all(word in output for word in ("SER", "Samples", small.test[2].source, *labels))
     assert len(read_results(tmp_path / "kept" / "results")) == 1
     assert "PEMA best" in (tmp_path / "page.html").read_text(encoding="utf-8")
-    again = run(tmp_path, monkeypatch, *kept, "--seed", "3")
+    again = run(tmp_path, monkeypatch, *kept, "--seed", "3", "--json")
+    assert json.loads(capsys.readouterr().out) == again
     assert again["runs"] == result["runs"]
 
 

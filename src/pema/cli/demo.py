@@ -7,42 +7,52 @@ from typing import Annotated
 
 import typer
 
-from pema.cli.options import Seed
+from pema.cli.options import AsJSON, Seed, show
 
 
 def demo(
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write all results to this file.", metavar="FILE")
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Also write all results to this file, .json.", metavar="FILE")
     ] = None,
     folder: Annotated[
         Path | None, typer.Option("--keep", help="Keep memories, adapters and outputs in this folder.", metavar="DIR")
     ] = None,
     report: Annotated[
-        Path | None, typer.Option("--report", help="Also write the report to this file, .html.", metavar="FILE")
+        Path | None,
+        typer.Option("--report", help="Also write the report to this file: .html, .md, .tex or .csv.", metavar="FILE"),
     ] = None,
     seed: Seed = 0,
+    as_json: AsJSON = False,
 ) -> None:
     """Adapt SmolLM2-135M-Instruct to a house style of restaurant descriptions, and show the difference.
 
     Compares the PLM alone, a few-shot prompt, and PEMA with two presets, on 500 training examples and 100 test records.
 
-    Example: pema demo --json demo.json
+    Example: pema demo --report demo.html
     """
     import tempfile
 
     from pema.console import note, print_table
-    from pema.experiments.demo import demo_experiment, demo_tables, run_demo
     from pema.files import write_json
-    from pema.pages.report.writing import write_report
+    from pema.pages.report.writing import write_report, writer_of
+
+    if report is not None:
+        writer_of(report)  # refuses a suffix before the work
+
+    from pema.experiments.demo import demo_experiment, demo_tables, run_demo
 
     experiment = demo_experiment(seed)
     with tempfile.TemporaryDirectory(prefix="pema-demo-") as temporary:
         workspace = folder or Path(temporary)
         result = run_demo(experiment, workspace)
-        for table in demo_tables(experiment, workspace):
-            print_table(table)
+        if as_json:
+            show(result, True)
+        else:
+            for table in demo_tables(experiment, workspace):
+                print_table(table)
         if report is not None:
             write_report(workspace / "results", report)
             note(f"{report}: the report, with all texts")
-    if json_file is not None:
-        write_json(json_file, result)
+        if output is not None:
+            write_json(output, result)
+            note(f"{output}: all results")

@@ -21,6 +21,19 @@ WRITERS: dict[str, Callable[[Sequence[Results]], str]] = {
 """Writers by suffix: the page with everything, or only the tables."""
 
 
+def writer_of(output: Path) -> Callable[[Sequence[Results]], str]:
+    """Return the writer for the suffix of a file.
+
+    Raises:
+        ConfigError: the suffix is unknown.
+    """
+    write = WRITERS.get(output.suffix)
+    if write is None:
+        *others, last = WRITERS
+        raise ConfigError(f"unknown suffix {output.suffix!r} of {output}: use {', '.join(others)} or {last}.")
+    return write
+
+
 def write_report(results: Path, output: Path) -> list[Results]:
     """Write the report of one experiment's folder, or of a folder of several.
 
@@ -36,10 +49,7 @@ def write_report(results: Path, output: Path) -> list[Results]:
         DataError: see `read_results`.
         StorageError: the file cannot be written.
     """
-    write = WRITERS.get(output.suffix)
-    if write is None:
-        *others, last = WRITERS
-        raise ConfigError(f"unknown suffix {output.suffix!r} of {output}: use {', '.join(others)} or {last}.")
+    write = writer_of(output)
     experiments = read_results(results)
     with writing(output) as temporary:
         temporary.write_text(write(experiments), encoding="utf-8", newline="\n")
