@@ -4,7 +4,7 @@
     python -m reproduction.folders pack demo.json reproduction/results/demo.jsonl
     python -m reproduction.folders unpack reproduction/results/compare/support.jsonl runs/results/support
 
-`pack` also reads the file of `pema demo --output`. An unpacked folder equals the original, so `pema report` can show it.
+`pack` also reads the file of `pema demo --output`. An unpacked folder equals the original, so `pema report` shows it.
 Test examples are included if the project may redistribute them: bundled data, and synthetic data.
 """
 
