@@ -24,7 +24,7 @@ CHAT
 [data]
 name = "made"
 train = { data = "train.jsonl" }
-dev = { data = "train.jsonl" }
+dev = { data = "test.jsonl" }
 test = { data = "test.jsonl" }
 [budget]
 epochs = 1

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from tests.experiments.test_compare import CONFIG
+from tests.experiments.conftest import CONFIG
 from tests.tiny import build_model, build_tokenizer
 
 from pema.cli import main

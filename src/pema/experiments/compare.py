@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ from pema.console import keeping, note, progress
 from pema.errors import PemaError
 from pema.evaluation.evaluate import evaluate
 from pema.evaluation.notation import metric_name, score_text
+from pema.experiments.choice import best, trials
 from pema.experiments.comparison import Comparisons
 from pema.experiments.description import ExperimentFile
 from pema.experiments.experiment import CPU, Experiment, Line, build_method
 from pema.experiments.layout import run_name
-from pema.experiments.records import Comparison, Costs, Needs, Point, Run, Score, Signature, Trial
+from pema.experiments.records import Comparison, Costs, Needs, Point, Run, Score, Signature
 from pema.experiments.results import finished, write_experiment
 from pema.experiments.texts import write_texts
 from pema.experiments.workplace import Workplace
@@ -121,6 +121,8 @@ def _config(experiment: Experiment, workplace: Workplace, line: Line) -> dict[st
     sources = experiment.own_sources(line)
     if sources:
         config["own"] = sources
+    if experiment.generates_on_dev(line):
+        config |= {"choose_by": experiment.choice_metric, "choose_texts": len(experiment.choice_numbers)}
     # Only if they differ from what earlier versions always used, so that their results stay valid.
     for name, usual in USUAL.items():
         if getattr(experiment, name) != usual:
@@ -132,8 +134,8 @@ def _run(experiment: Experiment, workplace: Workplace, line: Line, seed: int, fi
     """Run one setting with one seed, and write its result."""
     config = _config(experiment, workplace, line)
     plm = workplace.plm(line.settings)
-    trials = _trials(experiment, workplace, line)
-    settings = min(trials, key=_perplexity).settings if trials else line.settings
+    tried = trials(experiment, workplace, line)
+    settings = best(tried, experiment.choice_metric).settings if tried else line.settings
     stages = workplace.stages(line.method, settings, seed)
     figures = workplace.figures(stages, plm)
     test = experiment.data.test
@@ -160,7 +162,7 @@ def _run(experiment: Experiment, workplace: Workplace, line: Line, seed: int, fi
         seed=seed,
         scores={name: Score(**vars(score)) for name, score in scores.items()},
         dev_perplexity=perplexity,
-        trials=tuple(trials),
+        trials=tuple(tried),
         chosen=chosen,
         costs=Costs(
             **{name: figures.get(name) for name in COSTS},
@@ -182,17 +184,3 @@ def _run(experiment: Experiment, workplace: Workplace, line: Line, seed: int, fi
         limit = workplace.decoding(line.settings)["max_new_tokens"]
         values += f", {generated.cut:,} of {len(test):,} texts cut at {limit:,} tokens"
     note(f"{file.stem}: {values}" + (", but training did not help" if result.training_helped is False else ""))
-
-
-def _trials(experiment: Experiment, workplace: Workplace, line: Line) -> list[Trial]:
-    """Return every candidate with the first seed and its perplexity on dev; none if there is nothing to choose."""
-    trials = []
-    for candidate in line.candidates() if line.choice else ():
-        stages = workplace.stages(line.method, candidate, experiment.seeds[0])
-        perplexity = workplace.dev_perplexity(stages, workplace.plm(candidate))
-        trials.append(Trial(settings=candidate, dev_perplexity=perplexity))
-    return trials
-
-
-def _perplexity(trial: Trial) -> float:
-    return math.inf if trial.dev_perplexity is None else trial.dev_perplexity

@@ -83,6 +83,8 @@ def _experiment(file: ExperimentFile, name: str, kind: Kind, root: Path) -> Expe
         data=data,
         budget=file.budget,
         entries=tuple(map(_entry, file.methods)),
+        choose_by=file.choose_by,
+        choose_texts=file.choose_texts,
         decoding=file.decoding,
     )
 

@@ -102,6 +102,14 @@ class ExperimentFile:
     batch_size: int = same(GenerateConfig, "batch_size")
     seeds: tuple[int, ...] = option((0,), "Random seeds; every reported setting runs with each.", least=0, most=SEED)
     metrics: tuple[str, ...] | None = option(None, "Names of metrics, the main one first; by default the task's own.")
+    choose_by: str | None = option(
+        None,
+        "Metric of the texts generated for dev that chooses among candidates, or `perplexity` of the dev targets; by "
+        "default the first metric.",
+    )
+    choose_texts: int = option(
+        100, "Maximum number of dev examples for which a candidate generates a text, evenly spaced.", least=1
+    )
     reference: str | Sequence[str] = option((), "Label or labels of the lines that all others are compared with.")
     budget: Budget = option(Budget(), "Limits of training.")
     decoding: Mapping[str, Any] = field(

@@ -7,7 +7,8 @@ vector in a product with the head:
 - a memory of `teacher` contexts: tokens x F; of `predicted` contexts: prompt tokens x F + steps x D;
 - training with gradients through the PLM: epochs x tokens x 3 F (a backward pass costs two forward passes); on a
   memory: epochs x pairs x 3 H, times the fraction of the vocabulary that is trained;
-- a run: prompt tokens of test x F + steps x D, and tokens of dev x F;
+- a run: prompt tokens of test x F + steps x D, and tokens of dev x F; a candidate that generates for dev: prompt tokens
+  of these dev examples x F + steps x D;
 - memory: the weights, and while training with gradients their copy in the training process (four times for full
   fine-tuning: weights, gradients and two moments of AdamW), the activations and the logits of a batch.
 
@@ -122,7 +123,12 @@ def train_seconds(stages: Stages, speed: Speed, sizes: Sizes, vocabulary: int) -
 
 def run_seconds(speed: Speed, test: Sizes, dev: Sizes, batch_size: int) -> float:
     """Estimate the time to generate for the test examples and to compute the perplexity of the dev examples."""
-    return test.prompts * speed.token + _generation(test, speed, batch_size) + (dev.prompts + dev.targets) * speed.token
+    return text_seconds(speed, test, batch_size) + (dev.prompts + dev.targets) * speed.token
+
+
+def text_seconds(speed: Speed, sizes: Sizes, batch_size: int) -> float:
+    """Estimate the time to generate a text for each of the examples."""
+    return sizes.prompts * speed.token + _generation(sizes, speed, batch_size)
 
 
 def memory_bytes(stages: Stages, plm: LocalPLM, sizes: Sizes) -> int:

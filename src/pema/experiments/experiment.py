@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pema.errors import ConfigError, PemaError
+from pema.evaluation.evaluate import FORMALITY
 from pema.experiments.data import Data
 from pema.experiments.description import ExperimentFile
 from pema.experiments.layout import LONGEST_NAME, run_name
@@ -22,6 +23,7 @@ from pema.tasks.registry import Task
 
 Kind = Literal["compare", "sweep"]
 CPU = "cpu"
+PERPLEXITY = "perplexity"
 EXAMPLES = "examples"
 PLM = "plm"
 OF_THE_RUN = (EXAMPLES, PLM)
@@ -119,6 +121,9 @@ class Experiment:
         data: training, dev and test examples.
         budget: limits of training for every method.
         entries: the methods, in the table's order.
+        choose_by: metric of the texts generated for dev by which candidates are chosen, or `perplexity` of the dev
+            targets; None: the first metric that the dev examples allow.
+        choose_texts: maximum number of dev examples for which every candidate generates a text.
         device: device of the PLM and of training.
         batch_tokens: maximum tokens per PLM batch when a memory is built.
         batch_size: sequences per batch of generation.
@@ -137,6 +142,8 @@ class Experiment:
     data: Data
     budget: Budget
     entries: tuple[Entry, ...]
+    choose_by: str | None = None
+    choose_texts: int = ExperimentFile.choose_texts
     device: str = CPU
     batch_tokens: int = ExperimentFile.batch_tokens
     batch_size: int = ExperimentFile.batch_size
@@ -156,6 +163,12 @@ class Experiment:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds {list(self.seeds)} must be one or more different numbers.")
         self._require_names()
+        among("choose_by", [self.choice_metric], (*self.metrics, PERPLEXITY))
+        if self.choice_metric == FORMALITY and "dev" not in self.data.annotated:
+            raise ConfigError(
+                f"choose_by {FORMALITY!r} needs formal and informal references of dev with [F]...[/F] marks: give both "
+                "in data.dev, or choose by another metric."
+            )
         for line in self.lines():
             if line.trainings > self.budget.trials:
                 raise ConfigError(
@@ -179,6 +192,25 @@ class Experiment:
                     f"{run_name(line.label, self.seeds[0])}.json. Rename one of them: letters a to z, digits and .=+ "
                     "distinguish files."
                 )
+
+    @property
+    def choice_metric(self) -> str:
+        """The metric by which candidates are chosen, or `perplexity`."""
+        if self.choose_by is not None:
+            return self.choose_by
+        allowed = (metric for metric in self.metrics if metric != FORMALITY or "dev" in self.data.annotated)
+        return next(allowed, PERPLEXITY)
+
+    @property
+    def choice_numbers(self) -> list[int]:
+        """The numbers of the dev examples for which candidates generate texts, evenly spaced over all of them."""
+        count = len(self.data.dev)
+        texts = min(count, self.choose_texts)
+        return [i * count // texts for i in range(texts)]
+
+    def generates_on_dev(self, line: Line) -> bool:
+        """Return whether the choice among the candidates of a line needs their texts."""
+        return self.choice_metric != PERPLEXITY and len(list(line.candidates())) > 1
 
     def lines(self) -> Iterator[Line]:
         """Yield the lines of the table, in order."""

@@ -14,6 +14,7 @@ from pema.experiments.estimate import (
     memory_bytes,
     prepare_seconds,
     run_seconds,
+    text_seconds,
     train_seconds,
 )
 from pema.experiments.experiment import Experiment, Line
@@ -69,12 +70,14 @@ class _Measured(NamedTuple):
     train: Sizes
     dev: Sizes
     test: Sizes
+    choice: Sizes
 
     @classmethod
     def of(cls, plm: LocalPLM, experiment: Experiment, stages: Stages) -> _Measured:
         # One text is generated per test example, however many references it has.
         test = [replace(each, alternatives=()) for each in experiment.data.test]
-        parts = (stages.job.train, experiment.data.dev, test)
+        choice = [replace(experiment.data.dev[i], alternatives=()) for i in experiment.choice_numbers]
+        parts = (stages.job.train, experiment.data.dev, test, choice)
         return cls(Speed.of(plm, stages, experiment.batch_size), *(Sizes.of(plm, stages, part) for part in parts))
 
 
@@ -98,12 +101,15 @@ def _line(
     batch_size = experiment.batch_size
     if plm not in measured:
         measured[plm] = _Measured.of(plm, experiment, stages[0])
-    speed, train, dev, test = measured[plm]
+    speed, train, dev, test, choice = measured[plm]
     preparations = _new(stages, "prepared", PREPARED, planned)
     trainings = _new(stages, "trained", TRAINED, planned)
     total = len(left) * run_seconds(speed, test, dev, batch_size)
     total += sum(prepare_seconds(each, speed, train, batch_size) for each in preparations)
     total += sum(train_seconds(each, speed, train, plm.description.vocabulary_size) for each in trainings)
+    if experiment.generates_on_dev(line):
+        silent = [each for each in stages[: len(candidates)] if not workplace.dev_texts_file(each).exists()]
+        total += len(silent) * text_seconds(speed, choice, batch_size)
     return LinePlan(
         line.label,
         len(seeds) - len(left),

@@ -110,10 +110,18 @@ class Point(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Trial(Record):
-    """Settings that were compared on dev; their perplexity is None if it is infinite."""
+    """Settings that were compared on dev.
+
+    Attributes:
+        settings: the settings.
+        dev_perplexity: perplexity of the dev targets; None if it is infinite.
+        dev_score: score of the texts for dev by the metric of the choice (`choose_by` in the run's signature); None if
+            perplexity decided, or if the metric is not defined on these texts.
+    """
 
     settings: Mapping[str, Any]
     dev_perplexity: float | None
+    dev_score: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The work folder of experiments, shared by runs: prepared files, trained adapters, and their perplexity on dev."""
+"""The work folder of experiments, shared by runs: prepared files, trained adapters, and what they reach on dev."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pema.methods.registry import method_name
 from pema.own import is_own, source_digest
 from pema.owner.local import LocalPLM
 
-PREPARED, DEV = "prepared.json", "dev.json"
+PREPARED, DEV, DEV_TEXTS = "prepared.json", "dev.json", "dev_texts.json"
 SHORT = 12
 """Number of digits of a digest in the name of a folder."""
 
@@ -158,3 +158,24 @@ class Workplace:
             write_json(file, {"dev_perplexity": perplexity if math.isfinite(perplexity) else None})
         stored: float | None = read_json(file)["dev_perplexity"]
         return stored
+
+    def dev_texts(self, stages: Stages, plm: LocalPLM) -> list[str]:
+        """Return the texts for the dev examples of the choice, stored with the trained part."""
+        file = self.dev_texts_file(stages)
+        if not file.exists():
+            self.figures(stages, plm)
+            examples = [stages.job.dev[i] for i in self._experiment.choice_numbers]
+            with self.open(stages, plm) as adapted:
+                generated = adapted.generate(examples, batch_size=self._experiment.batch_size)
+            write_json(file, {"texts": generated.texts})
+        stored: list[str] = read_json(file)["texts"]
+        return stored
+
+    def dev_texts_file(self, stages: Stages) -> Path:
+        """Return the file of `dev_texts`, which depends on everything that the texts depend on."""
+        given = {
+            "settings": stages.method.settings(),
+            "dev": [stages.job.dev[i].to_list() for i in self._experiment.choice_numbers],
+            "decoding": stages.job.decoding,
+        }
+        return stages.trained / f"{digest(given)[:SHORT]}.{DEV_TEXTS}"

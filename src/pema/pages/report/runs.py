@@ -34,7 +34,7 @@ def _run(run: Run, metrics: Iterable[str]) -> str:
         _list("On dev data", [("perplexity", run.dev_perplexity), *_flat(run.chosen, "chosen ")]),
         _list("Costs and needs", [*_flat(run.costs.to_dict()), *_flat(run.needs.to_dict(), "needs ")]),
         _signature(run.signature),
-        _trials(run.trials),
+        _trials(run.trials, run.signature.config.get("choose_by")),
         _curve(run.curve),
     ]
     return (
@@ -55,12 +55,19 @@ def _signature(signature: Signature) -> str:
     return f'{_list("Signature", known)}<p class="part">Config</p><pre tabindex="0">{escape(config)}</pre>'
 
 
-def _trials(trials: Iterable[Trial]) -> str:
+def _trials(trials: Iterable[Trial], metric: str | None) -> str:
+    """Return the candidates with their perplexity, and with their score by the metric that chose among them."""
     rows = [
-        (", ".join(f"{name} {value}" for name, value in _flat(trial.settings)), trial.dev_perplexity)
+        (
+            ", ".join(f"{name} {value}" for name, value in _flat(trial.settings)),
+            _written(trial.dev_perplexity)
+            if metric is None
+            else f"{score_text(metric, trial.dev_score)}; {_written(trial.dev_perplexity)}",
+        )
         for trial in trials
     ]
-    return _list("Tried on dev data: dev perplexity", rows)
+    chosen = "" if metric is None else f"{metric_name(metric)} of generated texts (which decided); "
+    return _list(f"Tried on dev data: {chosen}dev perplexity", rows)
 
 
 def _curve(curve: Iterable[Point]) -> str:
