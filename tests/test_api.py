@@ -195,6 +195,42 @@ def test_a_masked_plm_is_used_the_same_way(folder, examples, tmp_path):
         assert masked.generate(SOURCES) == texts
 
 
+LABELS = ["Haus", "Haus ist klein", "Hund", "Hund ist hier"]
+
+
+def test_labels_are_the_same_from_python_and_the_command_line(adapted, plm, folder, monkeypatch):
+    contexts, _, adapter = adapted
+    monkeypatch.chdir(folder)
+    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS), encoding="utf-8")
+    result = plm.classify(SOURCES, LABELS, adapter)
+    assert torch.equal(result.log_probs, pema.classify(plm, adapter, SOURCES, LABELS).log_probs)
+    assert plm.classify(SOURCES, LABELS, adapter, probabilities=False).choices == result.choices
+    command = ("classify", f"{contexts}/adapter", "--plm", "plm", "--labels", "labels.txt", "--input", "train.en")
+    pema_runs(monkeypatch, *command, "-o", "chosen.txt")
+    pema_runs(monkeypatch, *command, "-o", "chosen.jsonl")
+    assert (folder / "chosen.txt").read_text(encoding="utf-8").splitlines() == result.choices
+    rows = [json.loads(line) for line in (folder / "chosen.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(row["source"], row["text"]) for row in rows] == list(zip(SOURCES, result.choices, strict=True))
+    assert [row["probability"] for row in rows] == pytest.approx(result.probabilities.amax(1).tolist(), abs=1e-6)
+    weighted = plm.classify(SOURCES, LABELS, adapter, schedule="linear", lambda_max=0.3)
+    pema_runs(monkeypatch, *command, "--schedule", "linear", "--lambda-max", 0.3, "-o", "weighted.txt")
+    assert (folder / "weighted.txt").read_text(encoding="utf-8").splitlines() == weighted.choices
+    alone = plm.classify(SOURCES, LABELS, task="translation")
+    pema_runs(monkeypatch, *command, "--no-adapter", "-o", "alone.txt")
+    assert (folder / "alone.txt").read_text(encoding="utf-8").splitlines() == alone.choices
+    assert not torch.equal(alone.log_probs, result.log_probs)
+
+
+def test_labels_inside_use_are_those_of_its_adapter(adapted, plm):
+    _, _, adapter = adapted
+    expected = plm.classify(SOURCES, LABELS, adapter)
+    with plm.use(adapter):
+        assert torch.equal(plm.classify(SOURCES, LABELS).log_probs, expected.log_probs)
+        assert torch.equal(plm.classify(SOURCES, LABELS, adapter, task="translation").log_probs, expected.log_probs)
+        with pytest.raises(pema.ConfigError, match="inside `use` the schedule is the one that `use` was given"):
+            plm.classify(SOURCES, LABELS, lambda_max=0.2)
+
+
 def test_sampling_is_fixed_by_its_seed(adapted, plm):
     _, _, adapter = adapted
     settings = {"do_sample": True, "max_new_tokens": 12, "temperature": 2.0}

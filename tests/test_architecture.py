@@ -57,6 +57,7 @@ EDGES = {
     "owner.loading": {"tasks"},  # the token that ends a turn in a chat template
     "owner.opening": {"owner.client", "owner.local", "owner.mask"},
     "generation.decoding": {"owner.models"},  # batches of one length, where positions depend on it
+    "generation.classification": {"owner.models"},  # as generation.decoding
     "experiments.description": {"owner", "memory", "generation"},  # settings of the PLM, of building and generation
     "experiments.estimate": {"owner.local", "adapter"},  # measures the PLM, and models the training of an adapter
     "experiments.plan": {"owner.local"},  # loads the PLM that the estimate measures

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from pema.evaluation.evaluate import evaluate
     from pema.evaluation.perplexity import perplexity
+    from pema.generation.classification import classify
     from pema.generation.config import GenerateConfig
     from pema.generation.decoding import generate
     from pema.generation.plugin import attach
@@ -63,6 +64,7 @@ _HOMES = {
     ),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.perplexity": ("perplexity",),
+    "generation.classification": ("classify",),
     "generation.config": ("GenerateConfig",),
     "generation.decoding": ("generate",),
     "generation.plugin": ("attach",),
@@ -110,6 +112,7 @@ __all__ = [
     "Turn",
     "attach",
     "build_memory",
+    "classify",
     "evaluate",
     "fit_schedule",
     "generate",

@@ -14,7 +14,8 @@ from pema.adapter.presets import preset
 from pema.adapter.task import require_task, task_of
 from pema.adapter.training import train
 from pema.errors import ConfigError
-from pema.generation.config import with_own_ending
+from pema.generation.classification import Classification, choose_labels, classify
+from pema.generation.config import GenerateConfig, with_own_ending
 from pema.generation.decoding import (
     GeneratedTexts,
     adapters_task,
@@ -185,13 +186,56 @@ class PLM:
         used = self._used
         if used is None or adapter not in (None, used.adapter):
             return generate_counted(self, adapter, sources, chosen, schedule, **settings)
-        if schedule is not None or settings.get("lambda_max") is not None:
-            raise ConfigError("inside `use` the schedule is the one that `use` was given: give it there.")
+        _require_own_schedule(schedule, settings.get("lambda_max"))
         if self.generator is not self.model:
             return generate_counted(self, used.adapter, sources, chosen, used.schedule, **settings)
         task = require_task(used.adapter.config, chosen or adapters_task(used.adapter), self.tokenizer)
         settings = with_own_ending(used.adapter.config, settings)
         return decode(self, self.generator, sources, task, used.attached.inputs, **settings)
+
+    def classify(
+        self,
+        sources: Sequence[str | Example],
+        labels: Sequence[str],
+        adapter: Adapter | None = None,
+        *,
+        task: str | Task | None = None,
+        schedule: Schedule | str | None = None,
+        lambda_max: float | None = None,
+        batch_size: int = GenerateConfig.batch_size,
+        probabilities: bool = True,
+    ) -> Classification:
+        """Choose the most probable label of each source; see `pema.classify`.
+
+        Args:
+            sources: what fills the template's slot; an example stands for its source and its history.
+            labels: the labels to choose from, as they are written in the targets of training.
+            adapter: the adapter; None is the one in `use`, or the PLM alone.
+            task: its name, or a task of your own; None is the adapter's.
+            schedule: the adapter's weight per step, or a schedule's name; None is the adapter's own.
+            lambda_max: the weight that a named schedule, or the adapter's own, begins with.
+            batch_size: maximum number of sources per batch.
+            probabilities: whether to compute the probability of every label; without, the choice is several times
+                faster with many labels.
+
+        Returns:
+            The choices, and the probability of every label.
+
+        Raises:
+            DataError: a source is blank, or too long for the PLM; or a label cannot be a target.
+            ConfigError: no labels, a label that is blank or given twice, an invalid setting; neither adapter nor task.
+            MismatchError: the adapter belongs to another PLM, task or template.
+        """
+        chosen = get_task(task) if isinstance(task, str) else task
+        settings: dict[str, Any] = {"batch_size": batch_size, "probabilities": probabilities}
+        used = self._used
+        if used is None or adapter not in (None, used.adapter):
+            return classify(self, adapter, sources, labels, chosen, schedule, lambda_max=lambda_max, **settings)
+        _require_own_schedule(schedule, lambda_max)
+        if self.generator is not self.model:
+            return classify(self, used.adapter, sources, labels, chosen, used.schedule, **settings)
+        task = require_task(used.adapter.config, chosen or adapters_task(used.adapter), self.tokenizer)
+        return choose_labels(self, self.generator, sources, labels, task, used.attached.inputs, **settings)
 
     @property
     def description(self) -> PLMDescription:
@@ -254,3 +298,8 @@ class _Used(NamedTuple):
     adapter: Adapter
     schedule: Schedule
     attached: AttachedAdapter
+
+
+def _require_own_schedule(schedule: Schedule | str | None, lambda_max: float | None) -> None:
+    if schedule is not None or lambda_max is not None:
+        raise ConfigError("inside `use` the schedule is the one that `use` was given: give it there.")

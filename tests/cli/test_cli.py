@@ -208,6 +208,33 @@ def test_sources_and_outputs_that_cannot_be_meant(run, trained, arguments, words
     assert words in " ".join(err.split())
 
 
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ("a\nb\na\n", "the label 'a' is given 2 times: give each label once"),
+        ("a\n\nb\n", "label 2 is '': give a text that is not blank"),
+    ],
+)
+def test_labels_that_cannot_be_chosen_are_refused(run, folder, trained, labels, words):
+    (folder / "labels.txt").write_text(labels, encoding="utf-8")
+    code, _, err = run(
+        *("classify", "adapter", "--plm", "plm", "--labels", "labels.txt", "--input", "train.en", "-o", "o.txt")
+    )
+    assert code == 2
+    assert words in " ".join(err.split())
+
+
+def test_classify_says_what_it_wrote(run, folder, trained):
+    (folder / "labels.txt").write_text("Haus\nHund\n", encoding="utf-8")
+    common = ("--plm", "plm", "--labels", "labels.txt", "--data", "train.jsonl", "--source-field", "en", "--json")
+    code, out, err = run("classify", "adapter", *common, "-o", "chosen.jsonl")
+    assert code == 0, err
+    assert json.loads(out) == {"output": "chosen.jsonl", "lines": len(TEXTS), "labels": 2}
+    code, _, err = run("classify", "adapter", *common, "--task", "style", "-o", "o.txt")
+    assert code == 1
+    assert "the adapter was trained with the task 'translation', not with 'style'" in err
+
+
 def test_backslash_n_in_a_template_is_a_line_break(run, folder, built):
     for template in (r"English: \n{source}\nGerman:", "English: \n{source}\nGerman:"):
         assert build(run, "--template", template, output="broken")[0] == 0

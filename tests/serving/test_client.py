@@ -17,6 +17,7 @@ from pema.adapter.schedule import Constant, GradualUnrolling, NoAdapter
 from pema.adapter.training import train
 from pema.api import PLM
 from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError, OwnerError
+from pema.generation.classification import classify
 from pema.generation.decoding import generate
 from pema.memory.build import build_memory
 from pema.memory.reader import Memory
@@ -96,6 +97,21 @@ def test_contexts_are_the_same(client, plm):
                 assert (r.generated is None) == (expected[i].generated is None)
                 assert r.generated is None or torch.equal(r.generated, expected[i].generated)
     assert list(across.represent([], [])) == []
+
+
+def test_labels_are_chosen_through_sessions(client, plm):
+    adapter, labels = adapter_of(plm), ["house", "house is small", "dog", "dog is here"]
+    across, wire = remote(client)
+    for schedule in (GradualUnrolling(), Constant(0.6), NoAdapter()):
+        expected = classify(plm, adapter, SOURCES, labels, TASK, schedule)
+        result = classify(across, adapter, SOURCES, labels, TASK, schedule)
+        torch.testing.assert_close(result.log_probs, expected.log_probs, rtol=0, atol=1e-3)
+        assert result.choices == expected.choices
+        fast = classify(across, adapter, SOURCES, labels, TASK, schedule, probabilities=False)
+        assert fast.choices == expected.choices
+    assert {path.split("/")[2] for _, path, _ in wire.requests} <= {"plm", "head", "tokenizer", "sessions"}
+    with served(plm, session_rows=3) as limited, pytest.raises(DataError, match="5 rows, 3 are allowed"):
+        classify(remote(limited)[0], adapter, SOURCES, labels, TASK, Constant(0.5))
 
 
 @pytest.mark.parametrize("contexts", ["teacher", "predicted"])

@@ -11,6 +11,7 @@ from pema import __version__
 from pema.cli import (
     audit,
     build,
+    classify,
     compare,
     demo,
     evaluate,
@@ -62,6 +63,7 @@ app.add_typer(memory.app, name="memory")
 app.command("train")(train.train)
 app.command("audit")(audit.audit)
 app.command("generate")(generate.generate)
+app.command("classify")(classify.classify)
 app.command("inspect")(inspect.inspect)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)

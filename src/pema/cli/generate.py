@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from pema.cli.options import (
     FURTHER,
     AsJSON,
+    InputColumn,
+    InputData,
+    InputLines,
     OwnChatPrompts,
     OwnSystemPrompt,
     OwnTaskName,
@@ -21,11 +23,8 @@ from pema.cli.options import (
     show,
 )
 from pema.cli.settings import Options, declared
-from pema.errors import ConfigError
+from pema.cli.sources import read_inputs
 from pema.generation.config import GenerateConfig, with_own_ending
-
-if TYPE_CHECKING:
-    from pema.tasks.example import Example
 
 GENERATING = Options(
     GenerateConfig,
@@ -50,14 +49,9 @@ def generate(
     ],
     settings: dict[str, Any],
     loaded: dict[str, Any],
-    inputs: Annotated[Path | None, typer.Option("--input", help="Source texts, one per line.")] = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", help="Sources, as `pema build` reads examples: JSONL, CSV, ...; no target is needed."),
-    ] = None,
-    source_field: Annotated[
-        str | None, typer.Option("--source-field", help="Column of --data with the source, if not `source`.")
-    ] = None,
+    inputs: InputLines = None,
+    data: InputData = None,
+    source_field: InputColumn = None,
     no_adapter: Annotated[
         bool,
         typer.Option(
@@ -80,7 +74,7 @@ def generate(
 
     GenerateConfig.split(settings)
     require_writable(output)
-    sources = _sources(inputs, data, source_field)
+    sources = read_inputs(inputs, data, source_field)
     config = read_config(adapter)
     chosen = task_of(config, task, template, chat=chat, system=system)
     if not no_adapter:
@@ -105,21 +99,3 @@ def generate(
     ending = {"max_new_tokens": settings["max_new_tokens"] or "2 SL + 16", "stop": list(settings["stop"])}
     counts = {"lines": len(sources), "cut": result.cut, "stopped": result.stopped}
     show({"output": str(output), **counts, **ending}, as_json)
-
-
-def _sources(inputs: Path | None, data: str | None, source_field: str | None) -> Sequence[str | Example]:
-    """Read the sources from one of the two options.
-
-    Raises:
-        ConfigError: neither or both are given, or `--input` names a file that is not one text per line.
-    """
-    from pema.evaluation.outputs import is_json_lines
-    from pema.tasks.readers import read_lines, read_sources
-
-    if (inputs is None) == (data is None):
-        raise ConfigError("give the sources once: --input (a text file, one per line) or --data (JSONL, TSV, ...).")
-    if inputs is not None:
-        if is_json_lines(inputs):
-            raise ConfigError(f"--input reads one text per line: give --data {inputs}.")
-        return read_lines(inputs)
-    return read_sources(data, source_field)

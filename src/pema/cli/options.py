@@ -64,6 +64,16 @@ SystemPrompt = Annotated[
 OwnSystemPrompt = Annotated[str | None, typer.Option("--system", help="System prompt; default: the adapter's.")]
 
 
+InputLines = Annotated[Path | None, typer.Option("--input", help="Source texts, one per line.")]
+InputData = Annotated[
+    str | None,
+    typer.Option("--data", help="Sources, as `pema build` reads examples: JSONL, CSV, ...; no target is needed."),
+]
+InputColumn = Annotated[
+    str | None, typer.Option("--source-field", help="Column of --data with the source, if not `source`.")
+]
+
+
 def integer(flag: str, help: str, **limits: int) -> Any:  # noqa: ANN401
     """Declare an option with a whole number in the limits of `pema.schema.option`, which its help shows."""
     field = Field(flag, int, {"help": help, **limits}, MISSING)

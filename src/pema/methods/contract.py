@@ -22,6 +22,7 @@ from pema.memory.config import BuildConfig
 from pema.schema import among, check, documented, option
 
 if TYPE_CHECKING:
+    from pema.generation.classification import Classification
     from pema.generation.decoding import GeneratedTexts
     from pema.owner.local import LocalPLM
     from pema.tasks.example import Example
@@ -181,6 +182,26 @@ class AdaptedModel(ABC):
             sources: the source texts.
             settings: decoding settings that differ from the job's.
         """
+
+    def classify(
+        self,
+        sources: Sequence[str | Example],
+        labels: Sequence[str],
+        **settings: Any,  # noqa: ANN401
+    ) -> Classification:
+        """Choose the label of each source with the highest P(label, end | prompt); see `pema.classify`.
+
+        Args:
+            sources: the source texts.
+            labels: the labels to choose from.
+            settings: `batch_size` and `probabilities` of `classify`.
+
+        Raises:
+            ConfigError: the method does not score labels.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} does not score labels: define its method classify, or leave out label_accuracy."
+        )
 
     @abstractmethod
     def perplexity(self, examples: Sequence[Example]) -> float:

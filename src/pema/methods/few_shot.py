@@ -16,6 +16,7 @@ import numpy as np
 
 from pema.errors import ConfigError, DataError
 from pema.evaluation.perplexity import perplexity
+from pema.generation.classification import Classification, choose_labels
 from pema.generation.config import GenerateConfig
 from pema.generation.decoding import GeneratedTexts, decode, plain
 from pema.memory.encoding import Tokens
@@ -205,6 +206,14 @@ class _Prompted(AdaptedModel):
         most = settings.get("batch_size", GenerateConfig.batch_size)
         settings["batch_size"] = min(most, max(1, BATCH_TOKENS // longest))
         return decode(plm, plm.generator, sources, task, plain, **settings)
+
+    def classify(
+        self,
+        sources: Sequence[str | Example],
+        labels: Sequence[str],
+        **settings: Any,  # noqa: ANN401
+    ) -> Classification:
+        return choose_labels(self._plm, self._plm.generator, sources, labels, self._task, **settings)
 
     def perplexity(self, examples: Sequence[Example]) -> float:
         memory = memory_of(self._plm, self._task, examples)

@@ -14,6 +14,7 @@ from pema.adapter.likelihood import log_p
 from pema.errors import ConfigError
 from pema.evaluation.perplexity import LOGITS_BYTES
 from pema.files import size
+from pema.generation.classification import Classification, choose_labels
 from pema.generation.decoding import GeneratedTexts, decode, plain
 from pema.memory.reader import Memory
 from pema.methods.contract import AdaptedModel, Job, TrainingReport
@@ -104,6 +105,16 @@ class _Neighbouring(AdaptedModel):
         plm, settings = self._plm, {**self._job.decoding, **settings}
         with plugged(plm.model, self._index, self._chosen):
             return decode(plm, plm.model, sources, self._job.task, plain, **settings)
+
+    def classify(
+        self,
+        sources: Sequence[str | Example],
+        labels: Sequence[str],
+        **settings: Any,  # noqa: ANN401
+    ) -> Classification:
+        plm = self._plm
+        with plugged(plm.model, self._index, self._chosen):
+            return choose_labels(plm, plm.model, sources, labels, self._job.task, **settings)
 
     def perplexity(self, examples: Sequence[Example]) -> float:
         measured = measure(self._plm, self._job, examples, self._index, self._chosen.k)

@@ -18,6 +18,7 @@ from pema.adapter.training import train
 from pema.errors import ConfigError
 from pema.evaluation.perplexity import perplexity
 from pema.files import size
+from pema.generation.classification import Classification, choose_labels
 from pema.generation.config import GenerateConfig, with_own_ending
 from pema.generation.decoding import GeneratedTexts, decode
 from pema.generation.plugin import attach
@@ -123,6 +124,16 @@ class _Mixed(AdaptedModel):
         plm, settings = self._plm, with_own_ending(self._adapter.config, {**self._job.decoding, **settings})
         with attach(plm.generator, self._adapter, plm.head(), self._schedule, description=plm.description) as attached:
             return decode(plm, plm.generator, sources, self._job.task, attached.inputs, **settings)
+
+    def classify(
+        self,
+        sources: Sequence[str | Example],
+        labels: Sequence[str],
+        **settings: Any,  # noqa: ANN401
+    ) -> Classification:
+        plm = self._plm
+        with attach(plm.generator, self._adapter, plm.head(), self._schedule, description=plm.description) as attached:
+            return choose_labels(plm, plm.generator, sources, labels, self._job.task, attached.inputs, **settings)
 
     def perplexity(self, examples: Sequence[Example]) -> float:
         memory = memory_of(self._plm, self._job.task, examples)

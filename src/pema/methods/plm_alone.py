@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pema.evaluation.perplexity import perplexity
+from pema.generation.classification import Classification, choose_labels
 from pema.generation.decoding import GeneratedTexts, decode, plain
 from pema.methods.contract import AdaptedModel, Job, Method, Needs, TrainingReport
 from pema.methods.on_memory import head_on_device, memory_of
@@ -47,6 +48,14 @@ class _Plain(AdaptedModel):
     def generate(self, sources: Sequence[str | Example], **settings: Any) -> GeneratedTexts:  # noqa: ANN401
         settings = {**self._job.decoding, **settings}
         return decode(self._plm, self._plm.generator, sources, self._job.task, plain, **settings)
+
+    def classify(
+        self,
+        sources: Sequence[str | Example],
+        labels: Sequence[str],
+        **settings: Any,  # noqa: ANN401
+    ) -> Classification:
+        return choose_labels(self._plm, self._plm.generator, sources, labels, self._job.task, **settings)
 
     def perplexity(self, examples: Sequence[Example]) -> float:
         memory = memory_of(self._plm, self._job.task, examples)

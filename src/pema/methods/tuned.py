@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from pema.errors import AdapterError, MismatchError, OwnerError
 from pema.files import writing
+from pema.generation.classification import Classification, choose_labels
 from pema.generation.decoding import GeneratedTexts, decode, plain
 from pema.methods.contract import AdaptedModel, Job
 from pema.methods.targets import encode, mean_cross_entropy, perplexity_of
@@ -102,6 +103,16 @@ class TunedModel(AdaptedModel):
             **dict(self._job.decoding) | settings,
             max_length=self._plm.max_length - self._virtual_tokens,
         )
+
+    def classify(
+        self,
+        sources: Sequence[str | Example],
+        labels: Sequence[str],
+        **settings: Any,  # noqa: ANN401
+    ) -> Classification:
+        """See `AdaptedModel.classify`."""
+        window = self._plm.max_length - self._virtual_tokens
+        return choose_labels(self._plm, self.model, sources, labels, self._job.task, **settings, max_length=window)
 
     def perplexity(self, examples: Sequence[Example]) -> float:
         """See `AdaptedModel.perplexity`."""
