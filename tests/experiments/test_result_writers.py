@@ -10,7 +10,7 @@ import pytest
 from made_results import METHODS, make_comparison, make_sweep, write
 from pema.cli import main
 from pema.errors import ConfigError, DataError
-from pema.evaluation.notation import score_text
+from pema.evaluation.notation import NOTHING, score_text
 from pema.experiments.formats import COSTS
 from pema.experiments.reader import read_folder, read_results
 from pema.experiments.table import comparison_tables
@@ -93,6 +93,35 @@ def test_every_number_of_a_comparison_is_in_the_csv_unrounded(folder):
     assert by_line["made", "PLM alone"]["needs_gradients"] == "false"
     assert (ia3["runs_not_helped_by_training"], lora["runs_not_helped_by_training"]) == ("1", "0")
     assert by_line["swept", "PLM alone"]["chrf minus LoRA"] == ""
+
+
+def test_cut_texts_have_a_column_in_every_table_where_there_are_any(folder):
+    def spent(count):
+        return lambda run: run["costs"].update(cut_texts=count)
+
+    titles = ("Cut texts", "cut_texts")
+
+    def written():
+        results = read_folder(folder)
+        return [markdown([results]), latex([results]), report(folder), comma_separated([results])]
+
+    for run in read_folder(folder).runs["LoRA"]:
+        edit(folder / f"{run.run}.json", spent(0))
+    assert not any(title in text for text in written() for title in titles)
+    for run, count in zip(read_folder(folder).runs["LoRA"], (1234, 1235, 1236), strict=True):
+        edit(folder / f"{run.run}.json", spent(count))
+    for run, count in zip(read_folder(folder).runs["IA3"], (0, 1, 0), strict=True):
+        edit(folder / f"{run.run}.json", spent(count))
+    *shown, table = written()
+    assert all("Cut texts" in text and "1,235" in text for text in shown)
+    costs = next(each for each in result_tables(read_folder(folder)) if "Cut texts" in each.columns)
+    column = costs.columns.index("Cut texts")
+    assert {row[0].text: row[column].text for row in costs.rows if row[column].text != NOTHING} == {
+        "LoRA": "1,235",
+        "IA3": "0.3",
+    }
+    rows = {row["label"]: row["cut_texts"] for row in csv.DictReader(io.StringIO(table))}
+    assert (rows["LoRA"], float(rows["IA3"]), rows["kNN-LM"]) == ("1235.0", pytest.approx(1 / 3), "")
 
 
 def test_latex_has_one_cell_for_every_column_and_the_best_in_bold(folder):

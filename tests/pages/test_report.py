@@ -183,7 +183,7 @@ def test_text_of_results_stays_text(tmp_path):
     tags = [tag for tag, _ in Reader(document).tags]
     assert tags.count("script") == 2
     assert "img" not in tags
-    assert data_of(document)["e0"]["examples"] == [[HOSTILE, HOSTILE]] * 3
+    assert data_of(document)["e0"]["examples"] == [[HOSTILE, [HOSTILE]]] * 3
     assert HOSTILE in "".join(Reader(document).text)
 
 

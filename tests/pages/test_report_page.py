@@ -321,6 +321,28 @@ def test_results_without_examples_say_so_and_show_outputs(visit, page):
     assert samples.locator("mark").count() > 0
 
 
+def test_further_references_are_folded_and_searched(visit, tmp_path):
+    folder = make_comparison(tmp_path / "a", count=3)
+    targets = (["the first", "another one", HOSTILE], ["two", "second"], ["alone"])
+    rows = [{"source": f"source {number}", "targets": each} for number, each in enumerate(targets)]
+    (folder / "examples.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    (tmp_path / "page.html").write_text(report(folder), encoding="utf-8")
+    page = visit(tmp_path / "page.html")
+    samples = page.locator(".sample")
+    folded = page.locator(".sample details")
+    assert folded.locator("summary").all_text_contents() == ["2 further references", "1 further reference"]
+    assert [samples.nth(n).locator("details").count() for n in range(3)] == [1, 1, 0]
+    assert not samples.first.get_by_text("another one").is_visible()
+    folded.first.locator("summary").press("Enter")
+    assert samples.first.get_by_text("another one").is_visible()
+    assert folded.first.locator("p").all_text_contents() == targets[0][1:]
+    page.get_by_label("Search all texts").fill("SECOND")
+    assert samples.count() == 1
+    assert samples.first.get_by_text("second", exact=True).is_visible()
+    page.get_by_label("Search all texts").fill("source 0")
+    assert not samples.first.get_by_text("another one").is_visible()
+
+
 def test_text_of_results_is_shown_and_never_run(visit, tmp_path):
     folder = make_comparison(tmp_path / "a", count=3)
     for path in folder.glob("*.txt"):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pema.evaluation.notation import NOTHING, bounds_text, score_text
-from pema.experiments.records import ACCELERATOR, Difference, Interval, Needs, Results, Row
+from pema.experiments.records import ACCELERATOR, CUT_TEXTS, Difference, Interval, Needs, Results, Row
 
 SIGNIFICANT_DIGITS = 3
 
@@ -84,6 +84,11 @@ def scaled(value: float | None, unit: str = "") -> str:
     return f"{value:.0f} {unit}".rstrip()
 
 
+def count(value: float | None) -> str:
+    """Format a number of things, or its mean over seeds."""
+    return NOTHING if value is None else f"{value:,.1f}".removesuffix(".0")
+
+
 def size(value: float | None) -> str:
     """Format a number of bytes."""
     return scaled(value, "B")
@@ -121,6 +126,7 @@ COSTS = {
     "train_seconds": Column("Training time", seconds),
     "seconds_per_token": Column("Time per token", seconds),
     "disk_bytes": Column("Disk", size),
+    CUT_TEXTS: Column("Cut texts", count),
 }
 """Columns of costs in tables, in order, by the field of `Costs`."""
 

@@ -13,8 +13,11 @@ from pema.evaluation.notation import is_better, notation
 from pema.schema import SEED, check, option, require, short
 from pema.tasks.example import Example
 
-ACCELERATOR = "train_peak_accelerator_bytes"
-"""Name of a cost that only runs on an accelerator have."""
+ACCELERATOR, CUT_TEXTS = "train_peak_accelerator_bytes", "cut_texts"
+"""Names of two costs: one that only runs on an accelerator have, and texts truncated at the token limit."""
+
+SELDOM = (ACCELERATOR, CUT_TEXTS)
+"""Costs without a column in tables if no run has any."""
 
 
 @dataclass(frozen=True)
@@ -364,8 +367,8 @@ class Results:
         return stdev(known) if len(known) > 1 else 0.0
 
     def cost_columns(self, names: Iterable[str]) -> list[str]:
-        """Return the costs that need a column; memory of an accelerator only if a run used one."""
-        return [name for name in names if name != ACCELERATOR or any(self.cost(label, name) for label in self.runs)]
+        """Return the costs that need a column: those in `SELDOM` only if a run has some."""
+        return [name for name in names if name not in SELDOM or any(self.cost(label, name) for label in self.runs)]
 
     def _known(self, label: str, name: str) -> list[float]:
         values = (getattr(run.costs, name) for run in self.runs[label])

@@ -1,4 +1,4 @@
-// The test set: source, reference and every method's output, a few examples at a time, searchable.
+// The test set: source, references and every method's output, a few examples at a time, searchable.
 
 const PAGE = 5;
 
@@ -7,15 +7,15 @@ for (const [key, experiment] of Object.entries(DATA)) {
   const section = document.getElementById(`${key}-samples`);
   const count = methods[0].output.length;
   const texts = Array.from({ length: count }, (_, n) =>
-    [...(examples?.[n] ?? []), ...methods.map(({ output }) => output[n])].join("\n").toLowerCase(),
+    [...(examples?.[n].flat() ?? []), ...methods.map(({ output }) => output[n])].join("\n").toLowerCase(),
   );
   const bases = [
-    ...(examples ? [["the reference text", (n) => examples[n][1]]] : []),
+    ...(examples ? [["the reference text", (n) => examples[n][1][0]]] : []),
     ...methods.map(({ label, output }) => [label, (n) => output[n]]),
     ["nothing", null],
   ];
   // Without reference texts, the reference method's outputs are the base.
-  const state = { page: 0, base: examples ? 0 : (experiment.reference ?? 0), matches: [] };
+  const state = { page: 0, base: examples ? 0 : (experiment.reference ?? 0), matches: [], pattern: "" };
 
   const search = element("input", { type: "search", id: `${key}-search`, autocomplete: "off" });
   const list = element("div", { class: "samples" });
@@ -78,6 +78,7 @@ for (const [key, experiment] of Object.entries(DATA)) {
 
   function find(query) {
     const pattern = query.toLowerCase();
+    state.pattern = pattern;
     state.matches = texts.flatMap((text, n) => (text.includes(pattern) ? [n] : []));
     turn(0);
   }
@@ -105,17 +106,30 @@ for (const [key, experiment] of Object.entries(DATA)) {
     if (!state.matches.length) list.append(element("p", { class: "muted" }, "No text matches."));
   }
 
+  /** Fold further references, unless the search is for one of them. */
+  function folded(references) {
+    const open = state.pattern !== "" && references.some((text) => text.toLowerCase().includes(state.pattern));
+    const title = `${references.length} further reference${references.length === 1 ? "" : "s"}`;
+    const texts = references.map((text) => element("p", { dir: "auto" }, text));
+    return element("details", { class: "further", open }, element("summary", {}, title), ...texts);
+  }
+
   function sample(n) {
     const [name, base] = bases[state.base];
     const rows = (
       examples
         ? [
-            ["Source", examples[n][0]],
+            ["Source", [examples[n][0]]],
             ["Reference", examples[n][1]],
           ]
         : []
-    ).map(([title, text]) =>
-      element("div", { class: "given" }, element("dt", {}, title), element("dd", { dir: "auto" }, text)),
+    ).map(([title, [text, ...further]]) =>
+      element(
+        "div",
+        { class: "given" },
+        element("dt", {}, title),
+        element("dd", { dir: "auto" }, text, further.length ? folded(further) : null),
+      ),
     );
     methods.forEach(({ label, output }, method) => {
       if (states[key].hidden.has(method)) return;

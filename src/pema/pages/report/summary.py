@@ -7,9 +7,9 @@ from typing import Any
 
 from pema.evaluation.notation import metric_name, score_text
 from pema.experiments.formats import mean_text
-from pema.experiments.records import ACCELERATOR, Costs, Results
+from pema.experiments.records import ACCELERATOR, CUT_TEXTS, Costs, Results
 
-COSTS = (*(name for name in Costs.__dataclass_fields__ if name not in (ACCELERATOR, "cut_texts")), ACCELERATOR)
+COSTS = (*(name for name in Costs.__dataclass_fields__ if name not in (ACCELERATOR, CUT_TEXTS)), ACCELERATOR)
 
 
 def payload(experiment: Results) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def payload(experiment: Results) -> dict[str, Any]:
             for run in experiment.runs[label]
             if run.curve
         ],
-        "examples": None if experiment.examples is None else [[e.source, e.target] for e in experiment.examples],
+        "examples": None if experiment.examples is None else [[e.source, e.references] for e in experiment.examples],
     }
 
 
