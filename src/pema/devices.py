@@ -19,8 +19,12 @@ CPU_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 """Flags of processors that do, as named by Linux, on x86 and (the last one) on ARM."""
 
 
-def device_named(name: str) -> torch.device:
+def device_named(name: str, setting: str = "device") -> torch.device:
     """Return the device of this name; "auto" is a GPU if there is one.
+
+    Args:
+        name: the name.
+        setting: name of the setting, for the message.
 
     Raises:
         AdapterError: it cannot be used on this machine.
@@ -31,7 +35,9 @@ def device_named(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise AdapterError(f"device={name!r} cannot be used on this machine: {error}. Use device='auto'.") from error
+        raise AdapterError(
+            f"{setting}={name!r} cannot be used on this machine: {error}. Use {setting}='auto'."
+        ) from error
     return device
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pema.errors import ConfigError, OwnerError
+from pema.errors import AdapterError, ConfigError, OwnerError
 from pema.owner import loading
 from pema.owner.contract import PLMDescription
 from pema.owner.local import LocalPLM
@@ -248,6 +248,21 @@ def test_a_placement_without_accelerate_says_its_install_command(folder, monkeyp
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(OwnerError, match=r"device_map=auto needs the accelerate library: pip install 'accel"):
         LocalPLM.load(folder, device_map="auto")
+
+
+@pytest.mark.parametrize("accelerate", [True, False])
+@pytest.mark.parametrize("place", ["cpu", "meta", torch.device("meta")])
+def test_a_placement_on_one_device_needs_no_accelerate(folder, monkeypatch, place, accelerate):
+    if not accelerate:
+        monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    loaded = loading.load(folder, dtype=None, device_map=place, revision=None)
+    assert {parameter.device for parameter in loaded.model.parameters()} == {torch.device(place)}
+
+
+def test_a_device_that_does_not_exist_is_refused_before_the_weights_are_read(folder, monkeypatch):
+    monkeypatch.setattr(loading, "load_as", None)
+    with pytest.raises(AdapterError, match=r"device_map='cudaa' cannot be used .* Use device_map='auto'"):
+        LocalPLM.load(folder, device_map="cudaa")
 
 
 def test_no_code_of_a_checkpoint_is_run(changed):

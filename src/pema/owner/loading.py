@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from pema.console import note
-from pema.devices import has_bfloat16
+from pema.devices import device_named, has_bfloat16
 from pema.errors import ConfigError, OwnerError
 from pema.extras import installs
 from pema.owner.sources.names import known_names, resolve
@@ -33,6 +33,9 @@ CAUSAL = "a causal language model"
 
 DeviceMap = str | torch.device | Mapping[str, int | str | torch.device] | None
 """Device placement as transformers takes it."""
+
+SEVERAL = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Placements by accelerate, on several devices if the model needs them."""
 
 
 class Loaded(NamedTuple):
@@ -57,12 +60,15 @@ def load(name: str | Path, *, dtype: str | torch.dtype | None, device_map: Devic
     Raises:
         OwnerError: either cannot be loaded, or weights are missing in the checkpoint.
         ConfigError: `dtype` is not a floating-point type.
+        AdapterError: this machine has no such device.
     """
     place, called, weights = dataclasses.astuple(resolve(name))
-    if device_map is not None and find_spec("accelerate") is None:
+    device = _one_device(device_map)
+    has_accelerate = find_spec("accelerate") is not None
+    if device_map is not None and device is None and not has_accelerate:
         raise OwnerError(f"device_map={device_map} needs the accelerate library: {installs('device-map')}.")
     common = _common(revision)
-    options: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
+    options: dict[str, Any] = {"device_map": device_map} if device_map is not None and has_accelerate else {}
     wanted, unsaid = _dtype(dtype, device_map), False
     try:
         if wanted is None:
@@ -73,6 +79,8 @@ def load(name: str | Path, *, dtype: str | torch.dtype | None, device_map: Devic
     model, tokenizer = load_as(AutoModelForCausalLM, CAUSAL, place, called, revision=revision, dtype=wanted, **options)
     if unsaid and _fastest(called, model.dtype) == torch.float32:  # only the weights say what they are stored in
         model = model.float()
+    if device is not None:  # transformers places nothing without accelerate
+        model = model.to(device)
     return Loaded(model, tokenizer, called, weights)
 
 
@@ -202,6 +210,13 @@ def _dtype(dtype: str | torch.dtype | None, device_map: DeviceMap) -> str | torc
         return dtype
     on_cpu = device_map in (None, "cpu") or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     return None if on_cpu else "auto"
+
+
+def _one_device(device_map: DeviceMap) -> torch.device | None:
+    """Return the device of a placement on one device; None if there is no placement, or accelerate decides on it."""
+    if isinstance(device_map, str) and device_map not in SEVERAL:
+        return device_named(device_map, "device_map")
+    return device_map if isinstance(device_map, torch.device) else None
 
 
 def _fastest(name: str, stored: torch.dtype | None) -> str | torch.dtype:
