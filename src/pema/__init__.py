@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from pema.evaluation.evaluate import evaluate
     from pema.evaluation.perplexity import perplexity
+    from pema.evaluation.tuning import tune
     from pema.generation.classification import classify
     from pema.generation.config import GenerateConfig
     from pema.generation.decoding import generate
@@ -64,6 +65,7 @@ _HOMES = {
     ),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.perplexity": ("perplexity",),
+    "evaluation.tuning": ("tune",),
     "generation.classification": ("classify",),
     "generation.config": ("GenerateConfig",),
     "generation.decoding": ("generate",),
@@ -123,6 +125,7 @@ __all__ = [
     "read_examples",
     "read_lines",
     "train",
+    "tune",
 ]
 
 

@@ -54,6 +54,10 @@ class NamedSchedule(ABC):
     def weights(self, step: Tensor, input_length: Tensor) -> Tensor:
         """See `Schedule.weights`."""
 
+    def __str__(self) -> str:
+        values = [str(value) for value in asdict(self).values() if not isinstance(value, tuple)]
+        return self.name if isinstance(self, Fitted) else " ".join([self.name, *values])
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
         return {"schedule": self.name} | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

@@ -23,6 +23,7 @@ from pema.cli import (
     serve,
     sweep,
     train,
+    tune,
 )
 from pema.console import stderr, stdout
 
@@ -62,6 +63,7 @@ app.command("build")(build.build)
 app.add_typer(memory.app, name="memory")
 app.command("train")(train.train)
 app.command("audit")(audit.audit)
+app.command("tune")(tune.tune)
 app.command("generate")(generate.generate)
 app.command("classify")(classify.classify)
 app.command("inspect")(inspect.inspect)

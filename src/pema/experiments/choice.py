@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from pema.evaluation.choice import rank
 from pema.evaluation.evaluate import evaluate
-from pema.evaluation.notation import notation
 from pema.experiments.experiment import PERPLEXITY, Experiment, Line
 from pema.experiments.records import Trial
 from pema.experiments.workplace import Workplace
@@ -30,17 +30,12 @@ def trials(experiment: Experiment, workplace: Workplace, line: Line) -> list[Tri
 
 def best(tried: Sequence[Trial], metric: str) -> Trial:
     """Return the best candidate by `metric`; of equal ones that with the lowest perplexity, and of these the first."""
-    sign = 1 if notation(metric).lower_is_better else -1
 
-    def rank(trial: Trial) -> tuple[float, float]:
-        score = trial.dev_perplexity if metric == PERPLEXITY else trial.dev_score
-        return (math.inf if score is None else sign * score), _finite(trial.dev_perplexity)
+    def place(trial: Trial) -> tuple[float, float]:
+        likely = rank(PERPLEXITY, trial.dev_perplexity)
+        return (likely if metric == PERPLEXITY else rank(metric, trial.dev_score)), likely
 
-    return min(tried, key=rank)
-
-
-def _finite(perplexity: float | None) -> float:
-    return math.inf if perplexity is None else perplexity
+    return min(tried, key=place)
 
 
 def _score(experiment: Experiment, texts: Sequence[str]) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from pema.evaluation.choice import TEXTS
 from pema.generation.config import GenerateConfig
 from pema.memory.config import BuildConfig
 from pema.methods.contract import Budget
@@ -108,7 +109,7 @@ class ExperimentFile:
         "default the first metric.",
     )
     choose_texts: int = option(
-        100, "Maximum number of dev examples for which a candidate generates a text, evenly spaced.", least=1
+        TEXTS, "Maximum number of dev examples for which a candidate generates a text, evenly spaced.", least=1
     )
     reference: str | Sequence[str] = option((), "Label or labels of the lines that all others are compared with.")
     budget: Budget = option(Budget(), "Limits of training.")

@@ -19,6 +19,7 @@ from pema.methods.decoding import check_decoding
 from pema.methods.registry import method_name
 from pema.own import is_own, source_digest
 from pema.schema import SEED, among, require, short
+from pema.tasks.held_out import spread
 from pema.tasks.registry import Task
 
 Kind = Literal["compare", "sweep"]
@@ -204,9 +205,7 @@ class Experiment:
     @property
     def choice_numbers(self) -> list[int]:
         """The numbers of the dev examples for which candidates generate texts, evenly spaced over all of them."""
-        count = len(self.data.dev)
-        texts = min(count, self.choose_texts)
-        return [i * count // texts for i in range(texts)]
+        return spread(len(self.data.dev), self.choose_texts)
 
     def generates_on_dev(self, line: Line) -> bool:
         """Return whether the choice among the candidates of a line needs their texts."""

@@ -1,4 +1,4 @@
-"""The held-out split: one function, so that every method of a comparison holds out the same examples."""
+"""The held-out split and other selections: one function each, so that every method has the same examples."""
 
 from __future__ import annotations
 
@@ -68,3 +68,9 @@ def draw_held_out(
     taken = min(int(np.searchsorted(np.cumsum(sizes[order]), wanted)) + 1, len(first) - 1)
     is_held_out = np.isin(group, order[:taken])
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Return the numbers of at most `most` of `count` examples, evenly spaced over all of them."""
+    chosen = min(count, most)
+    return [i * count // chosen for i in range(chosen)]
