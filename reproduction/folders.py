@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from pema.errors import DataError
+from pema.evaluation.evaluate import LABEL_ACCURACY
 from pema.experiments.compare import run_experiment
 from pema.experiments.data import SUPPORT
 from pema.experiments.experiment import Experiment
 from pema.experiments.layout import COMET, COMPARISON, EXPERIMENT, TEST
-from pema.experiments.texts import read_texts, write_texts
+from pema.experiments.texts import read_labels, read_texts, write_texts
 from pema.files import read_json, write_json, writing
 from reproduction.data.made_tasks import TASKS, data_name
-from reproduction.lines import RUN, TEXTS, read_lines, read_runs, write_lines
+from reproduction.lines import LABELS, RUN, TEXTS, read_lines, read_runs, write_lines
 
 EXAMPLES = "examples"
 SHIPPED = frozenset({SUPPORT, *map(data_name, TASKS)})
@@ -42,6 +43,8 @@ def pack(folder: Path) -> list[dict[str, Any]]:
     for names in comparison["signature"]["config"]["runs"].values():
         for name in names:
             run = read_json(folder / f"{name}.json") | {TEXTS: read_texts(folder, name)}
+            if LABEL_ACCURACY in run["scores"]:
+                run[LABELS] = read_labels(folder, name)
             scores = folder / COMET / f"{name}.json"
             lines.append(run | ({COMET: read_json(scores)} if scores.exists() else {}))
     lines.append({"comparison": comparison})
@@ -72,7 +75,7 @@ def unpack(file: Path, folder: Path) -> None:
         write_json(temporary / EXPERIMENT, fields["experiment"])
         write_json(temporary / COMPARISON, fields["comparison"])
         for name, run in read_runs(file).items():
-            write_texts(temporary, name, run.pop(TEXTS))
+            write_texts(temporary, name, run.pop(TEXTS), run.pop(LABELS, None))
             if COMET in run:
                 (temporary / COMET).mkdir(exist_ok=True)
                 write_json(temporary / COMET / f"{name}.json", run.pop(COMET))

@@ -18,8 +18,8 @@ from pema.files import parse_json, writing
 RUN = "run"
 """Field with the name of a run."""
 
-TEXTS = "texts"
-"""Field with the hypotheses of a run."""
+TEXTS, LABELS = "texts", "labels"
+"""Fields with the hypotheses of a run, and with its labels if some were chosen by likelihood."""
 
 SUFFIX = ".jsonl"
 

@@ -67,7 +67,7 @@ def classify(
     from pema.adapter.store import read_config
     from pema.adapter.task import require_task, task_of
     from pema.evaluation.outputs import is_json_lines, require_writable, write_hypotheses
-    from pema.generation.labels import require_labels
+    from pema.tasks.labels import require_labels
     from pema.tasks.readers import read_lines
 
     GenerateConfig.split(settings)

@@ -64,9 +64,22 @@ class Accuracy:
         return f"accuracy|norm:{','.join(['nfc', 'width', *applied])}|n:{int(totals[1])}{refs}|scale:1"
 
 
+class LabelAccuracy(Accuracy):
+    """`Accuracy` of labels that were chosen by their likelihood from a list of labels."""
+
+    def signature(self, totals: Array) -> str:
+        """Return the signature of `Accuracy`, with how the labels were chosen."""
+        return super().signature(totals).replace("accuracy|", "label_accuracy|choice:likelihood|", 1)
+
+
 def accuracy() -> Accuracy:
     """Build the metric: fraction of hypotheses that equal the reference label, 0 to 1."""
     return Accuracy()
+
+
+def label_accuracy() -> LabelAccuracy:
+    """Build the metric: `accuracy` of labels chosen by likelihood."""
+    return LabelAccuracy()
 
 
 def _spaced(text: str) -> str:

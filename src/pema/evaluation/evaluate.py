@@ -7,7 +7,7 @@ from functools import partial
 
 from pema.errors import ConfigError
 from pema.evaluation.answers import exact_match, f1, verbatim_match
-from pema.evaluation.classification import accuracy
+from pema.evaluation.classification import accuracy, label_accuracy
 from pema.evaluation.formality import FormalityAccuracy, Matching
 from pema.evaluation.notation import STYLE, is_style
 from pema.evaluation.own_metric import own_metric
@@ -23,6 +23,9 @@ from pema.tasks.registry import Task
 FORMALITY = "formality_accuracy"
 WITH_SOURCES: dict[str, Callable[[Sequence[str] | None], Metric]] = {"sari": Sari, "slot_errors": SlotErrors}
 """The metrics that compare the hypotheses with their sources."""
+LABEL_ACCURACY = "label_accuracy"
+"""The metric of labels that were chosen by likelihood, instead of hypotheses."""
+
 BLEU_WITH = "bleu:"
 OWN = "MODULE:FUNCTION"
 METRICS: dict[str, Callable[[], Metric]] = {
@@ -35,10 +38,11 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "verbatim_match": verbatim_match,
     "f1": f1,
     "accuracy": accuracy,
+    LABEL_ACCURACY: label_accuracy,
 }
-"""The metrics that need only hypotheses and references. `bleu:TOKENIZER` is BLEU with that sacreBLEU tokenizer;
-`formality_accuracy` needs annotated references, those of `WITH_SOURCES` sources, and `MEASURE:MODEL` a
-classifier (see `pema.evaluation.style`)."""
+"""The metrics that need only hypotheses, or chosen labels, and references. `bleu:TOKENIZER` is BLEU with that
+sacreBLEU tokenizer; `formality_accuracy` needs annotated references, those of `WITH_SOURCES` sources, and
+`MEASURE:MODEL` a classifier (see `pema.evaluation.style`)."""
 
 
 def evaluate(
@@ -50,6 +54,7 @@ def evaluate(
     annotated: tuple[Sequence[str], Sequence[str]] | None = None,
     matching: Matching | None = None,
     metrics: Sequence[str] | None = None,
+    chosen: Sequence[str] | None = None,
 ) -> dict[str, Score]:
     """Score hypotheses against references.
 
@@ -61,13 +66,14 @@ def evaluate(
         annotated: formal and informal references with [F]...[/F] marks; adds `formality_accuracy` to the metrics.
         matching: how annotated phrases match; see `pema.evaluation.formality`.
         metrics: names of metrics.
+        chosen: labels chosen by likelihood, aligned with the hypotheses; `label_accuracy` is their accuracy.
 
     Returns:
         Scores by metric name, in the requested order.
 
     Raises:
         DataError: the texts are not aligned, or there are none.
-        ConfigError: a metric is unknown, or lacks its inputs (annotated references, a classifier, sources).
+        ConfigError: a metric is unknown, or lacks its inputs (annotated references, a classifier, sources, labels).
         OwnerError: a classifier cannot be loaded.
     """
     aligned = {"hypotheses": hypotheses, "references": references}
@@ -75,7 +81,19 @@ def evaluate(
     names = list(task.metrics if metrics is None else metrics)
     if metrics is None and annotated is not None and FORMALITY not in names:
         names.append(FORMALITY)
-    return {name: score(get_metric(name, annotated, matching, sources), hypotheses, references) for name in names}
+    if LABEL_ACCURACY in names and chosen is None:
+        raise ConfigError(
+            f"{LABEL_ACCURACY} is measured by `pema compare`, which chooses the labels by likelihood: here give "
+            "accuracy, and the labels that `pema classify` wrote as hypotheses."
+        )
+    return {
+        name: score(
+            get_metric(name, annotated, matching, sources),
+            chosen if name == LABEL_ACCURACY and chosen is not None else hypotheses,
+            references,
+        )
+        for name in names
+    }
 
 
 def get_metric(

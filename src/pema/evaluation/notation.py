@@ -42,6 +42,7 @@ NOTATIONS = {
     "verbatim_match": Notation("verbatim EM", OF_100),
     "f1": Notation("F1", OF_100),
     "accuracy": Notation("accuracy", OF_1),
+    "label_accuracy": Notation("label accuracy", OF_1),
     "formality_accuracy": Notation("M-ACC", OF_1),
     "sari": Notation("SARI", OF_100),
     "slot_errors": Notation("SER", OF_100, lower_is_better=True),

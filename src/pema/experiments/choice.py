@@ -53,6 +53,7 @@ def _score(experiment: Experiment, texts: Sequence[str]) -> float | None:
         sources=[example.source for example in examples],
         annotated=annotated,
         metrics=[metric],
+        chosen=texts,
     )
     value = scores[metric].value
     return value if math.isfinite(value) else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from pema.console import keeping, note, progress
 from pema.errors import PemaError
-from pema.evaluation.evaluate import evaluate
+from pema.evaluation.evaluate import LABEL_ACCURACY, evaluate
 from pema.evaluation.notation import metric_name, score_text
 from pema.experiments.choice import best, trials
 from pema.experiments.comparison import Comparisons
@@ -118,6 +118,8 @@ def _config(experiment: Experiment, workplace: Workplace, line: Line) -> dict[st
     implied = [build_method(line.method, each).implied for each in line.candidates()]
     if any(implied):
         config["implied"] = [dict(each) for each in implied]
+    if LABEL_ACCURACY in experiment.metrics:
+        config["labels"] = list(experiment.data.choices)
     sources = experiment.own_sources(line)
     if sources:
         config["own"] = sources
@@ -144,6 +146,7 @@ def _run(experiment: Experiment, workplace: Workplace, line: Line, seed: int, fi
         started = time.perf_counter()
         generated = adapted.generate(test, batch_size=experiment.batch_size)
         seconds = time.perf_counter() - started
+        labels = workplace.labels(adapted, test) if LABEL_ACCURACY in experiment.metrics else None
         disk_bytes, chosen = adapted.disk_bytes, dict(adapted.chosen)
         perplexity = workplace.dev_perplexity(stages, plm, adapted)
     scores = evaluate(
@@ -153,6 +156,7 @@ def _run(experiment: Experiment, workplace: Workplace, line: Line, seed: int, fi
         sources=[example.source for example in test],
         annotated=experiment.data.annotated.get("test"),
         metrics=experiment.metrics,
+        chosen=labels,
     )
     result = Run(
         run=file.stem,
@@ -177,7 +181,7 @@ def _run(experiment: Experiment, workplace: Workplace, line: Line, seed: int, fi
         signature=Signature(**signature(config, seed)),
         training_helped=TrainingReport.from_dict(figures).helped,
     )
-    write_texts(file.parent, file.stem, generated.texts)
+    write_texts(file.parent, file.stem, generated.texts, labels)
     write_json(file, result.to_dict())
     values = ", ".join(f"{metric_name(name)} {score_text(name, each.value)}" for name, each in scores.items())
     if generated.cut:

@@ -10,14 +10,14 @@ from typing import Literal
 
 from pema.console import note
 from pema.evaluation.elsewhere import ExternalScores
-from pema.evaluation.evaluate import get_metric
+from pema.evaluation.evaluate import LABEL_ACCURACY, get_metric
 from pema.evaluation.score import Array, Metric, Reference, Selective
 from pema.evaluation.significance import SAMPLES, SEED, compare_means
 from pema.experiments.experiment import PLM, Experiment
 from pema.experiments.layout import COMET, COMPARISON
 from pema.experiments.reader import read_run
 from pema.experiments.records import Comparison, Difference, Interval, NoHelp, Row, Signature
-from pema.experiments.texts import read_texts
+from pema.experiments.texts import read_labels, read_texts
 from pema.files import digest, write_json
 from pema.methods.plm_alone import PLMAlone
 from pema.signature import signature
@@ -69,7 +69,10 @@ class Comparisons:
         intervals: dict[str, dict[str, Interval]] = {label: {} for label in runs}
         differences = []
         for name, metric in metrics.items():
-            means, gaps = compare_means(metric, systems, self._references, against)
+            outputs = systems
+            if name == LABEL_ACCURACY:
+                outputs = {label: [read_labels(self._folder, run) for run in names] for label, names in runs.items()}
+            means, gaps = compare_means(metric, outputs, self._references, against)
             for label, interval in means.items():
                 intervals[label][name] = Interval(**asdict(interval))
             differences += [

@@ -9,7 +9,7 @@ from typing import Any
 
 from pema.console import note
 from pema.errors import ConfigError, DataError
-from pema.evaluation.evaluate import FORMALITY, get_metric
+from pema.evaluation.evaluate import FORMALITY, LABEL_ACCURACY, get_metric
 from pema.evaluation.notation import is_style
 from pema.experiments.data import SHIPPED, Data
 from pema.experiments.description import DataTable, ExperimentFile, GyafcFiles, MethodTable, TextFiles
@@ -19,8 +19,12 @@ from pema.schema import from_json
 from pema.tasks.example import Example, one_target_each
 from pema.tasks.frames import HUB
 from pema.tasks.gyafc import read_gyafc
+from pema.tasks.labels import require_labels
 from pema.tasks.readers import read, read_lines
 from pema.tasks.registry import get_task
+
+CLASSIFICATION = "classification"
+"""The task whose labels are also chosen by likelihood if the file names no metrics."""
 
 
 def read_config(path: Path, kind: Kind, data_root: Path | None = None) -> Experiment:
@@ -60,6 +64,9 @@ def _experiment(file: ExperimentFile, name: str, kind: Kind, root: Path) -> Expe
     metrics = file.metrics
     if metrics is None:
         metrics = (*task.metrics, *([FORMALITY] if "test" in data.annotated else []))
+        metrics += (LABEL_ACCURACY,) if task.name == CLASSIFICATION else ()
+    if LABEL_ACCURACY in metrics:
+        _announce_labels(data)
     for metric in metrics:
         if not is_style(metric):  # its classifier is only loaded when outputs are scored
             get_metric(metric, data.annotated.get("test"), sources=[example.source for example in data.test])
@@ -123,7 +130,19 @@ def _data(table: DataTable, task: str, root: Path) -> Data:
         if files.formal is not None and files.informal is not None:
             annotated[part] = (read_lines(root / files.formal), read_lines(root / files.informal))
     train = tuple(one_target_each(examples["train"]))
-    return Data(table.name, task, train, examples["dev"], examples["test"], annotated)
+    labels = None if table.labels is None else tuple(require_labels(table.labels))
+    return Data(table.name, task, train, examples["dev"], examples["test"], annotated, labels)
+
+
+def _announce_labels(data: Data) -> None:
+    """Say which labels `label_accuracy` chooses from."""
+    labels = frozenset(data.choices)
+    other = sum(labels.isdisjoint(example.references) for example in data.test)
+    note(
+        f"{LABEL_ACCURACY} chooses from {len(labels):,} labels, "
+        + ("the different targets of train" if data.labels is None else "those of data.labels")
+        + (f"; {other:,} of {len(data.test):,} test examples have another label." if other else ".")
+    )
 
 
 def _examples(files: TextFiles, root: Path) -> list[Example]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pema.evaluation.formality import strip_marks
 from pema.tasks.example import Example
+from pema.tasks.labels import labels_of
 from pema.tasks.readers import read_examples, read_lines
 
 SUPPORT, RESTAURANTS = "support", "restaurants"
@@ -31,6 +32,7 @@ class Data:
         dev: examples for the choice of settings.
         test: examples for the reported scores.
         annotated: formal and informal references with [F]...[/F] marks for (dev, test), each None if there are none.
+        labels: labels that `label_accuracy` chooses from, if the description gives them.
     """
 
     name: str
@@ -39,6 +41,12 @@ class Data:
     dev: tuple[Example, ...]
     test: tuple[Example, ...]
     annotated: Mapping[str, tuple[list[str], list[str]]] = field(default_factory=dict)
+    labels: tuple[str, ...] | None = None
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Labels to choose from: `labels`, or the different targets of `train`."""
+        return labels_of(self.train) if self.labels is None else self.labels
 
     def digest(self) -> str:
         """Return the SHA-256 of all examples, by which a result identifies its data."""
@@ -47,6 +55,8 @@ class Data:
             for example in part:
                 digest.update(json.dumps(example.to_list(), ensure_ascii=False).encode())
             digest.update(b"|")
+        if self.labels is not None:
+            digest.update(json.dumps(self.labels, ensure_ascii=False).encode())
         return digest.hexdigest()
 
 

@@ -61,6 +61,9 @@ class DataTable:
     train: Mapping[str, Any] | None = option(None, "Training examples.")
     dev: Mapping[str, Any] | None = option(None, "Examples for the choice of settings.")
     test: Mapping[str, Any] | None = option(None, "Examples for the reported scores.")
+    labels: tuple[str, ...] | None = option(
+        None, "Labels that `label_accuracy` chooses from; by default the different targets of train."
+    )
 
 
 @documented

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from pema.evaluation.evaluate import LABEL_ACCURACY
 from pema.evaluation.notation import NOTHING
 from pema.experiments.compare import unfinished
 from pema.experiments.estimate import (
@@ -105,6 +106,8 @@ def _line(
     preparations = _new(stages, "prepared", PREPARED, planned)
     trainings = _new(stages, "trained", TRAINED, planned)
     total = len(left) * run_seconds(speed, test, dev, batch_size)
+    if LABEL_ACCURACY in experiment.metrics:  # choosing labels takes about as long as generating texts
+        total += len(left) * text_seconds(speed, test, batch_size)
     total += sum(prepare_seconds(each, speed, train, batch_size) for each in preparations)
     total += sum(train_seconds(each, speed, train, plm.description.vocabulary_size) for each in trainings)
     if experiment.generates_on_dev(line):

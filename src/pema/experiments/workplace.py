@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pema.console import note
+from pema.evaluation.evaluate import LABEL_ACCURACY
 from pema.experiments.experiment import CPU, EXAMPLES, PLM, Experiment, build_method
 from pema.experiments.training_process import TRAINED, train_in_process
 from pema.files import digest, read_json, write_json, writing
@@ -18,6 +19,7 @@ from pema.methods.decoding import decoding_for
 from pema.methods.registry import method_name
 from pema.own import is_own, source_digest
 from pema.owner.local import LocalPLM
+from pema.tasks.example import Example
 
 PREPARED, DEV, DEV_TEXTS = "prepared.json", "dev.json", "dev_texts.json"
 SHORT = 12
@@ -160,16 +162,30 @@ class Workplace:
         return stored
 
     def dev_texts(self, stages: Stages, plm: LocalPLM) -> list[str]:
-        """Return the texts for the dev examples of the choice, stored with the trained part."""
+        """Return the texts for the dev examples of the choice, stored with the trained part.
+
+        If candidates are chosen by `label_accuracy`, they are labels chosen by likelihood.
+        """
         file = self.dev_texts_file(stages)
         if not file.exists():
             self.figures(stages, plm)
             examples = [stages.job.dev[i] for i in self._experiment.choice_numbers]
             with self.open(stages, plm) as adapted:
-                generated = adapted.generate(examples, batch_size=self._experiment.batch_size)
-            write_json(file, {"texts": generated.texts})
+                if self._experiment.choice_metric == LABEL_ACCURACY:
+                    texts = self.labels(adapted, examples)
+                else:
+                    texts = adapted.generate(examples, batch_size=self._experiment.batch_size).texts
+            write_json(file, {"texts": texts})
         stored: list[str] = read_json(file)["texts"]
         return stored
+
+    def labels(self, adapted: AdaptedModel, examples: Sequence[Example]) -> list[str]:
+        """Return the label of each example that is chosen by likelihood."""
+        experiment = self._experiment
+        chosen = adapted.classify(
+            examples, experiment.data.choices, batch_size=experiment.batch_size, probabilities=False
+        )
+        return chosen.choices
 
     def dev_texts_file(self, stages: Stages) -> Path:
         """Return the file of `dev_texts`, which depends on everything that the texts depend on."""
@@ -178,4 +194,6 @@ class Workplace:
             "dev": [stages.job.dev[i].to_list() for i in self._experiment.choice_numbers],
             "decoding": stages.job.decoding,
         }
+        if self._experiment.choice_metric == LABEL_ACCURACY:
+            given["labels"] = self._experiment.data.choices
         return stages.trained / f"{digest(given)[:SHORT]}.{DEV_TEXTS}"

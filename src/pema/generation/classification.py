@@ -20,7 +20,7 @@ from pema.console import progress
 from pema.errors import ConfigError, DataError
 from pema.generation.config import LARGEST, GenerateConfig
 from pema.generation.decoding import adapters_task, schedule_of
-from pema.generation.labels import LabelTree, label_trees, require_labels
+from pema.generation.labels import LabelTree, label_trees
 from pema.generation.plugin import attach
 from pema.generation.search import RowInputs, search
 from pema.generation.settings import without_own_settings
@@ -28,6 +28,7 @@ from pema.owner.contract import BATCH_TOKENS
 from pema.owner.positions import PositionEncoding
 from pema.schema import require
 from pema.tasks.example import Example
+from pema.tasks.labels import require_labels
 from pema.tasks.registry import Task
 from pema.tasks.template import EncodedExample
 

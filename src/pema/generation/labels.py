@@ -77,26 +77,6 @@ class LabelTree:
         return max(len(level.tokens) for level in self.levels)
 
 
-def require_labels(labels: Sequence[str]) -> list[str]:
-    """Return the labels to choose from as a list.
-
-    Raises:
-        ConfigError: there are none, or one is not a text, blank, or given twice.
-    """
-    if isinstance(labels, str):
-        raise ConfigError(f"labels must be a list of texts, not the text {short(labels)}.")
-    chosen = list(labels)
-    if not chosen:
-        raise ConfigError("there are no labels to choose from: give at least one.")
-    for number, label in enumerate(chosen, 1):
-        if not isinstance(label, str) or not label.strip():
-            raise ConfigError(f"label {number} is {short(label)}: give a text that is not blank.")
-    twice = next((label for label in dict.fromkeys(chosen) if chosen.count(label) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"the label {short(twice)} is given {chosen.count(twice)} times: give each label once.")
-    return chosen
-
-
 def label_trees(
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
