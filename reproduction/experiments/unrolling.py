@@ -4,8 +4,9 @@
 
 DATA contains the folders `e2e-nlg` and `asset`; PLM is a causal language model such as SmolLM2-135M-Instruct. For each
 task, kind of contexts and preset one adapter is trained on 500 examples, and texts are generated for 60 dev examples
-with each schedule; further seeds measure the main schedules. Scores on 100 test examples follow for the schedules that
-dev data choose. Results go to `reproduction/results/unrolling.jsonl`, one line per adapter; what is in them is kept.
+with each schedule; with `predicted` contexts, the paper's preset and further seeds only some are measured. What dev data
+choose follows on 100 test examples. Results go to `reproduction/results/unrolling.jsonl`, one line per adapter; what is
+in them is kept.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from pema.tasks.example import Example
 from pema.tasks.registry import Task, get_task
 from reproduction.data.restaurants import published
 from reproduction.lines import put_run, read_runs
-from reproduction.tables.unrolling import FILE, METRICS, PAPER, Point, name_of
+from reproduction.tables.unrolling import FILE, METRICS, PAPER, Point, name_of, tested
 
 TRAINING, DEV, TEST, SEEDS, BATCH, SAMPLES = 500, 60, 100, (0, 1, 2), 60, 6
 
@@ -51,15 +52,23 @@ MAIN = [Point("square", PAPER), Point("linear", PAPER), Point("constant", 0.7), 
 """Schedules that are measured with all seeds."""
 
 POINTS = [
-    Point("none"),
     *MAIN,
-    *(Point("constant", value) for value in (0.5, 0.9, 0.3)),
-    *(Point("square", value) for value in (1.0, 0.5, 0.7, 0.3)),
-    *(Point("square", PAPER, length) for length in ("4 input", "2 input", "mean target", "target")),
-    *(Point("linear", value) for value in (1.0, 0.5)),
+    Point("none"),
+    Point("constant", 0.9),
+    Point("constant", 0.5),
+    Point("square", 1.0),
+    Point("square", PAPER, "4 input"),
+    Point("square", PAPER, "mean target"),
+    Point("linear", 1.0),
+    Point("constant", 0.3),
+    Point("square", 0.5),
+    Point("square", PAPER, "target"),
     Point("fitted"),
 ]
-"""Schedules that are measured with the first seed."""
+"""Schedules that are measured with the first seed, the most telling ones first."""
+
+FEW = 8
+"""Number of them that are measured with `predicted` contexts."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +225,7 @@ def main() -> None:
     parser.add_argument("plm")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/unrolling"), help="memories and adapters")
     parser.add_argument("--only", metavar="TEXT", default="", help="adapters whose name contains this")
+    parser.add_argument("--test", action="store_true", help="also measure on test what dev data choose")
     args = parser.parse_args()
     plm = open_plm(args.plm)
     for seed in SEEDS:
@@ -249,13 +259,20 @@ def _run(plm: PLM, args: argparse.Namespace, run: str, name: str, contexts: str,
         **read_runs(FILE).get(run, {}),
         "signature": signature(config, seed),
     }
-    for point in POINTS if seed == 0 else MAIN:
-        if point.key in line["dev"]:
-            continue
-        scores = measure(adapted, point, name, kind.dev) | {"perplexity": perplexity(adapted, point, found)}
-        line["dev"][point.key] = scores
-        put_run(FILE, run, line)
-        print(run, point.key, {key: value for key, value in scores.items() if key != "texts"}, flush=True)
+    points = MAIN if seed or named == "paper" else POINTS[:FEW] if contexts == "predicted" else POINTS
+    for point in points:
+        if point.key not in line["dev"]:
+            scores = measure(adapted, point, name, kind.dev) | {"perplexity": perplexity(adapted, point, found)}
+            _put(run, line, "dev", point, scores)
+    for point in tested(line) if args.test else ():
+        if point.key not in line["test"]:
+            _put(run, line, "test", point, measure(adapted, point, name, kind.test))
+
+
+def _put(run: str, line: dict[str, Any], part: str, point: Point, scores: dict[str, Any]) -> None:
+    line[part][point.key] = scores
+    put_run(FILE, run, line)
+    print(run, part, point.key, {key: value for key, value in scores.items() if key != "texts"}, flush=True)
 
 
 def _inputs(plm: PLM, kind: Kind) -> list[int]:
