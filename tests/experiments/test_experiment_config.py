@@ -57,6 +57,13 @@ def test_a_whole_one(folder):
     assert build_method(pema.method, next(pema.candidates())).changes == {"learning_rate": 1e-3}
 
 
+def test_a_method_may_run_with_the_first_seeds_only(folder):
+    experiment = read(folder, WHOLE + "seeds = 1\n")
+    assert [(line.label, seed) for line, seed in experiment.runs()] == [("alone", 0), ("PEMA", 0)]
+    with pytest.raises(ConfigError, match=r"seeds=0 is too small: it must be at least 1"):
+        read(folder, WHOLE + "seeds = 0\n")
+
+
 def test_several_targets_are_pairs_in_training_and_references_elsewhere(folder, capsys):
     rows = '{"source": "a", "targets": ["b", "c"]}\n{"source": "d", "targets": ["e"]}\n'
     for part in ("train", "dev", "test"):

@@ -106,7 +106,7 @@ def _entry(table: MethodTable) -> Entry:
     for (one, first), (other, second) in itertools.combinations(named, 2):
         for name in sorted(first.keys() & second.keys()):
             raise ConfigError(f"{table.label}: {name!r} is given in {one} and in {other}: leave one out.")
-    return Entry(table.label, method, table.settings, table.grid, table.choose)
+    return Entry(table.label, method, table.settings, table.grid, table.choose, table.seeds)
 
 
 def _data(table: DataTable, task: str, root: Path) -> Data:

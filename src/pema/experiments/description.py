@@ -83,6 +83,7 @@ class MethodTable:
     choose: Mapping[str, Any] = field(
         default_factory=dict, metadata={"help": "Settings with candidates; a sweep chooses one at every point."}
     )
+    seeds: int | None = option(None, "Run only with this number of the seeds, from the first on.", least=1)
 
 
 @documented

@@ -41,6 +41,7 @@ class Entry:
         settings: settings of all its runs.
         grid: settings with candidates: `compare` chooses among them on dev, `sweep` reports all.
         choose: settings with candidates, of which a sweep chooses one on dev at every point of the grid.
+        seeds: number of the experiment's seeds to run with, from the first on; None: all.
     """
 
     label: str
@@ -48,6 +49,7 @@ class Entry:
     settings: Mapping[str, Any]
     grid: Mapping[str, Sequence[Any]]
     choose: Mapping[str, Sequence[Any]]
+    seeds: int | None = None
 
     def lines(self, kind: Kind, trials: int) -> Iterator[Line]:
         """Yield the line of a comparison, with default candidates within `trials`; or the lines of a sweep."""
@@ -55,7 +57,7 @@ class Entry:
             if self.choose:
                 name = next(iter(self.choose))
                 raise ConfigError(f"{self.label}: `choose` is for sweeps: in a comparison, name {name!r} in `grid`.")
-            line = Line(self.label, self.method, self.settings, self.grid)
+            line = Line(self.label, self.method, self.settings, self.grid, self.seeds)
             for name, values in self.method.default_grid.items():
                 if name not in self.settings and name not in self.grid:
                     candidates = values[: max(1, trials // line.trainings)]
@@ -64,7 +66,7 @@ class Entry:
             return
         for point in product(self.grid):
             label = ", ".join([self.label, *(f"{name}={value}" for name, value in point.items())])
-            yield Line(label, self.method, {**self.settings, **point}, self.choose)
+            yield Line(label, self.method, {**self.settings, **point}, self.choose, self.seeds)
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,14 @@ class Line:
         method: the method's class.
         settings: settings of all its runs.
         choice: settings with candidates, one of which is chosen on dev; empty: nothing to choose.
+        seeds: see `Entry`.
     """
 
     label: str
     method: type[Method]
     settings: Mapping[str, Any]
     choice: Mapping[str, Sequence[Any]]
+    seeds: int | None = None
 
     def __post_init__(self) -> None:
         for candidate in self.candidates():
@@ -227,7 +231,7 @@ class Experiment:
 
     def seeds_of(self, line: Line) -> tuple[int, ...]:
         """Return the seeds of a line: only the first one if the method does not depend on the seed."""
-        return self.seeds if line.method.seeded else self.seeds[:1]
+        return self.seeds[: line.seeds] if line.method.seeded else self.seeds[:1]
 
 
 def build_method(method: type[Method], settings: Mapping[str, Any]) -> Method:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from pema.adapter.config import LARGEST
 from pema.adapter.optimisation import EarlyStopping, course, descend
@@ -85,6 +86,8 @@ class FineTuning(Method):
     def train(self, job: Job, prepared: Path, output: Path) -> TrainingReport:
         """See `Method.train`; load the model in float32 unless the job says otherwise, then start measuring seconds.
 
+        Trained weights are float32 in any case; a PLM in bfloat16 computes in mixed precision.
+
         Raises:
             AdapterError: a loss is not finite.
             ConfigError, DataError, OwnerError: a setting, an example or the PLM cannot be used.
@@ -94,11 +97,21 @@ class FineTuning(Method):
         started = time.perf_counter()
         with torch.random.fork_rng():
             torch.manual_seed(job.seed)
+            precision = plm.model.dtype
             model, keep = self.trainable(plm, prepared)
+            widen_trained(model)
             tokens = encode(plm, job.task.template, job.train, self.virtual_tokens)
-            curve, diverged_at = fine_tune(model, tokens, self, job, lambda: keep(output))
+            with torch.autocast(plm.model.device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+                curve, diverged_at = fine_tune(model, tokens, self, job, lambda: keep(output))
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return TrainingReport(parameters, round(time.perf_counter() - started, 3), tuple(curve), diverged_at)
+
+
+def widen_trained(model: nn.Module) -> None:
+    """Widen the trained parameters to float32, in place: in bfloat16, steps of a small learning rate round to nothing."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def fine_tune(
