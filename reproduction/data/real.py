@@ -3,7 +3,7 @@
     python -m reproduction.data.real DATA -o FOLDER
 
 DATA holds the folders `cocoa-mt-en-de`, `multi30k-en-de`, `e2e-nlg`, `webnlg-2017`, `nl2bash`, `clinc150` and `asset`.
-FOLDER gets a folder per data set, with `train.jsonl`, `dev.jsonl`, `test.jsonl` and, where the references are annotated,
+FOLDER gets a folder per data set, with `train.jsonl`, `dev.jsonl`, `test.jsonl` and, where references are annotated,
 `dev.formal.txt` and so on: what `--data-root` of `pema compare` and `pema sweep` is given.
 
 Comparisons on a CPU train on 1,000 examples: which ones is drawn once, with `reproduction.data.restaurants.records`.
@@ -116,7 +116,7 @@ def clinc(folder: Path) -> Data:
 
 
 def asset(folder: Path) -> Data:
-    """Return ASSET: 1,000 sentences with one of their ten texts to train, 50 as dev, 200 test sentences with all ten."""
+    """Return ASSET: 1,000 sentences with one of ten simpler texts to train, 50 as dev, 200 test sentences with all."""
     train, test = (records(folder / "asset" / f"{part}.jsonl.gz") for part in ("train", "test"))
     one = [Example(row["source"], row["targets"][i % len(row["targets"])]) for i, row in enumerate(train)]
     return Data("asset", "summarisation", tuple(one[FEW : FEW + TRAIN]), tuple(one[:FEW]), _several(test)[:200])

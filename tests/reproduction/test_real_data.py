@@ -2,16 +2,17 @@
 
 import gzip
 import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from pema.errors import DataError
 from pema.experiments.config import read_config
-from pema.tasks.example import Example
+from pema.tasks.example import Example, one_target_each
 from pema.tasks.readers import read_examples, read_lines
 from reproduction.data import real
-from reproduction.studies import CONFIGS, STUDIES
+from reproduction.paths import CONFIGS
 
 
 def lines(path, some):
@@ -29,25 +30,26 @@ def given(tmp_path_factory):
         cocoa = folder / "cocoa-mt-en-de"
         lines(cocoa / f"{part}.en", [f"{part} {i}: can you\tcome?" for i in range(size)])
         lines(cocoa / f"{part}.formal.de", [f"{part} {i}: können Sie\tkommen?" for i in range(size)])
+        lines(cocoa / f"{part}.informal.de", [f"{part} {i}: kannst du\tkommen?" for i in range(size)])
         for register, word in (("formal", "Sie"), ("informal", "du")):
             lines(cocoa / f"{part}.{register}.annotated.de", [f"{i} können [F]{word}[/F]" for i in range(size)])
     for part, size in {"train": 1500, "val": 250, "test_2016_flickr": 400}.items():
         for language in ("en", "de"):
             lines(folder / "multi30k-en-de" / f"{part}.{language}.gz", [f"{language} {part} {i}" for i in range(size)])
-    for part, size in {"train": 20, "dev": 12, "test": 11}.items():
-        rows = [json.dumps({"en": f"{part} {i}", "du": "sehr " * (60 * (i % 2)) + str(i)}) for i in range(size)]
-        lines(folder / "wmt22-en-de" / f"{part}.jsonl.gz", rows)
     for part, size in {"dev": 60, "test": 7}.items():
         rows = [
             json.dumps({"source": f"name[{part} {i}]", "targets": [f"{part} {i}.", f"It is {i}."]}) for i in range(size)
         ]
         lines(folder / "e2e-nlg" / f"{part}.jsonl.gz", rows)
+    several = [{"source": f"fact {i}", "targets": [f"text {i}-{n}" for n in range(2)]} for i in range(120)]
+    single = [{"source": f"message {i}", "target": "ab"[i % 2]} for i in range(40)]
+    for part in ("train", "dev", "test"):
+        rows = [json.dumps(row | {"seen": i % 2 == 0}) for i, row in enumerate(several)]
+        lines(folder / "webnlg-2017" / f"{part}.jsonl.gz", rows)
+        lines(folder / "asset" / f"{part}.jsonl.gz", map(json.dumps, several))
+        for name in ("nl2bash", "clinc150"):
+            lines(folder / name / f"{part}.jsonl.gz", map(json.dumps, single))
     return folder
-
-
-def words(texts):
-    """Stands for a tokenizer: one token a word, and one at the end."""
-    return {"input_ids": [[*text.split(), "</s>"] for text in texts]}
 
 
 def test_dev_and_train_of_cocoa_share_nothing_and_the_annotations_go_along(given):
@@ -60,18 +62,45 @@ def test_dev_and_train_of_cocoa_share_nothing_and_the_annotations_go_along(given
     assert informal == [f"{i} können [F]du[/F]" for i in numbers]
 
 
+def test_the_other_register_is_the_wanted_one(given):
+    formal, informal = real.cocoa(given), real.cocoa(given, "informal")
+    assert [e.source for e in formal.test] == [e.source for e in informal.test]
+    assert informal.test[0].target.endswith("kannst du\tkommen?")
+    assert formal.annotated["test"] == tuple(reversed(informal.annotated["test"]))
+
+
 def test_parts_of_multi30k(given):
-    some, every = real.multi30k(given), real.multi30k(given, None)
-    assert [len(part) for part in (some.train, some.dev, some.test)] == [1000, 200, 300]
-    assert len(every.train) == 1500
-    assert every.train[:1000] == some.train
-    assert real.multi30k(given, 1200).name == "multi30k-1200"
+    data = real.multi30k(given)
+    assert [len(part) for part in (data.train, data.dev, data.test)] == [1000, 50, 200]
+    assert data.train[0] == Example("en train 0", "de train 0")
 
 
-def test_long_sentences_of_wmt22_are_left_out(given, monkeypatch):
-    monkeypatch.setattr(real, "LONGEST", 50)
-    data = real.wmt22(given, words)
-    assert [e.source for e in data.train] == [f"train {i}" for i in range(0, 20, 2)]
+def test_as_many_texts_of_a_restaurant_as_wanted(given):
+    one, every = real.e2e(given, 1), real.e2e(given)
+    assert [e.source for e in one.train] == [e.source for e in every.train]
+    assert not any(e.alternatives for e in one.train)
+    assert one.dev == every.dev
+
+
+def test_seen_and_unseen_categories_of_webnlg_share_their_training(given):
+    seen, unseen = real.webnlg(given, seen=True), real.webnlg(given, seen=False)
+    assert (seen.train, seen.dev) == (unseen.train, unseen.dev)
+    assert {e.source[-1] for e in seen.test} <= set("02468")
+    assert {e.source[-1] for e in unseen.test} <= set("13579")
+    assert all(len(e.references) == 2 for e in (*seen.test, *unseen.test))
+
+
+def test_every_intent_has_as_many_messages(given):
+    data = real.clinc(given)
+    for part, count in (("train", 7), ("dev", 1), ("test", 3)):
+        assert Counter(e.target for e in getattr(data, part)) == {"a": count, "b": count}
+
+
+def test_texts_of_asset_take_turns(given):
+    data = real.asset(given)
+    assert {e.target[-1] for e in (*data.train, *data.dev)} == {"0", "1"}
+    assert not {e.source for e in data.train} & {e.source for e in data.dev}
+    assert all(len(e.references) == 2 for e in data.test)
 
 
 def test_the_restaurants_keep_their_texts_apart(given, tmp_path):
@@ -99,18 +128,17 @@ def test_what_is_written_is_read_again(given, tmp_path):
     assert str(given) not in (folder / "train.jsonl").read_text(encoding="utf-8")
 
 
-def test_the_command_writes_what_the_configs_name(given, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_what_the_comparisons_name(given, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["data", str(given), "-o", str(tmp_path)])
     real.main()
-    assert "multi30k: 1500 train, 200 dev, 300 test" in capsys.readouterr().out
-    experiments = {
-        name: read_config(CONFIGS / f"{name}.toml", study.kind, None if study.shipped else tmp_path)
-        for name, study in STUDIES.items()
-    }
-    for name, made in (("ablations", real.cocoa(given)), ("memory-size", real.multi30k(given, None))):
-        data = experiments[name].data
-        assert data.digest() == made.digest()
-        assert data.annotated.get("test") == made.annotated.get("test")
+    assert "multi30k: 1000 train, 50 dev, 200 test" in capsys.readouterr().out
+    made = {data.name: data for data in real.every(given)}
+    for config in sorted((CONFIGS / "compare").glob("*.toml")):
+        data = read_config(config, "compare", tmp_path).data
+        wanted = made[data.name]
+        whole = replace(wanted, train=tuple(one_target_each(wanted.train)))
+        assert data.digest() == whole.digest(), config
+        assert data.annotated.get("test") == wanted.annotated.get("test")
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -108,7 +108,7 @@ class FineTuning(Method):
 
 
 def widen_trained(model: nn.Module) -> None:
-    """Widen the trained parameters to float32, in place: in bfloat16, steps of a small learning rate round to nothing."""
+    """Widen the trained parameters to float32, in place: small steps of bfloat16 weights round to nothing."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
