@@ -45,12 +45,7 @@ class Origin:
 
 def results() -> str:
     """Return the figures of docs/results.md."""
-    return comparisons.summary() + comparisons.comparisons()
-
-
-def paper() -> str:
-    """Return the paper's experiments that were run: the WMT22 slice, with small PLMs."""
-    return "".join(comparisons.comparison(name) for name in PAPER)
+    return comparisons.summaries() + comparisons.comparisons()
 
 
 def chosen() -> str:
@@ -59,25 +54,27 @@ def chosen() -> str:
 
 
 SECURITY = ROOT / "SECURITY.md"
-README, PAPER = ROOT / "README.md", ("wmt22", "wmt22-14m")
+README = ROOT / "README.md"
 
 
 def origins() -> list[Origin]:
     """Return the origins of all numbers in README and docs."""
     compared = files(comparisons.FOLDER)
-    embedded = {results.about.name for results in comparisons.embedded()}
-    summarised = tuple(file for file in compared if file.stem in embedded)
     return [
         Origin("the demo", README, demo.COMMAND, (demo.FILE,)),
-        Origin("methods side by side", DOCS / "results.md", comparisons.summary_command(), summarised),
+        *(
+            Origin(
+                f"methods side by side, {plm}",
+                DOCS / "results.md",
+                comparisons.summary_command(every),
+                tuple(comparisons.FOLDER / f"{results.about.name}{SUFFIX}" for results in every),
+            )
+            for plm, every in comparisons.by_plm().items()
+        ),
         Origin("benchmarks", DOCS / "benchmarks.md", benchmarks.command(), (benchmarks.FILE,)),
         *(
             Origin(f"comparison `{file.stem}`", DOCS / "results.md", comparisons.command(file.stem), (file,))
             for file in compared
-        ),
-        *(
-            Origin(f"comparison `{name}`", DOCS / "paper.md", comparisons.command(name), (_comparison(name),))
-            for name in PAPER
         ),
         Origin("candidates for preset `best`", DOCS / "presets.md", presets.COMMAND, tuple(files(presets.FOLDER))),
         Origin("vocabularies of training", DOCS / "presets.md", vocabulary.COMMAND, (vocabulary.FILE,)),
@@ -98,10 +95,6 @@ def origins() -> list[Origin]:
     ]
 
 
-def _comparison(name: str) -> Path:
-    return comparisons.FOLDER / f"{name}{SUFFIX}"
-
-
 def table() -> str:
     """Return a table of all origins."""
     text = head(["numbers", "page", "command", "results, in `reproduction/results/`"])
@@ -120,7 +113,6 @@ BLOCKS: dict[Path, Callable[[], str]] = {
     DOCS / "results.md": results,
     DOCS / "presets.md": chosen,
     DOCS / "masked-head.md": privacy.masked_head,
-    DOCS / "paper.md": paper,
     DOCS / "paper-shape.md": paper_shape.paper_shape,
     DOCS / "private-training.md": privacy.private,
     DOCS / "reproduction.md": table,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 from pema.evaluation.notation import NOTHING, metric_name, score_text
-from pema.experiments.data import SUPPORT
 from pema.experiments.formats import COSTS, difference_text, mean_text, needs_text
 from pema.experiments.records import Results
-from pema.owner.sources.names import EMBEDDED_FOLDER
 from reproduction.lines import SUFFIX, files
 from reproduction.paths import RESULTS
 from reproduction.tables.markdown import head, row, source
@@ -21,8 +20,7 @@ SPENT = {
     "seconds_per_token": "a token",
     "disk_bytes": "disk",
 }
-SUMMARISED = ("bleu", "formality_accuracy")
-SHORT = ("train_peak_bytes", "train_seconds")
+SUMMARISED = ("bleu", "sari", "accuracy", "label_accuracy", "slot_errors", "formality_accuracy")
 
 
 def command(name: str) -> str:
@@ -68,34 +66,40 @@ def against(results: Results, reference: str) -> str:
     return text + "\n"
 
 
-def summary() -> str:
-    """Return one table of the embedded PLM: every method on all data sets, and its costs on the support data."""
-    every = embedded()
-    (shipped,) = [results for results in every if results.about.data.name == SUPPORT]
-    columns = [(results, name) for name in SUMMARISED for results in every if name in results.metrics]
+def by_plm() -> dict[str, list[Results]]:
+    """Return the comparisons of each PLM that has several."""
+    plms: dict[str, list[Results]] = defaultdict(list)
+    for file in files(FOLDER):
+        results = read_results(file)
+        plms[results.about.plm["name"]].append(results)
+    return {name: every for name, every in plms.items() if len(every) > 1}
+
+
+def summaries() -> str:
+    """Return a table for each PLM with several comparisons: every method on all data sets."""
+    return "".join(summary(name, every) for name, every in by_plm().items())
+
+
+def summary(plm: str, every: Sequence[Results]) -> str:
+    """Return the table of one PLM."""
+    columns = [(results, name) for results in every for name in results.metrics if name in SUMMARISED]
     titles = [f"{metric_name(name)}, {results.about.data.name}" for results, name in columns]
-    text = "### Methods side by side\n\n" + head(["", *titles, *(SPENT[name] for name in SHORT), "needs"])
-    for line in lines_of(shipped):
-        cells = [cell(results, line.label, name) for results, name in columns]
-        text += row([line.label, *cells, *costs(line, SHORT), needs_text(line.runs[0].needs)])
-    about = shipped.about
+    text = f"### {plm}: methods side by side\n\n" + head(["", *titles, "needs"])
+    lines = {line.label: line for results in every for line in lines_of(results)}
+    for label, line in lines.items():
+        cells = [cell(results, label, name) for results, name in columns]
+        text += row([label, *cells, needs_text(line.runs[0].needs)])
     return text + (
-        f"\n{about.plm['name']} ({about.plm['parameters'] / 1e6:.1f} M parameters), means over {len(about.seeds)} "
-        f"seeds. **+** and **-**: better and worse than {about.reference}, p < 0.05 (paired "
-        f"bootstrap). Memory and time are those of training on {SUPPORT}; spreads, chrF and the costs elsewhere are in "
-        "the tables below. " + source(shipped.comparison.signature, summary_command()) + "\n"
+        f"\nMeans over seeds. **+** and **-**: better and worse than {every[0].about.reference}, p < 0.05 (paired "
+        "bootstrap). Sizes of data, seeds, spreads, further metrics and costs are in the tables below. "
+        + source(every[0].comparison.signature, summary_command(every))
+        + "\n"
     )
 
 
-def embedded() -> list[Results]:
-    """Return the comparisons with the embedded PLM."""
-    every = map(read_results, files(FOLDER))
-    return [results for results in every if results.about.plm["name"] == EMBEDDED_FOLDER]
-
-
-def summary_command() -> str:
-    """Return the command that produces the results of the summary."""
-    return command("{" + ",".join(results.about.name for results in embedded()) + "}")
+def summary_command(every: Sequence[Results]) -> str:
+    """Return the command that produces the results of a summary."""
+    return command("{" + ",".join(results.about.name for results in every) + "}")
 
 
 def cell(results: Results, label: str, name: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from pema.errors import DataError
 from pema.experiments.config import read_config
+from pema.experiments.data import SHIPPED
 from pema.tasks.example import Example, one_target_each
 from pema.tasks.readers import read_examples, read_lines
 from reproduction.data import real
@@ -72,7 +73,7 @@ def test_the_other_register_is_the_wanted_one(given):
 def test_parts_of_multi30k(given):
     data = real.multi30k(given)
     assert [len(part) for part in (data.train, data.dev, data.test)] == [1000, 50, 200]
-    assert data.train[0] == Example("en train 0", "de train 0")
+    assert (data.train[0].source, data.train[0].target) == ("en train 0", "de train 0")
 
 
 def test_as_many_texts_of_a_restaurant_as_wanted(given):
@@ -135,6 +136,8 @@ def test_the_command_writes_what_the_comparisons_name(given, tmp_path, monkeypat
     made = {data.name: data for data in real.every(given)}
     for config in sorted((CONFIGS / "compare").glob("*.toml")):
         data = read_config(config, "compare", tmp_path).data
+        if data.name in SHIPPED:
+            continue
         wanted = made[data.name]
         whole = replace(wanted, train=tuple(one_target_each(wanted.train)))
         assert data.digest() == whole.digest(), config

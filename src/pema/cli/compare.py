@@ -37,7 +37,7 @@ def compare(
 ) -> None:
     """Run the missing runs of a comparison, then print its table; settings with a grid are chosen on dev.
 
-    Example: pema compare reproduction/configs/compare/support.toml -o results
+    Example: pema compare reproduction/configs/compare/restaurants.toml -o results
     """
     run("compare", config, output, work, data_root, dry_run, as_json)
 
