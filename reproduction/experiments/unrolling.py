@@ -4,9 +4,9 @@
 
 DATA contains the folders `e2e-nlg` and `asset`; PLM is a causal language model such as SmolLM2-135M-Instruct. For each
 task, kind of contexts and preset one adapter is trained on 500 examples, and texts are generated for 60 dev examples
-with each schedule; with `predicted` contexts, the paper's preset and further seeds only some are measured. What dev data
-choose follows on 100 test examples. Results go to `reproduction/results/unrolling.jsonl`, one line per adapter; what is
-in them is kept.
+with each schedule; with `predicted` contexts, the paper's preset and further seeds only some are measured. `--test`
+adds 100 test examples for what dev data choose. Results go to `reproduction/results/unrolling.jsonl`, one line per
+adapter; what is in them is kept.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from pema.tasks.example import Example
 from pema.tasks.registry import Task, get_task
 from reproduction.data.restaurants import published
 from reproduction.lines import put_run, read_runs
-from reproduction.tables.unrolling import FILE, METRICS, PAPER, Point, name_of, tested
+from reproduction.tables.unrolling import FILE, METRICS, PAPER, Point, name_of, reported
 
 TRAINING, DEV, TEST, SEEDS, BATCH, SAMPLES = 500, 60, 100, (0, 1, 2), 60, 6
 
@@ -54,10 +54,10 @@ MAIN = [Point("square", PAPER), Point("linear", PAPER), Point("constant", 0.7), 
 POINTS = [
     *MAIN,
     Point("none"),
-    Point("constant", 0.9),
+    Point("square", PAPER, "4 input"),
     Point("constant", 0.5),
     Point("square", 1.0),
-    Point("square", PAPER, "4 input"),
+    Point("constant", 0.9),
     Point("square", PAPER, "mean target"),
     Point("linear", 1.0),
     Point("constant", 0.3),
@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("plm")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/unrolling"), help="memories and adapters")
     parser.add_argument("--only", metavar="TEXT", default="", help="adapters whose name contains this")
+    parser.add_argument("--most", type=int, default=len(POINTS), metavar="N", help="schedules of an adapter")
     parser.add_argument("--test", action="store_true", help="also measure on test what dev data choose")
     args = parser.parse_args()
     plm = open_plm(args.plm)
@@ -254,17 +255,18 @@ def _run(plm: PLM, args: argparse.Namespace, run: str, name: str, contexts: str,
         "mean_input": round(sum(_inputs(plm, kind)) / len(kind.dev), 1),
         "held_out_cross_entropy": figures["held_out_cross_entropy"],
         "agreement": memory.manifest.agreement,
+        "sources": [each.source for each in kind.dev[:SAMPLES]] if name == "records" else [],
         "dev": {},
         "test": {},
         **read_runs(FILE).get(run, {}),
         "signature": signature(config, seed),
     }
     points = MAIN if seed or named == "paper" else POINTS[:FEW] if contexts == "predicted" else POINTS
-    for point in points:
+    for point in points[: args.most]:
         if point.key not in line["dev"]:
             scores = measure(adapted, point, name, kind.dev) | {"perplexity": perplexity(adapted, point, found)}
             _put(run, line, "dev", point, scores)
-    for point in tested(line) if args.test else ():
+    for point in reported(line) if args.test else ():
         if point.key not in line["test"]:
             _put(run, line, "test", point, measure(adapted, point, name, kind.test))
 

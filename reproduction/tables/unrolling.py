@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Any
 
-from reproduction.paths import RESULTS
+from pema.evaluation.notation import NOTHING, metric_name, score_text
+from reproduction.lines import read_runs
+from reproduction.paths import DOCS, RESULTS
+from reproduction.tables.markdown import head, row, signature_of, source
 
-FILE = RESULTS / "unrolling.jsonl"
+FILE, PAGE = RESULTS / "unrolling.jsonl", DOCS / "studies" / "gradual-unrolling.md"
 COMMAND = "python -m reproduction.experiments.unrolling DATA PLM"
 PAPER = 0.9
 METRICS = {"records": ("bleu", "chrf", "slot_errors"), "simplification": ("sari", "bleu", "chrf")}
@@ -55,7 +59,7 @@ def chosen(line: Mapping[str, Any], *courses: str) -> Point:
     return max(possible, key=lambda point: possible[point])
 
 
-def tested(line: Mapping[str, Any]) -> list[Point]:
+def reported(line: Mapping[str, Any]) -> list[Point]:
     """Return the schedules whose test scores are reported: the PLM alone, the paper's, and those that dev chooses."""
     points = [Point("none"), Point("square", PAPER), chosen(line, "square"), chosen(line, "linear", "constant")]
     return list(dict.fromkeys(points))
@@ -64,3 +68,100 @@ def tested(line: Mapping[str, Any]) -> list[Point]:
 def name_of(kind: str, contexts: str, preset: str, seed: int) -> str:
     """Return the name of an adapter's run."""
     return f"{kind}-{contexts}-{preset}-seed{seed}"
+
+
+TITLES = {
+    "records": "Records of restaurants to texts (E2E NLG)",
+    "simplification": "Sentences to simpler ones (ASSET)",
+}
+COURSES = {"none": "PLM alone", "square": "Gradual Unrolling", "linear": "linear", "constant": "constant"}
+ADAPTERS = tuple((contexts, preset) for contexts in ("teacher", "predicted") for preset in ("best", "paper"))
+PERPLEXITY = "perplexity"
+
+Run = Mapping[str, Any]
+
+
+def unrolling() -> str:
+    """Return the tables of dev and test, and the first texts."""
+    runs = list(read_runs(FILE).values())
+    text = "".join(_task(kind, [run for run in runs if run["task"] == kind]) for kind in TITLES)
+    return text + _samples(runs) + source(signature_of(runs[0]), COMMAND)
+
+
+def _task(kind: str, runs: Sequence[Run]) -> str:
+    """Return the tables of a task."""
+    first = next(run for run in runs if run["preset"] == "best" and run["contexts"] == "teacher" and not run["seed"])
+    measured = [key for key in ADAPTERS if _of(runs, *key)]
+    main, *others = METRICS[kind]
+    text = (
+        f"### {TITLES[kind]}\n\n{first['examples']['dev']} dev examples. SL, the input, is {first['mean_input']:.0f} "
+    )
+    text += f"tokens long on average, a target {first['mean_target']:.0f}.\n\n"
+    extra = [*others, PERPLEXITY]
+    names = [f"{contexts}, `{preset}`: {metric_name(main)}" for contexts, preset in measured]
+    names[1:1] = [metric_name(name) for name in extra]
+    text += head(["schedule", *names])
+    keys = dict.fromkeys(key for run in runs for key in run["dev"])
+    for point in sorted(map(Point.of, keys), key=_order):
+        cells = [_cell(_of(runs, *key), "dev", point, main) for key in measured]
+        cells[1:1] = [_cell(_of(runs, *measured[0]), "dev", point, name) for name in extra]
+        text += row([_title(point), *cells])
+    tested = [key for key in measured if any(run["test"] for run in _of(runs, *key))]
+    if tested:
+        text += f"\nOn {first['examples']['test']} test examples, the paper's schedule and what dev data choose:\n\n"
+        text += head(["contexts, preset", "schedule", *map(metric_name, METRICS[kind])])
+    for contexts, preset in tested:
+        (run,) = (run for run in _of(runs, contexts, preset) if run["test"])
+        for key in run["test"]:
+            cells = [_cell([run], "test", Point.of(key), name) for name in METRICS[kind]]
+            text += row([f"{contexts}, `{preset}`", _title(Point.of(key)), *cells])
+    return text + "\n"
+
+
+def _of(runs: Sequence[Run], contexts: str, preset: str) -> list[Run]:
+    return [run for run in runs if (run["contexts"], run["preset"]) == (contexts, preset)]
+
+
+def _order(point: Point) -> tuple[int, str, float]:
+    return [*COURSES, "fitted"].index(point.course), "" if point.length == "input" else point.length, point.lambda_max
+
+
+def _title(point: Point) -> str:
+    """Return a schedule in words."""
+    if point.course in ("none", "fitted"):
+        return COURSES.get(point.course, point.course)
+    length = "" if point.length == "input" else f", SL: {LENGTHS[point.length]}"
+    return f"{COURSES[point.course]} {point.lambda_max}{length}"
+
+
+LENGTHS = {
+    "4 input": "four times the input",
+    "2 input": "twice the input",
+    "target": "the reference",
+    "mean target": "mean training target",
+}
+
+
+def _cell(runs: Sequence[Run], part: str, point: Point, name: str) -> str:
+    """Return the mean of a score over seeds, with the standard deviation if there are several."""
+    values = [scores[name] for run in runs if (scores := run[part].get(point.key)) and scores[name] is not None]
+    if not values:
+        return NOTHING
+    mean = score_text(name, fmean(values))
+    return mean if len(values) < 2 else f"{mean} ± {score_text(name, stdev(values))}"
+
+
+def _samples(runs: Sequence[Run]) -> str:
+    """Return the first texts about records, one schedule below the other."""
+    first = next(run for run in runs if run["run"] == name_of("records", "teacher", "best", 0))
+    text = "### Texts about the first dev records\n\n`teacher` contexts, preset `best`.\n"
+    for number in range(SAMPLES):
+        text += "\n" + head(["record", first["sources"][number]])
+        for key in SHOWN:
+            if key in first["dev"]:
+                text += row([_title(Point.of(key)), " ".join(first["dev"][key]["texts"][number].split())])
+    return text + "\n"
+
+
+SAMPLES = 3
+SHOWN = ("none", "square 0.9", "linear 0.9", "constant 0.9")
