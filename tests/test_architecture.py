@@ -18,6 +18,7 @@ ROOMS = {
     "owner.models": {"owner", "owner.sources"},
     "owner.local": {"owner", "owner.models"},
     "owner.client": {"owner", "owner.models"},
+    "owner.llamacpp": {"owner", "owner.client", "owner.models", "owner.sources", "tasks"},
     "owner.mask": {"owner"},
     "serving": {"owner", "owner.local", "owner.client", "owner.mask"},
     "memory": {"owner", "tasks"},
@@ -55,7 +56,7 @@ EDGES = {
     },
     "api": {"adapter", "generation", "memory", "owner", "tasks"},
     "owner.loading": {"tasks"},  # the token that ends a turn in a chat template
-    "owner.opening": {"owner.client", "owner.local", "owner.mask"},
+    "owner.opening": {"owner.client", "owner.llamacpp", "owner.local", "owner.mask", "owner.sources"},
     "generation.decoding": {"owner.models"},  # batches of one length, where positions depend on it
     "generation.classification": {"owner.models"},  # as generation.decoding
     "experiments.description": {"owner", "memory", "generation"},  # settings of the PLM, of building and generation

@@ -59,8 +59,8 @@ class PLM:
         """Open a PLM.
 
         Args:
-            name_or_address: name of a packaged PLM, a local folder, a GGUF file, a hub name, or the address of a `pema
-                serve`; "embedded" is bundled for tests.
+            name_or_address: name of a packaged PLM, a local folder, a GGUF file, a hub name, `llamacpp:FILE`, or the
+                address of a server; see `open_plm`. "embedded" is bundled for tests.
             settings: fields of `LoadConfig`: tap, dtype, device_map, revision, mask_secret.
 
         Raises:

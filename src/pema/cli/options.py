@@ -13,6 +13,7 @@ import typer
 from pema.cli.settings import Options, with_line_breaks
 from pema.console import printable, stdout
 from pema.owner.config import LoadConfig
+from pema.owner.sources.llamacpp import is_served, served
 from pema.owner.sources.names import resolve
 from pema.schema import SEED, Field, require
 
@@ -20,7 +21,9 @@ PLM = "A packaged PLM (smollm2-135m; 'embedded', for tests), a hub name, a trans
 PLMName = Annotated[
     str,
     typer.Option(
-        "--plm", help=f"{PLM}, or the address of its owner's server (https://..., with the API key in PEMA_API_KEY)."
+        "--plm",
+        help=f"{PLM}, or llamacpp:FILE, which llama.cpp runs; or the address of its owner's server (https://..., or "
+        "llamacpp+http://host:port#FILE; with the API key in PEMA_API_KEY).",
     ),
 ]
 LocalPLMName = Annotated[str, typer.Argument(help=f"{PLM}.", metavar="PLM")]
@@ -101,6 +104,9 @@ def require_plm(name: str) -> None:
     Raises:
         OwnerError: a folder does not exist or contains no model.
     """
+    if is_served(name):
+        served(name)
+        return
     is_gguf = Path(name).suffix.lower() == ".gguf" and Path(name).is_file()  # is converted when it is opened
     if not is_gguf and not name.startswith(("http://", "https://")):
         resolve(name)

@@ -9,8 +9,10 @@ from pema.errors import ConfigError
 from pema.owner.client.remote import RemotePLM
 from pema.owner.config import LoadConfig
 from pema.owner.contract import PLM
+from pema.owner.llamacpp.plm import LlamaCppPLM
 from pema.owner.local import LocalPLM
 from pema.owner.mask import Mask, MaskedPLM
+from pema.owner.sources.llamacpp import is_served, served
 from pema.schema import known
 
 if TYPE_CHECKING:
@@ -18,12 +20,13 @@ if TYPE_CHECKING:
 
 
 def open_plm(name: str | Path, **settings: Any) -> PLM:  # noqa: ANN401
-    """Open a PLM by name: a packaged one, a local folder, a GGUF file, a hub name, or the address of a `pema serve`.
+    """Open a PLM by name: a packaged one, a local folder, a GGUF file, a hub name, or what its owner runs.
 
     Args:
-        name: name of the PLM.
-        settings: fields of `LoadConfig`; for a server only `tap` and `dtype`, the precision on the network (default
-            float16).
+        name: name of the PLM, `llamacpp:FILE` for one that llama.cpp runs, or the address of a server: of `pema serve`,
+            or of llama.cpp (`llamacpp+http://host:port#FILE`).
+        settings: fields of `LoadConfig`; for a `pema serve` only `tap` and `dtype`, the precision on the network
+            (default float16); for llama.cpp only `mask_secret`.
 
     Raises:
         OwnerError: it cannot be loaded or reached, its head is not supported, or the secret cannot be read.
@@ -38,7 +41,22 @@ def open_plm(name: str | Path, **settings: Any) -> PLM:  # noqa: ANN401
                 raise ConfigError(f"{option}={value} is chosen by the PLM's owner: omit it for a server's address.")
         return RemotePLM(str(name), tap=config.tap, dtype=cast("WireDtype", config.dtype or "float16"))
     mask = None if config.mask_secret is None else Mask.read(config.mask_secret)
-    plm = LocalPLM.load(
-        name, tap=config.tap, dtype=config.dtype, device_map=config.device_map, revision=config.revision
-    )
+    plm: PLM
+    if is_served(str(name)):
+        _require_own_settings(config)
+        plm = LlamaCppPLM(served(str(name)))
+    else:
+        plm = LocalPLM.load(
+            name, tap=config.tap, dtype=config.dtype, device_map=config.device_map, revision=config.revision
+        )
     return plm if mask is None else MaskedPLM(plm, mask)
+
+
+def _require_own_settings(config: LoadConfig) -> None:
+    """Refuse settings that llama.cpp chooses itself."""
+    for name in ("dtype", "device_map", "revision"):
+        value = getattr(config, name)
+        if value is not None:
+            raise ConfigError(f"{name}={value} is chosen by llama.cpp: omit it.")
+    if config.tap != "head_input":
+        raise ConfigError(f"tap={config.tap} is not possible with llama.cpp, which returns what the LM head reads.")

@@ -58,13 +58,9 @@ def convert(source: Path, folder: Path, name: str) -> str:
     """
     file = GGUFFile(source, name)
     model = _model(file)
-    tokenizer = _tokenizer(file)
     _set_ends(file, model)
     model.save_pretrained(folder, max_shard_size=SHARD)
-    tokenizer.save_pretrained(folder)
-    again = AutoTokenizer.from_pretrained(folder, **LOCAL)
-    if [again(PROBE).input_ids, again.eos_token_id] != [tokenizer(PROBE).input_ids, tokenizer.eos_token_id]:
-        raise OwnerError(f"the tokenizer of {name} does not survive saving: use the transformers folder of the model.")
+    save_tokenizer(file, folder)
     return file.weights
 
 
@@ -125,6 +121,20 @@ class GGUFFile:
     def ends(self) -> bool:
         """Whether every text ends with the end token."""
         return bool(self.get("tokenizer.ggml.add_eos_token", False)) and self.token_id("eos") is not None
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """Numbers of all tokens that end a text, a turn or a message, in order."""
+        return sorted({number for kind in ENDS if (number := self.token_id(kind)) is not None})
+
+    def tensor(self, name: str) -> Any:  # noqa: ANN401
+        """Return a tensor of the library gguf, in the blocks in which it is stored, or None."""
+        return next((tensor for tensor in self._reader.tensors if tensor.name == name), None)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all tensors in bytes."""
+        return sum(int(tensor.n_bytes) for tensor in self._reader.tensors)
 
     @property
     def scales_rotation(self) -> bool:
@@ -204,6 +214,21 @@ def _scales_rotation(model: PreTrainedModel) -> bool:
     return any(each.get("rope_type", "default") != "default" for each in sets)
 
 
+def save_tokenizer(file: GGUFFile, folder: Path) -> None:
+    """Save the tokenizer of a file, which is alone in its folder, as transformers does.
+
+    Raises:
+        OwnerError: transformers cannot read it, or loads another one from the folder.
+    """
+    tokenizer = _tokenizer(file)
+    tokenizer.save_pretrained(folder)
+    again = AutoTokenizer.from_pretrained(folder, **LOCAL)
+    if [again(PROBE).input_ids, again.eos_token_id] != [tokenizer(PROBE).input_ids, tokenizer.eos_token_id]:
+        raise OwnerError(
+            f"the tokenizer of {file.name} does not survive saving: use the transformers folder of the model."
+        )
+
+
 def _tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
     """Load the tokenizer, with special tokens and chat template from the file."""
     try:
@@ -244,7 +269,7 @@ def _tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
 
 def _set_ends(file: GGUFFile, model: PreTrainedModel) -> None:
     """Set the special tokens of the model's configurations to those of the file."""
-    ends = sorted({number for kind in ENDS if (number := file.token_id(kind)) is not None})
+    ends = file.end_tokens
     for config in (model.config, model.generation_config):
         config.bos_token_id = file.token_id("bos")
         config.pad_token_id = file.token_id("padding")

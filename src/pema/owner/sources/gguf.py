@@ -33,13 +33,16 @@ NEEDED = ("gguf", "accelerate")
 """Packages that transformers imports to read a GGUF file."""
 
 
-def converted(name: str, parts: Callable[[], Sequence[Path]], expected: str | None = None) -> tuple[str, str, str]:
+def converted(
+    name: str, parts: Callable[[], Sequence[Path]], expected: str | None = None, *, head_only: bool = False
+) -> tuple[str, str, str]:
     """Return a GGUF file as a folder of transformers, from the cache or converted now.
 
     Args:
         name: name of the PLM.
         parts: finds the file, or its parts in order; not called if the cache has a file with the `expected` content.
         expected: SHA-256 of the file; None means that it is not known.
+        head_only: whether the folder contains the LM head and the tokenizer only; see `extraction`.
 
     Returns:
         The folder, the name, and a line on the weights.
@@ -52,8 +55,8 @@ def converted(name: str, parts: Callable[[], Sequence[Path]], expected: str | No
     content = expected
     if content is None:
         files = parts()
-        content = _require_whole(files[0])
-    folder = cache_folder() / "gguf" / _key(content)
+        content = require_whole(files[0])
+    folder = cache_folder() / "gguf" / f"{_key(content)}{'-head' if head_only else ''}"
     weights = _verified(folder)
     if weights is None:
         files = files or parts()
@@ -63,8 +66,43 @@ def converted(name: str, parts: Callable[[], Sequence[Path]], expected: str | No
             if weights is None:
                 if folder.exists():
                     note(f"the converted GGUF file in {folder} is damaged: it is converted again.")
-                weights = _convert(name, files, content, folder)
+                weights = _convert(name, files, content, folder, head_only)
     return str(folder), name, weights
+
+
+def joined(name: str, parts: Sequence[Path], content: str) -> Path:
+    """Return a GGUF file in one piece, in the cache if it is distributed in several.
+
+    Args:
+        name: name of the PLM.
+        parts: the file, or its parts in order.
+        content: SHA-256 of the file.
+
+    Raises:
+        OwnerError: it has another content.
+        StorageError: the cache cannot be written.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    whole = cache_folder() / "gguf" / f"{content[:32]}.gguf"
+    if not whole.exists() or sha256(whole) != content:
+        with _alone(whole), writing(whole) as new:
+            _join(name, parts, content, new)
+    return whole
+
+
+def _join(name: str, parts: Sequence[Path], content: str, path: Path) -> None:
+    with path.open("wb") as whole:
+        for part in parts:
+            with part.open("rb") as opened:
+                shutil.copyfileobj(opened, whole, 1 << 22)
+    if sha256(path) != content:
+        raise _other_content(name, parts, content)
+
+
+def _other_content(name: str, parts: Sequence[Path], content: str) -> OwnerError:
+    packages = ", ".join(map(str, parts))
+    return OwnerError(f"{name} differs from the tested file: SHA-256 {content[:12]} expected of {packages}.")
 
 
 @contextlib.contextmanager
@@ -89,7 +127,7 @@ def _alone(folder: Path) -> Iterator[None]:
             shutil.rmtree(lock, ignore_errors=True)
 
 
-def _require_whole(path: Path) -> str:
+def require_whole(path: Path) -> str:
     """Return the SHA-256 of a file that is a GGUF file, and not one part of a split one.
 
     Raises:
@@ -136,28 +174,24 @@ def _checksums(folder: Path) -> dict[str, str]:
         return dict(zip([path.name for path in files], pool.map(sha256, files), strict=True))
 
 
-def _convert(name: str, files: Sequence[Path], content: str, folder: Path) -> str:
-    from pema.owner.sources.conversion import convert
+def _convert(name: str, files: Sequence[Path], content: str, folder: Path, head_only: bool) -> str:
+    from pema.owner.sources import conversion, extraction
 
-    note(
-        f"converting the GGUF file of {name}, once; it is kept in {folder.parent} (${VARIABLE} chooses another place)."
-    )
+    kept = f"it is kept in {folder.parent} (${VARIABLE} chooses another place)."
+    what = "reading the LM head and the tokenizer in" if head_only else "converting"
+    note(f"{what} the GGUF file of {name}, once; {kept}")
     with writing(folder) as new:
         # In a folder of its own, so that transformers reads nothing that lies beside the file.
         source = new.with_name("source") / MODEL_FILE
         source.parent.mkdir()
         if len(files) == 1:
             source.symlink_to(files[0].resolve())
+            if sha256(source) != content:
+                raise _other_content(name, files, content)
         else:
-            with source.open("wb") as whole:
-                for part in files:
-                    with part.open("rb") as opened:
-                        shutil.copyfileobj(opened, whole, 1 << 22)
-        if sha256(source) != content:
-            packages = ", ".join(str(path) for path in files)
-            raise OwnerError(f"{name} differs from the tested file: SHA-256 {content[:12]} expected of {packages}.")
+            _join(name, files, content, source)
         new.mkdir()
-        weights = convert(source, new, name)
+        weights = (extraction.extract if head_only else conversion.convert)(source, new, name)
         write_json(
             new / MANIFEST, seal({"name": name, "sha256": content, "weights": weights, "files": _checksums(new)})
         )

@@ -9,11 +9,14 @@ from importlib import resources
 from pathlib import Path
 
 from pema.errors import OwnerError
-from pema.owner.sources.gguf import converted
+from pema.owner.sources.gguf import converted, joined
 from pema.owner.sources.packaged import PACKAGED, packaged_files
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = "tatoeba-en-de-9m"
+
+STARTED, RUNNING = "llamacpp:", "llamacpp+"
+"""Beginnings of the names of PLMs that llama.cpp runs: in a server that is started, and in a running one."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,14 @@ def resolve(name: str | Path) -> Source:
         return Source(str(folder), EMBEDDED_FOLDER)
     if text in PACKAGED:
         return Source(*converted(text, lambda: packaged_files(text), PACKAGED[text].sha256))
-    if text.startswith(("http://", "https://")):
+    if text.startswith(("http://", "https://", RUNNING)):
         raise OwnerError(
             f"{text} is the address of a server, and this needs the PLM itself: give a folder, GGUF file or hub name."
+        )
+    if text.startswith(STARTED):
+        raise OwnerError(
+            f"{text} is run by llama.cpp, and this needs the PLM itself: give {text.removeprefix(STARTED)}, which "
+            "transformers runs."
         )
     path = Path(text).expanduser()
     if path.is_dir():
@@ -59,17 +67,36 @@ def resolve(name: str | Path) -> Source:
             advice = f"the GGUF file itself: {path / files[0]}" if files else "the folder that has it, or a hub name"
             raise OwnerError(f"the folder {text} contains no config.json of a transformers model. Give {advice}.")
         return Source(str(path), path.resolve().name)
-    if path.is_file() and path.suffix.lower() == ".gguf":
-        return Source(*converted(path.stem, lambda: [path]))
+    found = gguf_file(text)
+    if found is not None:
+        return Source(*converted(found[0], lambda: [found[1]]))
     if path.exists():
         raise OwnerError(
             f"{text} is not a PLM: give the folder of a transformers model, a GGUF file (.gguf), or a hub name."
         )
-    if text.lower().endswith(".gguf"):
-        raise OwnerError(f"the GGUF file {text} does not exist: check the path{_near(text, _beside(path))}.")
     if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or (os.sep != "/" and os.sep in text):
         raise OwnerError(f"the folder {text} does not exist: check the path, or give a hub name.")
     return Source(text, text)
+
+
+def gguf_file(name: str) -> tuple[str, Path] | None:
+    """Find the GGUF file with a path, or that of a packaged PLM: return the name of the PLM and the file.
+
+    Returns:
+        None if the path is not that of a GGUF file.
+
+    Raises:
+        OwnerError: the path ends in .gguf and does not exist, or a package is missing.
+        StorageError: the parts of a file cannot be joined in the cache.
+    """
+    if name in PACKAGED:
+        return name, joined(name, packaged_files(name), PACKAGED[name].sha256)
+    path = Path(name).expanduser()
+    if path.suffix.lower() != ".gguf" or path.is_dir():
+        return None
+    if not path.exists():
+        raise OwnerError(f"the GGUF file {name} does not exist: check the path{_near(name, _beside(path))}.")
+    return path.stem, path
 
 
 def known_names(name: str) -> str:

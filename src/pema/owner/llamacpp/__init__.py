@@ -1,0 +1,1 @@
+"""llama.cpp as the PLM's owner: its server, behind the contract."""

@@ -1,0 +1,67 @@
+"""Names of PLMs that llama.cpp runs: `llamacpp:MODEL`, and `llamacpp+http://host:port#HEAD` for a running server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pema.errors import ConfigError, OwnerError
+from pema.owner.sources.names import RUNNING, STARTED, gguf_file
+from pema.owner.sources.packaged import PACKAGED
+
+SCHEMES = ("http://", "https://")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A PLM that llama.cpp runs.
+
+    Attributes:
+        name: name of the PLM.
+        model: its GGUF file, or a folder with its head bundle and its tokenizer's files.
+        url: address of a running server; None means that one is started.
+        content: SHA-256 of the GGUF file, or None if it is not known.
+    """
+
+    name: str
+    model: Path
+    url: str | None
+    content: str | None = None
+
+
+def is_served(name: str) -> bool:
+    """Return whether a name is that of a PLM that llama.cpp runs."""
+    return name.startswith((STARTED, RUNNING))
+
+
+def served(name: str) -> Served:
+    """Parse the name of a PLM that llama.cpp runs, and find its file.
+
+    Raises:
+        ConfigError: the name has another form.
+        OwnerError: the file or folder does not exist, or is no GGUF file and no head bundle.
+    """
+    if name.startswith(STARTED):
+        given = name.removeprefix(STARTED)
+        if given.startswith(SCHEMES):
+            raise ConfigError(f"{name} starts a server for a GGUF file: for one that runs, give {RUNNING}{given}#FILE.")
+        return _gguf(name, given, None)
+    url, _, given = name.removeprefix(RUNNING).partition("#")
+    if not url.startswith(SCHEMES):
+        raise ConfigError(f"{name} is not the address of a server: give {RUNNING}http://host:port#FILE.")
+    if not given:
+        raise ConfigError(
+            f"{name} does not say where the LM head is: append # and the server's GGUF file, or a folder with the "
+            "released head bundle and the tokenizer's files."
+        )
+    folder = Path(given).expanduser()
+    if folder.is_dir():
+        return Served(folder.resolve().name, folder, url)
+    return _gguf(name, given, url)
+
+
+def _gguf(name: str, given: str, url: str | None) -> Served:
+    found = gguf_file(given)
+    if found is None:
+        raise OwnerError(f"{name} names no GGUF file: llama.cpp runs files that end in .gguf, and packaged PLMs.")
+    return Served(*found, url, PACKAGED[given].sha256 if given in PACKAGED else None)
