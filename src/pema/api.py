@@ -26,7 +26,7 @@ from pema.generation.decoding import (
 from pema.generation.plugin import AttachedAdapter, attach
 from pema.memory.build import build_memory
 from pema.memory.config import BuildConfig
-from pema.owner.contract import BATCH_TOKENS, Metered
+from pema.owner.contract import BATCH_TOKENS, Metered, SharesPrefix
 from pema.owner.opening import open_plm
 from pema.schema import known, short
 from pema.tasks.registry import Task, get_task
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from pema.adapter.schedule import Schedule
     from pema.owner import contract
-    from pema.owner.contract import ContextRepresentations, Contexts, PLMDescription, Session
+    from pema.owner.contract import ContextRepresentations, Contexts, PLMDescription, PromptPrefix, Session
     from pema.owner.head import Head
     from pema.tasks.example import Example
 
@@ -286,6 +286,10 @@ class PLM:
     def forecast(self, contexts: Contexts, lengths: Sequence[int]) -> list[str]:
         """Check the requests of a build against the owner's limits; see `pema.owner.contract.Metered.forecast`."""
         return self._plm.forecast(contexts, lengths) if isinstance(self._plm, Metered) else []
+
+    def prompt_prefix(self, prompts: Sequence[Sequence[int]]) -> PromptPrefix | None:
+        """Encode the common prefix of prompts; see `pema.owner.contract.SharesPrefix.prompt_prefix`."""
+        return self._plm.prompt_prefix(prompts) if isinstance(self._plm, SharesPrefix) else None
 
     def open_session(self, prompts: Sequence[Sequence[int]]) -> Session:
         """Open a decoding session; see `pema.owner.contract.PLM.open_session`."""

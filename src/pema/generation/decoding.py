@@ -20,6 +20,8 @@ from pema.generation.config import GenerateConfig, with_own_ending
 from pema.generation.plugin import attach
 from pema.generation.settings import ARGUMENTS, OF_THE_HISTORY, check, without_own_settings
 from pema.generation.texts import FinishReason, StopStrings, TokenLimits, stopped, text_of
+from pema.owner.causal_lm import state_argument
+from pema.owner.contract import SharesPrefix
 from pema.owner.positions import PositionEncoding
 from pema.schema import require
 from pema.tasks.example import Example
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pema.adapter.module import Adapter
-    from pema.owner.contract import PLM
+    from pema.owner.contract import PLM, PromptPrefix
 
 Inputs = Callable[[list[int]], AbstractContextManager[object]]
 """Function of SL of each input of a batch; it builds the context manager around the model's call."""
@@ -203,10 +205,11 @@ def decode(
         without_own_settings(model),
         _seeded(model, config.seed) if config.do_sample else contextlib.nullcontext(),
     ):
+        prefix = _shared_prefix(plm, model, prompts, settings)
         for chosen in _batches(prompts, limits, config.batch_size, alike=alike):
             batch, most = [prompts[i] for i in chosen], [limits[i] for i in chosen]
             with inputs([prompt.source_length for prompt in batch]):
-                rows = _generate_batch(plm, model, batch, most, stop, settings)
+                rows = _generate_batch(plm, model, batch, most, stop, settings, prefix)
             for i, row in zip(chosen, rows, strict=True):
                 before = stopped(plm.tokenizer, row, stop) if stop else None
                 if before is not None:
@@ -261,6 +264,16 @@ def _batches(
             yield numbers[start : start + size]
 
 
+def _shared_prefix(
+    plm: PLM, model: PreTrainedModel, prompts: Sequence[EncodedExample], settings: Mapping[str, Any]
+) -> PromptPrefix | None:
+    """Return the common prefix of all prompts, encoded once; None if the model or the settings do not allow it."""
+    own_cache = settings.get("use_cache") is False or any(map(settings.get, ("cache_implementation", "cache_config")))
+    if own_cache or not isinstance(plm, SharesPrefix) or model is not plm.generator:
+        return None
+    return plm.prompt_prefix([prompt.prompt for prompt in prompts])
+
+
 def ends_of(plm: PLM, task: Task) -> list[int]:
     """Return the tokens that end a text: the PLM's, and the one that ends the targets of the task."""
     end = task.template.end(plm.tokenizer)
@@ -282,6 +295,7 @@ def _generate_batch(
     limits: Sequence[int],
     stop: Sequence[str],
     settings: Mapping[str, Any],
+    prefix: PromptPrefix | None,
 ) -> list[list[int]]:
     """Return the new tokens of each row, up to its limit or to its end-of-sequence token, which is included.
 
@@ -305,6 +319,9 @@ def _generate_batch(
     arguments["stopping_criteria"] = [*criteria, *([StopStrings(tokenizer, columns, stop)] if stop else [])]
     fields = {name: value for name, value in settings.items() if name not in ARGUMENTS}
     fields |= {"eos_token_id": ends or None, "pad_token_id": pad, "max_new_tokens": max(limits)}
+    if prefix is not None:
+        gaps = columns - mask.sum(-1).repeat_interleave(settings["num_beams"])
+        arguments[str(state_argument(model))] = prefix.shifted(gaps.clamp_max(prefix.length))
     if settings.get("min_new_tokens"):
         fields["min_new_tokens"] = min(settings["min_new_tokens"], max(limits))
     try:

@@ -16,7 +16,7 @@ from pema.schema import check, from_json, option
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
     from pema.owner.head import Head
 
@@ -175,6 +175,22 @@ class Session(Protocol):
         """Free the owner's resources; further calls have no effect."""
 
 
+class PromptPrefix(Protocol):
+    """The common prefix of prompts, encoded once.
+
+    Attributes:
+        length: number of tokens of the prefix.
+    """
+
+    length: int
+
+    def shifted(self, by: Tensor) -> Cache:
+        """Return a separate key-value cache of len(by) rows, with row i shifted by[i] positions to the right.
+
+        The last by[i] tokens of the prefix are missing in row i: they are run again.
+        """
+
+
 class PLM(Protocol):
     """A frozen causal language model behind the boundary."""
 
@@ -250,6 +266,18 @@ class PLM(Protocol):
         Raises:
             DataError: there are no prompts, one is empty, contains a token outside the vocabulary, or fills the
                 context window.
+        """
+
+
+@runtime_checkable
+class SharesPrefix(Protocol):
+    """A PLM in this process, whose `generator` can start from the cache of the prompts' common prefix."""
+
+    def prompt_prefix(self, prompts: Sequence[Sequence[int]]) -> PromptPrefix | None:
+        """Encode the common prefix of the prompts for the `generate` of `generator`.
+
+        Returns:
+            None if the texts could depend on it, or if encoding it separately does not save time.
         """
 
 

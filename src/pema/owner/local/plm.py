@@ -32,6 +32,9 @@ from pema.owner.weights import device_of, model_fingerprints
 _LEAST_SHARED = 4
 """Minimum length of a shared prefix that pays for its separate forward pass."""
 
+_LEAST_SAVED = 256
+"""Minimum number of prompt tokens that a shared prefix must save in generation, to pay for its separate pass."""
+
 
 class LocalPLM:
     """A frozen causal language model in this process.
@@ -115,7 +118,9 @@ class LocalPLM:
     @cached_property
     def generator(self) -> PreTrainedModel:
         """The model itself, or one over decoding sessions if its own `generate` makes rows depend on their batch."""
-        return self.model if self._short_cuts.generate else SessionModel(self)
+        # The prefix is tried here too, because an adapter that is attached later would take part in the trial.
+        exact = self._short_cuts.generate_prefix or self._short_cuts.generate
+        return self.model if exact else SessionModel(self)
 
     def head(self) -> Head:
         """Return the head bundle, which shares the model's memory."""
@@ -171,6 +176,13 @@ class LocalPLM:
         """Represent `predicted` contexts; see `contract.PLM.predict`."""
         require_prompts(prompts, steps, self.max_length)
         return self._predict(prompts, steps, batch_tokens, skip)
+
+    def prompt_prefix(self, prompts: Sequence[Sequence[int]]) -> Prefix | None:
+        """Encode the common prefix of the prompts of `generator.generate`; see `contract.SharesPrefix`."""
+        shared = common_prefix(prompts, min(map(len, prompts), default=0) - 1)
+        if shared * (len(prompts) - 1) < _LEAST_SAVED or not self._short_cuts.generate_prefix:
+            return None
+        return self._movable_prefix(prompts[0][:shared])
 
     def open_session(self, prompts: Sequence[Sequence[int]]) -> LocalSession:
         """Open a decoding session; see `contract.PLM.open_session`."""
@@ -245,7 +257,7 @@ class LocalPLM:
     ) -> Iterator[ContextRepresentations]:
         if not prompts:
             return
-        prefix = self._prompt_prefix(prompts)
+        prefix = self._greedy_prefix(prompts)
         lengths = [len(prompt) + count for prompt, count in zip(prompts, steps, strict=True)]
         for batch in length_batches(lengths, batch_tokens if self._short_cuts.padding else 0):
             if skip.issuperset(batch):
@@ -256,13 +268,16 @@ class LocalPLM:
                 if i not in skip:
                     yield ContextRepresentations(i, representations, generated)
 
-    def _prompt_prefix(self, prompts: Sequence[Sequence[int]]) -> Prefix | None:
+    def _greedy_prefix(self, prompts: Sequence[Sequence[int]]) -> Prefix | None:
         if len(prompts) < 2 or not self._short_cuts.greedy_prefix:
             return None
         shared = common_prefix(prompts, min(map(len, prompts)) - 1)
         # Left padding needs a mask anyway, so the prefix costs nothing here.
-        prefix = self._runner.prefix(prompts[0][:shared]) if shared >= _LEAST_SHARED else None
-        return prefix if prefix is None or prefix.movable() else None
+        return self._movable_prefix(prompts[0][:shared]) if shared >= _LEAST_SHARED else None
+
+    def _movable_prefix(self, tokens: Sequence[int]) -> Prefix | None:
+        prefix = self._runner.prefix(tokens)
+        return prefix if prefix is not None and prefix.movable() else None
 
     @torch.inference_mode()
     def _growing(self, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> GrowingContexts:

@@ -109,8 +109,13 @@ class Runner:
 
     @torch.inference_mode()
     def prefix(self, tokens: Sequence[int]) -> Prefix | None:
-        """Compute the cache of the common prefix of all contexts; None if this kind of cache cannot be shared."""
-        _, output = self.forward(torch.tensor([list(tokens)]), lambda x: x[:, -1], use_cache=True)
+        """Compute the cache of the common prefix of all contexts; None if this kind of cache cannot be shared.
+
+        It runs the model below its output head, so an adapter at the head has no part in it.
+        """
+        self.positions.settle()
+        row = torch.tensor([list(tokens)], device=device_of(self.model))
+        output = self.model.base_model(input_ids=row, use_cache=True)
         cache = state_of(output)
         return Prefix(cache, len(tokens)) if Prefix.understands(cache) else None
 

@@ -96,7 +96,19 @@ class ShortCuts:
             self.padding
             and not self._runner.positions.varies
             and not self._counts_columns
-            and self._holds("the model's own `generate`", self._generated, lambda: self._forced)
+            and self._holds("the model's own `generate`", lambda: self._generated(self._trial), lambda: self._forced)
+        )
+
+    @cached_property
+    def generate_prefix(self) -> bool:
+        """Whether the model's own `generate` may start from the cache of the prompts' common prefix."""
+
+        def attempt() -> Sequence[Tensor]:
+            prefix = self._movable()
+            return [*self._generated(self._trial, prefix), *self._generated(self._trial[:1], prefix)]
+
+        return self.generate and self._holds(
+            "the shared prefix in `generate`", attempt, lambda: [*self._forced, self._forced[0]]
         )
 
     @cached_property
@@ -104,10 +116,7 @@ class ShortCuts:
         """Whether decoding may start from the cache of the prompts' common prefix."""
 
         def attempt() -> Sequence[Tensor]:
-            prefix = self._prefix()
-            if not prefix.movable():
-                raise TypeError("its kind of cache is unknown")
-            return self._greedy(cached(self._runner, self._trial, prefix))
+            return self._greedy(cached(self._runner, self._trial, self._movable()))
 
         return self.cache and self._holds("the shared prefix", attempt, lambda: self._greedy_truth)
 
@@ -144,15 +153,23 @@ class ShortCuts:
             raise TypeError("its kind of cache is unknown")
         return prefix
 
+    def _movable(self) -> Prefix:
+        prefix = self._prefix()
+        if not prefix.movable():
+            raise TypeError("its kind of cache is unknown")
+        return prefix
+
     @property
     def _counts_columns(self) -> bool:
         """Whether attention is scaled by the column of a token, as in Llama 4 (in steps of thousands)."""
         return bool(getattr(self._runner.model.config.get_text_config(), "attn_temperature_tuning", False))
 
-    def _generated(self) -> Sequence[Tensor]:
+    def _generated(self, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> Sequence[Tensor]:
         """Record the tap while `generate` is forced to produce given tokens, (steps, d_tap) for each row."""
-        model, width = self._runner.model, max(map(len, self._trial))
-        tokens, mask = pad_left(self._trial, width)
+        model, width = self._runner.model, max(map(len, rows))
+        tokens, mask = pad_left(rows, width)
+        gaps = (mask == 0).sum(-1)
+        state = {} if prefix is None else self._runner.state(prefix.shifted(gaps.clamp_max(prefix.length)))
         seen: list[Tensor] = []
 
         def force(ids: Tensor, scores: Tensor) -> Tensor:
@@ -166,10 +183,11 @@ class ShortCuts:
                 attention_mask=mask.to(device_of(model)),
                 generation_config=GenerationConfig(max_new_tokens=_LIMITS[0], do_sample=False, pad_token_id=0),
                 logits_processor=[force],
+                **state,
             )
         return list(torch.stack(seen, 1))
 
-    @property
+    @cached_property
     @torch.inference_mode()
     def _forced(self) -> Sequence[Tensor]:
         """The result of `_generated`, from plain forward passes."""
