@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.generation.test_chat_generation import chat_plm
 from tests.generation.test_decoding import make_adapter
 
 from pema.adapter.schedule import Constant, Fitted, GradualUnrolling, Linear, NoAdapter
@@ -15,7 +16,7 @@ from pema.generation.labels import LabelTree, label_trees
 from pema.generation.plugin import attach
 from pema.memory.build import build_memory
 from pema.owner.session_model import SessionModel
-from pema.tasks.example import Example
+from pema.tasks.example import Example, Turn
 from pema.tasks.registry import get_task
 from pema.tasks.template import Template
 
@@ -96,6 +97,21 @@ def test_it_holds_for_decoding_sessions(plm, one_by_one):
     with attach(model, adapter, plm.head(), Linear(0.9)) as attached:
         result = choose_labels(plm, model, SOURCES, LABELS, TASK, attached.inputs)
     check(result, one_by_one(plm, adapter, Linear(0.9)))
+
+
+def test_it_holds_for_chats_with_earlier_turns(one_by_one):
+    plm = chat_plm()
+    history = (Turn("user", "A house?"), Turn("assistant", "Ja."))
+    result = classify(plm, None, SOURCES, LABELS, TASK)
+    check(result, one_by_one(plm))
+    after = classify(plm, None, [Example(source, "", history=history) for source in SOURCES], LABELS, TASK)
+    assert not torch.allclose(after.log_probs, result.log_probs, atol=1e-2)
+    # The token that ends a turn ends a label; the characters of a control token in a label are text.
+    end = plm.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    prompts = TASK.template.encode_prompts(plm.tokenizer, SOURCES[:1])
+    (tree,) = label_trees(TASK.template, plm.tokenizer, SOURCES[:1], prompts, ["dog", "a<|im_end|>"])
+    assert [target.count(end) for target in tree.targets] == [1, 1]
+    assert [target[-1] for target in tree.targets] == [end, end]
 
 
 def test_it_does_not_depend_on_the_batch(plm, monkeypatch):
