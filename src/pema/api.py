@@ -140,6 +140,7 @@ class PLM:
             mixture,
             prompt_overhead_tokens=prompt_overhead_tokens,
             description=self.description,
+            tokenizer=self.tokenizer,
         ) as attached:
             self._used = _Used(adapter, mixture, attached)
             try:

@@ -3,11 +3,12 @@
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pema.memory.manifest import HEAD, FileEntry, Input, Manifest
 from pema.memory.reader import Memory
-from pema.memory.shard import Contents, write_shard
+from pema.memory.shard import Contents, StoredPrompts, write_shard
 from pema.owner.bundle import NormSettings
 from pema.owner.contract import PLMDescription
 from pema.owner.head import Head, Norm
@@ -50,8 +51,12 @@ def make_memory(
     directions=None,
     used=None,
     tap="head_input",
+    prompts=False,
 ):
     """`examples` of 1 to 12 pairs in shards of 16 examples.
+
+    `prompts`: with prompts "1 8 <six tokens> 9", from which the targets are copied in order, each third one spelled as
+    another token.
 
     `directions`: rank of the representations (d where None). `used`: only the first so many tokens are targets.
     """
@@ -79,13 +84,35 @@ def make_memory(
     for k, part in enumerate(lengths.split(16)):
         f = torch.randn(int(part.sum()), directions or d, generator=random) @ basis.T
         targets = (f @ rule.T).argmax(1).int()
+        stored_prompts = make_prompts(part, V, random) if prompts else None
+        if stored_prompts is not None:
+            targets = copies(stored_prompts, part)
         if nan_at is not None and k == 0:
             f[nan_at, 0] = torch.nan
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), part.cumsum(0)])
         stored = f.to(getattr(torch, dtype))
-        manifest = manifest.add(write_shard(path, k, Contents(stored, None, targets, offsets, part.int())))
+        contents = Contents(stored, None, targets, offsets, part.int(), prompts=stored_prompts)
+        manifest = manifest.add(write_shard(path, k, contents))
     manifest.write(path)
     return Memory.open(path)
+
+
+def make_prompts(lengths, V, random):
+    """Prompts of random tokens from 10 on; the spelling of token x is x + 1, for the tokens that 3 divides."""
+    tokens = torch.randint(10, V - 1, (len(lengths), 9), generator=random)
+    tokens[:, 0], tokens[:, 1], tokens[:, -1] = 1, 8, 9
+    flat = tokens.flatten().numpy().astype(np.int32)
+    spelled = (flat >= 10) & (flat % 3 == 0)
+    offsets = np.arange(len(lengths) + 1, dtype=np.int64) * 9
+    return StoredPrompts(
+        flat, np.where(spelled, flat + 1, -1).astype(np.int32), spelled.astype(np.uint8), offsets, None
+    )
+
+
+def copies(prompts, lengths):
+    """The targets of prompts: their six tokens in order, spelled where they have a spelling, over and over."""
+    words = np.where(prompts.spans > 0, prompts.spellings, prompts.tokens).reshape(-1, 9)[:, 2:8]
+    return torch.from_numpy(np.concatenate([np.resize(row, n) for row, n in zip(words, lengths.tolist(), strict=True)]))
 
 
 def rows(view):

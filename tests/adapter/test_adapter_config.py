@@ -51,6 +51,8 @@ def test_train_config_survives_json(name):
         ({"optimizer": "sgd"}, "unknown optimizer 'sgd': use adam or adamw"),
         ({"activation": "gelu", "kappa": 0.0}, "activation='gelu' with residual=False"),
         ({"activation": "gelu", "residual": True, "kappa": 0.2}, "kappa=0.2 with activation='gelu'"),
+        ({"copy_width": 8}, "copy_width=8 with kappa=0.2: use kappa=0"),
+        ({"copy_width": 8, "kappa": 0.0, "vocabulary": "seen"}, "copy_width=8 with vocabulary='seen'"),
         ({"weight_decay": 0.1}, "weight_decay=0.1 with optimizer='adam'"),
         ({"learning_rate": float("inf")}, "learning_rate=inf must be finite"),
     ],
@@ -67,7 +69,7 @@ def test_unknown_settings_are_refused():
         preset("paper", lerning_rate=1.0)
     with pytest.raises(ConfigError, match="unknown setting 'qqq' of TrainConfig: use rank, kappa"):
         TrainConfig.from_dict({"qqq": 1})
-    with pytest.raises(ConfigError, match="unknown preset 'worst': use paper, best or private"):
+    with pytest.raises(ConfigError, match="unknown preset 'worst': use paper, best, copy or private"):
         preset("worst")
 
 

@@ -80,7 +80,7 @@ def test_without_held_out_pairs_the_last_weights_stay(memory, tmp_path):
 
 
 def test_pca_starts_as_the_plm_seen_through_the_subspace(memory, tmp_path, monkeypatch):
-    def step(run, f, y):
+    def step(run, batch):
         run.state.step += 1
         return (1.0, 1.0, 1.0), 0.0
 

@@ -16,7 +16,9 @@ class Pairs:
     """A view of a memory: held-out pairs, in batches."""
 
     def __init__(self, f, targets, steps, lengths):
+        self.memory = None
         self.columns = {"representations": f, "targets": targets, "steps": steps, "source_lengths": lengths}
+        self.columns["rows"] = torch.arange(len(targets))
 
     def batches(self, batch_size):
         for start in range(0, len(self.columns["targets"]), batch_size):
@@ -35,6 +37,12 @@ class Model(torch.nn.Module):
     def forward(self, f):
         assert not self.training
         return f.roll(-4, -1)
+
+    def context(self, memory, rows):
+        return None
+
+    def copy(self, f, context, W_hd):
+        return None
 
 
 def log_likelihood(weights, log_ratios, bin_of_pair):

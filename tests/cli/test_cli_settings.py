@@ -25,6 +25,7 @@ CHANGED = {
     "residual": True,
     "activation": "gelu",
     "vocabulary": "seen",
+    "copy_width": 16,
     "reconstruction": "sgd",
     "reconstruction_learning_rate": 0.5,
     "reconstruction_epochs": 9,
@@ -77,13 +78,13 @@ def trained(monkeypatch):
 
 def test_every_setting_of_training_is_reached(monkeypatch, trained):
     assert set(CHANGED) == {field.name for field in fields_of(TrainConfig)}
-    assert len(CHANGED) == 28
+    assert len(CHANGED) == 29
     # Those that contradict each other go into runs of their own.
     alone = [{"activation", "residual"}, {"weight_decay", "optimizer"}, {"dp_epsilon", "dp_delta"}]
     alone += [{name} for name in CHANGED if not any(name in pair for pair in alone)]
     options = [f.name for f in fields_of(TrainConfig) if f.name in ("rank", "kappa", "learning_rate", "clip", "seed")]
     for names in alone:
-        arguments = ["--set", "kappa=0"] if "activation" in names else []
+        arguments = ["--set", "kappa=0"] if names & {"activation", "copy_width"} else []
         if "dp_epsilon" in names:
             arguments += ["--preset", "private"]
         else:
@@ -117,7 +118,7 @@ def test_python_and_the_command_line_make_the_same_settings(monkeypatch, trained
         (("train", "m", "-o", "a", "--init", "pac"), "unknown --init 'pac': use random or pca (did you mean 'pca'?)"),
         (
             ("train", "m", "-o", "a", "--preset", "bset"),
-            "unknown preset 'bset': use paper, best or private (did you",
+            "unknown preset 'bset': use paper, best, copy or private (did you",
         ),
         (("train", "m", "-o", "a", "--set", "rnak=3"), "unknown setting 'rnak' of TrainConfig: did you mean 'rank'?"),
         (("train", "m", "-o", "a", "--set", "patience=0"), "patience=0 is too small: it must be at least 1"),

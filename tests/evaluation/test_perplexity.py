@@ -26,11 +26,13 @@ class Pairs:
     y: torch.Tensor
     steps: torch.Tensor
     lengths: torch.Tensor
+    memory: None = None
 
     def batches(self, batch_size):
         for start in range(0, len(self.f), batch_size):
             rows = slice(start, start + batch_size)
-            yield Batch(self.f[rows], self.y[rows], self.steps[rows], self.lengths[rows])
+            places = torch.arange(len(self.f))[rows]
+            yield Batch(self.f[rows], self.y[rows], self.steps[rows], self.lengths[rows], places)
 
 
 @pytest.fixture

@@ -59,11 +59,22 @@ class FakeTask:
     template: FakeTemplate = field(default_factory=FakeTemplate)
 
 
+class FakeTokenizer:
+    """Names the tokens of texts, some of them after a space as well: token 84 + k writes token 20 + 3 k after one."""
+
+    all_special_ids = (0, 1, EOS)
+
+    def get_vocab(self):
+        names = {20 + k: f"{'abcdefghijklmnopqrstuvwxyz'[k % 26]}{k}" for k in range(64)} | {3: ":"}
+        return {name: i for i, name in names.items()} | {f"Ġ{names[20 + 3 * k]}": 84 + k for k in range(16)}
+
+
 class FakePLM:
     """Answers in a shuffled order, as length-bucketed batches do."""
 
     def __init__(self, *, d=D, tap="head_input", name="fake", seconds=0.0, change=lambda answer, sequence: answer):
-        self.seconds, self.change, self.tokenizer, self.calls, self.skipped = seconds, change, None, [], []
+        self.seconds, self.change, self.calls, self.skipped = seconds, change, [], []
+        self.tokenizer = FakeTokenizer()
         generator = torch.Generator().manual_seed(1)
         norm = (
             Norm(NormSettings("rms", 1e-6), torch.rand(d, generator=generator), None) if tap == "norm_input" else None

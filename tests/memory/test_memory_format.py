@@ -14,7 +14,7 @@ from pema.memory.manifest import VERSION
 from pema.owner.contract import STEP_BUCKET
 
 PAGE = (Path(__file__).parents[2] / "docs" / "memory-format.md").read_text(encoding="utf-8")
-NUMPY = {"F32": "<f4", "F16": "<f2", "I8": "<i1", "I32": "<i4", "I64": "<i8"}
+NUMPY = {"F32": "<f4", "F16": "<f2", "I8": "<i1", "U8": "<u1", "I32": "<i4", "I64": "<i8"}
 
 
 def table(under):
@@ -48,7 +48,8 @@ def test_shards_are_as_the_page_says(tmp_path, dtype):
         tensors = by_the_page(tmp_path / "m" / f"shard-{k:05d}.safetensors")
         scales = {"scales", "channel_scales"} if dtype == "int8" else set()
         sources = {"sources"} if memory.shards[k].entry.sources else set()
-        assert set(tensors) == set(names) - {"scales", "channel_scales", "sources"} | scales | sources
+        optional = {"scales", "channel_scales", "sources", "written"}
+        assert set(tensors) == set(names) - optional | scales | sources
         f = tensors["representations"].astype(np.float32)
         found.append(f * tensors["scales"][:, None] * tensors["channel_scales"] if dtype == "int8" else f)
         offsets = tensors["example_offsets"]
@@ -56,6 +57,9 @@ def test_shards_are_as_the_page_says(tmp_path, dtype):
             one = next(encoded)
             assert tuple(tensors["targets"][offsets[j] : offsets[j + 1]]) == one.target
             assert source_length == one.source_length
+            prompt = slice(*tensors["prompt_offsets"][j : j + 2])
+            assert tuple(tensors["prompt_tokens"][prompt]) == one.prompt
+            assert ((tensors["prompt_spellings"][prompt] >= 0) == (tensors["prompt_spans"][prompt] > 0)).all()
     assert np.array_equal(np.concatenate(found), batch.representations.numpy())
 
 
@@ -80,6 +84,7 @@ def test_the_manifest_is_as_the_page_says(tmp_path):
     for entry in (*values["head"], *values["shards"]):
         data = (tmp_path / "m" / entry["file"]).read_bytes()
         assert (entry["bytes"], entry["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert all(set(entry["prompts"]) == {"version", "tokens"} for entry in values["shards"])
     assert set(values["plm"]) == set(FakePLM().description.to_dict())
     assert all(f"`{name}`" in PAGE for name in values["plm"])
 

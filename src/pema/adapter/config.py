@@ -44,6 +44,18 @@ SAMPLE = 2048
 PAYS = 4
 """Minimum ratio of V to the tokens of a step at which vocabulary="auto" means "sampled"."""
 
+WIDEST_COPY = 1 << 14
+"""Largest width of copying."""
+
+WINDOW = (0, -1, -2, -3, 1)
+"""Places, relative to a token of the prompt, of the tokens whose rows of W_hd make its key of copying."""
+
+MATCHES = 4
+"""Number of classes of a match of copying: 0, 1, 2, or at least 3 tokens."""
+
+USES = 3
+"""Number of classes of earlier uses of a candidate of copying: 0, 1, or more."""
+
 WIDEST_GELU = 6
 """Maximum ratio of the rank to d that `fit_rank` allows an adapter with an activation."""
 
@@ -51,6 +63,11 @@ WIDEST_GELU = 6
 def _check_shape(config: TrainConfig | AdapterConfig) -> None:
     if config.activation == "gelu" and not config.residual:
         raise ConfigError("activation='gelu' with residual=False: h_pd would lose f. Use residual=True.")
+    if config.copy_width and config.vocabulary == "seen":
+        raise ConfigError(
+            f"copy_width={config.copy_width} with vocabulary='seen': what is copied need not occur in the memory. Use "
+            "vocabulary='auto' or 'full'."
+        )
 
 
 UNDER_PRIVACY = {
@@ -59,6 +76,7 @@ UNDER_PRIVACY = {
     "vocabulary": ("full", "it would reveal which tokens occur in the memory"),
     "dev_fraction": (0.0, "early stopping reads the held-out examples without noise"),
     "dropout": (0.0, "the mask of one example would depend on which others are in its batch"),
+    "copy_width": (0, "the gradients of copying are not clipped by example"),
 }
 """Values of other settings that DP-SGD requires, with the reason."""
 
@@ -108,6 +126,12 @@ class TrainConfig:
         "seen: P_PEMA covers only target tokens that occur in the memory. sampled: it covers all, and the softmax of "
         "training has these and a random sample of the others. auto: sampled where that is at most a quarter of V, "
         "else full.",
+    )
+    copy_width: int = option(
+        0,
+        "Width of the attention that copies tokens of the prompt; 0: no copying. Needs a memory with prompts.",
+        least=0,
+        most=WIDEST_COPY,
     )
     reconstruction: Reconstruction = option("closed_form", "How B_rct is computed: closed_form, or sgd (the paper).")
     reconstruction_learning_rate: float = option(
@@ -165,6 +189,8 @@ class TrainConfig:
                 f"kappa={self.kappa} with activation='gelu': reconstruction is linear. "
                 "Use kappa=0 or activation='none'."
             )
+        if self.copy_width and self.kappa > 0:
+            raise ConfigError(f"copy_width={self.copy_width} with kappa={self.kappa}: use kappa=0.")
         if self.weight_decay > 0 and self.optimizer == "adam":
             raise ConfigError(f"weight_decay={self.weight_decay} with optimizer='adam': use optimizer='adamw'.")
         _check_privacy(self)
@@ -251,6 +277,12 @@ class AdapterConfig:
     residual: bool = option(False, "h_pd = f + B_pd A f.")
     activation: Activation = option("none", "gelu: h_pd = f + B_pd gelu(A norm(f)).")
     vocabulary: Vocabulary = option("full", "seen: P_PEMA covers only target tokens that occur in the memory.")
+    copy_width: int = option(
+        0, "k, width of the attention that copies tokens of the prompt; 0: no copying.", least=0, most=WIDEST_COPY
+    )
+    frame: tuple[int, int] = option(
+        (0, 0), "Number of tokens at the start and at the end of a prompt that are not copied.", least=0, longest=2
+    )
     plm: PLMDescription | None = option(None, "The PLM that the memory was built with.")
     task: str | None = option(None, "Name of the task.", line=True, longest=200)
     template: str | None = option(None, "The prompt template.")
@@ -283,6 +315,8 @@ class AdapterConfig:
         _check_shape(self)
         if self.schedule is None:
             object.__setattr__(self, "schedule", suited(self.contexts))
+        if len(self.frame) != 2:
+            raise ConfigError(f"frame has {len(self.frame)} items, not 2.")
         if self.activation == "none" and self.rank > self.d:
             raise ConfigError(f"rank={self.rank} is larger than d = {self.d}: use a rank of at most {self.d}.")
         if self.plm is not None and (self.plm.d, self.plm.vocabulary_size) != (self.d, self.vocabulary_size):
@@ -297,7 +331,9 @@ class AdapterConfig:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for name in ("plm", "schedule", "fitted"):
             values[name] = values[name] and values[name].to_dict()
-        values["stop"] = list(self.stop)
+        values["stop"], values["frame"] = list(self.stop), list(self.frame)
+        if not self.copy_width:  # earlier versions of pema read an adapter that does not copy
+            del values["copy_width"], values["frame"]
         return values | {"training": dict(self.training)}
 
     @classmethod
@@ -308,6 +344,16 @@ class AdapterConfig:
             ConfigError: a key is unknown, or a value is invalid.
         """
         return from_json(cls, values)
+
+    @property
+    def copying_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters of copying by name; empty without copying."""
+        k, d = self.copy_width, self.d
+        shapes = {"query": (k, 2 * d), "query_bias": (k,), "mix": (k, k), "keys_of": (len(WINDOW), k, d), "gate": (k,)}
+        shapes |= {"match": (MATCHES, k), "use": (USES, k), "kind": (2, k)}
+        shapes |= {"alpha": (2,), "match_score": (MATCHES,), "use_score": (USES,)}
+        shapes |= {"gate_match": (MATCHES,), "gate_scores": (2,)}
+        return shapes if k else {}
 
     @property
     def tap(self) -> Tap:

@@ -56,7 +56,8 @@ def fit_schedule(
     adapter.eval()
     try:
         for batch in view.batches(batch_size):
-            log_ratios.append(log_ratio(adapter, head, batch.representations, batch.targets))
+            context = adapter.context(view.memory, batch.rows)
+            log_ratios.append(log_ratio(adapter, head, batch.representations, batch.targets, context))
             places.append(relative_bin(batch.steps, batch.source_lengths, bins, span))
     finally:
         adapter.train(was_training)

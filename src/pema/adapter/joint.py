@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from pathlib import Path
@@ -35,6 +36,7 @@ from pema.adapter.sampled import SampledCrossEntropy
 from pema.console import progress
 from pema.devices import device_named
 from pema.errors import AdapterError
+from pema.memory.buffer import Batch
 from pema.memory.reader import Memory, View
 from pema.signature import signature
 
@@ -51,7 +53,7 @@ class JointRun:
         seen = memory.view().targets_seen() if config.vocabulary in ("seen", "sampled") else None
         tokens = seen if config.vocabulary == "seen" else None
         self.adapter = Adapter(adapter_config(memory, config), tokens, seed=config.seed)
-        self.parameters = {"A": self.adapter.A, "B_pd": self.adapter.B_pd}
+        self.parameters = dict(self.adapter.named_parameters())
         stored = None
         if checkpoint.exists():
             shapes = {name: p.shape for name, p in self.parameters.items()}
@@ -65,8 +67,8 @@ class JointRun:
         elif config.reconstructs:
             self.reconstruct()
         self.adapter.to(self.device)
-        self.parameters = {"A": self.adapter.A, "B_pd": self.adapter.B_pd}
-        self.optimizer = make_optimizer(self.parameters.values(), config)
+        self.parameters = dict(self.adapter.named_parameters())
+        self.optimizer = make_optimizer(self.adapter.groups(), config)
         self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
         if stored:
             for name, parameter in self.parameters.items():
@@ -75,7 +77,8 @@ class JointRun:
             restore_optimizer(self.optimizer, self.parameters, stored[1])
         bfloat16 = uses_bfloat16(config, self.device)
         head = memory.head(torch.bfloat16 if bfloat16 else None).to(self.device)
-        self.loss = JointLoss(CrossEntropy(head, self.adapter.tokens, bfloat16=bfloat16), config.kappa)
+        self.joint = functools.partial(JointLoss, kappa=config.kappa, W_hd=head.weight)
+        self.loss = self.joint(CrossEntropy(head, self.adapter.tokens, bfloat16=bfloat16))
         self.sampled = None
         if config.vocabulary == "sampled" and seen is not None:
             self.sampled = SampledCrossEntropy(head, seen.to(self.device), config.seed, bfloat16=bfloat16)
@@ -146,7 +149,7 @@ class JointRun:
         for k, batch in enumerate(self.train_view.batches(config.batch_size, shuffle_seed=seed)):
             if k < state.batch:
                 continue
-            losses, rate = self.step(batch.representations, batch.targets)
+            losses, rate = self.step(batch)
             n = len(batch.targets)
             state.sums = tuple(s + n * x for s, x in zip(state.sums, (1.0, *losses), strict=True))
             state.batch = k + 1
@@ -159,13 +162,15 @@ class JointRun:
             if config.checkpoint_every and state.step % config.checkpoint_every == 0:
                 self.save()
 
-    def step(self, f: Tensor, targets: Tensor) -> tuple[tuple[float, float, float], float]:
-        """Take an optimizer step on f (b, d) and targets (b,); return the losses and the learning rate."""
+    def step(self, batch: Batch) -> tuple[tuple[float, float, float], float]:
+        """Take an optimizer step on a batch; return the losses and the learning rate."""
         config, state = self.config, self.state
         rate = learning_rate_at(state.step, self.steps, config)
-        f, targets = f.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
-        loss = self.loss if self.sampled is None else JointLoss(self.sampled.at(state.step), config.kappa)
-        losses = loss(self.adapter, f, targets, self.dropout.at(state.step))
+        f = batch.representations.to(self.device, non_blocking=True)
+        targets = batch.targets.to(self.device, non_blocking=True)
+        loss = self.loss if self.sampled is None else self.joint(self.sampled.at(state.step))
+        context = self.adapter.context(self.memory, batch.rows)
+        losses = loss(self.adapter, f, targets, self.dropout.at(state.step), context=context, forced=True)
         total = float(losses.total.detach())
         if not math.isfinite(total):
             raise AdapterError(
@@ -223,7 +228,8 @@ class JointRun:
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         for batch in view.batches(max(self.config.batch_size, 1024)):
             f, targets = batch.representations.to(self.device), batch.targets.to(self.device)
-            sums += torch.stack(self.loss(self.adapter, f, targets)).double() * len(targets)
+            context = self.adapter.context(self.memory, batch.rows)
+            sums += torch.stack(self.loss(self.adapter, f, targets, context=context)).double() * len(targets)
         total, reconstruction, prediction = (sums / view.pairs).tolist()
         if not math.isfinite(total):
             raise AdapterError(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from pema.adapter.module import Adapter
+    from pema.memory.prompts import ContextTokens
     from pema.owner.head import Head
 
 
@@ -32,7 +33,28 @@ def log_p(head: Head, h: Tensor, targets: Tensor, tokens: Tensor | None = None) 
 
 
 @torch.no_grad()
-def log_ratio(adapter: Adapter, head: Head, f: Tensor, targets: Tensor) -> Tensor:
+def log_p_pema(
+    adapter: Adapter, head: Head, f: Tensor, targets: Tensor, context: ContextTokens | None = None
+) -> Tensor:
+    """Return log P_PEMA(y) of the gold tokens y.
+
+    Args:
+        adapter: the adapter.
+        head: the head bundle.
+        f: (n, d) head input.
+        targets: (n,) y.
+        context: the tokens of the contexts, for an adapter that copies.
+
+    Returns:
+        (n,) float64; -inf if P_PEMA does not cover the token.
+    """
+    log_vocabulary = log_p(head, adapter(f), targets, adapter.tokens)
+    copied = adapter.copy(f, context, head.weight)
+    return log_vocabulary if copied is None else copied.mixed(log_vocabulary, targets)
+
+
+@torch.no_grad()
+def log_ratio(adapter: Adapter, head: Head, f: Tensor, targets: Tensor, context: ContextTokens | None = None) -> Tensor:
     """Return log(P_PEMA(y) / P_LM(y)) of the gold tokens y.
 
     Args:
@@ -40,12 +62,13 @@ def log_ratio(adapter: Adapter, head: Head, f: Tensor, targets: Tensor) -> Tenso
         head: the head bundle.
         f: (n, d) head input.
         targets: (n,) y.
+        context: the tokens of the contexts, for an adapter that copies.
 
     Returns:
         (n,) float64; -inf if P_PEMA does not cover the token.
     """
     f, targets = f.to(head.weight.device), targets.to(head.weight.device)
-    return (log_p(head, adapter(f), targets, adapter.tokens) - log_p(head, f, targets)).cpu()
+    return (log_p_pema(adapter, head, f, targets, context) - log_p(head, f, targets)).cpu()
 
 
 def maximise(

@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from pema.adapter.copying import NEVER, Copied
 from pema.adapter.dropout import Dropout
 from pema.adapter.module import Adapter
 from pema.errors import AdapterError
+from pema.memory.prompts import ContextTokens
 from pema.owner.head import Head
 
 CHUNK_BYTES = {"cpu": 16 << 20}
@@ -42,18 +44,38 @@ class JointLoss:
     The mean of the first term is over pairs and over the d entries of f, as in the published code.
     """
 
-    def __init__(self, cross_entropy: CrossEntropy, kappa: float) -> None:
+    def __init__(self, cross_entropy: CrossEntropy, kappa: float, W_hd: Tensor | None = None) -> None:
         """Combine the two terms.
 
         Args:
             cross_entropy: the second term.
             kappa: weight of the first term.
+            W_hd: (V, d), for an adapter that copies.
         """
-        self.kappa, self.cross_entropy = kappa, cross_entropy
+        self.kappa, self.cross_entropy, self.W_hd = kappa, cross_entropy, W_hd
         self.bfloat16 = cross_entropy.dtype == torch.bfloat16
 
-    def __call__(self, adapter: Adapter, f: Tensor, targets: Tensor, dropout: Dropout | None = None) -> Losses:
-        """Return the loss of a batch: f (b, d) float32, targets (b,) int64 token ids."""
+    def __call__(
+        self,
+        adapter: Adapter,
+        f: Tensor,
+        targets: Tensor,
+        dropout: Dropout | None = None,
+        *,
+        context: ContextTokens | None = None,
+        forced: bool = False,
+    ) -> Losses:
+        """Return the loss of a batch.
+
+        Args:
+            adapter: the adapter.
+            f: (b, d) float32.
+            targets: (b,) int64 token ids.
+            dropout: dropout on the adapter's input.
+            context: the tokens of the contexts, for an adapter that copies.
+            forced: whether targets that can be copied count as copies only: -log(g P_copy(y)). So the vocabulary does
+                not learn them, and cannot say the names of the training data instead of the input's.
+        """
         with torch.autocast(f.device.type, torch.bfloat16, enabled=self.bfloat16):
             z = adapter.compress(f, dropout)
             prediction = reconstruction = f.new_zeros(())
@@ -62,9 +84,24 @@ class JointLoss:
                     raise AdapterError(f"kappa={self.kappa} needs B_rct: fit the reconstruction first.")
                 h_rct = linear(z, adapter.B_rct)
                 reconstruction = (f - h_rct).square().mean()
-            if self.kappa < 1:
+            copied = adapter.copy(f, context, self.W_hd, dropout)
+            if copied is not None:
+                prediction = self.with_copies(copied, adapter.predict(f, z), targets, forced=forced)
+            elif self.kappa < 1:
                 prediction = self.cross_entropy(adapter.predict(f, z), targets)
         return Losses(self.kappa * reconstruction + (1 - self.kappa) * prediction, reconstruction, prediction)
+
+    def with_copies(self, copied: Copied, h: Tensor, targets: Tensor, *, forced: bool) -> Tensor:
+        """Return the mean of -log P_PEMA(y), or of the loss of `forced` copies, of targets (b,) and h_pd (b, d)."""
+        if not forced:
+            return -copied.mixed(-self.cross_entropy.each(h, targets), targets).mean()
+        log_copy = copied.log_p(targets)
+        is_copy = log_copy > NEVER / 2
+        others = is_copy.logical_not().nonzero()[:, 0]
+        total = log_copy[is_copy].sum() + copied.log_rest[others].sum()
+        if len(others):
+            total = total - len(others) * self.cross_entropy(h[others], targets[others])
+        return -total / len(targets)
 
 
 class CrossEntropy:
@@ -122,10 +159,17 @@ class CrossEntropy:
         loss: Tensor = _Chunked.apply(h, targets, self)  # type: ignore[no-untyped-call]
         return loss
 
-    def sweep(self, h: Tensor, targets: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None]:
-        """Return the mean loss and its gradient in h, computed chunk by chunk."""
+    @torch.no_grad()
+    def each(self, h: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each row of h (n, d) with token ids `targets` (n,): (n,) float32, without a gradient."""
+        targets = targets if self.position is None else self.position[targets]
+        return self.sweep(h.float(), targets, gradient=False)[2]
+
+    def sweep(self, h: Tensor, targets: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return the mean loss, its gradient in h, and the loss of each row, computed chunk by chunk."""
         n = h.shape[0]
         dh = torch.empty(h.shape, dtype=torch.float32, device=h.device) if gradient else None
+        losses = torch.empty(n, device=h.device)
         total = torch.zeros((), dtype=torch.float64, device=h.device)
         for start in range(0, n, self.rows):
             rows = slice(start, min(start + self.rows, n))
@@ -133,13 +177,14 @@ class CrossEntropy:
             p = self.logits(h[rows])
             slope = self.slope(p) if dh is not None else None
             self.weigh(p)
-            total += _probabilities(p, y)
+            losses[rows] = _probabilities(p, y)
+            total += losses[rows].sum(dtype=torch.float64)
             if dh is not None:
                 p.scatter_add_(1, y, p.new_full(y.shape, -1.0))
                 self.step_back(p if slope is None else p.mul_(slope), dh[rows])
         if dh is not None:
             dh *= self.scale / n
-        return (total / n).float(), dh
+        return (total / n).float(), dh, losses
 
     def logits(self, h: Tensor) -> Tensor:
         """Compute the head's logits of (c, d): (c, V) float32, in a buffer that the next chunk reuses."""
@@ -198,13 +243,13 @@ def _view(buffer: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
 
 
 def _probabilities(logits: Tensor, y: Tensor) -> Tensor:
-    """Turn logits (c, V) into softmax(logits) in place; return the summed loss of the targets y (c, 1).
+    """Turn logits (c, V) into softmax(logits) in place; return the loss of each target y (c, 1), (c,).
 
     log sum exp is computed from the largest entry as x_max - log p_max, which cannot underflow: p_max >= 1 / V.
     """
     x_max, x_y = logits.amax(-1), logits.gather(1, y)[:, 0]
     torch.softmax(logits, -1, out=logits)
-    return (x_max - logits.amax(-1).log() - x_y).sum(dtype=torch.float64)
+    return x_max - logits.amax(-1).log() - x_y
 
 
 class _Chunked(torch.autograd.Function):
@@ -212,7 +257,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, targets: Tensor, cross_entropy: CrossEntropy) -> Tensor:  # noqa: ANN401
-        loss, ctx.dh = cross_entropy.sweep(h.detach().float(), targets, ctx.needs_input_grad[0])
+        loss, ctx.dh, _ = cross_entropy.sweep(h.detach().float(), targets, ctx.needs_input_grad[0])
         ctx.dtype = h.dtype
         return loss
 

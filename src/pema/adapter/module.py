@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,10 @@ from torch.nn.functional import gelu, linear, rms_norm
 
 from pema.adapter import store
 from pema.adapter.config import AdapterConfig
+from pema.adapter.copying import Copied, Copying
 from pema.errors import AdapterError, MismatchError
+from pema.memory.prompts import ContextTokens
+from pema.memory.reader import Memory
 from pema.owner.contract import PLMDescription
 from pema.owner.head import Head
 
@@ -21,7 +25,8 @@ class Adapter(nn.Module):
 
     With `residual`, h_pd = f + B_pd A f, and with `activation="gelu"` also, h_pd = f + B_pd gelu(A norm(f)), where
     norm(f) = f / sqrt(mean(f^2)). B_pd is then zero at the start: the adapter starts as the PLM. With
-    `vocabulary="seen"` P_PEMA is zero outside `tokens`.
+    `vocabulary="seen"` P_PEMA is zero outside `tokens`. With `copy_width`, P_PEMA = g P_copy + (1 - g) softmax(W_hd
+    h_pd), and P_copy is a distribution over the tokens of the prompt (`pema.adapter.copying`).
 
     Shapes: f, h_pd and h_rct (..., d); A (r, d); B_pd and B_rct (d, r). f is what W_hd reads (`head.normalise`d).
 
@@ -31,6 +36,7 @@ class Adapter(nn.Module):
         B_pd: (d, r), trained.
         B_rct: (d, r), frozen; None if the training needed no reconstruction.
         tokens: (V',) int64, the sorted token ids of the "seen" vocabulary; None with the full vocabulary.
+        copying: the part that copies tokens of the prompt; None without `copy_width`.
         name: name in messages: the last part of the folder or hub name that it was saved to or loaded from.
     """
 
@@ -54,6 +60,7 @@ class Adapter(nn.Module):
             nn.init.zeros_(self.B_pd)
         self.register_buffer("B_rct", None)
         self.register_buffer("tokens", tokens)
+        self.copying = Copying(config, random) if config.copy_width else None
 
     def forward(self, f: Tensor) -> Tensor:
         """Return h_pd of f: (..., d) -> (..., d), in the adapter's dtype."""
@@ -90,9 +97,52 @@ class Adapter(nn.Module):
             )
         return linear(self.compress(f.to(self.A.dtype)), self.B_rct)
 
-    def log_probs(self, f: Tensor, head: Head) -> Tensor:
-        """Return log P_PEMA(. | c) of every token: (n, d) -> (n, V) float32; -inf outside a seen vocabulary."""
+    def groups(self) -> list[dict[str, Any]]:
+        """Return the trained parameters in groups for the optimizer; see `make_optimizer`."""
+        groups: list[dict[str, Any]] = [{"params": [self.A, self.B_pd]}]
+        return groups if self.copying is None else groups + self.copying.groups()
+
+    def context(self, memory: Memory, rows: Tensor) -> ContextTokens | None:
+        """Return what copying reads at some pairs of a memory (b,); None without copying.
+
+        Raises:
+            ExternalMemoryError: the memory does not contain its prompts.
+        """
+        return None if self.copying is None else memory.prompts.at(rows, self.config.frame)
+
+    def copy(
+        self,
+        f: Tensor,
+        context: ContextTokens | None,
+        W_hd: Tensor | None,
+        drop: Callable[[Tensor], Tensor] | None = None,
+    ) -> Copied | None:
+        """Return the copying part of P_PEMA at contexts, f (n, d) and their tokens; None without copying.
+
+        Raises:
+            AdapterError: the adapter copies, and the tokens of the contexts are missing.
+        """
+        if self.copying is None:
+            return None
+        if context is None or W_hd is None:
+            raise AdapterError("this adapter copies tokens of the prompt: give the tokens of the contexts, and W_hd.")
+        context = context.to(f.device)
+        keys = self.copying.keys(context, W_hd, drop)
+        copied: Copied = self.copying(f, keys, context.written, W_hd, drop)
+        return copied
+
+    def log_probs(self, f: Tensor, head: Head, context: ContextTokens | None = None) -> Tensor:
+        """Return log P_PEMA(. | c) of every token: (n, d) -> (n, V) float32; -inf outside a seen vocabulary.
+
+        Args:
+            f: (n, d).
+            head: the head bundle.
+            context: the tokens of the contexts, for an adapter that copies.
+        """
         log_p = torch.log_softmax(head.logits(self(f), self.tokens).float(), dim=-1)
+        copied = self.copy(f, context, head.weight)
+        if copied is not None:
+            return copied.over(log_p)
         if self.tokens is None:
             return log_p
         whole = log_p.new_full((*log_p.shape[:-1], self.config.vocabulary_size), -torch.inf)
@@ -130,9 +180,9 @@ class Adapter(nn.Module):
         """
         config, tensors = store.load(name_or_folder, revision=revision, token=token)
         adapter = cls(config, tensors.get("tokens"))
-        adapter.A.data.copy_(tensors["A"])
-        adapter.B_pd.data.copy_(tensors["B_pd"])
         adapter.B_rct = tensors.get("B_rct")
+        for name, parameter in adapter.named_parameters():
+            parameter.data.copy_(tensors[name])
         adapter.name = Path(name_or_folder).name
         return adapter.eval()
 

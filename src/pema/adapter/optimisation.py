@@ -58,9 +58,9 @@ def descend(
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of an optimizer."""
+    """Set the learning rate of an optimizer, and in proportion that of groups with a relative rate."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("relative", 1.0)
 
 
 @dataclass
@@ -94,8 +94,15 @@ def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
     return config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16(device))
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """Create the optimizer of the settings: Adam or AdamW."""
+def make_optimizer(
+    parameters: Iterable[nn.Parameter] | list[dict[str, Any]], config: TrainConfig
+) -> torch.optim.Optimizer:
+    """Create the optimizer of the settings: Adam or AdamW.
+
+    Args:
+        parameters: the parameters, or groups of them, whose "relative" rate is a multiple of the learning rate.
+        config: the settings.
+    """
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
@@ -121,6 +128,8 @@ def adapter_config(
         residual=config.residual,
         activation=config.activation,
         vocabulary="seen" if config.vocabulary == "seen" else "full",
+        copy_width=config.copy_width,
+        frame=memory.prompts.frame if config.copy_width else (0, 0),
         plm=manifest.plm,
         task=manifest.task,
         template=manifest.template,

@@ -30,6 +30,7 @@ PRIVATE = "private"
 PRESETS: dict[str, TrainConfig] = {
     "paper": TrainConfig(fit_rank=True, clip=0.0),
     "best": _BEST,
+    "copy": dataclasses.replace(_BEST, copy_width=256),
     PRIVATE: dataclasses.replace(
         _BEST,
         rank=64,
@@ -44,7 +45,11 @@ PRESETS: dict[str, TrainConfig] = {
         fit_rank=False,
     ),
 }
-"""Presets by name. `private` is `best` adapted to DP-SGD; see docs/private-training.md for how it was chosen."""
+"""Presets by name.
+
+`copy` is `best` with copying from the prompt. `private` is `best` adapted to DP-SGD; see docs/private-training.md for
+how it was chosen.
+"""
 
 
 def preset(name: str, **changes: Any) -> TrainConfig:  # noqa: ANN401
@@ -53,7 +58,7 @@ def preset(name: str, **changes: Any) -> TrainConfig:  # noqa: ANN401
     With `dp_epsilon`, `best` means `private`.
 
     Args:
-        name: `paper`, `best` or `private`; the last one needs `dp_epsilon` and `dp_delta`.
+        name: `paper`, `best`, `copy` or `private`; the last one needs `dp_epsilon` and `dp_delta`.
         changes: fields of `TrainConfig`.
 
     Raises:

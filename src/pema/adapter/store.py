@@ -91,7 +91,7 @@ def load(
         tensors = load_file(path)
     except (DataError, SafetensorError, OSError) as error:
         raise AdapterError(f"{path} is damaged: {error}; {AGAIN}") from error
-    for name in {"A", "B_pd", "B_rct"} & tensors.keys():
+    for name in tensors.keys() - {"tokens"}:
         if not float(tensors[name].abs().max()) <= LARGEST:
             raise AdapterError(f"{path}: {name} contains NaN, infinity or a number beyond {LARGEST:g}; {AGAIN}")
     return config, tensors
@@ -205,16 +205,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _require_fit(places: Mapping[str, Place], config: AdapterConfig, path: Path) -> None:
     """Refuse missing tensors, unknown tensors and wrong shapes or types."""
+    shapes: dict[str, tuple[int, ...]]
     shapes = {"A": (config.rank, config.d), "B_pd": (config.d, config.rank), "B_rct": (config.d, config.rank)}
+    copying = {f"copying.{name}": shape for name, shape in config.copying_shapes.items()}
+    shapes |= copying
     surplus = set(places) - {*shapes, "tokens"}
     for name in [name for name in shapes if name in places]:
         if places[name].shape != shapes[name]:
             raise AdapterError(f"{path}: {name} is {places[name].shape}, the config says {shapes[name]}; {AGAIN}")
         if places[name].dtype not in FLOATS:
             raise AdapterError(f"{path}: {name} contains {places[name].dtype}, not floating-point numbers; {AGAIN}")
-    if surplus or not {"A", "B_pd"} <= set(places):
+    if surplus or not {"A", "B_pd", *copying} <= set(places):
         named = ", ".join(map(short, sorted(places)))
-        raise AdapterError(f"{path}: expected the tensors A, B_pd (B_rct, tokens), got {named}; {AGAIN}")
+        expected = ", ".join(["A", "B_pd", *copying])
+        raise AdapterError(f"{path}: expected the tensors {expected} (B_rct, tokens), got {named}; {AGAIN}")
     if "tokens" in places and (places["tokens"].dtype, len(places["tokens"].shape)) != ("I64", 1):
         raise AdapterError(f"{path}: tokens is not a list of 64-bit integers; {AGAIN}")
 

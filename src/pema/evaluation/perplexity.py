@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pema.adapter.likelihood import log_p
+from pema.adapter.likelihood import log_p, log_p_pema
 from pema.adapter.module import Adapter
 from pema.adapter.schedule import Schedule
 from pema.errors import ConfigError
 from pema.generation.mixture import mix
 from pema.memory.buffer import Batch
-from pema.memory.reader import View
+from pema.memory.reader import Memory, View
 from pema.owner.head import Head
 
 LOGITS_BYTES = 64 << 20
@@ -54,21 +54,21 @@ def target_log_probs(
         adapter.eval()
     try:
         for batch in view.batches(max(16, LOGITS_BYTES // (4 * head.vocabulary_size))):
-            yield _log_probs(batch, head, adapter, schedule).cpu()
+            yield _log_probs(view.memory, batch, head, adapter, schedule).cpu()
     finally:
         if adapter is not None:
             adapter.train(training)
 
 
 @torch.no_grad()
-def _log_probs(batch: Batch, head: Head, adapter: Adapter | None, schedule: Schedule | None) -> Tensor:
+def _log_probs(memory: Memory, batch: Batch, head: Head, adapter: Adapter | None, schedule: Schedule | None) -> Tensor:
     device = head.weight.device
     f, y = batch.representations.to(device), batch.targets.to(device)
     if adapter is None:
         return log_p(head, f, y)
-    log_p_pema = log_p(head, adapter(f), y, adapter.tokens)
+    log_pema = log_p_pema(adapter, head, f, y, adapter.context(memory, batch.rows))
     if schedule is None:
-        return log_p_pema
+        return log_pema
     # The mixture acts on each token separately, so (b, 1) is enough instead of (b, V).
     weights = schedule.weights(batch.steps, batch.source_lengths).to(device)
-    return mix(log_p(head, f, y)[:, None], log_p_pema[:, None], weights)[:, 0]
+    return mix(log_p(head, f, y)[:, None], log_pema[:, None], weights)[:, 0]

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
+from pema.adapter.copying import Keys
 from pema.errors import ConfigError
 from pema.generation.steps import Weights
 
@@ -56,6 +57,8 @@ class Call:
         step: step of the last position of the latest pass made by `generate` itself; None before the first pass.
         prepared: whether `generate` is about to run the model.
         weights: the weights, by number of rows.
+        ids: (rows, columns), the tokens that `generate` holds; None before the first pass.
+        keys: the prompts, for an adapter that copies; None before the first pass.
     """
 
     owner: object
@@ -67,10 +70,12 @@ class Call:
     step: int | None = None
     prepared: bool = False
     weights: dict[int, Weights] = field(default_factory=dict)
+    ids: Tensor | None = None
+    keys: Keys | None = None
 
-    def prepare(self, columns: int) -> None:
-        """Record that `generate` prepares a pass for a sequence of `columns` tokens, or for a part of the prompt."""
-        self.step, self.prepared = max(0, columns - self.start), True
+    def prepare(self, ids: Tensor) -> None:
+        """Record that `generate` prepares a pass for the sequences `ids`, or for a part of the prompts."""
+        self.step, self.prepared, self.ids = max(0, ids.shape[1] - self.start), True, ids
 
 
 _CALL: ContextVar[Call | None] = ContextVar("pema_call", default=None)

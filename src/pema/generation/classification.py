@@ -116,7 +116,14 @@ def classify(
         if adapter is not None:
             task = require_task(adapter.config, task, plm.tokenizer)
             attached = stack.enter_context(
-                attach(plm.generator, adapter, plm.head(), mixture, description=plm.description)
+                attach(
+                    plm.generator,
+                    adapter,
+                    plm.head(),
+                    mixture,
+                    description=plm.description,
+                    tokenizer=plm.tokenizer,
+                )
             )
             inputs = attached.inputs
         return choose_labels(

@@ -118,7 +118,14 @@ def generate_counted(
         if adapter is not None:
             task = require_task(adapter.config, task, plm.tokenizer)
             attached = stack.enter_context(
-                attach(plm.generator, adapter, plm.head(), mixture, description=plm.description)
+                attach(
+                    plm.generator,
+                    adapter,
+                    plm.head(),
+                    mixture,
+                    description=plm.description,
+                    tokenizer=plm.tokenizer,
+                )
             )
             inputs = attached.inputs
         ending = with_own_ending(None if adapter is None else adapter.config, settings)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from pema.adapter.copying import Copied
 
 
 def mix(log_p_plm: Tensor, log_p_pema: Tensor, weights: Tensor) -> Tensor:
@@ -72,6 +77,26 @@ def mix_logits_of(tokens: Tensor, logits: Tensor, pema_logits: Tensor, log_rest:
     mixed = torch.add(logits, log_rest, out=log_p)
     pema = torch.log_softmax(pema_logits, dim=-1, dtype=torch.float32).add_(log_weight + zero_point)
     return mixed.index_copy_(-1, tokens, torch.logaddexp(mixed.index_select(-1, tokens), pema))
+
+
+def mix_logits_with_copies(logits: Tensor, copied: Copied, log_rest: Tensor, log_weight: Tensor) -> Tensor:
+    """Mix logits as `mix_logits` does, with P_PEMA = g P_copy + (1 - g) softmax(W_hd h_pd).
+
+    Args:
+        logits: as in `mix_logits`.
+        copied: g and P_copy at the batch x k positions.
+        log_rest: as in `mix_logits`.
+        log_weight: as in `mix_logits`.
+
+    Returns:
+        (batch, k, V) float32, as in `mix_logits`.
+    """
+    rows, k = log_rest.shape[:2]
+    zero_point = torch.logsumexp(logits[:, :k].float(), dim=-1, keepdim=True)
+    by_token, log_g_rest = (each.to(logits.device).view(rows, k, -1) for each in (copied.by_token(), copied.log_rest))
+    mixed = mix_logits(logits, log_rest, log_weight + log_g_rest)
+    ids = copied.keys.ids.to(logits.device)
+    return mixed.index_copy_(-1, ids, torch.logaddexp(mixed.index_select(-1, ids), by_token + log_weight + zero_point))
 
 
 def _zero_point(logits: Tensor, log_p: Tensor) -> Tensor:

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pema.adapter.copying import Copied
 from pema.adapter.module import Adapter
 from pema.errors import ConfigError
-from pema.generation.mixture import mix_logits, mix_logits_of
+from pema.generation.mixture import mix_logits, mix_logits_of, mix_logits_with_copies
+from pema.generation.reading import Prompts
 from pema.generation.steps import Weights
 from pema.owner.head import Head
 
@@ -35,6 +37,8 @@ class Pass:
         reached: whether the output head ran.
         mixed: number of positions to mix.
         h_pd: (batch, k, d) where it is not stacked but multiplied with the adapter's own rows of W_hd.
+        prompts: what an adapter that copies reads; None for one that does not.
+        copied: the copying part of P_PEMA at batch x k positions.
     """
 
     plug: Plug
@@ -47,6 +51,8 @@ class Pass:
     reached: bool = False
     mixed: int = 0
     h_pd: Tensor | None = None
+    prompts: Prompts | None = None
+    copied: Copied | None = None
 
 
 _PASS: ContextVar[Pass | None] = ContextVar("pema_pass", default=None)
@@ -75,6 +81,7 @@ class Plug:
     def __init__(self, module: nn.Module, adapter: Adapter, head: Head) -> None:
         self.module = module
         self.adapter = adapter
+        self.W_hd = head.weight
         self._tokens = adapter.tokens
         self._rows_of_head = None if adapter.tokens is None else head.subset(adapter.tokens)
         self._forward = module.forward
@@ -105,6 +112,8 @@ class Plug:
         one.mixed = k
         with torch.no_grad():
             h_pd = self.adapter(f[:, -k:].float()).to(f)
+            if one.prompts is not None:
+                one.copied = one.prompts.copy(f[:, -k:].float())
             if self._tokens is None or f.shape[0] * (f.shape[1] + k) <= FEW_ROWS:
                 return self._product(torch.cat((f, h_pd), dim=1))
             one.h_pd = h_pd
@@ -119,6 +128,9 @@ class Plug:
         # A model spread over several devices takes its tokens on one device and returns its logits on another.
         logs = [log.to(logits.device) for log in weights.logs(one.last - k + 1, one.last)]
         plm = logits if one.h_pd is not None else logits[:, :-k]
+        if one.copied is not None:
+            mixed = mix_logits_with_copies(logits[:, -2 * k :], one.copied, *logs)
+            return mixed if k == plm.shape[1] else torch.cat((plm[:, :-k].float(), mixed), dim=1)
         if self._rows_of_head is None or self._tokens is None:
             mixed = mix_logits(logits[:, -2 * k :], *logs)
         elif one.h_pd is None:

@@ -18,6 +18,7 @@ from pema.errors import ConfigError, OwnerError
 from pema.generation import calls
 from pema.generation.passes import Pass, Plug
 from pema.generation.prompts import input_of, lengths_of_call, lengths_of_pass
+from pema.generation.reading import Prompts, Reader
 from pema.generation.sequences import Sequence, Sequences
 from pema.generation.steps import Weights
 from pema.owner.causal_lm import state_of
@@ -36,15 +37,22 @@ class Planner:
         plug: its output head with the adapter.
         schedule: the adapter's weight per step.
         prompt_overhead_tokens: number of prompt tokens that are not source tokens.
+        reader: reads the prompts, for an adapter that copies.
     """
 
     def __init__(
-        self, model: PreTrainedModel, plug: Plug, schedule: Schedule, prompt_overhead_tokens: int | None
+        self,
+        model: PreTrainedModel,
+        plug: Plug,
+        schedule: Schedule,
+        prompt_overhead_tokens: int | None,
+        reader: Reader | None,
     ) -> None:
         self._model = model
         self._plug = plug
         self._schedule = schedule
         self._overhead = prompt_overhead_tokens
+        self._reader = reader
         self._signature = inspect.signature(model.forward)
         self._sequences = Sequences()
         self._blocks: list[calls.Inputs] = []
@@ -87,7 +95,7 @@ class Planner:
         """Record that `generate` is about to run the model for the sequence `ids`, or for a part of the prompt."""
         call = calls.call_of(self)
         if call is not None and ids is not None:
-            call.prepare(ids.shape[1])
+            call.prepare(ids)
 
     def plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
         """Return the instructions for the output head in a forward pass with these arguments.
@@ -134,10 +142,31 @@ class Planner:
         if weights is None:
             weights = call.weights[rows] = self._weights(call.lengths, rows, inputs)
         weights.until(call.step)
-        return Pass(self._plug, weights, call.step, most, whole=True)
+        prompts = None if self._reader is None else self._prompts(call, self._reader, rows, own=own)
+        return Pass(self._plug, weights, call.step, most, whole=True, prompts=prompts)
+
+    def _prompts(self, call: calls.Call, reader: Reader, rows: int, *, own: bool) -> Prompts:
+        """Return what an adapter that copies reads in a pass of `generate`.
+
+        Raises:
+            ConfigError: the pass is not of the sequences that `generate` holds, or the prompts are embeddings.
+        """
+        if not own or call.ids is None or len(call.ids) != rows or not call.start:
+            raise ConfigError(
+                "this adapter copies tokens of the prompt, and this pass has other prompts than `generate`, or only "
+                "embeddings of them: leave out guidance_scale and inputs_embeds, or use an adapter without copying."
+            )
+        if call.keys is None:
+            call.keys = reader.keys(call.ids, call.start, call.lengths())
+        return Prompts(reader, call.keys, call.ids[:, call.start :])
 
     def _in_loop(self, arguments: Mapping[str, Any], inputs: Tensor) -> Pass:
         """Plan a pass of a custom loop: the prompt, or the tokens after it."""
+        if self._reader is not None:
+            raise ConfigError(
+                "this adapter copies tokens of the prompt, which only the model's `generate` holds: call `generate`. "
+                "For labels and loops of your own use an adapter without copying."
+            )
         state, block = state_of(arguments), self._block("columns")
         before = self._sequences.before(state)
         columns = None if block is None else block.columns

@@ -19,10 +19,14 @@ from pema.errors import ConfigError, MismatchError, OwnerError
 from pema.generation.methods import ForwardMethod, Method, Replacement
 from pema.generation.passes import Pass, Plug, enter, leave
 from pema.generation.planning import Planner
+from pema.generation.reading import Reader
 from pema.owner.causal_lm import output_embedding
 from pema.schema import require
+from pema.tasks.spelling import speller_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from pema.adapter.module import Adapter
     from pema.owner.contract import PLMDescription
     from pema.owner.head import Head
@@ -38,6 +42,7 @@ def attach(
     *,
     prompt_overhead_tokens: int | None = None,
     description: PLMDescription | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     overhead: int | None = None,
 ) -> AttachedAdapter:
     """Plug `adapter` into `model`, until `detach()` or the end of a `with` block.
@@ -51,10 +56,12 @@ def attach(
             (`task.template.prompt_overhead_tokens(tokenizer)`): SL is a prompt's length minus this number. Not needed
             if the schedule does not depend on SL, or if `attached.inputs(source_lengths=...)` gives SL.
         description: the description of the PLM; with it, an adapter of another PLM is refused.
+        tokenizer: the PLM's tokenizer, for an adapter that copies.
         overhead: the former name of `prompt_overhead_tokens`.
 
     Raises:
-        ConfigError: an adapter is attached already, or `prompt_overhead_tokens` is below 0 or given twice.
+        ConfigError: an adapter is attached already, an adapter that copies is given no tokenizer, or
+            `prompt_overhead_tokens` is below 0 or given twice.
         OwnerError: the model is not a causal language model of transformers, or is a wrapper around one.
         MismatchError: the adapter belongs to another PLM, or has other dimensions.
     """
@@ -67,7 +74,13 @@ def attach(
         warnings.warn("overhead is now prompt_overhead_tokens", DeprecationWarning, stacklevel=2)
         prompt_overhead_tokens = overhead
     return AttachedAdapter(
-        model, adapter, head, schedule, prompt_overhead_tokens=prompt_overhead_tokens, description=description
+        model,
+        adapter,
+        head,
+        schedule,
+        prompt_overhead_tokens=prompt_overhead_tokens,
+        description=description,
+        tokenizer=tokenizer,
     )
 
 
@@ -95,12 +108,15 @@ class AttachedAdapter:
         *,
         prompt_overhead_tokens: int | None,
         description: PLMDescription | None,
+        tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
         output_head = _output_head(model)
         if description is not None:
             adapter.require(description)
         _require_dimensions(output_head, adapter, head)
         require("prompt_overhead_tokens", prompt_overhead_tokens, int | None, least=0)
+        if adapter.copying is not None and tokenizer is None:
+            raise ConfigError("this adapter copies tokens of the prompt: attach with tokenizer=plm.tokenizer.")
         if model in _ATTACHED:
             raise ConfigError(f"{type(model).__name__} has an adapter attached already: detach that one first.")
         self.model = model
@@ -112,7 +128,9 @@ class AttachedAdapter:
         if isinstance(weight, Tensor) and weight.device.type != "meta":
             adapter.to(weight.device)
         self._plug = Plug(output_head, adapter, head)
-        self._planner = Planner(model, self._plug, schedule, prompt_overhead_tokens)
+        reader = None if tokenizer is None else Reader(adapter, speller_of(tokenizer), head.weight)
+        reader = None if adapter.copying is None else reader
+        self._planner = Planner(model, self._plug, schedule, prompt_overhead_tokens, reader)
         self._running = 0
         self._lock = threading.Lock()
         around = {"generate": self._generate, "prepare_inputs_for_generation": self._prepare}

@@ -21,12 +21,14 @@ class Batch:
         targets: (b,) int64, y.
         steps: (b,) int64, t = 0, 1, ...: the position of each target in its example.
         source_lengths: (b,) int64, SL, the number of tokens of each example's source.
+        rows: (b,) int64, the place of each pair in the memory.
     """
 
     representations: Tensor
     targets: Tensor
     steps: Tensor
     source_lengths: Tensor
+    rows: Tensor
 
 
 def copy_rows(source: np.ndarray, rows: Integers | slice, out: np.ndarray) -> None:
@@ -49,6 +51,7 @@ class Buffer:
         targets: (n,) int64.
         steps: (n,) int64.
         lengths: (n,) int64, the source lengths.
+        rows: (n,) int64, the places in the memory.
     """
 
     representations: Tensor
@@ -57,19 +60,20 @@ class Buffer:
     targets: Tensor
     steps: Tensor
     lengths: Tensor
+    rows: Tensor
 
     @classmethod
     def empty(cls, n: int, d_tap: int, dtype: torch.dtype) -> Buffer:
         """Allocate a buffer for n pairs."""
         int8 = dtype == torch.int8
         scales, shards = (torch.empty((n, 1)), torch.empty(n, dtype=torch.int64)) if int8 else (None, None)
-        columns = [torch.empty(n, dtype=torch.int64) for _ in range(3)]
+        columns = [torch.empty(n, dtype=torch.int64) for _ in range(4)]
         return cls(torch.empty((n, d_tap), dtype=dtype), scales, shards, *columns)
 
     @property
     def columns(self) -> list[Tensor]:
         """All tensors except the representations."""
-        columns = [self.targets, self.steps, self.lengths, self.scales, self.shards]
+        columns = [self.targets, self.steps, self.lengths, self.rows, self.scales, self.shards]
         return [column for column in columns if column is not None]
 
     def take(self, which: slice | Tensor) -> Buffer:
@@ -79,7 +83,7 @@ class Buffer:
             return column[which] if isinstance(which, slice) else column.index_select(0, which)
 
         scales, shards = (None if column is None else select(column) for column in (self.scales, self.shards))
-        columns = (select(self.targets), select(self.steps), select(self.lengths))
+        columns = (select(self.targets), select(self.steps), select(self.lengths), select(self.rows))
         return Buffer(select(self.representations), scales, shards, *columns)
 
     def batch(self, which: slice | Tensor, head: Head | None, channel_scales: Tensor) -> Batch:
@@ -90,4 +94,6 @@ class Buffer:
         else:
             by_row = channel_scales[0] if len(channel_scales) == 1 else channel_scales[taken.shards]
             f = restore(taken.representations, taken.scales[:, 0], by_row)
-        return Batch(f if head is None else head.normalise(f).float(), taken.targets, taken.steps, taken.lengths)
+        return Batch(
+            f if head is None else head.normalise(f).float(), taken.targets, taken.steps, taken.lengths, taken.rows
+        )

@@ -31,10 +31,19 @@ from pema.memory.pairing import agreeing, pair
 from pema.memory.planning import Plan
 from pema.memory.precision import StorageLoss
 from pema.memory.reader import Memory
-from pema.memory.shard import Contents, ShardFile, channel_scales_of, restore, store, write_shard
+from pema.memory.shard import (
+    Contents,
+    ShardFile,
+    StoredPrompts,
+    channel_scales_of,
+    restore,
+    store,
+    write_shard,
+)
 from pema.owner.contract import PLM, ContextRepresentations, Contexts, Metered, PLMDescription
 from pema.schema import known
 from pema.tasks.example import Example, one_target_each
+from pema.tasks.spelling import Speller, speller_of
 from pema.tasks.target_statistics import TargetStatistics
 
 if TYPE_CHECKING:
@@ -196,7 +205,7 @@ def _write_shards(
 ) -> None:
     """Request one group from the PLM while the previous one is being written."""
     plan = Plan.of(manifest, tokens, plm.description.max_length)
-    loss = StorageLoss(plm.head(), manifest.dtype)
+    loss, speller = StorageLoss(plm.head(), manifest.dtype), speller_of(plm.tokenizer)
     pending: Future[Manifest] | None = None
     with (
         console.progress("building", float(plan.tokens.sum()), "tokens") as advance,
@@ -215,7 +224,7 @@ def _write_shards(
                 advance(float(plan.tokens[start + answer.index]), f"example {stop:,} of {len(examples):,}")
             if pending is not None:
                 manifest = pending.result()
-            pending = writer.submit(_write, manifest, answers, examples, tokens, start, output, loss, journal)
+            pending = writer.submit(_write, manifest, answers, examples, tokens, start, output, loss, speller, journal)
         if pending is not None:
             pending.result()
 
@@ -267,11 +276,12 @@ def _write(
     start: int,
     output: Path,
     loss: StorageLoss,
+    speller: Speller,
     journal: Journal,
 ) -> Manifest:
     """Write one group as a shard, and return the manifest with it."""
     try:
-        contents = _contents(manifest, answers, examples, tokens, start, output, loss)
+        contents = _contents(manifest, answers, examples, tokens, start, output, loss, speller)
     except PemaError:  # the PLM may answer differently next time: in float32, or with another server
         journal.remove()
         raise
@@ -302,11 +312,12 @@ def _contents(
     start: int,
     output: Path,
     loss: StorageLoss,
+    speller: Speller,
 ) -> Contents:
     """Pair the answers for one group with their targets, and convert them to the storage type."""
     plm = manifest.plm
     teacher = manifest.contexts == "teacher"
-    golds, rows, agree = [], [], 0
+    golds, rows, texts, agree = [], [], [], 0
     for i, answer in enumerate(answers, start):
         if answer is None:
             raise OwnerError(f"{plm.name} did not answer for {_name(examples, i)}.")
@@ -323,6 +334,8 @@ def _contents(
                 f"expected ({len(gold)}, {plm.d_tap})."
             )
         golds.append(gold)
+        if generated is not None:
+            texts += generated[: len(gold)]
         rows.append(f[: len(gold)])
     offsets = np.concatenate([[0], np.cumsum([len(gold) for gold in golds])])
 
@@ -343,6 +356,20 @@ def _contents(
         source_lengths=torch.from_numpy(tokens.source_lengths[start : start + len(answers)]).to(torch.int32),
         agreeing=None if teacher else agree,
         sources=None if tokens.sources is None else torch.from_numpy(tokens.sources[start : start + len(answers)]),
+        prompts=_prompts(tokens, range(start, start + len(answers)), speller, None if teacher else texts),
+    )
+
+
+def _prompts(tokens: Tokens, group: range, speller: Speller, texts: Sequence[int] | None) -> StoredPrompts:
+    """Return the tokens of the prompts of a group, whose `predicted` contexts end with `texts`."""
+    prompts = [tokens.prompt(i) for i in group]
+    spelled = [spelling for prompt in prompts for spelling in speller(prompt)]
+    return StoredPrompts(
+        tokens=np.concatenate([np.array(prompt, np.int32) for prompt in prompts]),
+        spellings=np.array([spelling.token for spelling in spelled], np.int32),
+        spans=np.array([spelling.span for spelling in spelled], np.uint8),
+        offsets=np.cumsum([0, *map(len, prompts)]).astype(np.int64),
+        written=None if texts is None else np.array(texts, np.int32),
     )
 
 

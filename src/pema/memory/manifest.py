@@ -23,6 +23,7 @@ from pema.tensors import HEADER_BYTES
 
 FORMAT = "pema-memory"
 VERSION = 1
+PROMPTS_VERSION = 1
 FILE = "manifest.json"
 HEAD = "head"
 
@@ -45,6 +46,17 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class PromptsEntry:
+    """The prompts stored in a shard: version of their form, and the number of their tokens.
+
+    `predicted` contexts are stored with the text that the PLM generated.
+    """
+
+    version: int = option(least=1, most=1 << 20)
+    tokens: int = option(least=1, most=1 << 40)
+
+
+@dataclass(frozen=True)
 class ShardEntry(FileEntry):
     """A shard: a file, and the number of pairs and examples in it.
 
@@ -52,12 +64,14 @@ class ShardEntry(FileEntry):
         agreeing: number of pairs whose context the PLM itself continued with the gold token after the nearest gold
             prefix; None for `teacher` contexts, and if it was not counted.
         sources: whether the shard says which examples have the same source.
+        prompts: the tokens of its prompts; None in memories of earlier versions.
     """
 
     pairs: int = option(least=1, most=1 << 40)
     examples: int = option(least=1, most=1 << 40)
     agreeing: int | None = option(None, least=0, most=1 << 40)
     sources: bool = option(False)
+    prompts: PromptsEntry | None = option(None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values, without a number that was not counted, and `sources` only if it is true."""
@@ -260,8 +274,13 @@ class Manifest:
                     f"shards[{k}].agreeing={entry.agreeing:,} is impossible with {entry.pairs:,} pairs of "
                     f"{self.contexts} contexts."
                 )
+            prompts = self.prompt_bytes(entry)
             each = example + (8 if entry.sources else 0)
-            header = entry.bytes - row * entry.pairs - each * entry.examples - shard - 8
+            header = entry.bytes - row * entry.pairs - each * entry.examples - shard - prompts - 8
+            if entry.prompts is not None and entry.prompts.tokens < entry.examples:
+                raise ConfigError(
+                    f"shards[{k}] cannot have {entry.prompts.tokens:,} tokens in {entry.examples:,} prompts."
+                )
             if entry.examples > entry.pairs or not 0 < header <= HEADER_BYTES:
                 raise ConfigError(
                     f"shards[{k}] cannot have {entry.bytes:,} bytes with {entry.pairs:,} pairs of "
@@ -272,6 +291,13 @@ class Manifest:
         """Return the bytes of a shard's tensors: per pair, per example (without `sources`), and the constant part."""
         int8 = self.dtype == "int8"
         return self.plm.d_tap * ITEM_BYTES[self.dtype] + (8 if int8 else 4), 12, 8 + (4 * self.plm.d_tap if int8 else 0)
+
+    def prompt_bytes(self, entry: ShardEntry) -> int:
+        """Return the bytes of a shard's tensors with tokens of prompts, and of the text after them."""
+        if entry.prompts is None:
+            return 0
+        written = 4 * entry.pairs if self.contexts == "predicted" else 0
+        return 9 * entry.prompts.tokens + 8 * (entry.examples + 1) + written
 
     def write(self, folder: Path) -> None:
         """Write the manifest into `folder`, atomically."""
@@ -324,6 +350,12 @@ class Manifest:
                 f"{path} has format version {short(values.get('version'))}, this pema reads version {VERSION}: use the "
                 "pema version that wrote it."
             )
+        newer = _newer_prompts(values.get("shards"))
+        if newer is not None:
+            raise ExternalMemoryError(
+                f"{path} lists prompts of version {newer}, this pema reads version {PROMPTS_VERSION}: use the pema "
+                "version that wrote it."
+            )
         try:
             manifest = cls.from_dict(values)
         except ConfigError as error:
@@ -331,6 +363,16 @@ class Manifest:
         if (json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False) + "\n").encode() != data:
             raise ExternalMemoryError(f"{path} is damaged (its digest does not match): {RESTORE}")
         return manifest
+
+
+def _newer_prompts(shards: object) -> int | None:
+    """Return a version of prompts that is not read, of the listed shards, which are untrusted input."""
+    for shard in shards if isinstance(shards, list) else []:
+        prompts = shard.get("prompts") if isinstance(shard, dict) else None
+        version = prompts.get("version") if isinstance(prompts, dict) else None
+        if type(version) is int and version > PROMPTS_VERSION:
+            return version
+    return None
 
 
 def file_name(index: int) -> str:

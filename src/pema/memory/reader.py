@@ -16,6 +16,7 @@ from torch import Tensor
 from pema.errors import ExternalMemoryError
 from pema.memory.buffer import Batch, Buffer, copy_rows
 from pema.memory.manifest import HEAD, RESTORE, Manifest
+from pema.memory.prompts import Prompts
 from pema.memory.shard import DTYPES, Integers, ShardFile
 from pema.owner.head import Head
 from pema.schema import require
@@ -131,6 +132,26 @@ class Memory:
     def _first_examples(self) -> Integers:
         """(shards + 1,): number of the first example of each shard."""
         return np.concatenate([[0], np.cumsum([entry.examples for entry in self.manifest.shards])]).astype(np.int64)
+
+    @functools.cached_property
+    def _first_rows(self) -> Integers:
+        """(shards + 1,): place of the first pair of each shard."""
+        return np.concatenate([[0], np.cumsum([entry.pairs for entry in self.manifest.shards])]).astype(np.int64)
+
+    @functools.cached_property
+    def prompts(self) -> Prompts:
+        """The tokens of all contexts.
+
+        Raises:
+            ExternalMemoryError: they are not stored, of another version, or damaged.
+        """
+        for shard in self.shards:
+            if shard.entry.prompts is None:
+                raise ExternalMemoryError(
+                    f"{self.path} does not contain its prompts, because an earlier version of pema built (a part of) "
+                    "it: build it again, or train without copying."
+                )
+        return Prompts(self.shards)
 
     def view(self) -> View:
         """Return a view of all pairs."""
@@ -323,7 +344,9 @@ class View:
             for column, previous in zip(buffer.columns, rest.columns, strict=True):
                 column[:kept] = previous
         rows = buffer.representations.view(torch.uint8).numpy()
-        targets, steps, source_lengths = (column.numpy() for column in (buffer.targets, buffer.steps, buffer.lengths))
+        targets, steps, source_lengths, places = (
+            column.numpy() for column in (buffer.targets, buffer.steps, buffer.lengths, buffer.rows)
+        )
         at = kept
         for block in blocks:
             file = self.memory.shards[block.shard]
@@ -336,6 +359,7 @@ class View:
                 buffer.shards[here] = self.memory._channel_scales[1][block.shard]
             targets[here] = file.targets(first, last)[chosen]
             steps[here] = self._steps(block)
+            places[here] = (self.memory._first_rows[block.shard] + np.arange(first, last))[chosen]
             lengths = file.example_offsets[block.examples + 1] - file.example_offsets[block.examples]
             source_lengths[here] = np.repeat(file.source_lengths[block.examples], lengths)
             at += block.pairs

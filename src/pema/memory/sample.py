@@ -118,7 +118,8 @@ def select(shard: ShardFile, examples: Integers) -> Contents:
     offsets = shard.example_offsets
     lengths = offsets[examples + 1] - offsets[examples]
     ends = np.cumsum(lengths)
-    rows = torch.from_numpy(np.repeat(offsets[examples] - (ends - lengths), lengths) + np.arange(ends[-1]))
+    places = np.repeat(offsets[examples] - (ends - lengths), lengths) + np.arange(ends[-1])
+    rows = torch.from_numpy(places)
     return Contents(
         representations=whole.representations[rows],
         scales=None if whole.scales is None else whole.scales[rows],
@@ -127,4 +128,5 @@ def select(shard: ShardFile, examples: Integers) -> Contents:
         example_offsets=torch.from_numpy(np.concatenate([[0], ends])),
         source_lengths=whole.source_lengths[torch.from_numpy(examples)],
         sources=None if whole.sources is None else whole.sources[torch.from_numpy(examples)],
+        prompts=None if whole.prompts is None else whole.prompts.select(examples, places),
     )

@@ -19,7 +19,7 @@ from torch import Tensor
 from pema.errors import ConfigError, DataError, ExternalMemoryError
 from pema.files import open_regular, sha256, writing
 from pema.memory.config import Dtype
-from pema.memory.manifest import RESTORE, Manifest, ShardEntry, file_name
+from pema.memory.manifest import PROMPTS_VERSION, RESTORE, Manifest, PromptsEntry, ShardEntry, file_name
 from pema.tensors import BYTES, read_header
 
 Integers = npt.NDArray[np.int64]
@@ -31,6 +31,51 @@ DTYPES: dict[Dtype, torch.dtype] = {
     "int8": torch.int8,
 }
 _STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
+
+
+@dataclass(frozen=True)
+class StoredPrompts:
+    """The prompts of e examples with n pairs, as token ids.
+
+    Attributes:
+        tokens: (p,) int32, the tokens of all prompts.
+        spellings: (p,) int32, the token that writes `spans` tokens from here after a space, or -1; see
+            `pema.tasks.spelling`.
+        spans: (p,) uint8.
+        offsets: (e + 1,) int64, first token of each prompt, and p.
+        written: (n,) int32, the token that the PLM generated after each `predicted` context; None for `teacher`
+            contexts, where it is the target.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    spellings: npt.NDArray[np.int32]
+    spans: npt.NDArray[np.uint8]
+    offsets: Integers
+    written: npt.NDArray[np.int32] | None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by their names in the file."""
+        values = {
+            "prompt_tokens": self.tokens,
+            "prompt_spellings": self.spellings,
+            "prompt_spans": self.spans,
+            "prompt_offsets": self.offsets,
+            "written": self.written,
+        }
+        return {name: torch.from_numpy(value) for name, value in values.items() if value is not None}
+
+    def select(self, examples: Integers, rows: Integers) -> StoredPrompts:
+        """Return the prompts of some examples (k,), whose pairs are `rows`."""
+        lengths = self.offsets[examples + 1] - self.offsets[examples]
+        ends = np.cumsum(lengths)
+        places = np.repeat(self.offsets[examples] - (ends - lengths), lengths) + np.arange(ends[-1])
+        return StoredPrompts(
+            self.tokens[places],
+            self.spellings[places],
+            self.spans[places],
+            np.concatenate([[0], ends]),
+            None if self.written is None else self.written[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -47,6 +92,7 @@ class Contents:
         source_lengths: (e,) int32, number of tokens of each example's source.
         agreeing: not in the file: see `ShardEntry`.
         sources: (e,) int64, equal for examples of one source; None if all sources differ.
+        prompts: the tokens of the contexts; None in memories of earlier versions.
     """
 
     representations: Tensor
@@ -57,6 +103,7 @@ class Contents:
     channel_scales: Tensor | None = None
     agreeing: int | None = None
     sources: Tensor | None = None
+    prompts: StoredPrompts | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by their names in the file."""
@@ -70,6 +117,8 @@ class Contents:
             values |= {"scales": self.scales, "channel_scales": self.channel_scales}
         if self.sources is not None:
             values["sources"] = self.sources
+        if self.prompts is not None:
+            values |= self.prompts.tensors()
         return values
 
 
@@ -178,6 +227,7 @@ def write_shard(folder: Path, index: int, contents: Contents) -> ShardEntry:
         examples=len(contents.source_lengths),
         agreeing=contents.agreeing,
         sources=contents.sources is not None,
+        prompts=None if contents.prompts is None else PromptsEntry(PROMPTS_VERSION, len(contents.prompts.tokens)),
     )
 
 
@@ -202,6 +252,11 @@ class ShardFile:
             self.layout |= {"scales": ("F32", [n]), "channel_scales": ("F32", [manifest.plm.d_tap])}
         if entry.sources:
             self.layout["sources"] = ("I64", [e])
+        if entry.prompts is not None:
+            p = [entry.prompts.tokens]
+            self.layout |= {"prompt_tokens": ("I32", p), "prompt_spellings": ("I32", p), "prompt_spans": ("U8", p)}
+            self.layout |= {"prompt_offsets": ("I64", [e + 1])}
+            self.layout |= {"written": ("I32", [n])} if manifest.contexts == "predicted" else {}
 
     def damaged(self, why: str) -> DamagedShardError:
         """Return the error for a damaged shard."""
@@ -270,7 +325,7 @@ class ShardFile:
 
     def integers(self, name: str, start: int, stop: int) -> Integers:
         """Copy rows [start, stop) of an integer tensor as int64."""
-        kind = np.dtype("<i4") if self.layout[name][0] == "I32" else np.dtype("<i8")
+        kind = np.dtype({"U8": "<u1", "I32": "<i4", "I64": "<i8"}[self.layout[name][0]])
         return self.window(name, start, stop).view(kind)[:, 0].astype(np.int64)
 
     @functools.cached_property
@@ -328,6 +383,33 @@ class ShardFile:
             raise self.damaged(f"a target is outside the vocabulary of {self.vocabulary_size} tokens")
         return targets
 
+    def prompts(self) -> StoredPrompts:
+        """Read the tokens of the prompts.
+
+        Raises:
+            ExternalMemoryError: offsets do not increase from 0, or a token or span is impossible.
+        """
+        assert self.entry.prompts is not None
+        p, n = self.entry.prompts.tokens, self.entry.pairs
+        offsets = self.integers("prompt_offsets", 0, self.entry.examples + 1)
+        if offsets[0] != 0 or offsets[-1] != p or (np.diff(offsets) < 1).any():
+            raise self.damaged("its prompt offsets do not increase from 0 to the number of tokens")
+        tokens, spellings, spans = (self.integers(f"prompt_{name}", 0, p) for name in ("tokens", "spellings", "spans"))
+        written = self.integers("written", 0, n) if "written" in self.layout else None
+        for values, least in ((tokens, 0), (spellings, -1), (np.zeros(1) if written is None else written, 0)):
+            if not least <= values.min() <= values.max() < self.vocabulary_size:
+                raise self.damaged(f"a token of a prompt is outside the vocabulary of {self.vocabulary_size} tokens")
+        ends = np.repeat(offsets[1:], np.diff(offsets))
+        if (np.arange(p) + spans > ends).any() or ((spans > 0) != (spellings >= 0)).any():
+            raise self.damaged("a spelling ends outside its prompt")
+        return StoredPrompts(
+            tokens.astype(np.int32),
+            spellings.astype(np.int32),
+            spans.astype(np.uint8),
+            offsets,
+            None if written is None else written.astype(np.int32),
+        )
+
     def contents(self) -> Contents:
         """Copy the whole shard into RAM."""
         n = self.entry.pairs
@@ -341,4 +423,5 @@ class ShardFile:
             example_offsets=torch.from_numpy(self.example_offsets),
             source_lengths=torch.from_numpy(self.source_lengths.astype(np.int32)),
             sources=None if self.sources is None else torch.from_numpy(self.sources),
+            prompts=None if self.entry.prompts is None else self.prompts(),
         )

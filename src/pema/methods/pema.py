@@ -21,7 +21,7 @@ from pema.files import size
 from pema.generation.classification import Classification, choose_labels
 from pema.generation.config import GenerateConfig, with_own_ending
 from pema.generation.decoding import GeneratedTexts, decode
-from pema.generation.plugin import attach
+from pema.generation.plugin import AttachedAdapter, attach
 from pema.memory.reader import Memory
 from pema.methods.contract import AdaptedModel, Job, TrainingReport
 from pema.methods.on_memory import MEMORY, MemoryMethod, head_on_device, memory_of
@@ -37,7 +37,7 @@ class PEMA(MemoryMethod):
     """PEMA: P = lambda_t P_PEMA + (1 - lambda_t) P_LM; the settings of `TrainConfig` are further settings.
 
     Attributes:
-        preset: `paper`, `best` or `private`.
+        preset: `paper`, `best`, `copy` or `private`.
         schedule: see `GenerateConfig`.
         lambda_max: see `GenerateConfig`.
         changes: settings of the adapter's training that differ from the preset's.
@@ -122,7 +122,7 @@ class _Mixed(AdaptedModel):
 
     def generate(self, sources: Sequence[str | Example], **settings: Any) -> GeneratedTexts:  # noqa: ANN401
         plm, settings = self._plm, with_own_ending(self._adapter.config, {**self._job.decoding, **settings})
-        with attach(plm.generator, self._adapter, plm.head(), self._schedule, description=plm.description) as attached:
+        with self._attached() as attached:
             return decode(plm, plm.generator, sources, self._job.task, attached.inputs, **settings)
 
     def classify(
@@ -132,8 +132,19 @@ class _Mixed(AdaptedModel):
         **settings: Any,  # noqa: ANN401
     ) -> Classification:
         plm = self._plm
-        with attach(plm.generator, self._adapter, plm.head(), self._schedule, description=plm.description) as attached:
+        with self._attached() as attached:
             return choose_labels(plm, plm.generator, sources, labels, self._job.task, attached.inputs, **settings)
+
+    def _attached(self) -> AttachedAdapter:
+        plm = self._plm
+        return attach(
+            plm.generator,
+            self._adapter,
+            plm.head(),
+            self._schedule,
+            description=plm.description,
+            tokenizer=plm.tokenizer,
+        )
 
     def perplexity(self, examples: Sequence[Example]) -> float:
         memory = memory_of(self._plm, self._job.task, examples)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from pema.adapter.config import TrainConfig
-from pema.adapter.likelihood import log_p
+from pema.adapter.likelihood import log_p, log_p_pema
 from pema.adapter.module import Adapter
 from pema.adapter.training import train
 from pema.console import note
@@ -132,8 +132,11 @@ def mean_log_p(memory: Memory, head: Head, adapter: Adapter | None) -> Floats:
     values = []
     for batch in memory.view().batches(BATCH):
         f = batch.representations
-        h, tokens = (f, None) if adapter is None else (adapter(f), adapter.tokens)
-        values.append(log_p(head, h, batch.targets, tokens).clamp_min(LEAST_LOG_P).numpy())
+        if adapter is None:
+            log_y = log_p(head, f, batch.targets)
+        else:
+            log_y = log_p_pema(adapter, head, f, batch.targets, adapter.context(memory, batch.rows))
+        values.append(log_y.clamp_min(LEAST_LOG_P).numpy())
     lengths = example_lengths(memory)
     starts = np.cumsum(lengths) - lengths
     means: Floats = np.add.reduceat(np.concatenate(values), starts) / lengths

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pema.adapter.copying import context_tokens
 from pema.adapter.schedule import Schedule
 from pema.adapter.task import require_task
 from pema.errors import ConfigError
@@ -18,6 +19,7 @@ from pema.generation.mixture import mix
 from pema.generation.steps import Weights
 from pema.generation.texts import stopped, text_of
 from pema.pages.inspector.surface import Surface, surfaces
+from pema.tasks.spelling import speller_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -177,7 +179,10 @@ def inspect_generation(
             # f is rounded to the head's dtype before the adapter reads it, as in the plug-in.
             f = head.normalise(session.representations.to(head.weight.device)).to(head.weight.dtype)
             log_p_plm = head.logits(f).log_softmax(-1)
-            log_p_pema = adapter.log_probs(f, head)
+            context = None
+            if adapter.copying is not None:
+                context = context_tokens(speller_of(tokenizer), [prompt.prompt], [generated], adapter.config.frame)
+            log_p_pema = adapter.log_probs(f, head, context)
             before = [*prompt.prompt, *generated]
             weight = weights.table(t, t)[:, 0]
             steps.append(_step(tokenizer, before, log_p_plm.cpu()[0], log_p_pema.cpu()[0], weight.cpu()[0], candidates))
