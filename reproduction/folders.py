@@ -5,7 +5,7 @@
     python -m reproduction.folders unpack reproduction/results/compare/e2e-nlg.jsonl runs/results/e2e-nlg
 
 `pack` also reads the file of `pema demo --output`. An unpacked folder equals the original, so `pema report` shows it.
-Test examples are included if the project may redistribute them: bundled data, and synthetic data.
+Test examples are included if the project may redistribute them: bundled data.
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ from typing import Any
 from pema.errors import DataError
 from pema.evaluation.evaluate import LABEL_ACCURACY
 from pema.experiments.compare import run_experiment
-from pema.experiments.data import SUPPORT
+from pema.experiments.data import SHIPPED
 from pema.experiments.experiment import Experiment
 from pema.experiments.layout import COMET, COMPARISON, EXPERIMENT, TEST
 from pema.experiments.texts import read_labels, read_texts, write_texts
 from pema.files import read_json, write_json, writing
-from reproduction.data.made_tasks import TASKS, data_name
 from reproduction.lines import LABELS, RUN, TEXTS, read_lines, read_runs, write_lines
 
 EXAMPLES = "examples"
-SHIPPED = frozenset({SUPPORT, *map(data_name, TASKS)})
-"""Names of the data whose sentences the project may redistribute."""
 
 
 def pack(folder: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,6 @@ from reproduction.tables import (
     comparisons,
     demo,
     paper_shape,
-    presets,
     privacy,
     settings,
     vocabulary,
@@ -48,11 +47,6 @@ def results() -> str:
     return comparisons.summaries() + comparisons.comparisons()
 
 
-def chosen() -> str:
-    """Return the figures by which preset `best` was chosen."""
-    return presets.presets() + vocabulary.vocabulary()
-
-
 SECURITY = ROOT / "SECURITY.md"
 README = ROOT / "README.md"
 
@@ -76,7 +70,6 @@ def origins() -> list[Origin]:
             Origin(f"comparison `{file.stem}`", DOCS / "results.md", comparisons.command(file.stem), (file,))
             for file in compared
         ),
-        Origin("candidates for preset `best`", DOCS / "presets.md", presets.COMMAND, tuple(files(presets.FOLDER))),
         Origin("vocabularies of training", DOCS / "presets.md", vocabulary.COMMAND, (vocabulary.FILE,)),
         Origin("masked heads", DOCS / "masked-head.md", privacy.MASKED_HEAD_COMMAND, (privacy.MASKED_HEAD,)),
         Origin("attacks", SECURITY, attack.COMMAND, (attack.FILE,)),
@@ -111,7 +104,7 @@ BLOCKS: dict[Path, Callable[[], str]] = {
     SECURITY: attack.attack,
     DOCS / "benchmarks.md": benchmarks.benchmarks,
     DOCS / "results.md": results,
-    DOCS / "presets.md": chosen,
+    DOCS / "presets.md": vocabulary.vocabulary,
     DOCS / "masked-head.md": privacy.masked_head,
     DOCS / "paper-shape.md": paper_shape.paper_shape,
     DOCS / "private-training.md": privacy.private,

@@ -38,7 +38,6 @@ GREY = "#555555"
 WIDE = 10  # from this ratio of the greatest to the least on, an axis is logarithmic
 AXES = {
     "rank": "rank r",
-    "plm": "parameters of the PLM (millions)",
     "examples": "training examples",
 }
 """Titles of horizontal axes that are not the setting's name."""
@@ -61,9 +60,7 @@ def line_plot(results: Results, x: str, facet: str | None) -> bytes:
         figure = Figure(figsize=(8, 2.3 * rows + 0.5), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey="row" if facet else False)
         panels = [(measure, value) for measure in measures for value in facets]
-        names = list(
-            dict.fromkeys(line.named_without(x, facet or "") for line in lines if not line.is_plm or _at(line, x))
-        )
+        names = list(dict.fromkeys(line.named_without(x, facet or "") for line in lines if not line.is_plm))
         for axes, (measure, value) in zip(grid.flat, panels, strict=False):
             some = [line for line in lines if value is None or line.setting(facet or "") in (value, None)]
             _draw_lines(axes, some, measure, x, names, facet)
@@ -82,17 +79,12 @@ def line_plot(results: Results, x: str, facet: str | None) -> bytes:
         return _svg(figure, results)
 
 
-def _at(line: Line, x: str) -> float | None:
-    value: float | None = line.setting(x)
-    return value / 1e6 if x == "plm" and value is not None else value
-
-
 def _draw_lines(
     axes: Axes, lines: Sequence[Line], measure: str, x: str, names: Sequence[str], facet: str | None
 ) -> None:
     points: dict[str, list[tuple[float, float, float]]] = {}
     for line in lines:
-        name, at, mean = line.named_without(x, facet or ""), _at(line, x), line.mean(measure)
+        name, at, mean = line.named_without(x, facet or ""), line.setting(x), line.mean(measure)
         if mean is None:
             continue
         if at is not None:
@@ -108,7 +100,7 @@ def _draw_lines(
         where, means, spreads = zip(*sorted(values), strict=True)
         look: dict[str, Any] = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
         axes.errorbar(where, means, yerr=spreads, capsize=3, markersize=4.5, linewidth=1.4, label=name, **look)
-    ticks = sorted({at for line in lines if (at := _at(line, x)) is not None})
+    ticks = sorted({at for line in lines if (at := line.setting(x)) is not None})
     if ticks and ticks[0] > 0 and ticks[-1] / ticks[0] >= WIDE / 2:
         axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{tick:,.3g}" if tick < 1000 else f"{tick:,.0f}" for tick in ticks])

@@ -2,7 +2,7 @@
 
     python -m reproduction.studies FOLDER
 
-FOLDER contains the output of `python -m reproduction.data.real` and, for the study of PLM size, folders of PLMs.
+FOLDER contains the output of `python -m reproduction.data.real`; most studies need none, their data are bundled.
 Finished runs in the folder of `--work` are skipped, so that an interrupted study continues; a finished study goes to
 `reproduction/results/studies/NAME.jsonl`.
 """
@@ -18,14 +18,13 @@ from pathlib import Path
 
 from pema.errors import PemaError
 from pema.experiments.config import read_config
-from pema.experiments.experiment import Kind
 from pema.experiments.records import Results
 from reproduction import paths
 from reproduction.folders import run_into
 from reproduction.lines import SUFFIX
 from reproduction.plots import dot_plot, line_plot
 from reproduction.tables.markdown import BEGIN, END, head, replace_block, row, source, write
-from reproduction.tables.results import DEV, PARAMETERS, PLM, SECONDS, lines_of, read_results, text_of, title_of
+from reproduction.tables.results import DEV, PARAMETERS, SECONDS, lines_of, read_results, text_of, title_of
 
 CONFIGS, RESULTS, PAGES = paths.CONFIGS / "studies", paths.RESULTS / "studies", paths.DOCS / "studies"
 
@@ -38,15 +37,11 @@ class Study:
         question: the question in one sentence.
         x: the swept setting on the plot's horizontal axis; None: one row per method.
         facet: a setting with one column of panels per value.
-        kind: `compare` or `sweep`.
-        shipped: whether its data lie in the repository, at paths from the config.
     """
 
     question: str
     x: str | None = None
     facet: str | None = None
-    kind: Kind = "sweep"
-    shipped: bool = False
 
 
 STUDIES = {
@@ -56,15 +51,9 @@ STUDIES = {
     "schedules": Study(
         "Which schedule of the mixture weight, and which lambda_max, for which contexts?", "lambda_max", "contexts"
     ),
-    "memory-size": Study("Where does quality level off as the memory grows?", "examples"),
-    "ablations": Study("What is the effect of the residual, the activation, the width and the seen vocabulary?"),
+    "memory-size": Study("How much does a larger memory help, up to all the texts there are?", "examples"),
+    "ablations": Study("What is the effect of each part of preset `best`, and what is left when they are taken away?"),
     "kappa": Study("How much weight should reconstruction have in the joint loss?", "kappa"),
-    "targets": Study("With contexts predicted by the PLM: targets by position, or aligned?"),
-    "equal-time": Study("What do full fine-tuning and LoRA reach in the time that PEMA trains?", kind="compare"),
-    "plm-size": Study("Does PEMA help a larger PLM as much as a smaller one?", "plm"),
-    "classification": Study("A task with a one-word output: which department?", kind="compare", shipped=True),
-    "qa": Study("A task with a short output: which answer does the text contain?", kind="compare", shipped=True),
-    "summarisation": Study("A task with a sentence as output: what is the ticket about?", kind="compare", shipped=True),
 }
 """Studies by name, in the order in which they are run."""
 
@@ -73,7 +62,7 @@ def run(folder: Path, work: Path, names: Sequence[str]) -> list[str]:
     """Run studies.
 
     Args:
-        folder: folder of data and PLMs.
+        folder: folder of data.
         work: folder of memories, trained models and runs; finished ones are skipped.
         names: names of studies.
 
@@ -81,14 +70,11 @@ def run(folder: Path, work: Path, names: Sequence[str]) -> list[str]:
         Why the ones that failed did; the others are run nevertheless.
     """
     failed, work = [], work.resolve()
-    # A PLM's folder is relative to the working directory.
     with contextlib.chdir(folder):
         for name in names:
             print(f"{name} ...", flush=True)
-            study = STUDIES[name]
-            root = None if study.shipped else Path()
             try:
-                experiment = read_config(CONFIGS / f"{name}.toml", study.kind, root)
+                experiment = read_config(CONFIGS / f"{name}.toml", "sweep", Path())
                 run_into(results_of(name), experiment, work)
             except PemaError as error:
                 failed.append(f"{name}: {error}")
@@ -102,7 +88,7 @@ def results_of(name: str) -> Path:
 
 def command(name: str) -> str:
     """Return the command that produces the results of a study."""
-    return f"pema {STUDIES[name].kind} reproduction/configs/studies/{name}.toml"
+    return f"pema sweep reproduction/configs/studies/{name}.toml"
 
 
 def finished() -> list[str]:
@@ -131,9 +117,7 @@ def table(results: Results) -> str:
     """Return the table of all lines, with a note about the means."""
     about, lines = results.about, lines_of(results)
     measured = [line for line in lines if line.mean(DEV) is not None]
-    # Perplexities of different PLMs refer to different tokens.
-    comparable = measured if PLM not in (about.axes or {}) else []
-    chosen = min(comparable, key=lambda line: line.mean(DEV) or 0.0, default=None)
+    chosen = min(measured, key=lambda line: line.mean(DEV) or 0.0, default=None)
     text = head(["", *map(title_of, (*results.metrics, DEV, PARAMETERS, SECONDS))])
     for line in lines:
         cells = [f"{line.text(name)} {line.mark(name)}".rstrip() for name in results.metrics]
@@ -172,7 +156,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="data and PLMs")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the data")
     parser.add_argument("--only", nargs="+", choices=STUDIES, default=list(STUDIES), metavar="NAME", help="run these")
     parser.add_argument("--work", type=Path, default=Path("runs"), help="memories, trained models and single runs")
     given = parser.parse_args()

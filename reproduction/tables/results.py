@@ -61,9 +61,7 @@ class Line:
         return ", ".join([self.label, *(f"{name}={run.settings[name]}" for name in run.signature.config["grid"])])
 
     def setting(self, name: str) -> Any:  # noqa: ANN401
-        """Return the value of a setting, None for its default; of `plm`, the PLM's number of parameters."""
-        if name == PLM and name in self.runs[0].settings:
-            return self.runs[0].signature.config["plm"]["parameters"]
+        """Return the value of a setting, None for its default."""
         return self.runs[0].settings.get(name)
 
     def named_without(self, *names: str) -> str:

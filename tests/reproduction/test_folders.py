@@ -15,8 +15,8 @@ from reproduction.folders import EXAMPLES, SHIPPED, TEXTS, pack, run_into, unpac
 from reproduction.lines import read_lines, read_runs, write_lines
 from reproduction.paths import RESULTS
 
-COMMITTED = sorted(file for part in ("compare", "studies", "presets") for file in (RESULTS / part).iterdir())
-QA = RESULTS / "studies" / "qa.jsonl"
+COMMITTED = sorted(file for part in ("compare", "studies") for file in (RESULTS / part).iterdir())
+KAPPA = RESULTS / "studies" / "kappa.jsonl"
 
 
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: f"{file.parent.name}/{file.stem}")
@@ -39,26 +39,26 @@ def test_it_holds_every_run_its_texts_and_only_sentences_that_may_be_passed_on(f
 
 
 def test_data_that_the_project_may_pass_on():
-    assert {"support", "made-classification", "made-qa", "made-summarisation"} == SHIPPED
+    assert set(SHIPPED) == {"support", "restaurants"}
 
 
 def test_the_report_shows_an_unpacked_folder(tmp_path):
-    unpack(QA, tmp_path / "qa")
-    assert {path.name for path in (tmp_path / "qa").iterdir()} == {
+    unpack(KAPPA, tmp_path / "kappa")
+    assert {path.name for path in (tmp_path / "kappa").iterdir()} == {
         *(EXPERIMENT, COMPARISON, TEST),
-        *(f"{name}.{kind}" for name in read_runs(QA) for kind in ("json", "txt")),
+        *(f"{name}.{kind}" for name in read_runs(KAPPA) for kind in ("json", "txt")),
     }
-    assert "PEMA best" in report(tmp_path / "qa")
+    assert "kappa=0.2" in report(tmp_path / "kappa")
 
 
 def test_scores_of_another_environment_go_along(tmp_path):
-    unpack(QA, tmp_path / "qa")
-    name, *_ = read_runs(QA)
-    (tmp_path / "qa" / COMET).mkdir()
-    (tmp_path / "qa" / COMET / f"{name}.json").write_text('{\n  "value": 0.5\n}\n', encoding="utf-8")
-    write_lines(tmp_path / "qa.jsonl", pack(tmp_path / "qa"))
-    assert read_runs(tmp_path / "qa.jsonl")[name][COMET] == {"value": 0.5}
-    unpack(tmp_path / "qa.jsonl", tmp_path / "again")
+    unpack(KAPPA, tmp_path / "kappa")
+    name, *_ = read_runs(KAPPA)
+    (tmp_path / "kappa" / COMET).mkdir()
+    (tmp_path / "kappa" / COMET / f"{name}.json").write_text('{\n  "value": 0.5\n}\n', encoding="utf-8")
+    write_lines(tmp_path / "kappa.jsonl", pack(tmp_path / "kappa"))
+    assert read_runs(tmp_path / "kappa.jsonl")[name][COMET] == {"value": 0.5}
+    unpack(tmp_path / "kappa.jsonl", tmp_path / "again")
     assert json.loads((tmp_path / "again" / COMET / f"{name}.json").read_text(encoding="utf-8")) == {"value": 0.5}
     assert COMET not in json.loads((tmp_path / "again" / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -86,12 +86,12 @@ def test_the_demos_file_is_packed(tmp_path, monkeypatch):
 
 def test_the_command_packs_and_unpacks(tmp_path, monkeypatch):
     for arguments in (
-        ["unpack", str(QA), str(tmp_path / "qa")],
-        ["pack", str(tmp_path / "qa"), str(tmp_path / "qa.jsonl")],
+        ["unpack", str(KAPPA), str(tmp_path / "kappa")],
+        ["pack", str(tmp_path / "kappa"), str(tmp_path / "kappa.jsonl")],
     ):
         monkeypatch.setattr(sys, "argv", ["folders", *arguments])
         folders.main()
-    assert (tmp_path / "qa.jsonl").read_bytes() == QA.read_bytes()
+    assert (tmp_path / "kappa.jsonl").read_bytes() == KAPPA.read_bytes()
 
 
 CONFIG = """
@@ -100,7 +100,7 @@ plm = "PLM"
 seeds = [0]
 metrics = ["chrf"]
 [data]
-name = "made-qa"
+name = "support"
 train = { data = "some.tsv" }
 dev = { data = "some.tsv" }
 test = { data = "some.tsv" }

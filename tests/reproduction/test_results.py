@@ -10,9 +10,7 @@ from reproduction.lines import RUN, SUFFIX, read_lines, write_lines
 from reproduction.paths import RESULTS
 from reproduction.tables.results import lines_of, read_results
 
-COMPARED = [
-    path for path in sorted(RESULTS.rglob(f"*{SUFFIX}")) if path.parent.name in ("compare", "studies", "presets")
-]
+COMPARED = [path for path in sorted(RESULTS.rglob(f"*{SUFFIX}")) if path.parent.name in ("compare", "studies")]
 
 
 @pytest.mark.parametrize("file", COMPARED, ids=lambda file: f"{file.parent.name}/{file.stem}")
@@ -44,12 +42,12 @@ def test_what_earlier_versions_wrote_is_read_and_would_be_written_again(file):
     ],
 )
 def test_a_damaged_run_is_named(tmp_path, change, message):
-    lines = read_lines(RESULTS / "studies" / f"qa{SUFFIX}")
+    lines = read_lines(RESULTS / "studies" / f"kappa{SUFFIX}")
     place = next(k for k, line in enumerate(lines) if RUN in line)
     lines[place] |= change
-    write_lines(tmp_path / "qa.jsonl", lines)
+    write_lines(tmp_path / "kappa.jsonl", lines)
     with pytest.raises(DataError, match=message):
-        read_results(tmp_path / "qa.jsonl")
+        read_results(tmp_path / "kappa.jsonl")
 
 
 def test_a_file_without_a_comparison_is_refused(tmp_path):

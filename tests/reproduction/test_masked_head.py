@@ -1,13 +1,12 @@
-"""Experiments that are more than a config: masked adapters can be turned back; presets are chosen without test data."""
+"""An adapter that was trained on a masked memory can be turned back."""
 
 import pytest
 import torch
 
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
-from pema.experiments.data import support_data
 from pema.owner.mask import MaskedPLM, rotate
-from reproduction.experiments import masked_head, presets
+from reproduction.experiments import masked_head
 
 
 @pytest.mark.parametrize("settings", [{"residual": True, "activation": "gelu"}, {"residual": True}, {}])
@@ -26,11 +25,3 @@ def test_an_adapter_of_a_masked_memory_turned_back_does_the_same(tiny_plm, setti
     Qf = rotate(f, Q.float())
     torch.testing.assert_close(plain.log_probs(f, plm.head()), adapter.log_probs(Qf, masked.head()), atol=1e-4, rtol=0)
     torch.testing.assert_close(rotate(plain.reconstruct(f), Q.float()), adapter.reconstruct(Qf), atol=1e-4, rtol=1e-4)
-
-
-def test_the_preset_is_chosen_without_test_data():
-    data = support_data()
-    experiment = presets.experiment(data)
-    assert experiment.data.test == experiment.data.dev == data.dev
-    assert not {e.source for e in data.test} & {e.source for e in (*experiment.data.train, *experiment.data.test)}
-    assert [line.label for line in experiment.lines()] == ["PLM alone", *presets.CANDIDATES]
