@@ -24,7 +24,7 @@ from reproduction.folders import run_into
 from reproduction.lines import SUFFIX
 from reproduction.plots import dot_plot, line_plot
 from reproduction.tables.markdown import BEGIN, END, head, replace_block, row, source, write
-from reproduction.tables.results import DEV, PARAMETERS, SECONDS, lines_of, read_results, text_of, title_of
+from reproduction.tables.results import DEV, PARAMETERS, lines_of, read_results, text_of, title_of
 
 CONFIGS, RESULTS, PAGES = paths.CONFIGS / "studies", paths.RESULTS / "studies", paths.DOCS / "studies"
 
@@ -118,14 +118,16 @@ def table(results: Results) -> str:
     about, lines = results.about, lines_of(results)
     measured = [line for line in lines if line.mean(DEV) is not None]
     chosen = min(measured, key=lambda line: line.mean(DEV) or 0.0, default=None)
-    text = head(["", *map(title_of, (*results.metrics, DEV, PARAMETERS, SECONDS))])
+    text = head(["", *map(title_of, (*results.metrics, DEV, PARAMETERS))])
     for line in lines:
         cells = [f"{line.text(name)} {line.mark(name)}".rstrip() for name in results.metrics]
         cells += [f"**{line.text(DEV)}**" if line is chosen else line.text(DEV)]
-        text += row([line.title, *cells, text_of(PARAMETERS, line.mean(PARAMETERS)), line.text(SECONDS)])
+        text += row([line.title, *cells, text_of(PARAMETERS, line.mean(PARAMETERS))])
     data, seeds = about.data, ", ".join(map(str, about.seeds))
     text += f"\n{data.name}: {data.train:,} training examples, {data.dev} dev, {data.test} test. "
     text += f"Mean ± standard deviation over seeds {seeds}" if len(about.seeds) > 1 else f"Seed {seeds}"
+    if len({len(line.runs) for line in lines if not line.is_plm}) > 1:
+        text += "; without ± one run"
     if about.reference is not None:
         text += f"; + better, - worse than {about.reference} (paired bootstrap over test sentences, p < 0.05)"
     return text + (". **Bold**: what dev data choose.\n" if chosen else ".\n")

@@ -10,14 +10,14 @@ from typing import Any
 
 from pema.errors import DataError
 from pema.evaluation.notation import metric_name, score_text
-from pema.experiments.formats import scaled, seconds
+from pema.experiments.formats import scaled
 from pema.experiments.layout import COMET
 from pema.experiments.reader import assemble, record, scored_elsewhere
 from pema.experiments.records import Comparison, ExperimentFacts, Results, Run
 from reproduction.lines import RUN, TEXTS, read_lines, read_runs
 
-DEV, SECONDS, PARAMETERS = "dev_perplexity", "train_seconds", "trainable_parameters"
-OF_COSTS = {SECONDS: ("training", seconds), PARAMETERS: ("trained parameters", scaled)}
+DEV, PARAMETERS = "dev_perplexity", "trainable_parameters"
+OF_COSTS = {PARAMETERS: ("trained parameters", scaled)}
 """Costs that are also measures: titles and formats."""
 PLM = "plm"
 
