@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 from importlib import metadata
+from importlib.util import find_spec
+
+from pema.errors import ConfigError
 
 OF_EXTRA = re.compile(r"(?P<requirement>[^;]+?)\s*;.*\bextra\s*==\s*[\"'](?P<extra>[\w-]+)[\"']")
 
@@ -22,3 +25,13 @@ def installs(extra: str) -> str:
     if not packages:
         return f"install the packages of the extra {extra!r}, which pyproject.toml lists"
     return f"pip install {' '.join(packages)}"
+
+
+def require_library(what: str, library: str, extra: str) -> None:
+    """Refuse `what` if a library of an extra is not installed; nothing is imported.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if find_spec(library) is None:
+        raise ConfigError(f"{what} needs the library {library}, which is not installed: {installs(extra)}.")

@@ -242,10 +242,10 @@ def test_without_opacus(memory, tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "opacus"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "opacus", None)
-    with pytest.raises(ConfigError, match=r"Opacus, which is not installed: pip install 'opacus>="):
+    with pytest.raises(ConfigError, match=r"opacus, which is not installed: pip install 'opacus>="):
         train(memory, preset("private", **SMALL), tmp_path / "adapter")
     for call in (lambda: epsilon_spent(1.0, 1e-3, 0.1, 1), accountant_name):
-        with pytest.raises(ConfigError, match="Opacus, which is not installed"):
+        with pytest.raises(ConfigError, match="opacus, which is not installed"):
             call()
 
 

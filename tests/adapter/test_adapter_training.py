@@ -132,8 +132,11 @@ def test_tensorboard_gets_the_same(memory, tmp_path):
 
 
 def test_tensorboard_that_is_not_installed(memory, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match=r"tensorboard is not installed: pip install 'tensorboard>="):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(
+        ConfigError,
+        match=r"--tensorboard needs the library tensorboard, which is not installed: pip install 'tensorboard>=",
+    ):
         train(memory, preset("paper", epochs=1), tmp_path / "adapter", tensorboard=True)
 
 

@@ -1,5 +1,6 @@
 """Help and refusals are printed before the slow imports of torch and transformers."""
 
+import os
 import re
 import subprocess
 import sys
@@ -28,16 +29,16 @@ def run(tmp_path):
     (tmp_path / "two.txt").write_text("a\nb\n", encoding="utf-8")
     (tmp_path / "one.txt").write_text("a\n", encoding="utf-8")
     (tmp_path / "bad.toml").write_text("[x\n", encoding="utf-8")
-    (tmp_path / "method.toml").write_text(
-        '[data]\nname = "support"\n[[methods]]\nlabel = "PEMA"\nmethod = "pemma"\n', encoding="utf-8"
-    )
+    for name, top, method, *_ in COMPARISONS:
+        text = f'{top}\n[data]\nname = "support"\n[[methods]]\nlabel = "X"\n{method}\n'
+        (tmp_path / f"{name}.toml").write_text(text, encoding="utf-8")
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
 
     def run(*arguments):
         command = [sys.executable, "-c", WRAPPER, *map(str, arguments)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=OFFLINE)
         *out, code, imported = done.stdout.splitlines()
         text = words_of(" ".join(out) + done.stderr)
         return int(code.removeprefix("exit ")), text, imported.removeprefix("imported").split()
@@ -49,6 +50,30 @@ PAIR = ("--source", "two.txt", "--target", "two.txt")
 BUILD = ("build", "--plm", "embedded", "--task", "qa", *PAIR, "-o")
 EVALUATE = ("evaluate", "--task", "translation", "--hypotheses", "two.txt", "--references")
 
+
+COMPARISONS = [
+    ("method", "", 'method = "pemma"', 2, "unknown method 'pemma'"),
+    (
+        "setting",
+        "",
+        'method = "pema"\nsettings = {rnak = 3}',
+        2,
+        "X: unknown setting 'rnak' of pema: did you mean 'rank",
+    ),
+    ("type", "", 'method = "pema"\nsettings = {rank = "a"}', 2, "X: rank='a' must be a whole number."),
+    ("range", "", 'method = "lora"\ngrid = {rank = [0]}', 2, "X: lora: rank=0 is too small"),
+    ("knn", "", 'method = "knn-lm"\nsettings = {k = 0}', 2, "X: knn-lm: k=0 is too small"),
+    ("prompt", "", 'method = "few-shot"\nsettings = {k = 1.5}', 2, "X: few-shot: k=1.5 must be a whole number."),
+    ("offsite", "", 'method = "offsite"\nsettings = {keep = 2.0}', 2, "X: offsite: keep=2.0 is too large"),
+    ("full", "", 'method = "full"\nsettings = {epochs = 0}', 2, "X: full: epochs=0 is too small"),
+    ("alone", "", 'method = "plm"\nsettings = {a = 0}', 2, "X: unknown setting 'a' of plm: it has none."),
+    ("plm", 'plm = "smolm2"', 'method = "plm"', 1, "smolm2 cannot be loaded as a causal language model: "),
+    ("style", 'metrics = ["style_accuracy:/no/where"]', 'method = "plm"', 1, "the folder /no/where does not exist"),
+    ("no-model", 'metrics = ["style_accuracy:"]', 'method = "plm"', 2, "'style_accuracy:' names no classifier"),
+]
+"""Files of comparisons with an error: name, first line, method, exit code and message."""
+
+OFFLINE = os.environ | {"HF_HUB_OFFLINE": "1"}
 
 VERBS = [
     *((verb,) for verb in ("audit", "build", "compare", "demo", "evaluate", "generate", "inspect")),
@@ -109,7 +134,15 @@ def test_help_has_an_example_and_the_result_as_json_without_torch(run, verb):
         (("release", "two.txt", "-o", "h"), 1, "two.txt is not a PLM"),
         (("compare", "bad.toml"), 2, "bad.toml is not TOML"),
         (("sweep", "no.toml"), 1, "no.toml cannot be read"),
-        (("compare", "method.toml"), 2, "unknown method 'pemma'"),
+        *((("compare", f"{name}.toml"), code, words) for name, _, _, code, words in COMPARISONS),
+        ((*BUILD, "m", "--plm", "smolm2"), 1, "smolm2 cannot be loaded as a causal language model: "),
+        (("serve", "org/nothing"), 1, "org/nothing cannot be loaded as a causal language model: "),
+        (
+            (*EVALUATE, "two.txt", "--metric", "style_accuracy:org/no"),
+            1,
+            "org/no cannot be loaded as a text",
+        ),
+        (("demo", "--report", "page.pdf"), 2, "unknown suffix '.pdf' of page.pdf"),
         (("report", "nowhere", "-o", "page.html"), 1, "nowhere is not a folder"),
     ],
 )

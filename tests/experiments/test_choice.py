@@ -12,7 +12,7 @@ from pema.experiments.plan import plan_experiment
 from pema.experiments.records import Trial
 from pema.experiments.workplace import Workplace
 from pema.files import read_json
-from pema.methods import pema as pema_method
+from pema.methods.adapted import mixed
 from pema.pages.report.document import report
 
 
@@ -73,8 +73,8 @@ def test_texts_for_dev_are_generated_once_for_all_metrics(folder, compared, monk
         generated.append(len(sources))
         return decoded(plm, model, sources, *more, **settings)
 
-    decoded = pema_method.decode
-    monkeypatch.setattr(pema_method, "decode", decode)
+    decoded = mixed.decode
+    monkeypatch.setattr(mixed, "decode", decode)
     run_experiment(written(folder, "by-bleu", choose_by="bleu"), folder / "results", folder / "work")
     assert generated == [2, 4]  # warm-up and test: the texts for dev are those of the comparison by chrF
     run = read_json(folder / "results" / "by-bleu" / "pema-seed0.json")

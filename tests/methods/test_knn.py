@@ -18,8 +18,9 @@ from pema.generation.decoding import decode, plain
 from pema.generation.texts import text_of
 from pema.memory.reader import Memory
 from pema.methods import knn_index, knn_mixture
+from pema.methods.adapted.neighbouring import measure
 from pema.methods.contract import Budget, Job
-from pema.methods.knn import INDEX, KNN, KS, measure
+from pema.methods.knn import INDEX, KNN, KS
 from pema.methods.knn_index import FILE, TARGETS, VECTORS, Index, Neighbours
 from pema.methods.knn_mixture import SHARES, MixtureSettings, TokenMeasurements, choose, log_p_mixed, mixed, plugged
 from pema.methods.on_memory import MEMORY, memory_of

@@ -201,7 +201,7 @@ def test_what_is_no_adapter_is_refused(plms, tmp_path):
 
 def test_without_peft_the_error_says_how_to_install_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ConfigError, match=r"ia3 needs the peft library: pip install 'peft>="):
+    with pytest.raises(ConfigError, match=r"ia3 needs the library peft, which is not installed: pip install 'peft>="):
         IA3().trainable(LocalPLM(build_model(), build_tokenizer()), tmp_path)
 
 

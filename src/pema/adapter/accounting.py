@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 
 from pema.errors import ConfigError
-from pema.extras import installs
+from pema.extras import require_library
 
 ACCOUNTANT = "prv"
 """Numerical composition of privacy loss random variables (Gopi, Lee and Wutschitz 2021): a tight upper bound."""
@@ -66,9 +66,7 @@ def accountant_name() -> str:
 
 @contextlib.contextmanager
 def _opacus() -> Iterator[None]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except ImportError:
-        raise ConfigError(f"dp_epsilon needs Opacus, which is not installed: {installs('private')}.") from None
+    require_library("dp_epsilon", "opacus", "private")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pema.adapter.schedule import Fitted, NamedSchedule, get_schedule, suited
 from pema.console import note
 from pema.errors import ConfigError
+from pema.extras import require_library
 from pema.owner.contract import Contexts, PLMDescription, Tap
 from pema.schema import NOT_EMPTY, SEED, check, documented, from_json, option, require, short
 
@@ -236,6 +237,15 @@ class TrainConfig:
             f"rank={self.rank} is larger than d = {d}, and {why}: use a rank of at most {d}"
             + (", or init='random'." if self.activation == "gelu" else ", or residual=True with activation='gelu'.")
         )
+
+    def require_libraries(self) -> None:
+        """Refuse the settings if an optional library that the training imports is not installed; nothing is imported.
+
+        Raises:
+            ConfigError: a library is missing; the message gives the command that installs it.
+        """
+        if self.dp_epsilon is not None:
+            require_library("dp_epsilon", "opacus", "private")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pema.errors import ConfigError, StorageError
-from pema.extras import installs
+from pema.errors import StorageError
+from pema.extras import require_library
 from pema.files import sync
 
 
@@ -42,10 +42,9 @@ class Log:
         except OSError as error:
             raise StorageError(f"cannot write {self.path}: {error.strerror or error}.") from error
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise ConfigError(f"tensorboard is not installed: {installs('tensorboard')}.") from None
+            require_library("--tensorboard", "tensorboard", "tensorboard")
+            from torch.utils.tensorboard import SummaryWriter
+
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
     def write(self, event: str, step: int, values: dict[str, Any]) -> None:

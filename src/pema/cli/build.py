@@ -67,11 +67,11 @@ def build(
 
     config = BuildConfig(**building)
     require_path(output, append=append)
-    require_plm(plm)
     chosen = get_task(task, template, chat=chat, system=system)
     fields = {"source_field": source_field, "target_field": target_field}
     reading = read(data, source=source, target=target, **fields, limit=config.limit)
     note(str(reading))
+    require_plm(plm, loaded.get("revision"))
 
     from pema.memory.build import build_memory
     from pema.owner.opening import open_plm

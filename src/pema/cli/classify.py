@@ -81,7 +81,7 @@ def classify(
         config.choose_schedule(settings.get("schedule"), settings.get("lambda_max"))
         loaded["tap"] = config.tap
 
-    require_plm(plm)
+    require_plm(plm, loaded.get("revision"))
 
     from pema.adapter.module import Adapter
     from pema.generation import classification

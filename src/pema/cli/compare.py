@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pema.cli.options import AsJSON, show
+from pema.cli.options import AsJSON, require_plm, show
 from pema.errors import PemaError
 
 if TYPE_CHECKING:
@@ -46,9 +46,17 @@ def run(
     kind: Kind, config: Path, output: Path, work: Path, data_root: Path | None, dry_run: bool, as_json: bool
 ) -> None:
     """Run an experiment and print its table; if a run fails or is interrupted, the table of the finished runs."""
-    from pema.experiments.config import read_config
+    from pema.evaluation.classifier_name import ClassifierName
+    from pema.evaluation.notation import is_style
+    from pema.experiments.config import on_device, read_description
 
-    experiment = read_config(config, kind, data_root)
+    experiment = read_description(config, kind, data_root)
+    for plm in experiment.plms():
+        require_plm(plm)
+    for metric in filter(is_style, experiment.metrics):
+        ClassifierName.of(metric).require()
+
+    experiment = on_device(experiment)
 
     from pema.experiments.compare import run_experiment  # loads torch: the file is refused before
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pema.cli.options import AsJSON, Seed, show
+from pema.cli.options import AsJSON, Seed, require_plm, show
 
 
 def demo(
@@ -38,6 +38,8 @@ def demo(
 
     if report is not None:
         writer_of(report)  # refuses a suffix before the work
+
+    require_plm("smollm2-135m")
 
     from pema.experiments.demo import demo_experiment, demo_tables, run_demo
 

@@ -52,9 +52,10 @@ def evaluate(
     Example: pema evaluate --task translation --hypotheses out.de --references test.de --json
     """
     from pema.errors import ConfigError
+    from pema.evaluation.classifier_name import ClassifierName
     from pema.evaluation.elsewhere import ExternalScores
     from pema.evaluation.evaluate import evaluate as evaluated
-    from pema.evaluation.notation import score_text
+    from pema.evaluation.notation import is_style, score_text
     from pema.evaluation.outputs import read_hypotheses
     from pema.evaluation.score import score
     from pema.tasks.readers import read_lines, read_references
@@ -62,6 +63,8 @@ def evaluate(
 
     if (formal is None) != (informal is None):
         raise ConfigError("--formal and --informal go together: M-ACC compares the marks of both references.")
+    for metric in filter(is_style, metrics or ()):
+        ClassifierName.of(metric).require()
     annotated = None if formal is None or informal is None else (read_lines(formal), read_lines(informal))
     texts = read_hypotheses(hypotheses), read_references(references)
     results = evaluated(

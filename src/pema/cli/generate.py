@@ -83,7 +83,7 @@ def generate(
         loaded["tap"] = config.tap
     settings = with_own_ending(config, settings)
 
-    require_plm(plm)
+    require_plm(plm, loaded.get("revision"))
 
     from pema.adapter.module import Adapter
     from pema.generation.decoding import generate_counted

@@ -56,7 +56,7 @@ def inspect(
     ending = {name: settings.get(name) for name in ("max_new_tokens", "stop")}
     mixture = config.choose_schedule(settings.get("schedule"), settings.get("lambda_max"))
 
-    require_plm(plm)
+    require_plm(plm, loaded.get("revision"))
 
     from pema.adapter.module import Adapter
     from pema.owner.opening import open_plm

@@ -14,7 +14,7 @@ from pema.cli.settings import Options, with_line_breaks
 from pema.console import printable, stdout
 from pema.owner.config import LoadConfig
 from pema.owner.sources.llamacpp import is_served, served
-from pema.owner.sources.names import resolve
+from pema.owner.sources.names import CAUSAL, require_model
 from pema.schema import SEED, Field, require
 
 PLM = "A packaged PLM (smollm2-135m; 'embedded', for tests), a hub name, a transformers folder, a GGUF file"
@@ -98,18 +98,18 @@ AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 MemoryFolder = Annotated[Path, typer.Argument(help="Folder of the external memory.", metavar="MEMORY")]
 
 
-def require_plm(name: str) -> None:
+def require_plm(name: str, revision: str | None = None) -> None:
     """Refuse the name of a PLM that leads nowhere, before torch is imported.
 
     Raises:
-        OwnerError: a folder does not exist or contains no model.
+        OwnerError: a folder does not exist or contains no model, or the hub has no such model.
     """
     if is_served(name):
         served(name)
         return
     is_gguf = Path(name).suffix.lower() == ".gguf" and Path(name).is_file()  # is converted when it is opened
     if not is_gguf and not name.startswith(("http://", "https://")):
-        resolve(name)
+        require_model(name, CAUSAL, revision)
 
 
 def show(result: Mapping[str, Any], as_json: bool) -> None:

@@ -51,7 +51,7 @@ def release(
         )
     if secret is not None and secret.resolve().is_relative_to(output.resolve()):
         raise ConfigError(f"the secret {secret} would be in {output}, which is given away: keep it elsewhere.")
-    require_plm(plm)
+    require_plm(plm, loaded.get("revision"))
 
     from pema.owner.mask import Mask
     from pema.owner.opening import open_plm

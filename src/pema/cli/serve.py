@@ -47,7 +47,7 @@ def serve(
     from pema.serving.policy import Policy
 
     rules = Policy() if policy is None else Policy.read(policy)
-    require_plm(plm)
+    require_plm(plm, loaded.get("revision"))
 
     from pema.owner.local import LocalPLM
     from pema.serving.app import create_app

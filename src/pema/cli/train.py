@@ -11,6 +11,7 @@ from pema.adapter.config import TrainConfig
 from pema.adapter.presets import preset as preset_of
 from pema.cli.options import AsJSON, MemoryFolder, show
 from pema.cli.settings import Options, declared
+from pema.extras import require_library
 
 COMMON = (
     *("rank", "kappa", "learning_rate", "epochs", "batch_size", "clip", "vocabulary", "init"),
@@ -47,6 +48,9 @@ def train(
     from pema.memory.manifest import Manifest
 
     config = preset_of(preset, **training)
+    config.require_libraries()
+    if tensorboard:
+        require_library("--tensorboard", "tensorboard", "tensorboard")
     Manifest.open(memory)
     if not resume:
         require_free(output)

@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from pema.console import note
 from pema.errors import ConfigError
+from pema.evaluation.classifier_name import CLASSIFIER, ClassifierName
 from pema.evaluation.notation import STYLE
 from pema.evaluation.score import Array, Reference, require_aligned
 from pema.owner.loading import NO_LIMIT, load_as, max_length, name_of
@@ -148,12 +149,7 @@ def style(name: str, sources: Sequence[str] | None = None) -> Style:
         ConfigError: no model is named, it has no such label, or `style_improvement` is used without sources.
         OwnerError: the model cannot be loaded.
     """
-    measure, _, rest = name.partition(":")
-    model, _, label = rest.partition("#")
-    if not model:
-        raise ConfigError(
-            f"{name!r} names no classifier: write {measure}:MODEL, with a transformers text-classification model."
-        )
+    measure, model, label = ClassifierName.of(name)
     return Style(measure, load_classifier(model), label or FORMAL, sources)
 
 
@@ -166,7 +162,7 @@ def load_classifier(name: str) -> StyleClassifier:
     """
     source = resolve(name)
     kind = AutoModelForSequenceClassification
-    model, tokenizer = load_as(kind, "a text classifier", source.place, source.name, dtype=torch.float32)
+    model, tokenizer = load_as(kind, CLASSIFIER, source.place, source.name, dtype=torch.float32)
     return StyleClassifier(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
 
 

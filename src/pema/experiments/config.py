@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pema.console import note
 from pema.errors import ConfigError, DataError
+from pema.evaluation.classifier_name import ClassifierName
 from pema.evaluation.evaluate import FORMALITY, LABEL_ACCURACY, get_metric
 from pema.evaluation.notation import is_style
 from pema.experiments.data import SHIPPED, Data
@@ -28,7 +30,23 @@ CLASSIFICATION = "classification"
 
 
 def read_config(path: Path, kind: Kind, data_root: Path | None = None) -> Experiment:
-    """Read the description of a comparison or of a sweep (docs/experiments.md).
+    """Read the description of a comparison or of a sweep, and choose its device; see `read_description`."""
+    return on_device(read_description(path, kind, data_root))
+
+
+def on_device(experiment: Experiment) -> Experiment:
+    """Return the experiment with the device of this machine in place of `auto`.
+
+    Raises:
+        AdapterError: this machine has no such device.
+    """
+    from pema.devices import device_named  # loads torch, so errors in the file are reported before
+
+    return replace(experiment, device=str(device_named(experiment.device)))
+
+
+def read_description(path: Path, kind: Kind, data_root: Path | None = None) -> Experiment:
+    """Read the description of a comparison or of a sweep (docs/experiments.md), without loading torch.
 
     Args:
         path: the TOML file.
@@ -68,12 +86,12 @@ def _experiment(file: ExperimentFile, name: str, kind: Kind, root: Path) -> Expe
     if LABEL_ACCURACY in metrics:
         _announce_labels(data)
     for metric in metrics:
-        if not is_style(metric):  # its classifier is only loaded when outputs are scored
+        if is_style(metric):  # its classifier is only loaded when outputs are scored
+            ClassifierName.of(metric)
+        else:
             get_metric(metric, data.annotated.get("test"), sources=[example.source for example in data.test])
     if not metrics:
         raise ConfigError("metrics is empty: name at least one.")
-    from pema.devices import device_named  # loads torch, so errors in the file are reported before
-
     return Experiment(
         name=name,
         title=name if file.title is None else file.title,
@@ -81,7 +99,7 @@ def _experiment(file: ExperimentFile, name: str, kind: Kind, root: Path) -> Expe
         task=task,
         plm=file.plm,
         plm_dtype=file.plm_dtype,
-        device=str(device_named(file.device)),
+        device=file.device,
         batch_tokens=file.batch_tokens,
         batch_size=file.batch_size,
         seeds=file.seeds,

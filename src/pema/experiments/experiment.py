@@ -92,7 +92,7 @@ class Line:
             try:
                 require(EXAMPLES, candidate.get(EXAMPLES), int | None, least=1)
                 require(PLM, candidate.get(PLM), str | None)
-                build_method(self.method, candidate)
+                build_method(self.method, candidate).require_libraries()
             except PemaError as error:
                 raise ConfigError(f"{self.label}: {error}") from error
             except TypeError as error:
@@ -223,6 +223,11 @@ class Experiment:
     def runs(self) -> list[tuple[Line, int]]:
         """Return every run: a line of the table with a seed."""
         return [(line, seed) for line in self.lines() for seed in self.seeds_of(line)]
+
+    def plms(self) -> list[str]:
+        """Return the names of the PLMs of all runs."""
+        candidates = (candidate for line in self.lines() for candidate in line.candidates())
+        return list(dict.fromkeys(candidate.get(PLM, self.plm) for candidate in candidates))
 
     def own_sources(self, line: Line) -> dict[str, str | None]:
         """Return the SHA-256 of the modules of the user's own tasks, metrics and methods that a line uses, by name."""

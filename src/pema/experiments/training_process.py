@@ -26,6 +26,12 @@ from pema.tasks.registry import get_task
 
 TRAINED = "trained.json"
 
+LIBRARIES = (
+    *("transformers.models.auto.modeling_auto", "faiss", "peft"),
+    *("pema.adapter.training", "pema.memory.build", "pema.methods.distillation", "pema.methods.tuned"),
+)
+"""Modules that the stages of methods import, with the libraries behind them."""
+
 
 def train_in_process(method: Method, job: Job, prepared: Path, output: Path) -> dict[str, Any]:
     """Train in a new process, which writes `output` atomically.
@@ -77,7 +83,7 @@ def _written(method: Method, job: Job, prepared: Path, output: Path) -> dict[str
 
 
 def _read(order: dict[str, Any]) -> tuple[Method, Job]:
-    from pema.methods.registry import get_method  # torch and transformers, which take seconds
+    from pema.methods.registry import get_method
 
     method = get_method(order["method"]).of(order["settings"])
     train, dev = (tuple(map(Example.of_list, order[part])) for part in ("train", "dev"))
@@ -94,7 +100,7 @@ def _load_libraries() -> None:
     """
     import torch
 
-    for name in ("transformers.models.auto.modeling_auto", "faiss", "peft"):
+    for name in LIBRARIES:
         if importlib.util.find_spec(name.partition(".")[0]):
             importlib.import_module(name)
     layer = torch.nn.Linear(2, 2)

@@ -12,6 +12,7 @@ from typing import Any
 from pema.console import note
 from pema.evaluation.evaluate import LABEL_ACCURACY
 from pema.experiments.experiment import CPU, EXAMPLES, PLM, Experiment, build_method
+from pema.experiments.lengths import require_fit
 from pema.experiments.training_process import TRAINED, train_in_process
 from pema.files import digest, read_json, write_json, writing
 from pema.methods.contract import AdaptedModel, Job, Method, TrainingReport
@@ -52,17 +53,20 @@ class Workplace:
         self._decoding: dict[str, dict[str, Any]] = {}
 
     def plm(self, settings: Mapping[str, Any]) -> LocalPLM:
-        """Return the PLM of a run; the last one stays loaded."""
+        """Return the PLM of a run; the last one stays loaded.
+
+        Raises:
+            DataError: an example is too long for it.
+        """
         name = settings.get(PLM, self._experiment.plm)
         if self._plm is None or self._plm[0] != name:
-            self._plm = (
+            plm = LocalPLM.load(
                 name,
-                LocalPLM.load(
-                    name,
-                    dtype=self._experiment.plm_dtype,
-                    device_map=None if self._experiment.device == CPU else self._experiment.device,
-                ),
+                dtype=self._experiment.plm_dtype,
+                device_map=None if self._experiment.device == CPU else self._experiment.device,
             )
+            require_fit(plm, self._experiment.task.template, self._experiment.data)
+            self._plm = name, plm
         return self._plm[1]
 
     def decoding(self, settings: Mapping[str, Any]) -> dict[str, Any]:

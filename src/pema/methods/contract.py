@@ -242,6 +242,13 @@ class Method(ABC):
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from None
 
+    def require_libraries(self) -> None:  # noqa: B027
+        """Refuse the method if an optional library that it imports is not installed; nothing is imported.
+
+        Raises:
+            ConfigError: a library is missing; the message gives the command that installs it.
+        """
+
     @property
     @abstractmethod
     def needs(self) -> Needs:

@@ -6,29 +6,23 @@ This is the adaptation that a user of a closed PLM can do without any training, 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from pema.errors import ConfigError, DataError
-from pema.evaluation.perplexity import perplexity
-from pema.generation.classification import Classification, choose_labels
-from pema.generation.config import GenerateConfig
-from pema.generation.decoding import GeneratedTexts, decode, plain
-from pema.memory.encoding import Tokens
 from pema.methods.contract import AdaptedModel, Job, Method, Needs, TrainingReport
-from pema.methods.demonstrations import DemonstrationTemplate, eligible
-from pema.methods.on_memory import head_on_device, memory_of
-from pema.methods.retrieval import Index
-from pema.owner.contract import BATCH_TOKENS
-from pema.owner.local import LocalPLM
+from pema.methods.demonstrations import eligible
+from pema.methods.selection import First, Nearest, Selection
 from pema.schema import option
 from pema.tasks.example import Example
-from pema.tasks.target_statistics import count_line_breaks, stop_after
+
+if TYPE_CHECKING:
+    from pema.owner.local import LocalPLM
 
 KS = (1, 2, 4, 8, 16)
 """Numbers of demonstrations that are compared on dev."""
@@ -72,6 +66,9 @@ class FewShotMethod(Method):
             ConfigError: k must be chosen and there are no dev examples, or k is larger than the number of sources.
             DataError: no training example can be a demonstration.
         """
+        from pema.memory.encoding import Tokens
+        from pema.methods.adapted.prompted import Prompted
+
         examples = eligible(job.train, job.task.template, plm.tokenizer)
         if not examples:
             raise DataError(
@@ -85,8 +82,8 @@ class FewShotMethod(Method):
             )
         reserved = int(Tokens.encode(plm, job.task.template, examples).target_lengths.max())
 
-        def prompted(k: int) -> _Prompted:
-            return _Prompted(plm, job, selection, k, reserved)
+        def prompted(k: int) -> Prompted:
+            return Prompted(plm, job, selection, k, reserved)
 
         selection = self.selection(job, examples)
         if self.k is not None:
@@ -110,41 +107,6 @@ class FewShotMethod(Method):
         """Return the selection of demonstrations from examples with different sources."""
 
 
-class Selection(ABC):
-    """Selection of demonstrations from examples."""
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self.examples = examples
-
-    @abstractmethod
-    def select(self, source: str, k: int) -> Sequence[Example]:
-        """Return k demonstrations for a source, in the order of the prompt."""
-
-    @abstractmethod
-    def stored(self, k: int) -> Sequence[Example]:
-        """Return the examples that must be stored to select k for any source."""
-
-
-class _First(Selection):
-    def select(self, source: str, k: int) -> Sequence[Example]:
-        return self.stored(k)
-
-    def stored(self, k: int) -> Sequence[Example]:
-        return self.examples[:k]
-
-
-class _Nearest(Selection):
-    def __init__(self, examples: Sequence[Example]) -> None:
-        super().__init__(examples)
-        self._index = Index([example.source for example in examples])
-
-    def select(self, source: str, k: int) -> Sequence[Example]:
-        return [self.examples[i] for i in reversed(self._index.nearest(source, k))]
-
-    def stored(self, k: int) -> Sequence[Example]:
-        return self.examples
-
-
 class FewShot(FewShotMethod):
     """The same k training examples in front of every source, drawn with the seed; those of k + 1 include those of k."""
 
@@ -152,7 +114,7 @@ class FewShot(FewShotMethod):
 
     def selection(self, job: Job, examples: Sequence[Example]) -> Selection:
         """See `FewShotMethod.selection`."""
-        return _First([examples[i] for i in np.random.default_rng(job.seed).permutation(len(examples))])
+        return First([examples[i] for i in np.random.default_rng(job.seed).permutation(len(examples))])
 
 
 class RetrievedFewShot(FewShotMethod):
@@ -166,55 +128,4 @@ class RetrievedFewShot(FewShotMethod):
 
     def selection(self, job: Job, examples: Sequence[Example]) -> Selection:
         """See `FewShotMethod.selection`."""
-        return _Nearest(examples)
-
-
-class _Prompted(AdaptedModel):
-    """The PLM with k demonstrations in its prompts."""
-
-    def __init__(self, plm: LocalPLM, job: Job, selection: Selection, k: int, reserved: int) -> None:
-        self._plm, self._k, self._selection = plm, k, selection
-        template = job.task.template.settled(plm.tokenizer)
-        self._template = DemonstrationTemplate(
-            template.text,
-            template.chat,
-            template.system,
-            demonstrations=lambda source: selection.select(source, k),
-            window=plm.max_length,
-            reserved=reserved,
-        )
-        self._job, self._task = job, replace(job.task, template=self._template)
-        self._stop = () if template.chat else stop_after(count_line_breaks(each.target for each in job.train))
-
-    @property
-    def disk_bytes(self) -> int:
-        """Bytes of the texts that demonstrations are selected from."""
-        stored = self._selection.stored(self._k)
-        return sum(len(text.encode()) for example in stored for text in (example.source, example.target))
-
-    @property
-    def chosen(self) -> Mapping[str, Any]:
-        """The number of demonstrations, and of prompts into which not all fitted so far."""
-        return {"k": self._k, "shortened_prompts": sum(map(bool, self._template.shortened.values()))}
-
-    def generate(self, sources: Sequence[str | Example], **settings: Any) -> GeneratedTexts:  # noqa: ANN401
-        plm, task = self._plm, self._task
-        longest = max(len(each.prompt) for each in self._template.encode_prompts(plm.tokenizer, sources))
-        settings = {**self._job.decoding, **settings}
-        settings["stop"] = settings.get("stop") or self._stop  # a plain text would go on with a further example
-        # The keys and values of long prompts take much memory.
-        most = settings.get("batch_size", GenerateConfig.batch_size)
-        settings["batch_size"] = min(most, max(1, BATCH_TOKENS // longest))
-        return decode(plm, plm.generator, sources, task, plain, **settings)
-
-    def classify(
-        self,
-        sources: Sequence[str | Example],
-        labels: Sequence[str],
-        **settings: Any,  # noqa: ANN401
-    ) -> Classification:
-        return choose_labels(self._plm, self._plm.generator, sources, labels, self._task, **settings)
-
-    def perplexity(self, examples: Sequence[Example]) -> float:
-        memory = memory_of(self._plm, self._task, examples)
-        return perplexity(memory.view(), head_on_device(self._plm, memory))
+        return Nearest(examples)

@@ -8,23 +8,22 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from pema.adapter.config import LARGEST
-from pema.adapter.optimisation import EarlyStopping, course, descend
 from pema.console import progress
-from pema.devices import device_named
 from pema.errors import AdapterError
-from pema.memory.encoding import Tokens
 from pema.methods.contract import MOST, Job, Method, Needs, TrainingReport
-from pema.methods.targets import cross_entropy, encode, mean_cross_entropy
-from pema.owner.local import LocalPLM
 from pema.schema import option
 from pema.tasks.held_out import Numbers, draw_held_out
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pema.memory.encoding import Tokens
+    from pema.owner.local import LocalPLM
 
 CLIP = 1.0
 """Maximum gradient norm of a step."""
@@ -92,6 +91,12 @@ class FineTuning(Method):
             AdapterError: a loss is not finite.
             ConfigError, DataError, OwnerError: a setting, an example or the PLM cannot be used.
         """
+        import torch
+
+        from pema.devices import device_named
+        from pema.methods.targets import encode
+        from pema.owner.local import LocalPLM
+
         plm = LocalPLM.load(self.source(job, prepared), dtype=job.plm_dtype or "float32")
         plm.model.to(device_named(job.device)).requires_grad_(False)
         started = time.perf_counter()
@@ -139,6 +144,11 @@ def fine_tune(
     Raises:
         AdapterError: the loss is not finite before training.
     """
+    import torch
+
+    from pema.adapter.optimisation import EarlyStopping, course, descend
+    from pema.methods.targets import cross_entropy, mean_cross_entropy
+
     started, budget = time.perf_counter(), job.budget
     train, held_out = draw_held_out(len(tokens.cuts), budget.dev_fraction, job.seed, "the training set", tokens.sources)
     parameters = [p for p in model.parameters() if p.requires_grad]

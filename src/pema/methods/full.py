@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pema.adapter.config import LARGEST
 from pema.methods.contract import AdaptedModel, Job
 from pema.methods.fine_tuning import FineTuning
-from pema.methods.tuned import TunedModel, load_trained, save_trained, twin
-from pema.owner.local import LocalPLM
 from pema.schema import option
+
+if TYPE_CHECKING:
+    from pema.owner.local import LocalPLM
 
 FILE = "model.safetensors"
 
@@ -29,11 +30,15 @@ class FullFineTuning(FineTuning):
 
     def trainable(self, plm: LocalPLM, prepared: Path) -> tuple[Any, Callable[[Path], None]]:
         """See `FineTuning.trainable`."""
+        from pema.methods.tuned import save_trained
+
         plm.model.requires_grad_(True)
         return plm.model, lambda output: save_trained(dict(plm.model.named_parameters()), output / FILE)
 
     def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`."""
+        from pema.methods.tuned import TunedModel, load_trained, twin
+
         model = twin(plm.model)
         load_trained(dict(model.named_parameters()), trained / FILE)
         return TunedModel(plm, model, job, trained / FILE)

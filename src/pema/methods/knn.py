@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-
-from pema.adapter.likelihood import log_p
 from pema.errors import ConfigError
-from pema.evaluation.perplexity import LOGITS_BYTES
-from pema.files import size
-from pema.generation.classification import Classification, choose_labels
-from pema.generation.decoding import GeneratedTexts, decode, plain
-from pema.memory.reader import Memory
+from pema.extras import require_library
 from pema.methods.contract import AdaptedModel, Job, TrainingReport
-from pema.methods.knn_index import Index, Neighbours, faiss_library
-from pema.methods.knn_mixture import MixtureSettings, TokenMeasurements, choose, log_p_mixed, plugged
-from pema.methods.on_memory import MEMORY, MemoryMethod, head_on_device, memory_of
-from pema.owner.local import LocalPLM
+from pema.methods.on_memory import MEMORY, MemoryMethod
 from pema.schema import option
-from pema.tasks.example import Example
+
+if TYPE_CHECKING:
+    from pema.methods.knn_index import Index
+    from pema.methods.knn_mixture import MixtureSettings
+    from pema.owner.local import LocalPLM
 
 INDEX = "index"
 KS = tuple(2**power for power in range(11))
@@ -53,6 +47,10 @@ class KNN(MemoryMethod):
     temperature: float | None = option(None, above=0.0, most=1e18)
     weight: float | None = option(None, least=0.0, most=1.0)
 
+    def require_libraries(self) -> None:
+        """See `Method.require_libraries`."""
+        require_library(self.name, "faiss", "knn")
+
     @property
     def trained_by(self) -> Mapping[str, Any]:
         """All settings except those chosen on dev: one index serves all values of k, temperature and weight."""
@@ -60,6 +58,9 @@ class KNN(MemoryMethod):
 
     def train(self, job: Job, prepared: Path, output: Path) -> TrainingReport:
         """Index the memory; there is nothing to train."""
+        from pema.memory.reader import Memory
+        from pema.methods.knn_index import Index, faiss_library
+
         memory = Memory.open(prepared / MEMORY)
         faiss_library()  # Import FAISS before the time is measured.
         started = time.perf_counter()
@@ -73,11 +74,17 @@ class KNN(MemoryMethod):
             ConfigError: a setting must be chosen, and there are no dev examples.
             ExternalMemoryError, MismatchError: see `Index.load`.
         """
+        from pema.methods.adapted.neighbouring import Neighbouring
+        from pema.methods.knn_index import Index
+
         index = Index.load(trained / INDEX, plm.description)
-        return _Neighbouring(plm, job, index, self.choose(plm, job, index), trained / INDEX)
+        return Neighbouring(plm, job, index, self.choose(plm, job, index), trained / INDEX)
 
     def choose(self, plm: LocalPLM, job: Job, index: Index) -> MixtureSettings:
         """Return the given settings; choose the others to maximise the likelihood of `job.dev`."""
+        from pema.methods.adapted.neighbouring import measure
+        from pema.methods.knn_mixture import MixtureSettings, choose
+
         if self.k is not None and self.temperature is not None and self.weight is not None:
             return MixtureSettings(self.k, self.temperature, self.weight)
         if not job.dev:
@@ -87,51 +94,3 @@ class KNN(MemoryMethod):
             )
         ks = [k for k in KS if k <= len(index)] if self.k is None else [self.k]
         return choose(measure(plm, job, job.dev, index, max(ks)), ks, self.temperature, self.weight)
-
-
-class _Neighbouring(AdaptedModel):
-    def __init__(self, plm: LocalPLM, job: Job, index: Index, chosen: MixtureSettings, folder: Path) -> None:
-        self._plm, self._job, self._index, self._chosen, self._folder = plm, job, index, chosen, folder
-
-    @property
-    def disk_bytes(self) -> int:
-        return size(self._folder)
-
-    @property
-    def chosen(self) -> Mapping[str, Any]:
-        return self._chosen.to_dict()
-
-    def generate(self, sources: Sequence[str | Example], **settings: Any) -> GeneratedTexts:  # noqa: ANN401
-        plm, settings = self._plm, {**self._job.decoding, **settings}
-        with plugged(plm.model, self._index, self._chosen):
-            return decode(plm, plm.model, sources, self._job.task, plain, **settings)
-
-    def classify(
-        self,
-        sources: Sequence[str | Example],
-        labels: Sequence[str],
-        **settings: Any,  # noqa: ANN401
-    ) -> Classification:
-        plm = self._plm
-        with plugged(plm.model, self._index, self._chosen):
-            return choose_labels(plm, plm.model, sources, labels, self._job.task, **settings)
-
-    def perplexity(self, examples: Sequence[Example]) -> float:
-        measured = measure(self._plm, self._job, examples, self._index, self._chosen.k)
-        return float(torch.exp(-log_p_mixed(measured, self._chosen).double().mean()))
-
-
-@torch.no_grad()
-def measure(plm: LocalPLM, job: Job, examples: Sequence[Example], index: Index, k: int) -> TokenMeasurements:
-    """Measure the targets of examples after c = [I; X; y_<i]: log P_LM, and the k neighbours of their contexts."""
-    plm_parts, distances, neighbour_targets, targets = [], [], [], []
-    memory = memory_of(plm, job.task, examples)
-    head = head_on_device(plm, memory)
-    for batch in memory.view().batches(max(16, LOGITS_BYTES // (4 * head.vocabulary_size))):
-        neighbours = index.search(batch.representations, k)
-        plm_parts.append(log_p(head, batch.representations, batch.targets).cpu())
-        distances.append(neighbours.distances)
-        neighbour_targets.append(neighbours.targets)
-        targets.append(batch.targets)
-    neighbours = Neighbours(torch.cat(distances), torch.cat(neighbour_targets))
-    return TokenMeasurements(torch.cat(plm_parts), neighbours, torch.cat(targets))

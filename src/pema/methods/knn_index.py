@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pema.errors import ConfigError, DataError, ExternalMemoryError
-from pema.extras import installs
+from pema.extras import require_library
 from pema.files import read_json, recover, seal, unseal, write_json, writing
 from pema.memory.manifest import FileEntry
 from pema.memory.reader import Memory
@@ -206,9 +206,8 @@ def faiss_library() -> Any:  # noqa: ANN401
     Raises:
         ConfigError: FAISS is not installed.
     """
-    try:
-        import faiss
-    except ImportError:
-        raise ConfigError(f"knn-lm searches with FAISS, which is not installed: {installs('knn')}.") from None
+    require_library("knn-lm", "faiss", "knn")
+    import faiss
+
     faiss.omp_set_num_threads(torch.get_num_threads())
     return faiss

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pema.adapter.config import LARGEST
 from pema.methods.contract import MOST, AdaptedModel, Job, Needs
-from pema.methods.distillation import distil
-from pema.methods.emulator import (
-    MODEL,
-    Plan,
-    adapter_parameters,
-    layers_of,
-    load_emulator,
-    save_emulator,
-    shortened,
-)
 from pema.methods.fine_tuning import FineTuning
-from pema.methods.tuned import TunedModel, load_trained, perplexity, save_trained, twin
-from pema.owner.local import LocalPLM
 from pema.schema import option
+
+if TYPE_CHECKING:
+    from pema.owner.local import LocalPLM
 
 FILE = "adapter.safetensors"
 
@@ -64,6 +54,8 @@ class OffsiteTuning(FineTuning):
     @property
     def prepared_by(self) -> Mapping[str, Any]:
         """Settings of the emulator."""
+        from pema.methods.emulator import MODEL
+
         names = ["adapters", "keep", "distil_steps"] + ["distil_learning_rate"] * bool(self.distil_steps)
         return {MODEL: {name: getattr(self, name) for name in names}}
 
@@ -75,6 +67,9 @@ class OffsiteTuning(FineTuning):
             OwnerError: the layers of the PLM cannot be identified or dropped.
             AdapterError: distillation diverged.
         """
+        from pema.methods.distillation import distil
+        from pema.methods.emulator import Plan, layers_of, save_emulator, shortened
+
         plan = Plan.of(len(layers_of(plm.model)), self.adapters, self.keep)
         emulator = shortened(plm.model, plan.chosen)
         if self.distil_steps:
@@ -84,10 +79,15 @@ class OffsiteTuning(FineTuning):
 
     def source(self, job: Job, prepared: Path) -> Path:
         """Return the emulator, the only part of the PLM that the data owner sees."""
+        from pema.methods.emulator import MODEL
+
         return prepared / MODEL
 
     def trainable(self, plm: LocalPLM, prepared: Path) -> tuple[Any, Callable[[Path], None]]:
         """See `FineTuning.trainable`."""
+        from pema.methods.emulator import Plan, adapter_parameters
+        from pema.methods.tuned import save_trained
+
         parameters = adapter_parameters(plm.model, Plan.read(prepared).adapters)
         for parameter in parameters.values():
             parameter.requires_grad_(True)
@@ -95,28 +95,10 @@ class OffsiteTuning(FineTuning):
 
     def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`; the adapter is put into the complete PLM."""
+        from pema.methods.adapted.plugged_in import PluggedIn
+        from pema.methods.emulator import Plan, adapter_parameters
+        from pema.methods.tuned import load_trained, twin
+
         model = twin(plm.model)
         load_trained(adapter_parameters(model, Plan.read(prepared).adapters), trained / FILE)
-        return _PluggedIn(plm, model, job, trained / FILE, prepared)
-
-
-class _PluggedIn(TunedModel):
-    def __init__(self, plm: LocalPLM, model: Any, job: Job, kept: Path, prepared: Path) -> None:  # noqa: ANN401
-        super().__init__(plm, model, job, kept)
-        self._prepared = prepared
-
-    @cached_property
-    def chosen(self) -> Mapping[str, Any]:
-        """Perplexities on dev that show the plug-in gap: with the emulator, and after plugging into the PLM."""
-        if not self._job.dev:
-            return {}
-        emulator = load_emulator(self._prepared, str(self.model.dtype).removeprefix("torch."))
-        values = {
-            "plm_perplexity": perplexity(self._plm, self._plm.model, self._job, self._job.dev),
-            "emulator_alone_perplexity": perplexity(self._plm, emulator.model, self._job, self._job.dev),
-        }
-        load_trained(adapter_parameters(emulator.model, Plan.read(self._prepared).adapters), self._kept)
-        return values | {
-            "emulator_perplexity": perplexity(self._plm, emulator.model, self._job, self._job.dev),
-            "plugged_in_perplexity": self.perplexity(self._job.dev),
-        }
+        return PluggedIn(plm, model, job, trained / FILE, prepared)

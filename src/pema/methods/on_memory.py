@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from pema.memory.build import build_memory
 from pema.memory.config import BuildConfig, Dtype, Targets, require_pairing
-from pema.memory.reader import Memory
 from pema.methods.contract import Job, Method, Needs
 from pema.owner.contract import Contexts
-from pema.owner.head import Head
 from pema.schema import same
 from pema.tasks.example import Example
 from pema.tasks.template import Template
 
 if TYPE_CHECKING:
+    from pema.memory.reader import Memory
+    from pema.owner.head import Head
     from pema.owner.local import LocalPLM
     from pema.tasks.registry import Task
 
@@ -53,6 +52,8 @@ class MemoryMethod(Method):
 
     def prepare(self, plm: LocalPLM, job: Job, output: Path) -> None:
         """Build the memory of the training examples."""
+        from pema.memory.build import build_memory
+
         build_memory(
             plm,
             list(job.train),
@@ -71,6 +72,8 @@ def memory_of(plm: LocalPLM, task: Task, examples: Sequence[Example]) -> Memory:
     The memory of the last examples is kept as long as the PLM, so all candidates and methods that are measured on the
     same dev examples with the same template object share one pass of the PLM.
     """
+    from pema.memory.build import build_memory
+
     kept = _measured.get(plm)
     # Templates are compared by identity: those with demonstrations can be equal and write other prompts.
     if kept is None or kept.template is not task.template or kept.examples != tuple(examples):

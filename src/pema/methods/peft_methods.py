@@ -8,21 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-
 from pema.adapter.config import LARGEST, WIDEST
 from pema.errors import AdapterError, ConfigError
-from pema.extras import installs
+from pema.extras import require_library
 from pema.methods.contract import AdaptedModel, Job
 from pema.methods.fine_tuning import FineTuning
-from pema.methods.tuned import TunedModel, twin
-from pema.owner.causal_lm import state_argument
-from pema.owner.local import LocalPLM
 from pema.schema import option
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel
+
+    from pema.owner.local import LocalPLM
 
 FILE = "adapter_model.safetensors"
 
@@ -36,6 +33,10 @@ class PeftMethod(FineTuning):
     """
 
     remedy: ClassVar[str]
+
+    def require_libraries(self) -> None:
+        """See `Method.require_libraries`."""
+        require_library(self.name, "peft", "peft")
 
     @abstractmethod
     def config(self) -> PeftConfig:
@@ -62,6 +63,8 @@ class PeftMethod(FineTuning):
         Raises:
             AdapterError: the adapter is missing, damaged or belongs to another PLM.
         """
+        from pema.methods.tuned import twin
+
         peft, model = _peft(self.name), twin(plm.model)
         try:
             return peft.PeftModel.from_pretrained(model, str(trained), local_files_only=True)
@@ -78,6 +81,8 @@ class _Merged:
 
     def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`; the adapter is merged into a separate copy of the weights."""
+        from pema.methods.tuned import TunedModel
+
         # Without safe_merge peft changes the weights in place, and they are shared with the PLM.
         model: PreTrainedModel = self.adapted(plm, trained).merge_and_unload(safe_merge=True)
         return TunedModel(plm, model, job, trained / FILE)
@@ -177,6 +182,8 @@ class PrefixTuning(PeftMethod):
 
     def trainable(self, plm: LocalPLM, prepared: Path) -> tuple[Any, Callable[[Path], None]]:
         """See `FineTuning.trainable`."""
+        import torch
+
         if _slides(plm.model):
             raise self.misfit(plm, "its sliding-window attention does not reach the prefix")
         model, keep = super().trainable(plm, prepared)
@@ -189,6 +196,8 @@ class PrefixTuning(PeftMethod):
 
     def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`."""
+        from pema.methods.tuned import TunedModel
+
         return TunedModel(plm, _by_state(self.adapted(plm, trained)), job, trained / FILE, self.prefix_length)
 
 
@@ -198,6 +207,8 @@ def _by_state(model: Any) -> Any:  # noqa: ANN401
     peft reads the cache from, and writes the prefix to, `past_key_values`. A model whose state is called `cache` would
     receive both and use its own empty cache, so that the prefix would have no effect on generation.
     """
+    from pema.owner.causal_lm import state_argument
+
     name = state_argument(model.get_base_model())
     if name not in (None, "past_key_values"):
         model.base_model_prepare_inputs_for_generation = _renaming(
@@ -233,8 +244,7 @@ def _modules(names: str | Sequence[str] | None) -> str | list[str] | None:
 
 
 def _peft(method: str) -> Any:  # noqa: ANN401
-    try:
-        import peft
-    except ImportError:
-        raise ConfigError(f"{method} needs the peft library: {installs('peft')}.") from None
+    require_library(method, "peft", "peft")
+    import peft
+
     return peft

@@ -5,29 +5,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pema.adapter.config import TrainConfig
-from pema.adapter.module import Adapter
 from pema.adapter.presets import preset
-from pema.adapter.schedule import Schedule, ScheduleName
-from pema.adapter.training import train
+from pema.adapter.schedule import ScheduleName
 from pema.errors import ConfigError
-from pema.evaluation.perplexity import perplexity
-from pema.files import size
-from pema.generation.classification import Classification, choose_labels
-from pema.generation.config import GenerateConfig, with_own_ending
-from pema.generation.decoding import GeneratedTexts, decode
-from pema.generation.plugin import AttachedAdapter, attach
-from pema.memory.reader import Memory
+from pema.generation.config import GenerateConfig
 from pema.methods.contract import AdaptedModel, Job, TrainingReport
-from pema.methods.on_memory import MEMORY, MemoryMethod, head_on_device, memory_of
-from pema.owner.local import LocalPLM
+from pema.methods.on_memory import MEMORY, MemoryMethod
 from pema.schema import among, same
-from pema.tasks.example import Example
+
+if TYPE_CHECKING:
+    from pema.owner.local import LocalPLM
 
 ADAPTER, LOG = "adapter", "training.jsonl"
 
@@ -70,6 +63,10 @@ class PEMA(MemoryMethod):
         own = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "changes"}
         return own | dict(self.changes)
 
+    def require_libraries(self) -> None:
+        """See `Method.require_libraries`."""
+        preset(self.preset, **self.changes).require_libraries()
+
     @property
     def implied(self) -> Mapping[str, Any]:
         """All settings of the adapter's training."""
@@ -95,6 +92,9 @@ class PEMA(MemoryMethod):
 
     def train(self, job: Job, prepared: Path, output: Path) -> TrainingReport:
         """See `Method.train`; it reads only the memory and the head."""
+        from pema.adapter.training import train
+        from pema.memory.reader import Memory
+
         memory = Memory.open(prepared / MEMORY)
         config = self.config(job)
         started = time.perf_counter()
@@ -106,50 +106,12 @@ class PEMA(MemoryMethod):
 
     def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`."""
+        from pema.adapter.module import Adapter
+        from pema.methods.adapted.mixed import Mixed
+
         adapter = Adapter.from_pretrained(trained / ADAPTER)
         schedule = adapter.config.choose_schedule(self.schedule, self.lambda_max)
-        return _Mixed(plm, job, adapter, schedule, trained / ADAPTER)
-
-
-class _Mixed(AdaptedModel):
-    def __init__(self, plm: LocalPLM, job: Job, adapter: Adapter, schedule: Schedule, folder: Path) -> None:
-        self._plm, self._job, self._adapter, self._schedule = plm, job, adapter, schedule
-        self._folder = folder
-
-    @property
-    def disk_bytes(self) -> int:
-        return size(self._folder)
-
-    def generate(self, sources: Sequence[str | Example], **settings: Any) -> GeneratedTexts:  # noqa: ANN401
-        plm, settings = self._plm, with_own_ending(self._adapter.config, {**self._job.decoding, **settings})
-        with self._attached() as attached:
-            return decode(plm, plm.generator, sources, self._job.task, attached.inputs, **settings)
-
-    def classify(
-        self,
-        sources: Sequence[str | Example],
-        labels: Sequence[str],
-        **settings: Any,  # noqa: ANN401
-    ) -> Classification:
-        plm = self._plm
-        with self._attached() as attached:
-            return choose_labels(plm, plm.generator, sources, labels, self._job.task, attached.inputs, **settings)
-
-    def _attached(self) -> AttachedAdapter:
-        plm = self._plm
-        return attach(
-            plm.generator,
-            self._adapter,
-            plm.head(),
-            self._schedule,
-            description=plm.description,
-            tokenizer=plm.tokenizer,
-        )
-
-    def perplexity(self, examples: Sequence[Example]) -> float:
-        memory = memory_of(self._plm, self._job.task, examples)
-        head = head_on_device(self._plm, memory)
-        return perplexity(memory.view(), head, self._adapter.to(head.weight.device), self._schedule)
+        return Mixed(plm, job, adapter, schedule, trained / ADAPTER)
 
 
 def curve(log: Path) -> list[dict[str, float]]:

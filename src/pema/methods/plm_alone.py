@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from pema.evaluation.perplexity import perplexity
-from pema.generation.classification import Classification, choose_labels
-from pema.generation.decoding import GeneratedTexts, decode, plain
 from pema.methods.contract import AdaptedModel, Job, Method, Needs, TrainingReport
-from pema.methods.on_memory import head_on_device, memory_of
-from pema.owner.local import LocalPLM
-from pema.tasks.example import Example
+
+if TYPE_CHECKING:
+    from pema.owner.local import LocalPLM
 
 
 @dataclass(frozen=True)
@@ -34,29 +30,6 @@ class PLMAlone(Method):
 
     def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`."""
-        return _Plain(plm, job)
+        from pema.methods.adapted.plain import Plain
 
-
-class _Plain(AdaptedModel):
-    def __init__(self, plm: LocalPLM, job: Job) -> None:
-        self._plm, self._job = plm, job
-
-    @property
-    def disk_bytes(self) -> int:
-        return 0
-
-    def generate(self, sources: Sequence[str | Example], **settings: Any) -> GeneratedTexts:  # noqa: ANN401
-        settings = {**self._job.decoding, **settings}
-        return decode(self._plm, self._plm.generator, sources, self._job.task, plain, **settings)
-
-    def classify(
-        self,
-        sources: Sequence[str | Example],
-        labels: Sequence[str],
-        **settings: Any,  # noqa: ANN401
-    ) -> Classification:
-        return choose_labels(self._plm, self._plm.generator, sources, labels, self._job.task, **settings)
-
-    def perplexity(self, examples: Sequence[Example]) -> float:
-        memory = memory_of(self._plm, self._job.task, examples)
-        return perplexity(memory.view(), head_on_device(self._plm, memory))
+        return Plain(plm, job)

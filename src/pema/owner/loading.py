@@ -24,12 +24,11 @@ from pema.console import note
 from pema.devices import device_named, has_bfloat16
 from pema.errors import ConfigError, OwnerError
 from pema.extras import installs
-from pema.owner.sources.names import known_names, resolve
+from pema.owner.sources.names import CAUSAL, known_names, resolve
 from pema.owner.weights import Fingerprints
 from pema.tasks.chat import end_of_turn
 
 NO_LIMIT = 1_000_000
-CAUSAL = "a causal language model"
 
 DeviceMap = str | torch.device | Mapping[str, int | str | torch.device] | None
 """Device placement as transformers takes it."""

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from pema.errors import OwnerError
 from pema.owner.sources.gguf import converted, joined
+from pema.owner.sources.hub import require_on_hub
 from pema.owner.sources.packaged import PACKAGED, packaged_files
 
+CAUSAL = "a causal language model"
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = "tatoeba-en-de-9m"
 
@@ -97,6 +99,22 @@ def gguf_file(name: str) -> tuple[str, Path] | None:
     if not path.exists():
         raise OwnerError(f"the GGUF file {name} does not exist: check the path{_near(name, _beside(path))}.")
     return path.stem, path
+
+
+def require_model(name: str | Path, what: str, revision: str | None = None) -> None:
+    """Refuse a name that leads to no model, without loading torch; a GGUF file is converted at its first use.
+
+    Args:
+        name: the name; see `resolve`.
+        what: kind of model, with its article, for the message.
+        revision: revision of the hub's repository.
+
+    Raises:
+        OwnerError, StorageError: see `resolve`, and there is no such model on the hub or in its cache.
+    """
+    place = resolve(name).place
+    if not Path(place).is_dir():
+        require_on_hub(place, what, known_names(place), revision)
 
 
 def known_names(name: str) -> str:

@@ -1,0 +1,67 @@
+"""The PLM with an adapter of PEMA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pema.adapter.module import Adapter
+from pema.adapter.schedule import Schedule
+from pema.evaluation.perplexity import perplexity
+from pema.files import size
+from pema.generation.classification import Classification, choose_labels
+from pema.generation.config import with_own_ending
+from pema.generation.decoding import GeneratedTexts, decode
+from pema.generation.plugin import AttachedAdapter, attach
+from pema.methods.contract import AdaptedModel, Job
+from pema.methods.on_memory import head_on_device, memory_of
+from pema.owner.local import LocalPLM
+from pema.tasks.example import Example
+
+
+class Mixed(AdaptedModel):
+    """The mixture of an adapter and the PLM."""
+
+    def __init__(self, plm: LocalPLM, job: Job, adapter: Adapter, schedule: Schedule, folder: Path) -> None:
+        self._plm, self._job, self._adapter, self._schedule = plm, job, adapter, schedule
+        self._folder = folder
+
+    @property
+    def disk_bytes(self) -> int:
+        """See `AdaptedModel.disk_bytes`."""
+        return size(self._folder)
+
+    def generate(self, sources: Sequence[str | Example], **settings: Any) -> GeneratedTexts:  # noqa: ANN401
+        """See `AdaptedModel.generate`."""
+        plm, settings = self._plm, with_own_ending(self._adapter.config, {**self._job.decoding, **settings})
+        with self._attached() as attached:
+            return decode(plm, plm.generator, sources, self._job.task, attached.inputs, **settings)
+
+    def classify(
+        self,
+        sources: Sequence[str | Example],
+        labels: Sequence[str],
+        **settings: Any,  # noqa: ANN401
+    ) -> Classification:
+        """See `AdaptedModel.classify`."""
+        plm = self._plm
+        with self._attached() as attached:
+            return choose_labels(plm, plm.generator, sources, labels, self._job.task, attached.inputs, **settings)
+
+    def _attached(self) -> AttachedAdapter:
+        plm = self._plm
+        return attach(
+            plm.generator,
+            self._adapter,
+            plm.head(),
+            self._schedule,
+            description=plm.description,
+            tokenizer=plm.tokenizer,
+        )
+
+    def perplexity(self, examples: Sequence[Example]) -> float:
+        """See `AdaptedModel.perplexity`."""
+        memory = memory_of(self._plm, self._job.task, examples)
+        head = head_on_device(self._plm, memory)
+        return perplexity(memory.view(), head, self._adapter.to(head.weight.device), self._schedule)
