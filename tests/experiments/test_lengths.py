@@ -18,14 +18,14 @@ LONG = "where is my order " * 300
         (
             "dev",
             {"source": "a", "target": LONG},
-            r"dev\.jsonl, line 2: prompt \(\d+ tokens\) and target \(.*\) are longer",
+            r"dev\.jsonl:2: prompt \(14 tokens\) .* longer than the 512",
         ),
         (
             "test",
             {"source": LONG, "target": "b"},
-            r"test\.jsonl, line 2: its prompt has .* tokens, and .* takes 256 incl",
+            r"test\.jsonl:2: its prompt has .*, and .* takes 512 incl",
         ),
-        ("train", {"source": LONG, "target": "b"}, r"train\.jsonl, line 2: prompt .* are longer than the 256 tokens"),
+        ("train", {"source": LONG, "target": "b"}, r"train\.jsonl:2: prompt .* longer than the 512 tokens"),
     ],
 )
 @pytest.mark.parametrize("run", [run_experiment, plan_experiment])
@@ -42,4 +42,4 @@ def test_a_too_long_example_is_named_before_anything_runs(tmp_path, run, part, e
     with pytest.raises(DataError, match=words):
         run(experiment, tmp_path / "results", tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
-    assert not list(tmp_path.glob("results/**/*.json"))
+    assert not list(tmp_path.glob("results/**/*seed0*"))

@@ -62,7 +62,7 @@ def tune(
     task = task_of(config)
     reading = read(data, source_field=source_field, target_field=target_field)
     note(str(reading))
-    require_plm(plm)
+    require_plm(plm, loaded.get("revision"))
     loaded["tap"] = config.tap
 
     from pema.adapter.module import Adapter

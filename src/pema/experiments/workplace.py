@@ -12,11 +12,11 @@ from typing import Any
 from pema.console import note
 from pema.evaluation.evaluate import LABEL_ACCURACY
 from pema.experiments.experiment import CPU, EXAMPLES, PLM, Experiment, build_method
-from pema.experiments.lengths import require_fit
 from pema.experiments.training_process import TRAINED, train_in_process
 from pema.files import digest, read_json, write_json, writing
 from pema.methods.contract import AdaptedModel, Job, Method, TrainingReport
 from pema.methods.decoding import decoding_for
+from pema.methods.lengths import require_fit
 from pema.methods.registry import method_name
 from pema.own import is_own, source_digest
 from pema.owner.local import LocalPLM
@@ -65,7 +65,8 @@ class Workplace:
                 dtype=self._experiment.plm_dtype,
                 device_map=None if self._experiment.device == CPU else self._experiment.device,
             )
-            require_fit(plm, self._experiment.task.template, self._experiment.data)
+            data = self._experiment.data
+            require_fit(plm, self._experiment.task.template, data.dev, data.test)
             self._plm = name, plm
         return self._plm[1]
 
