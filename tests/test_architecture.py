@@ -1,6 +1,7 @@
 """The architecture, checked on the source: allowed imports between packages, and unused modules."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,16 @@ MODULES = {name_of(path) or "__init__": path for path in sorted(SOURCE.rglob("*.
 def test_imports_follow_the_table(module):
     wrong = violations(module, MODULES[module].read_text(encoding="utf-8"))
     assert not wrong, f"{module} may not import {', '.join(wrong)}"
+
+
+def test_the_page_on_the_architecture_names_every_package_and_every_module_below_them():
+    root = SOURCE.parent.parent
+    page = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
+    below = page[page.index("Below all packages") : page.index("| package |")]
+    assert not [module for module in FOUNDATION if f"`{module}`" not in below]
+    assert not [name for name in ROOMS if "." not in name and f"\n| `{name}/` |" not in page]
+    files = re.findall(r"`(\w+/[\w/]+\.py)`", page)
+    assert not [file for file in files if not ((SOURCE / file).exists() or (root / file).exists())]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def report(
     ],
     as_json: AsJSON = False,
 ) -> None:
-    """Make one HTML page of results: table, plots, samples, and the signature of every number.
+    """Write the report of results: an HTML page with tables, plots, samples and every signature, or the tables alone.
 
     The page loads nothing from anywhere: it can be mailed, archived and opened without a network. A comparison that is
     not finished has a report too: of the finished runs, with the names of the others.

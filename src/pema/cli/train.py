@@ -34,7 +34,7 @@ def train(
             "--dp-epsilon (docs/presets.md).",
         ),
     ] = "best",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of a killed run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint of a killed run.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
     as_json: AsJSON = False,
 ) -> None:
