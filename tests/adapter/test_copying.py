@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from made_memories import make_head, make_memory, rows
 from torch.nn.functional import gelu, rms_norm
 
+from pema.adapter import joint
+from pema.adapter.card import card
 from pema.adapter.config import MATCHES, USES, WINDOW, AdapterConfig
 from pema.adapter.copying import NEVER, context_tokens, shifted
 from pema.adapter.fitted import fit_schedule
@@ -15,8 +17,9 @@ from pema.adapter.loss import CrossEntropy, JointLoss
 from pema.adapter.module import Adapter
 from pema.adapter.presets import preset
 from pema.adapter.training import train
-from pema.errors import AdapterError, ConfigError, ExternalMemoryError
+from pema.errors import AdapterError, ConfigError, ExternalMemoryError, MismatchError
 from pema.evaluation.perplexity import perplexity
+from pema.files import read_json, write_json
 from pema.memory.prompts import BLANK
 from pema.tasks.spelling import Spelling
 
@@ -242,8 +245,6 @@ def test_the_config_names_the_shapes_of_copying():
 def test_a_resumed_training_is_an_unbroken_one(memory, tmp_path, monkeypatch):
     config = preset("copy", copy_width=8, **SETTINGS | {"epochs": 3, "dropout": 0.2, "checkpoint_every": 2})
     train(memory, config, tmp_path / "whole")
-    from pema.adapter import joint
-
     steps = joint.JointRun.step
 
     def step(run, batch):
@@ -258,3 +259,23 @@ def test_a_resumed_training_is_an_unbroken_one(memory, tmp_path, monkeypatch):
     train(memory, config, tmp_path / "broken", resume=True)
     names = "adapter_model.safetensors"
     assert (tmp_path / "broken" / names).read_bytes() == (tmp_path / "whole" / names).read_bytes()
+
+
+def test_files_of_earlier_versions_do_not_copy(memory, tmp_path):
+    """They lack the setting: such a run can be resumed, and such an adapter is returned as it is."""
+    config = preset("best", **SETTINGS | {"epochs": 1})
+    adapter, _ = train(memory, config, tmp_path / "adapter")
+    values = read_json(tmp_path / "adapter" / "adapter_config.json")
+    assert not {"copy_width", "frame"} & values["pema"].keys()
+    del values["pema"]["training"]["settings"]["copy_width"]
+    write_json(tmp_path / "adapter" / "adapter_config.json", values)
+    again, _ = train(memory, config, tmp_path / "adapter", resume=True)
+    assert torch.equal(again.A, adapter.A)
+    with pytest.raises(MismatchError, match="was made with copy_width=0, this run has copy_width=16"):
+        train(memory, preset("copy", copy_width=16, **SETTINGS | {"epochs": 1}), tmp_path / "adapter", resume=True)
+
+
+def test_the_card_says_that_it_copies():
+    adapter = make_adapter()
+    assert "copies from the prompt (width 6)" in card(adapter.config)
+    assert "copies" not in card(AdapterConfig(d=D, vocabulary_size=V, rank=4))

@@ -40,6 +40,7 @@ def card(config: AdapterConfig) -> str:
     hub = f"base_model: {json.dumps(name)}\n" if name and name.count("/") == 1 else ""
     front = f"---\nlibrary_name: pema\n{hub}tags:\n- pema\n- adapter\n---\n"
     residual = "f + " if config.residual else ""
+    copies = f", copies from the prompt (width {config.copy_width})" if config.copy_width else ""
     equation = f"h_pd = {residual}B_pd " + ("gelu(A norm(f))" if config.activation == "gelu" else "A f")
     lines = [
         front,
@@ -58,7 +59,7 @@ def card(config: AdapterConfig) -> str:
         f"| schedule of the mixture weight | {_schedule(config)} |",
         f"| maximum output length | {config.max_new_tokens or '2 SL + 16'} tokens |",
         f"| stop strings | {', '.join(f'`{json.dumps(each)}`' for each in config.stop) or 'none'} |",
-        f"| adapter | {equation}, r = {config.rank}, d = {config.d}, {config.vocabulary} vocabulary |",
+        f"| adapter | {equation}, r = {config.rank}, d = {config.d}, {config.vocabulary} vocabulary{copies} |",
     ]
     if config.plm:
         lines += [

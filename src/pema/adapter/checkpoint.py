@@ -173,6 +173,8 @@ def require_same_run(
     """
     remedy = "resume with the same settings and memory, or train into another folder."
     current = config.to_dict()
+    # A setting of a later version of pema has its default in files that lack it.
+    settings = {field.name: field.default for field in dataclasses.fields(TrainConfig)} | dict(settings)
     for name in [n for n in {**current, **settings} if n not in FREE]:
         if settings.get(name) != current.get(name):
             raise MismatchError(

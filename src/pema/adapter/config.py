@@ -291,7 +291,11 @@ class AdapterConfig:
         0, "k, width of the attention that copies tokens of the prompt; 0: no copying.", least=0, most=WIDEST_COPY
     )
     frame: tuple[int, int] = option(
-        (0, 0), "Number of tokens at the start and at the end of a prompt that are not copied.", least=0, longest=2
+        (0, 0),
+        "Number of tokens at the start and at the end of a prompt that are not copied.",
+        least=0,
+        most=LONGEST_TEXT,
+        longest=2,
     )
     plm: PLMDescription | None = option(None, "The PLM that the memory was built with.")
     task: str | None = option(None, "Name of the task.", line=True, longest=200)

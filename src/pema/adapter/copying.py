@@ -124,10 +124,13 @@ class Copying(nn.Module):
     def keys(self, tokens: ContextTokens, W_hd: Tensor, drop: Callable[[Tensor], Tensor] | None = None) -> Keys:
         """Return the keys of prompts; `drop` is applied to the rows of W_hd."""
         candidates = torch.cat((tokens.prompt, tokens.spellings), 1)
-        ids, places = torch.unique(candidates, return_inverse=True)
-        blank = bool(ids[0] == BLANK)
-        ids, places = ids[int(blank) :], places - int(blank)
-        places = places.masked_fill(candidates == BLANK, len(ids))
+        # Marks of the tokens that occur: faster than sorting. The last one is that of blanks.
+        occurs = torch.zeros(len(W_hd) + 1, dtype=torch.bool, device=candidates.device)
+        occurs[candidates.flatten()] = True
+        ids = occurs[:-1].nonzero()[:, 0]
+        numbers = torch.full((len(occurs),), len(ids), device=ids.device)
+        numbers[ids] = torch.arange(len(ids), device=ids.device)
+        places = numbers[candidates]
         rows = W_hd[ids].to(self.query.dtype)
         rows = torch.cat((rows, rows.new_zeros(1, rows.shape[1])))
         x = rms_norm(rows, rows.shape[1:])
@@ -154,15 +157,16 @@ class Copying(nn.Module):
         score = torch.zeros(f.shape[0], S, device=f.device)
         for o, offset in enumerate(WINDOW):
             score = score + by_token[o].gather(1, shifted(keys.places[:, :S], offset, len(keys.rows) - 1))
-        score = score + linear(q, self.match).float().gather(1, match) + self.match_score[match]
+        score = score + (linear(q, self.match).float() + self.match_score).gather(1, match)
         score = torch.cat((score, score), 1)
-        score = score + linear(q, self.use).float().gather(1, use) + self.use_score[use]
+        score = score + (linear(q, self.use).float() + self.use_score).gather(1, use)
         plm = linear(f.to(keys.rows.dtype), keys.rows).float().gather(1, keys.places) / 4
         kind = linear(q, self.kind).float()[:, :, None] + self.alpha[:, None] * plm.view(-1, 2, S)
         score = (score + kind.reshape(-1, 2 * S)).masked_fill(~known, NEVER)
         log_p = score.log_softmax(-1)
         sure = (log_p.exp() * log_p).sum(-1)
-        gate = linear(q, self.gate[None])[:, 0].float() + self.gate_match[match.masked_fill(~known[:, :S], 0).amax(1)]
+        longest = match.masked_fill(~known[:, :S], 0).amax(1, keepdim=True)
+        gate = (linear(q, self.gate[None]).float() + self.gate_match).gather(1, longest)[:, 0]
         gate = gate + self.gate_scores[0] * sure + self.gate_scores[1] * score.amax(1) / 10
         gate = gate.masked_fill(~known.any(1), NEVER)
         return Copied(keys, log_p + logsigmoid(gate)[:, None], logsigmoid(-gate))

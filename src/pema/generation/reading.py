@@ -62,6 +62,6 @@ class Prompts:
         copying = self.reader.adapter.copying
         assert copying is not None
         before = [shifted(self.written, -n, NO_TOKEN) for n in reversed(range(k))]
-        written = torch.stack(before, 1).flatten(0, 1)
+        written = torch.stack(before, 1).flatten(0, 1).to(f.device)
         copied: Copied = copying(f.flatten(0, 1), self.keys.repeat(rows * k), written, self.reader.W_hd)
         return copied
