@@ -18,6 +18,7 @@ from reproduction.tables import (
     paper_shape,
     privacy,
     settings,
+    unrolling,
     vocabulary,
 )
 from reproduction.tables.markdown import head, replace_block, row
@@ -79,6 +80,7 @@ def origins() -> list[Origin]:
             Origin(f"study `{name}`", studies.PAGES / f"{name}.md", studies.command(name), (studies.results_of(name),))
             for name in studies.finished()
         ),
+        Origin("study of Gradual Unrolling", unrolling.PAGE, unrolling.COMMAND, (unrolling.FILE,)),
         Origin("the embedded PLM's BLEU", PLM_CARD, "python -m reproduction.models.embedded_plm PAIRS -o FOLDER"),
         Origin(
             "the inspector's example",
@@ -110,6 +112,7 @@ BLOCKS: dict[Path, Callable[[], str]] = {
     DOCS / "private-training.md": privacy.private,
     DOCS / "reproduction.md": table,
     DOCS / "settings.md": settings.settings,
+    unrolling.PAGE: unrolling.unrolling,
 }
 """Writers of the generated part of each page."""
 

@@ -43,32 +43,28 @@ AXES = {
 """Titles of horizontal axes that are not the setting's name."""
 
 
-def line_plot(results: Results, x: str, facet: str | None) -> bytes:
+def line_plot(results: Results, x: str) -> bytes:
     """Plot every measure against a swept setting, with one line per other setting.
 
     Args:
         results: of the study.
         x: the setting on the horizontal axis; what lacks it is a level.
-        facet: a setting with a column of panels for each of its values.
     """
     lines = lines_of(results)
-    facets = list(dict.fromkeys(line.setting(facet) for line in lines if line.setting(facet))) if facet else [None]
     measures = _measures(results)
-    columns = len(facets) if facet else 3 if len(measures) == 3 else 2
-    rows = len(measures) if facet else -(-len(measures) // columns)
+    columns = 3 if len(measures) == 3 else 2
+    rows = -(-len(measures) // columns)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 2.3 * rows + 0.5), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey="row" if facet else False)
-        panels = [(measure, value) for measure in measures for value in facets]
-        names = list(dict.fromkeys(line.named_without(x, facet or "") for line in lines if not line.is_plm))
-        for axes, (measure, value) in zip(grid.flat, panels, strict=False):
-            some = [line for line in lines if value is None or line.setting(facet or "") in (value, None)]
-            _draw_lines(axes, some, measure, x, names, facet)
-            axes.set_title(title_of(measure) if value is None else f"{title_of(measure)}, {value}")
-        for axes in grid.flat[len(panels) :]:
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+        names = list(dict.fromkeys(line.named_without(x) for line in lines if not line.is_plm))
+        for axes, measure in zip(grid.flat, measures, strict=False):
+            _draw_lines(axes, lines, measure, x, names)
+            axes.set_title(title_of(measure))
+        for axes in grid.flat[len(measures) :]:
             axes.set_visible(False)
-        last = len(panels) - columns
-        for axes in grid.flat[max(0, last) : len(panels)]:
+        last = len(measures) - columns
+        for axes in grid.flat[max(0, last) : len(measures)]:
             axes.set_xlabel(AXES.get(x, x))
             axes.tick_params(labelbottom=True)
         handles = {
@@ -79,12 +75,10 @@ def line_plot(results: Results, x: str, facet: str | None) -> bytes:
         return _svg(figure, results)
 
 
-def _draw_lines(
-    axes: Axes, lines: Sequence[Line], measure: str, x: str, names: Sequence[str], facet: str | None
-) -> None:
+def _draw_lines(axes: Axes, lines: Sequence[Line], measure: str, x: str, names: Sequence[str]) -> None:
     points: dict[str, list[tuple[float, float, float]]] = {}
     for line in lines:
-        name, at, mean = line.named_without(x, facet or ""), line.setting(x), line.mean(measure)
+        name, at, mean = line.named_without(x), line.setting(x), line.mean(measure)
         if mean is None:
             continue
         if at is not None:

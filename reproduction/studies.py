@@ -36,20 +36,15 @@ class Study:
     Attributes:
         question: the question in one sentence.
         x: the swept setting on the plot's horizontal axis; None: one row per method.
-        facet: a setting with one column of panels per value.
     """
 
     question: str
     x: str | None = None
-    facet: str | None = None
 
 
 STUDIES = {
     "rank": Study(
         "Is quality flat in the rank r, as LoRA's paper finds for itself, or does the last layer need more?", "rank"
-    ),
-    "schedules": Study(
-        "Which schedule of the mixture weight, and which lambda_max, for which contexts?", "lambda_max", "contexts"
     ),
     "memory-size": Study("How much does a larger memory help, up to all the texts there are?", "examples"),
     "ablations": Study("What is the effect of each part of preset `best`, and what is left when they are taken away?"),
@@ -99,7 +94,7 @@ def finished() -> list[str]:
 def plot(name: str) -> bytes:
     """Return the SVG file of a study."""
     study, results = STUDIES[name], read_results(results_of(name))
-    return dot_plot(results) if study.x is None else line_plot(results, study.x, study.facet)
+    return dot_plot(results) if study.x is None else line_plot(results, study.x)
 
 
 def block(name: str) -> str:

@@ -1,21 +1,41 @@
-"""The study of Gradual Unrolling: its table and its plot."""
+"""The study of Gradual Unrolling: its tables and texts."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from pema.evaluation.choice import rank
 from pema.evaluation.notation import NOTHING, metric_name, score_text
-from reproduction.lines import read_runs
+from pema.experiments.records import Trial
+from reproduction.lines import files, read_runs
 from reproduction.paths import DOCS, RESULTS
 from reproduction.tables.markdown import head, row, signature_of, source
+from reproduction.tables.results import lines_of, read_results
 
 FILE, PAGE = RESULTS / "unrolling.jsonl", DOCS / "studies" / "gradual-unrolling.md"
 COMMAND = "python -m reproduction.experiments.unrolling DATA PLM"
 PAPER = 0.9
 METRICS = {"records": ("bleu", "chrf", "slot_errors"), "simplification": ("sari", "bleu", "chrf")}
+TITLES = {
+    "records": "Records of restaurants to texts (E2E NLG)",
+    "simplification": "Sentences to simpler ones (ASSET)",
+}
+COURSES = {"none": "PLM alone", "square": "Gradual Unrolling", "linear": "linear", "constant": "constant"}
+ADAPTERS = tuple((contexts, preset) for contexts in ("teacher", "predicted") for preset in ("best", "paper"))
+PERPLEXITY = "perplexity"
+
+Run = Mapping[str, Any]
+LENGTHS = {
+    "4 input": "four times the input",
+    "target": "the reference",
+    "mean target": "mean training target",
+}
+SAMPLES = 3
+SHOWN = ("none", "square 0.9", "linear 0.9", "constant 0.7")
 
 
 @dataclass(frozen=True)
@@ -70,22 +90,43 @@ def name_of(kind: str, contexts: str, preset: str, seed: int) -> str:
     return f"{kind}-{contexts}-{preset}-seed{seed}"
 
 
-TITLES = {
-    "records": "Records of restaurants to texts (E2E NLG)",
-    "simplification": "Sentences to simpler ones (ASSET)",
-}
-COURSES = {"none": "PLM alone", "square": "Gradual Unrolling", "linear": "linear", "constant": "constant"}
-ADAPTERS = tuple((contexts, preset) for contexts in ("teacher", "predicted") for preset in ("best", "paper"))
-PERPLEXITY = "perplexity"
-
-Run = Mapping[str, Any]
-
-
 def unrolling() -> str:
-    """Return the tables of dev and test, and the first texts."""
+    """Return the tables of the comparisons and of the study, and the first texts."""
     runs = list(read_runs(FILE).values())
-    text = "".join(_task(kind, [run for run in runs if run["task"] == kind]) for kind in TITLES)
-    return text + _samples(runs) + source(signature_of(runs[0]), COMMAND)
+    tasks = [kind for kind in TITLES if any(run["task"] == kind for run in runs)]
+    text = "".join(_task(kind, [run for run in runs if run["task"] == kind]) for kind in tasks)
+    return text + _samples(runs) + source(signature_of(runs[0]), COMMAND) + "\n" + _comparisons()
+
+
+def _comparisons() -> str:
+    """Return the choice of every comparison that had both schedules as candidates; "" if there is none."""
+    rows = ""
+    for file in files(RESULTS / "compare"):
+        for line in lines_of(read_results(file)):
+            run = line.runs[0]
+            metric = run.signature.config.get("choose_by")
+            constant, gradual = (_best_of(course, run.trials, metric) for course in ("constant", "unrolling"))
+            if metric is None or constant is None or gradual is None:
+                continue
+            likely = min(run.trials, key=lambda trial: trial.dev_perplexity or math.inf)
+            cells = [_trial(trial, metric) for trial in (constant, gradual, likely)]
+            cells[2] = f"{likely.settings['schedule']}, {cells[2]}"
+            rows += row([line.results.about.title, line.label, metric_name(metric), *cells])
+    if not rows:
+        return ""
+    text = "### Comparisons\n\nThe score on dev of the best lambda_max (in brackets) of each schedule, and of the "
+    text += "candidate with the lowest perplexity.\n\n"
+    return text + head(["comparison", "method", "on dev", "constant", "Gradual Unrolling", "lowest perplexity"]) + rows
+
+
+def _best_of(course: str, trials: Sequence[Trial], metric: str | None) -> Trial | None:
+    """Return the trial with the best score among those with a schedule; None if there is none."""
+    some = [trial for trial in trials if trial.settings.get("schedule") == course]
+    return None if metric is None else min(some, key=lambda trial: rank(metric, trial.dev_score), default=None)
+
+
+def _trial(trial: Trial, metric: str) -> str:
+    return f"{score_text(metric, trial.dev_score)} ({trial.settings.get('lambda_max', 'default')})"
 
 
 def _task(kind: str, runs: Sequence[Run]) -> str:
@@ -134,14 +175,6 @@ def _title(point: Point) -> str:
     return f"{COURSES[point.course]} {point.lambda_max}{length}"
 
 
-LENGTHS = {
-    "4 input": "four times the input",
-    "2 input": "twice the input",
-    "target": "the reference",
-    "mean target": "mean training target",
-}
-
-
 def _cell(runs: Sequence[Run], part: str, point: Point, name: str) -> str:
     """Return the mean of a score over seeds, with the standard deviation if there are several."""
     values = [scores[name] for run in runs if (scores := run[part].get(point.key)) and scores[name] is not None]
@@ -161,7 +194,3 @@ def _samples(runs: Sequence[Run]) -> str:
             if key in first["dev"]:
                 text += row([_title(Point.of(key)), " ".join(first["dev"][key]["texts"][number].split())])
     return text + "\n"
-
-
-SAMPLES = 3
-SHOWN = ("none", "square 0.9", "linear 0.9", "constant 0.9")

@@ -11,6 +11,7 @@ from pema.errors import AdapterError
 from pema.experiments.experiment import Experiment
 from reproduction import studies
 from reproduction.lines import write_lines
+from reproduction.tables import unrolling
 from reproduction.tables.markdown import BEGIN, END, parts_of
 from reproduction.tables.results import DEV, lines_of, read_results
 
@@ -117,7 +118,7 @@ def test_the_index_is_that_of_the_results():
 
 
 def test_every_page_and_every_result_is_of_a_study():
-    pages = {path.stem for path in studies.PAGES.glob("*.md")} - {"README"}
+    pages = {path.stem for path in studies.PAGES.glob("*.md")} - {"README", unrolling.PAGE.stem}
     results = {path.stem for path in studies.RESULTS.iterdir()}
     assert pages == set(studies.finished())
     assert results <= set(studies.STUDIES)
@@ -172,21 +173,6 @@ def test_lines_are_named_by_what_is_not_swept(house):
     shown = texts(studies.plot("rank"))
     assert {"paper", "best", "PLM alone", "chrF", "dev perplexity", "rank r", "8", "80"} <= set(shown)
     assert not [text for text in shown if "rank=" in text]
-
-
-def test_columns_of_panels_are_named_by_the_facet(house):
-    lines = {"PLM alone": ("plm", {}, [30.0], [25.0])}
-    for contexts in ("teacher", "predicted"):
-        fixed = {"contexts": contexts, "schedule": "fitted"}
-        lines[f"{contexts}, schedule=fitted"] = ("pema", fixed, [33.0, 34.0], [9.0, 9.5])
-        for weight in (0.3, 0.9):
-            settings = {"contexts": contexts, "schedule": "linear", "lambda_max": weight}
-            label = f"{contexts}, schedule=linear, lambda_max={weight}"
-            lines[label] = ("pema", settings, [30.0 + weight, 31.0], [10.0, 200.0])
-    made(studies.results_of("schedules"), lines)
-    shown = texts(studies.plot("schedules"))
-    assert {"chrF, teacher", "chrF, predicted", "schedule=fitted", "schedule=linear", "0.3", "0.9"} <= set(shown)
-    assert shown.count("PLM alone") == 1
 
 
 def test_a_study_without_an_axis_has_a_row_a_method(house):
