@@ -7,6 +7,7 @@ import torch
 from test_local import slow_row
 
 from pema.errors import DataError
+from pema.owner.local import plm as local
 from pema.owner.local.session import Step, advance_together
 from pema.owner.mask import MaskedSession
 from tiny import FAMILIES
@@ -39,6 +40,26 @@ def test_rows_go_on_branch_and_leave(tiny_plm, family, tap):
     session.close()
     session.close()
     assert session.held_bytes == 0
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "bloom", "mistral", "gemma3"])
+def test_a_long_common_prefix_is_encoded_once(tiny_plm, monkeypatch, family):
+    monkeypatch.setattr(local, "_LEAST_SAVED", 8)
+    plm, front = tiny_plm(family), [1, 5, 6, 7, 8, 9]
+    prompts = [front + rest for rest in ([11, 12], [13], [11, 14, 15, 16, 17, 18, 19, 20, 21], [12, 12, 12])]
+    plm.open_session(prompts).close()
+    shapes = []
+    plm.model.get_input_embeddings().register_forward_pre_hook(lambda _m, args: shapes.append(tuple(args[0].shape)))
+    session, contexts = plm.open_session(prompts), prompts
+    assert shapes == [(1, 6), (4, 9)]
+    for parents in ([0, 1, 2, 3], [3, 0, 2], [1, 1]):
+        check(plm, session, contexts)
+        contexts = [[*contexts[row], 30 + row] for row in parents]
+        session.advance([30 + row for row in parents], parents)
+    check(plm, session, contexts)
+    shapes.clear()
+    plm.open_session(prompts[:2])
+    assert shapes == [(2, 8)]
 
 
 JOINED = ["llama", "opt", "gpt2", "bloom", "falcon-alibi", "gpt-neox", "mistral", "gemma2", "mamba"]

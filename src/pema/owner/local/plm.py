@@ -33,7 +33,7 @@ _LEAST_SHARED = 4
 """Minimum length of a shared prefix that pays for its separate forward pass."""
 
 _LEAST_SAVED = 256
-"""Minimum number of prompt tokens that a shared prefix must save in generation, to pay for its separate pass."""
+"""Minimum number of prompt tokens that a shared prefix must save in decoding, to pay for its separate pass."""
 
 
 class LocalPLM:
@@ -179,17 +179,17 @@ class LocalPLM:
 
     def prompt_prefix(self, prompts: Sequence[Sequence[int]]) -> Prefix | None:
         """Encode the common prefix of the prompts of `generator.generate`; see `contract.SharesPrefix`."""
-        shared = common_prefix(prompts, min(map(len, prompts), default=0) - 1)
-        if shared * (len(prompts) - 1) < _LEAST_SAVED or not self._short_cuts.generate_prefix:
-            return None
-        return self._movable_prefix(prompts[0][:shared])
+        shared = _worth_sharing(prompts)
+        return self._movable_prefix(prompts[0][:shared]) if shared and self._short_cuts.generate_prefix else None
 
     def open_session(self, prompts: Sequence[Sequence[int]]) -> LocalSession:
         """Open a decoding session; see `contract.PLM.open_session`."""
         size = self._head.vocabulary_size
         require_session(prompts, self.max_length, size)
+        shared = _worth_sharing(prompts)
+        prefix = self._movable_prefix(prompts[0][:shared]) if shared and self._short_cuts.greedy_prefix else None
         return LocalSession(
-            self._growing(prompts),
+            self._growing(prompts, prefix),
             [len(prompt) for prompt in prompts],
             max_length=self.max_length,
             vocabulary_size=size,
@@ -286,6 +286,12 @@ class LocalPLM:
         if self._short_cuts.unpadded_cache:
             return cached(self._runner, rows, padding=False)
         return whole(self._runner, rows, together=self._short_cuts.padding)
+
+
+def _worth_sharing(prompts: Sequence[Sequence[int]]) -> int:
+    """Return the length of the prompts' common prefix; 0 if a separate pass would not pay."""
+    shared = common_prefix(prompts, min(map(len, prompts), default=0) - 1)
+    return shared if shared * (len(prompts) - 1) >= _LEAST_SAVED else 0
 
 
 def pays(shared: int, sequences: Sequence[Sequence[int]]) -> bool:
