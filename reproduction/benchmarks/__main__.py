@@ -78,7 +78,7 @@ def main() -> None:
     """Run the requested benchmarks, and write and print the results."""
     parser = argparse.ArgumentParser(prog="python -m reproduction.benchmarks", description=__doc__)
     parser.add_argument("--plm", default="embedded", help="the PLM: embedded, or a folder")
-    parser.add_argument("--corpus", default=DEMO, help="TSV of source and target; the demo's sentences; or none")
+    parser.add_argument("--corpus", default=DEMO, help="TSV of source and target, demo, restaurants, or none")
     parser.add_argument("-o", "--output", type=Path, default=FILE, help="results file; other results in it are kept")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="run only these")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of torch")

@@ -36,7 +36,7 @@ class GenerationCase:
         self.plm, self.new_tokens = plm, options.new_tokens
         some = [examples(options)[i % options.examples] for i in range(min(batch_size, options.examples))]
         some = [some[i % len(some)] for i in range(batch_size)]
-        prompts = [one.prompt for one in task().template.encode_prompts(plm.tokenizer, [e.source for e in some])]
+        prompts = [one.prompt for one in task(options).template.encode_prompts(plm.tokenizer, [e.source for e in some])]
         columns = max(map(len, prompts))
         pad = plm.tokenizer.pad_token_id or 0
         self.ids = torch.tensor([[pad] * (columns - len(prompt)) + list(prompt) for prompt in prompts])

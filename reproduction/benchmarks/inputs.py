@@ -14,6 +14,7 @@ from torch import Tensor
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
 from pema.adapter.presets import PRESETS
+from pema.experiments.data import restaurant_data
 from pema.memory.build import build_memory
 from pema.memory.manifest import HEAD, FileEntry, Input, Manifest
 from pema.memory.reader import Memory, View
@@ -24,7 +25,7 @@ from pema.owner.local import LocalPLM
 from pema.tasks.example import Example
 from pema.tasks.readers import read_examples
 from pema.tasks.registry import Task, get_task
-from reproduction.benchmarks.options import DEMO, NONE, Options, Shape
+from reproduction.benchmarks.options import DEMO, NONE, RESTAURANTS, Options, Shape
 
 PAIRS_PER_EXAMPLE = 16
 PAIRS_PER_SHARD = 8192
@@ -34,9 +35,9 @@ TIMED = {name: PRESETS[name] for name in ("paper", "best")}
 """Timed presets; `private` has a separate loop, which no benchmark measures."""
 
 
-def task() -> Task:
-    """Return the task of all prompts."""
-    return get_task("translation")
+def task(options: Options) -> Task:
+    """Return the task of the corpus."""
+    return get_task("data-to-text" if options.corpus == RESTAURANTS else "translation")
 
 
 def examples(options: Options) -> list[Example]:
@@ -47,6 +48,8 @@ def examples(options: Options) -> list[Example]:
             " ".join(draw.choices(WORDS.split(), k=draw.randint(2, options.words))) for _ in range(2 * options.examples)
         ]
         return [Example(*pair) for pair in zip(sentences[::2], sentences[1::2], strict=True)]
+    if options.corpus == RESTAURANTS:
+        return list(restaurant_data().train[: options.examples])
     demo = Path(str(resources.files("pema"))) / "demo_data" / "support_train.tsv"
     return read_examples(data=demo if options.corpus == DEMO else options.corpus, limit=options.examples)
 
@@ -55,7 +58,7 @@ def plm_memory(options: Options, folder: Path, plm: LocalPLM | None = None) -> M
     """Return the memory of the corpus in `teacher` mode, built on first use."""
     path = folder / "memory"
     if not path.exists():
-        build_memory(plm or LocalPLM.load(options.plm), examples(options), task(), path)
+        build_memory(plm or LocalPLM.load(options.plm), examples(options), task(options), path)
     return Memory.open(path)
 
 
@@ -94,7 +97,7 @@ def synthetic_memory(
         eos_token_ids=(0,),
         parameters=shape.V * shape.d,
     )
-    translation, count = task(), -(-options.pairs // PAIRS_PER_EXAMPLE)
+    translation, count = get_task("translation"), -(-options.pairs // PAIRS_PER_EXAMPLE)
     manifest = Manifest(
         plm=described,
         task=translation.name,

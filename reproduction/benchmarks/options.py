@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 DEMO = "demo"
+RESTAURANTS = "restaurants"
 NONE = "none"
 
 
@@ -25,11 +26,13 @@ class Options:
 
     Attributes:
         plm: the PLM of the benchmarks that need one: "embedded" or a folder.
-        corpus: "demo", the sentences that the package ships; a TSV file; or "none", made-up sentences.
+        corpus: "demo", the sentences that the package ships; "restaurants", its records and texts; a TSV file; or
+            "none", made-up sentences.
         examples: most examples of the corpus.
         words: most words a side in a made-up sentence.
         threads: of torch.
         repeats: timed rounds.
+        clock: of `building` and `prefix`: "wall", or "processor" on a machine that others use meanwhile.
         shapes: d and V of the synthetic representations.
         pairs: synthetic pairs.
         published_steps: batches of the published joint loop.
@@ -49,6 +52,7 @@ class Options:
     words: int = 20
     threads: int = 2
     repeats: int = 5
+    clock: str = "wall"
     shapes: tuple[Shape, ...] = (Shape("embedded PLM", 320, 8192), Shape("d 384", 384, 8192))
     pairs: int = 8192
     published_steps: int = 4

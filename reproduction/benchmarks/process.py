@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pema.experiments.peak import resident
-from reproduction.benchmarks.options import Options
+from reproduction.benchmarks.options import DEMO, NONE, RESTAURANTS, Options
 
-NAMES = ("building", "reconstruction", "joint_training", "generation", "serving")
+NAMES = ("building", "prefix", "reconstruction", "joint_training", "generation", "serving")
 
 
 def load(options: Options) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def measure(name: str, options: Options, folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     result: dict[str, Any] = module.run(options, folder)
     config = options.to_dict() | {"benchmark": name}
-    if config["corpus"] not in ("demo", "none"):
+    if config["corpus"] not in (DEMO, RESTAURANTS, NONE):
         config["corpus"] = Path(config["corpus"]).name
     config["plm"] = Path(config["plm"]).name
     return {

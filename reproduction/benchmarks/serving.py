@@ -80,7 +80,7 @@ def run(options: Options, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     plm = LocalPLM.load(options.plm)
     corpus = examples(options)
-    tokens = Tokens.encode(plm, task().template, corpus)
+    tokens = Tokens.encode(plm, task(options).template, corpus)
     sequences = [tokens.sequence(i) for i in range(len(corpus))]
     starts = [int(cut - start) for cut, start in zip(tokens.cuts, tokens.starts, strict=False)]
     requests = [(sequences[i : i + SEQUENCES], starts[i : i + SEQUENCES]) for i in range(0, len(corpus), SEQUENCES)]
@@ -178,7 +178,7 @@ def build(plm: LocalPLM, url: str, options: Options, folder: Path) -> dict[str, 
     def into(name: str, owner: Any) -> Run:  # noqa: ANN401
         def once() -> None:
             shutil.rmtree(folder / name, ignore_errors=True)
-            build_memory(owner, corpus, task(), folder / name, batch_tokens=BATCH_TOKENS)
+            build_memory(owner, corpus, task(options), folder / name, batch_tokens=BATCH_TOKENS)
 
         return once
 
@@ -210,7 +210,7 @@ def generation(plm: LocalPLM, url: str, options: Options) -> list[dict[str, Any]
                 owner,
                 None,
                 sources,
-                task(),
+                task(options),
                 NoAdapter(),
                 batch_size=size,
                 max_new_tokens=options.new_tokens,

@@ -12,15 +12,24 @@ import torch
 
 Run = Callable[[], object]
 
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+"""Clocks: that of the wall; the processor's time of all threads of this process, without waiting."""
 
-def seconds(run: Run) -> float:
+
+SHORTEST = "shortest times"
+"""What the ratios of a benchmark are of, if not of medians."""
+
+
+def seconds(run: Run, clock: str = "wall") -> float:
     """Return the seconds of one call."""
-    started = time.perf_counter()
+    started = CLOCKS[clock]()
     run()
-    return time.perf_counter() - started
+    return CLOCKS[clock]() - started
 
 
-def alternate(runs: Mapping[str, Run], repeats: int, *, warm_up: int = 1) -> dict[str, list[float]]:
+def alternate(
+    runs: Mapping[str, Run], repeats: int, *, warm_up: int = 1, clock: str = "wall"
+) -> dict[str, list[float]]:
     """Time each of `runs` `repeats` times, A B C A B C ..., so that a slow phase of the machine affects all."""
     for _ in range(warm_up):
         for run in runs.values():
@@ -28,7 +37,7 @@ def alternate(runs: Mapping[str, Run], repeats: int, *, warm_up: int = 1) -> dic
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            times[name].append(seconds(run))
+            times[name].append(seconds(run, clock))
     return times
 
 
@@ -50,6 +59,11 @@ def rate(work: float, unit: str, times: Sequence[float]) -> dict[str, Any]:
 def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
     """Return the median over rounds of `alternate` of one variant's time divided by another's in the same round."""
     return significant(statistics.median(a / b for a, b in zip(numerator, denominator, strict=True)))
+
+
+def least_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
+    """Return one variant's shortest time divided by another's: other programs can only lengthen a time."""
+    return significant(min(numerator) / min(denominator))
 
 
 def row(what: str, value: float, unit: str, against: str, ratio: float, aim: str) -> dict[str, Any]:

@@ -1,7 +1,13 @@
-"""The table of the benchmarks."""
+"""The tables of the benchmarks."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from reproduction.benchmarks.options import RESTAURANTS, Options
+from reproduction.benchmarks.timing import SHORTEST
 from reproduction.lines import read_runs
 from reproduction.paths import RESULTS
 from reproduction.tables.markdown import head, row, signature_of, source
@@ -10,18 +16,30 @@ FILE = RESULTS / "benchmarks.jsonl"
 
 
 def command() -> str:
-    """Return the command that produced the results, from their signature."""
-    (*_, run) = read_runs(FILE).values()
-    settings = run["signature"]["config"]
-    return (
-        f"python -m reproduction.benchmarks --repeats {settings['repeats']} --sgd-seconds {settings['sgd_seconds']:g}"
-    )
+    """Return the command that produced the results of the default PLM."""
+    return _command(_runs(of_smollm2=False)[-1])
 
 
 def benchmarks() -> str:
-    """Return a table of each benchmark against its lower bound, and whether the aim was met."""
+    """Return a table of each benchmark against its lower bound, and whether the aim was met; then that of SmolLM2."""
+    usual, larger = _runs(of_smollm2=False), _runs(of_smollm2=True)
+    shortest = [run["benchmark"] for run in usual if run.get("ratios_of") == SHORTEST]
+    text = _table(usual) + "\nMedians" + (f" ({', '.join(shortest)}: shortest times)" if shortest else "")
+    text += "; where the rest goes and the peak memory of each are in `reproduction/results/benchmarks.jsonl`. "
+    text += _source(usual[-1])
+    if larger:
+        config = _config(larger[-1])
+        text += f"\nSmolLM2-135M-Instruct, {config['examples']} texts of the demo:\n\n" + _table(larger)
+        text += f"\nShortest times ({config['clock']} clock). " + _source(larger[-1])
+    return text + "\n"
+
+
+def _runs(*, of_smollm2: bool) -> list[dict[str, Any]]:
+    return [run for run in read_runs(FILE).values() if (_config(run)["corpus"] == RESTAURANTS) == of_smollm2]
+
+
+def _table(runs: Iterable[Mapping[str, Any]]) -> str:
     text = head(["benchmark", "measured", "value", "against", "ratio", "aim", "met"])
-    runs = list(read_runs(FILE).values())
     for run in runs:
         name = run["benchmark"]
         if name == "reconstruction":
@@ -30,7 +48,24 @@ def benchmarks() -> str:
             met = {True: "yes", False: "no", None: ""}[line["met"]]
             value = f"{line['value']:,g} {line['unit']}"
             text += row([name, line["what"], value, line["against"], f"{line['ratio']:,g}", line["aim"], met])
-    text += (
-        "\nMedians; where the rest goes and the peak memory of each are in `reproduction/results/benchmarks.jsonl`. "
-    )
-    return text + source(signature_of(runs[-1]), command()) + "\n"
+    return text
+
+
+def _source(run: Mapping[str, Any]) -> str:
+    return source(signature_of(run), _command(run))
+
+
+def _command(run: Mapping[str, Any]) -> str:
+    settings, usual = _config(run), Options()
+    text = f"python -m reproduction.benchmarks --repeats {settings['repeats']}"
+    if settings["corpus"] != RESTAURANTS:
+        return f"{text} --sgd-seconds {settings['sgd_seconds']:g}"
+    text += "".join(f" --{name} {settings[name]}" for name in ("plm", "corpus", "examples", "threads"))
+    if settings["clock"] != usual.clock:
+        text += f" --options '{json.dumps({'clock': settings['clock']})}'"
+    return text + " --only building prefix"
+
+
+def _config(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    config: Mapping[str, Any] = run["signature"]["config"]
+    return config

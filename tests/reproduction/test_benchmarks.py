@@ -1,6 +1,7 @@
 """The benchmarks at toy size: what they report, and that what they measure against is rendered right."""
 
 import json
+import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,17 @@ from pema.adapter.loss import CrossEntropy, JointLoss
 from pema.adapter.module import Adapter
 from pema.adapter.reconstruction import closed_form, reconstruction_error
 from pema.owner.head import Head
-from reproduction.benchmarks import building, generation, joint_training, process, published, reconstruction, timing
+from pema.owner.local import plm as local
+from reproduction.benchmarks import (
+    building,
+    generation,
+    joint_training,
+    prefix,
+    process,
+    published,
+    reconstruction,
+    timing,
+)
 from reproduction.benchmarks.__main__ import memory_table_of, name_of, table_of
 from reproduction.benchmarks.inputs import plm_memory, random_adapter, rows_of, synthetic_memory
 from reproduction.benchmarks.options import Options, Shape
@@ -75,7 +86,9 @@ def test_every_benchmark_says_what_was_measured_where_and_how(results, options):
 
 def test_building_is_measured_against_the_calls_it_makes(results, options, folder):
     result = results["building"]
-    assert set(result["measured"]) == {"forward, replayed", "represent", "build_memory", "forward, unshared"}
+    forwards, builds = ["forward, replayed", "forward, unshared"], ["build_memory", "build_memory, unshared"]
+    assert set(result["measured"]) == {*forwards, "represent", *builds}
+    assert [line["against"] for line in result["summary"]] == [forwards[0], forwards[0], forwards[1], forwards[1]]
     assert all(variant["tokens_per_second"] > 0 for variant in result["measured"].values())
     assert result["measured"]["represent"]["repeats"] == options.repeats
     # One call for the shared instruction, then one per batch.
@@ -84,6 +97,25 @@ def test_building_is_measured_against_the_calls_it_makes(results, options, folde
     assert result["calls"][1][0] == options.examples
     shares = result["where_it_goes"]["represent, profiled"]["shares"]
     assert sum(shares.values()) == pytest.approx(1, abs=0.01)
+
+
+def test_a_prefix_is_encoded_once_or_for_every_text(options, monkeypatch):
+    monkeypatch.setattr(local, "_LEAST_SAVED", 1)
+    case = prefix.PrefixCase(replace(options, new_tokens=2))
+    assert len(case.texts) == 2
+    case.generate(), case.score()
+    shapes = []
+    case.plm.model.get_input_embeddings().register_forward_pre_hook(lambda _m, args: shapes.append(args[0].shape))
+    for run in (case.generate, case.score):
+        shapes.clear()
+        run()
+        assert shapes[0][0] == 1
+        shared = sum(rows * columns for rows, columns in shapes)
+        shapes.clear()
+        with building.unshared():
+            run()
+        assert shapes[0][0] == 2
+        assert sum(rows * columns for rows, columns in shapes) > shared
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2"])
@@ -247,6 +279,9 @@ def test_timings():
     assert [len(t) for t in times.values()] == [2, 2]
     assert timing.timing([3.0, 1.0, 2.0])["median_seconds"] == 2.0
     assert timing.paired_ratio([1.0, 4.0], [2.0, 4.0]) == 0.75
+    assert timing.least_ratio([3.0, 2.0], [9.0, 4.0]) == 0.5
+    waiting = timing.alternate({"a": lambda: time.sleep(0.2)}, 1, warm_up=0, clock="processor")
+    assert waiting["a"][0] < 0.1
     assert timing.row("x", 1.0, "s", "y", 0.9, ">= 0.85")["met"]
     assert not timing.row("x", 1.0, "s", "y", 1.06, "<= 1.05")["met"]
     assert timing.kind_of("aten::addmm") == "matrix products"
