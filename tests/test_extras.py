@@ -94,6 +94,6 @@ def test_without_an_installation_the_command_names_the_extra(monkeypatch):
 def test_the_main_job_needs_no_extra(tmp_path):
     plm, task = LocalPLM.load("embedded"), pema.get_task("translation")
     memory = pema.build_memory(plm, support_data().train[:24], task, tmp_path / "memory")
-    adapter, _ = pema.train(memory, pema.preset("best", epochs=1), tmp_path / "adapter")
+    adapter, _ = pema.train(memory, pema.preset("residual", epochs=1), tmp_path / "adapter")
     (text,) = pema.generate(plm, adapter, ["Where is your order?"], task, pema.Constant(0.7))
     assert text

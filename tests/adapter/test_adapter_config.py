@@ -77,15 +77,15 @@ def test_a_presets_rank_is_reduced_to_fit_the_plm_with_a_note(capsys):
     assert preset("paper").fitted(384).rank == 384
     assert "rank 512 becomes 384" in capsys.readouterr().err
     assert preset("paper").fitted(1024).rank == 512
-    assert preset("best").fitted(64).rank == 6 * 64
+    assert preset("residual").fitted(64).rank == 6 * 64
 
 
 def test_a_requested_rank_that_is_too_large_is_refused():
     with pytest.raises(ConfigError, match="rank=400 is larger than d = 384, and it adds nothing to rank d"):
         preset("paper", rank=400).fitted(384)
     with pytest.raises(ConfigError, match=r"rank=400 is larger than d = 384, and init='pca' .* or init='random'"):
-        preset("best", rank=400, init="pca").fitted(384)
-    assert preset("best", rank=4000).fitted(384).rank == 4000
+        preset("residual", rank=400, init="pca").fitted(384)
+    assert preset("residual", rank=4000).fitted(384).rank == 4000
     assert preset("paper", rank=384).fitted(384).rank == 384
 
 
@@ -120,10 +120,10 @@ def test_adapter_config_and_its_plm_agree_in_size():
 
 def test_under_privacy_best_is_the_preset_private():
     budget = {"dp_epsilon": 8.0, "dp_delta": 1e-3}
-    assert preset("best", **budget) == preset("private", **budget)
+    assert preset("residual", **budget) == preset("private", **budget)
     assert preset("private", **budget) == dataclasses.replace(PRESETS["private"], **budget)
-    assert (preset("best", **budget).rank, preset("best", **budget).batch_size) == (64, 128)
-    assert preset("best", **budget, rank=16).rank == 16
+    assert (preset("residual", **budget).rank, preset("best", **budget).batch_size) == (64, 128)
+    assert preset("residual", **budget, rank=16).rank == 16
     with pytest.raises(ConfigError, match="preset 'private' trains with DP-SGD: give dp_epsilon and dp_delta"):
         preset("private")
     with pytest.raises(ConfigError, match=r"kappa=0.2 with dp_epsilon=8.0"):

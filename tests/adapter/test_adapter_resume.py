@@ -150,11 +150,11 @@ def test_a_full_disk_loses_nothing(memory, tmp_path, unbroken, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pema.files, "sync", full)
         with pytest.raises(StorageError, match="No space left on device"):
-            train(memory, preset("best", **SETTINGS), tmp_path / "adapter")
+            train(memory, preset("residual", **SETTINGS), tmp_path / "adapter")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        train(memory, preset("best", **SETTINGS), tmp_path / "adapter", resume=True)
+        train(memory, preset("residual", **SETTINGS), tmp_path / "adapter", resume=True)
     finally:
         torch.set_num_threads(threads)
     assert result(tmp_path / "adapter")[1]["steps"] == result(unbroken / "best")[1]["steps"]

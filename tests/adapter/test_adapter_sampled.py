@@ -115,7 +115,7 @@ def test_a_resumed_run_draws_the_samples_of_an_unbroken_one(tmp_path, sample, mo
 
     sample(8)
     memory = make_memory(tmp_path / "memory", examples=60, used=9)
-    config = preset("best", vocabulary="sampled", epochs=3, batch_size=32, checkpoint_every=1)
+    config = preset("residual", vocabulary="sampled", epochs=3, batch_size=32, checkpoint_every=1)
     whole, _ = train(memory, config, tmp_path / "whole")
     step = JointRun.step
 
@@ -153,7 +153,7 @@ def test_auto_samples_where_it_pays(vocabulary, size, seen, chosen):
 def test_the_preset_best_samples_from_a_large_vocabulary(tmp_path, sample):
     sample(2)
     memory = make_memory(tmp_path / "memory", used=3)
-    adapter, _ = train(memory, preset("best", epochs=1), tmp_path / "adapter")
+    adapter, _ = train(memory, preset("residual", epochs=1), tmp_path / "adapter")
     assert adapter.config.training["settings"]["vocabulary"] == "sampled"
     # The paper's preset is the paper's.
     assert preset("paper").vocabulary == "full"

@@ -63,7 +63,7 @@ def test_early_stopping_keeps_the_best_weights(memory, tmp_path):
 
 
 def test_training_that_only_harms_leaves_the_plm(memory, tmp_path):
-    config = preset("best", epochs=2, learning_rate=50.0, clip=0.0, warmup=0.0)
+    config = preset("residual", epochs=2, learning_rate=50.0, clip=0.0, warmup=0.0)
     adapter, figures = train(memory, config, tmp_path / "adapter")
     f, _ = rows(memory.view())
     assert figures["best_epoch"] == 0
@@ -200,7 +200,7 @@ def test_a_memory_without_pairs(memory, tmp_path, monkeypatch):
 
 
 def test_bfloat16_when_asked_for(memory, tmp_path):
-    config = preset("best", epochs=3, precision="bfloat16", learning_rate=1e-2)
+    config = preset("residual", epochs=3, precision="bfloat16", learning_rate=1e-2)
     _, figures = train(memory, config, tmp_path / "adapter")
     assert figures["held_out_loss"] < figures["start_loss"]
 

@@ -187,7 +187,7 @@ SETTINGS = {"epochs": 12, "batch_size": 64, "learning_rate": 3e-3, "precision": 
 
 def test_training_teaches_to_copy(memory, tmp_path):
     adapter, figures = train(memory, preset("copy", copy_width=16, **SETTINGS), tmp_path / "copy")
-    _, plain = train(memory, preset("best", **SETTINGS), tmp_path / "plain")
+    _, plain = train(memory, preset("residual", **SETTINGS), tmp_path / "plain")
     assert adapter.config.frame == (2, 1)
     # The targets follow from the prompt only: the representations are noise.
     assert figures["held_out_cross_entropy"] < 0.5 * plain["held_out_cross_entropy"]
@@ -221,7 +221,7 @@ def test_a_memory_without_prompts_cannot_teach_to_copy(tmp_path):
     memory = make_memory(tmp_path / "memory")
     with pytest.raises(ExternalMemoryError, match=r"does not contain its prompts.*build it again, or train without"):
         train(memory, preset("copy"), tmp_path / "adapter")
-    train(memory, preset("best", epochs=1), tmp_path / "adapter")
+    train(memory, preset("residual", epochs=1), tmp_path / "adapter")
 
 
 def test_a_copying_adapter_needs_the_tokens_of_the_contexts():

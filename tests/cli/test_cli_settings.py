@@ -100,10 +100,10 @@ def test_every_setting_of_training_is_reached(monkeypatch, trained):
 
 def test_python_and_the_command_line_make_the_same_settings(monkeypatch, trained):
     for arguments, config in (
-        ((), preset("best")),
+        ((), preset("residual")),
         (("--preset", "paper", "--rank", 9), preset("paper", rank=9)),
-        (("--dp-epsilon", 8, "--dp-delta", 0.001), preset("best", dp_epsilon=8, dp_delta=0.001)),
-        (("--preset", "private", "--dp-epsilon", 8, "--dp-delta", 0.001), preset("best", dp_epsilon=8, dp_delta=0.001)),
+        (("--dp-epsilon", 8, "--dp-delta", 0.001), preset("residual", dp_epsilon=8, dp_delta=0.001)),
+        (("--preset", "private", "--dp-epsilon", 8, "--dp-delta", 0.001), preset("residual", dp_epsilon=8, dp_delta=0.001)),
     ):
         assert run(monkeypatch, "train", "memory", "-o", "adapter", *arguments) == 0
         assert trained[-1] == config

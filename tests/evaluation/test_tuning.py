@@ -14,7 +14,7 @@ from pema.evaluation.choice import rank
 from pema.evaluation.tuning import CANDIDATES, Tuning
 from pema.tasks.held_out import spread
 
-CONFIG = pema.preset("best", rank=16, epochs=12, learning_rate=3e-2, device="cpu")
+CONFIG = pema.preset("residual", rank=16, epochs=12, learning_rate=3e-2, device="cpu")
 
 
 def examples(numbers):

@@ -298,8 +298,8 @@ def test_memories_and_representations_are_made_once_for_all_that_can_share_them(
     text = (folder / "tiny.toml").read_text(encoding="utf-8").partition("[[methods]]")[0]
     for label, settings in (
         ("paper", 'preset = "paper", rank = 4'),
-        ("best", 'preset = "best", rank = 4'),
-        ("constant", 'preset = "best", rank = 4, schedule = "constant"'),
+        ("best", 'preset = "residual", rank = 4'),
+        ("constant", 'preset = "residual", rank = 4, schedule = "constant"'),
     ):
         text += f'[[methods]]\nlabel = "{label}"\nmethod = "pema"\nsettings = {{ {settings} }}\n'
     text = text.replace('reference = "alone"\n', "")

@@ -29,7 +29,7 @@ EXAMPLES = [
     pema.Example("the dog", "der Hund", history=HISTORY),
 ]
 TASK = pema.Task("chat", pema.Template("{source}\nGerman:", system="Be brief."), (), "")
-TRAINING = pema.preset("best", rank=96, dropout=0.0, dev_fraction=0.0, epochs=150, learning_rate=0.01, device="cpu")
+TRAINING = pema.preset("residual", rank=96, dropout=0.0, dev_fraction=0.0, epochs=150, learning_rate=0.01, device="cpu")
 
 
 def chat_tokenizer(template=CHAT):

@@ -26,8 +26,8 @@ LABELS = ["house", "house is small", "dog", "dog is", "h"]
 
 METHODS = {
     "plm": {},
-    "pema": {"preset": "best", "rank": 16, "learning_rate": 0.01},
-    "pema-seen": {"preset": "best", "rank": 16, "vocabulary": "seen", "schedule": "unrolling"},
+    "pema": {"preset": "residual", "rank": 16, "learning_rate": 0.01},
+    "pema-seen": {"preset": "residual", "rank": 16, "vocabulary": "seen", "schedule": "unrolling"},
     "knn-lm": {"k": 4, "temperature": 10.0, "weight": 0.5},
     "few-shot": {"k": 2},
     "retrieved-few-shot": {"k": 2},

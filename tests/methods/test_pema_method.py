@@ -33,7 +33,7 @@ def job(**changes):
 @pytest.fixture(scope="module")
 def trained(plm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pema")
-    method = PEMA.of({"preset": "best", "rank": 32, "schedule": "constant", "lambda_max": 1.0, "learning_rate": 0.01})
+    method = PEMA.of({"preset": "residual", "rank": 32, "schedule": "constant", "lambda_max": 1.0, "learning_rate": 0.01})
     (folder / "prepared").mkdir()
     (folder / "trained").mkdir()
     method.prepare(plm, job(), folder / "prepared")
@@ -95,7 +95,7 @@ def test_settings_are_those_of_the_method_and_of_its_training():
     assert method.changes == {"rank": 8, "kappa": 0.5}
     assert PEMA.of(method.settings()) == method
     assert method.trained_by == PEMA.of({"preset": "paper", "rank": 8, "kappa": 0.5}).trained_by
-    assert method.trained_by != PEMA.of({"preset": "best", "rank": 8}).trained_by
+    assert method.trained_by != PEMA.of({"preset": "residual", "rank": 8}).trained_by
     assert method.implied["learning_rate"] == 1e-3
     assert method.prepared_by == PEMA().prepared_by
 

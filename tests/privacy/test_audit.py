@@ -41,7 +41,7 @@ def memories(tiny_plm, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapter(memories, tmp_path_factory):
-    return train(memories[0], preset("best", **OVERFITTED), tmp_path_factory.mktemp("audited") / "adapter")[0]
+    return train(memories[0], preset("residual", **OVERFITTED), tmp_path_factory.mktemp("audited") / "adapter")[0]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_every_example_is_in_half_of_the_references(adapter, memories, monkeypat
     monkeypatch.setattr(module, "train", note_and_return)
     inside, seen = module.reference_log_p(adapter, *memories, 6, 0)
     assert (inside.sum(0) == 3).all()
-    assert trained == [(12, preset("best", **OVERFITTED, vocabulary="full"))] * 6
+    assert trained == [(12, preset("residual", **OVERFITTED, vocabulary="full"))] * 6
     assert seen.shape == (6, 24)
 
 

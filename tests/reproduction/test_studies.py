@@ -77,7 +77,7 @@ RANKS = {
     "PLM alone": ("plm", {}, [30.0], [25.0]),
     "paper, rank=8": ("pema", {"preset": "paper", "rank": 8}, [31.0, 33.0], [20.0, 22.0]),
     "paper, rank=80": ("pema", {"preset": "paper", "rank": 80}, [36.0, 38.0], [12.0, 14.0]),
-    "best, rank=80": ("pema", {"preset": "best", "rank": 80}, [20.0, 20.0], [None, 50.0]),
+    "best, rank=80": ("pema", {"preset": "residual", "rank": 80}, [20.0, 20.0], [None, 50.0]),
 }
 
 

@@ -1,4 +1,4 @@
-"""Named settings of training: the paper's, the best ones, and the best ones with differential privacy."""
+"""Named settings of training: the paper's, the best, without copying, and with differential privacy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pema.adapter.config import TrainConfig
 from pema.errors import ConfigError
 from pema.schema import among, known
 
-_BEST = TrainConfig(
+_RESIDUAL = TrainConfig(
     rank=2048,
     kappa=0.0,
     dropout=0.25,
@@ -29,10 +29,10 @@ PRIVATE = "private"
 
 PRESETS: dict[str, TrainConfig] = {
     "paper": TrainConfig(fit_rank=True, clip=0.0),
-    "best": _BEST,
-    "copy": dataclasses.replace(_BEST, copy_width=256),
+    "best": dataclasses.replace(_RESIDUAL, copy_width=256),
+    "residual": _RESIDUAL,
     PRIVATE: dataclasses.replace(
-        _BEST,
+        _RESIDUAL,
         rank=64,
         vocabulary="full",
         dropout=0.0,
@@ -47,8 +47,8 @@ PRESETS: dict[str, TrainConfig] = {
 }
 """Presets by name.
 
-`copy` is `best` with copying from the prompt. `private` is `best` adapted to DP-SGD; see docs/private-training.md for
-how it was chosen.
+`residual` is `best` without copying from the prompt. `private` is `residual` adapted to DP-SGD; see
+docs/private-training.md for how it was chosen.
 """
 
 
@@ -58,7 +58,7 @@ def preset(name: str, **changes: Any) -> TrainConfig:  # noqa: ANN401
     With `dp_epsilon`, `best` means `private`.
 
     Args:
-        name: `paper`, `best`, `copy` or `private`; the last one needs `dp_epsilon` and `dp_delta`.
+        name: `paper`, `best`, `residual` or `private`; the last one needs `dp_epsilon` and `dp_delta`.
         changes: fields of `TrainConfig`.
 
     Raises:

@@ -29,9 +29,9 @@ def train(
         str,
         typer.Option(
             "--preset",
-            metavar="paper|best|private",
-            help="paper: the paper's hyper-parameters; best: ours; private: ours under DP-SGD, which best means with "
-            "--dp-epsilon (docs/presets.md).",
+            metavar="paper|best|residual|private",
+            help="paper: the paper's hyper-parameters; best: ours; residual: ours without copying from the prompt; "
+            "private: ours under DP-SGD, which best means with --dp-epsilon (docs/presets.md).",
         ),
     ] = "best",
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint of a killed run.")] = False,

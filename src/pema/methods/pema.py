@@ -30,7 +30,7 @@ class PEMA(MemoryMethod):
     """PEMA: P = lambda_t P_PEMA + (1 - lambda_t) P_LM; the settings of `TrainConfig` are further settings.
 
     Attributes:
-        preset: `paper`, `best`, `copy` or `private`.
+        preset: `paper`, `best`, `residual` or `private`.
         schedule: see `GenerateConfig`.
         lambda_max: see `GenerateConfig`.
         changes: settings of the adapter's training that differ from the preset's.

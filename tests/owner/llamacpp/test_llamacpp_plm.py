@@ -139,7 +139,7 @@ def test_a_memory_an_adapter_and_texts(plm, local, tmp_path):
     memories = [pema.build_memory(each, examples, task, tmp_path / str(n)) for n, each in enumerate((plm, local))]
     views = [next(memory.view().batches(64)) for memory in memories]
     torch.testing.assert_close(views[0].representations, views[1].representations, rtol=2e-3, atol=2e-3)
-    adapter, _ = pema.train(memories[0], pema.preset("best", epochs=3), tmp_path / "adapter")
+    adapter, _ = pema.train(memories[0], pema.preset("residual", epochs=3), tmp_path / "adapter")
     texts = [
         pema.generate(each, used, ["the house", "a dog"], task, pema.Constant(0.7), max_new_tokens=6)
         for each, used in ((plm, adapter), (plm, None), (local, None))
