@@ -93,7 +93,7 @@ def run(options: Options, _folder: Path) -> dict[str, Any]:
                 name: stages(plm, adapter, batch_size, options) for name, adapter in adapters.items()
             },
             "without, profiled": breakdown(generating.generate),
-            "best, profiled": breakdown(_with(generating, adapters["best"])),
+            "residual, profiled": breakdown(_with(generating, adapters["residual"])),
         }
         result["batches"].append(batch)
     return result

@@ -31,8 +31,8 @@ PAIRS_PER_EXAMPLE = 16
 PAIRS_PER_SHARD = 8192
 WORDS = "the house order is small please your we will send today parcel when can you tell me if that was a new one"
 
-TIMED = {name: PRESETS[name] for name in ("paper", "best")}
-"""Timed presets; `private` has a separate loop, which no benchmark measures."""
+TIMED = {name: PRESETS[name] for name in ("paper", "residual")}
+"""Timed presets. `best` reads prompts, which synthetic memories lack; `private` has a separate loop."""
 
 
 def task(options: Options) -> Task:

@@ -175,7 +175,7 @@ def main() -> None:
     if "disclosure" not in read_runs(RESULTS):
         put_run(RESULTS, "disclosure", disclosure(plm))
     data = cocoa(args.data) if args.data else support_data()
-    for seed, preset, masked in product(range(args.seeds), ("best", "paper"), (False, True)):
+    for seed, preset, masked in product(range(args.seeds), ("residual", "paper"), (False, True)):
         name = f"{data.name}/{preset}-seed{seed}-{'masked' if masked else 'plain'}"
         if name not in read_runs(RESULTS):
             result = compare(plm, data, preset, seed, masked=masked, work=args.output / data.name)

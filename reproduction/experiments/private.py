@@ -53,7 +53,7 @@ def configs(seed: int) -> dict[str, TrainConfig]:
     private = {
         f"epsilon{epsilon:g}": preset("private", dp_epsilon=epsilon, dp_delta=DELTA, seed=seed) for epsilon in EPSILONS
     }
-    return {"none": preset("best", dev_fraction=0.0, seed=seed)} | private
+    return {"none": preset("residual", dev_fraction=0.0, seed=seed)} | private
 
 
 def memory_of(plm: LocalPLM, data: Data, part: str, path: Path) -> Memory:

@@ -231,9 +231,9 @@ def main() -> None:
     plm = open_plm(args.plm)
     for seed in SEEDS:
         for name, contexts in ((name, contexts) for contexts in ("teacher", "predicted") for name in KINDS):
-            for named in ("best", "paper"):
+            for named in ("residual", "paper"):
                 run = name_of(name, contexts, named, seed)
-                if args.only in run and (seed == 0 or named == "best"):
+                if args.only in run and (seed == 0 or named == "residual"):
                     _run(plm, args, run, name, contexts, named, seed)
 
 

@@ -2,7 +2,7 @@
 
     python -m reproduction.experiments.vocabulary DATA PLM -o runs/vocabulary
 
-DATA contains the folder `e2e-nlg`; PLM is a causal language model such as SmolLM2-135M-Instruct. Preset `best` is
+DATA contains the folder `e2e-nlg`; PLM is a causal language model such as SmolLM2-135M-Instruct. Preset `residual` is
 trained on 1,000 texts of the development set with each kind of vocabulary, teacher contexts, seed 0. 100 test records
 whose restaurant no training record names and 100 others are scored by the perplexity of their first reference and by
 the texts that the mixture generates with a constant weight of 0.7. Results go to
@@ -92,7 +92,7 @@ def main() -> None:
     for kind in KINDS:
         if kind in read_runs(FILE):
             continue
-        config = preset("best", vocabulary=kind)
+        config = preset("residual", vocabulary=kind)
         started = time.process_time()
         adapter, figures = train(memory, config, args.output / kind, resume=True)
         seconds = time.process_time() - started
@@ -109,7 +109,7 @@ def main() -> None:
                 "epochs": figures["epochs"],
                 "held_out_cross_entropy": figures["held_out_cross_entropy"],
                 "scores": scores,
-                "signature": signature({"vocabulary": kind, "preset": "best", "plm": plm.description.name}, 0),
+                "signature": signature({"vocabulary": kind, "preset": "residual", "plm": plm.description.name}, 0),
             },
         )
 

@@ -54,7 +54,7 @@ def run(memory, output, preset, after_calls, after_seconds):
     if after_seconds is not None:
         # Without a handler the alarm ends the process at once, wherever it is.
         signal.setitimer(signal.ITIMER_REAL, after_seconds)
-    config = preset_of("paper" if preset == "paper" else "best", **SETTINGS)
+    config = preset_of("paper" if preset == "paper" else "residual", **SETTINGS)
     if preset == "private":
         config = preset_of("private", **PRIVATE_SETTINGS)
         # A run that dies before its first checkpoint draws a new key: here it draws the same.

@@ -20,8 +20,10 @@ def test_preset_paper_is_the_papers():
     assert paper.patience >= 1
 
 
-def test_preset_best_is_residual_and_nonlinear():
+def test_preset_best_is_residual_nonlinear_and_copies():
     best = PRESETS["best"]
+    assert dataclasses.replace(best, copy_width=0) == PRESETS["residual"]
+    assert best.copy_width > 0
     assert (best.residual, best.activation, best.kappa, best.vocabulary) == (True, "gelu", 0.0, "auto")
     assert best.optimizer == "adamw"
     assert not best.reconstructs
@@ -69,7 +71,7 @@ def test_unknown_settings_are_refused():
         preset("paper", lerning_rate=1.0)
     with pytest.raises(ConfigError, match="unknown setting 'qqq' of TrainConfig: use rank, kappa"):
         TrainConfig.from_dict({"qqq": 1})
-    with pytest.raises(ConfigError, match="unknown preset 'worst': use paper, best, copy or private"):
+    with pytest.raises(ConfigError, match="unknown preset 'worst': use paper, best, residual or private"):
         preset("worst")
 
 
@@ -120,10 +122,10 @@ def test_adapter_config_and_its_plm_agree_in_size():
 
 def test_under_privacy_best_is_the_preset_private():
     budget = {"dp_epsilon": 8.0, "dp_delta": 1e-3}
-    assert preset("residual", **budget) == preset("private", **budget)
+    assert preset("best", **budget) == preset("private", **budget)
     assert preset("private", **budget) == dataclasses.replace(PRESETS["private"], **budget)
-    assert (preset("residual", **budget).rank, preset("best", **budget).batch_size) == (64, 128)
-    assert preset("residual", **budget, rank=16).rank == 16
+    assert (preset("best", **budget).rank, preset("best", **budget).batch_size) == (64, 128)
+    assert preset("best", **budget, rank=16).rank == 16
     with pytest.raises(ConfigError, match="preset 'private' trains with DP-SGD: give dp_epsilon and dp_delta"):
         preset("private")
     with pytest.raises(ConfigError, match=r"kappa=0.2 with dp_epsilon=8.0"):

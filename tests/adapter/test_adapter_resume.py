@@ -24,7 +24,7 @@ def memory(tmp_path_factory):
 def unbroken(memory, tmp_path_factory):
     """Folders of runs that nothing interrupted, by preset."""
     folder = tmp_path_factory.mktemp("unbroken")
-    for name in ("paper", "best"):
+    for name in ("paper", "residual"):
         assert start(memory.path, folder / name, name)
     return folder
 
@@ -41,7 +41,7 @@ def result(folder):
     )
 
 
-@pytest.mark.parametrize(("name", "stride"), [("paper", 1), ("best", 2)])
+@pytest.mark.parametrize(("name", "stride"), [("paper", 1), ("residual", 2)])
 def test_killed_before_any_call_it_ends_the_same(name, stride, memory, unbroken, tmp_path):
     # Each life is longer than the last, so every kind of call is the fatal one at some time, and it comes to an end.
     calls = 0
@@ -54,9 +54,9 @@ def test_killed_before_any_call_it_ends_the_same(name, stride, memory, unbroken,
 def test_killed_at_random_moments_it_ends_the_same(memory, unbroken, tmp_path):
     random = torch.Generator().manual_seed(0)
     seconds = 0.05
-    while not start(memory.path, tmp_path / "adapter", "best", after_seconds=seconds):
+    while not start(memory.path, tmp_path / "adapter", "residual", after_seconds=seconds):
         seconds *= 1.1 + 0.3 * float(torch.rand(1, generator=random))
-    assert result(tmp_path / "adapter") == result(unbroken / "best")
+    assert result(tmp_path / "adapter") == result(unbroken / "residual")
 
 
 def test_a_finished_run_is_returned_as_it_is(memory, unbroken):
@@ -157,4 +157,4 @@ def test_a_full_disk_loses_nothing(memory, tmp_path, unbroken, monkeypatch):
         train(memory, preset("residual", **SETTINGS), tmp_path / "adapter", resume=True)
     finally:
         torch.set_num_threads(threads)
-    assert result(tmp_path / "adapter")[1]["steps"] == result(unbroken / "best")[1]["steps"]
+    assert result(tmp_path / "adapter")[1]["steps"] == result(unbroken / "residual")[1]["steps"]

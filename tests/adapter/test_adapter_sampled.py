@@ -90,7 +90,7 @@ def test_a_head_in_half_precision(stored, bfloat16, sample):
     assert float(half(h, y)) == pytest.approx(float(whole(h, y)), rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["paper", "best"])
+@pytest.mark.parametrize("name", ["paper", "residual"])
 def test_training_teaches_and_the_adapter_covers_all_tokens(name, tmp_path, sample):
     sample(8)
     memory = make_memory(tmp_path / "memory", examples=120, used=9)

@@ -28,7 +28,7 @@ def log(folder, event):
     return [line for line in lines if line["event"] == event]
 
 
-@pytest.mark.parametrize("name", ["paper", "best"])
+@pytest.mark.parametrize("name", ["paper", "residual"])
 @pytest.mark.parametrize("vocabulary", ["full", "seen"])
 def test_training_teaches(name, vocabulary, tmp_path):
     memory = make_memory(tmp_path / "memory", examples=120, used=9)
@@ -170,7 +170,7 @@ def test_a_held_out_loss_that_is_not_finite(memory, tmp_path):
         train(memory, config, tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("name", ["paper", "best"])
+@pytest.mark.parametrize("name", ["paper", "residual"])
 def test_a_nan_in_the_memory_is_named(name, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "verify", lambda path: None, raising=False)
     memory = make_memory(tmp_path / "memory", nan_at=4)

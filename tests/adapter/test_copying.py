@@ -186,7 +186,7 @@ SETTINGS = {"epochs": 12, "batch_size": 64, "learning_rate": 3e-3, "precision": 
 
 
 def test_training_teaches_to_copy(memory, tmp_path):
-    adapter, figures = train(memory, preset("copy", copy_width=16, **SETTINGS), tmp_path / "copy")
+    adapter, figures = train(memory, preset("best", copy_width=16, **SETTINGS), tmp_path / "copy")
     _, plain = train(memory, preset("residual", **SETTINGS), tmp_path / "plain")
     assert adapter.config.frame == (2, 1)
     # The targets follow from the prompt only: the representations are noise.
@@ -219,8 +219,8 @@ def test_the_tokens_of_a_memory_are_those_of_its_contexts(memory):
 
 def test_a_memory_without_prompts_cannot_teach_to_copy(tmp_path):
     memory = make_memory(tmp_path / "memory")
-    with pytest.raises(ExternalMemoryError, match=r"does not contain its prompts.*build it again, or train without"):
-        train(memory, preset("copy"), tmp_path / "adapter")
+    with pytest.raises(ExternalMemoryError, match=r"does not contain its prompts.*build it again, or train with --preset residual"):
+        train(memory, preset("best"), tmp_path / "adapter")
     train(memory, preset("residual", epochs=1), tmp_path / "adapter")
 
 
@@ -243,7 +243,7 @@ def test_the_config_names_the_shapes_of_copying():
 
 
 def test_a_resumed_training_is_an_unbroken_one(memory, tmp_path, monkeypatch):
-    config = preset("copy", copy_width=8, **SETTINGS | {"epochs": 3, "dropout": 0.2, "checkpoint_every": 2})
+    config = preset("best", copy_width=8, **SETTINGS | {"epochs": 3, "dropout": 0.2, "checkpoint_every": 2})
     train(memory, config, tmp_path / "whole")
     steps = joint.JointRun.step
 

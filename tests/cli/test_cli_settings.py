@@ -100,10 +100,10 @@ def test_every_setting_of_training_is_reached(monkeypatch, trained):
 
 def test_python_and_the_command_line_make_the_same_settings(monkeypatch, trained):
     for arguments, config in (
-        ((), preset("residual")),
+        ((), preset("best")),
         (("--preset", "paper", "--rank", 9), preset("paper", rank=9)),
-        (("--dp-epsilon", 8, "--dp-delta", 0.001), preset("residual", dp_epsilon=8, dp_delta=0.001)),
-        (("--preset", "private", "--dp-epsilon", 8, "--dp-delta", 0.001), preset("residual", dp_epsilon=8, dp_delta=0.001)),
+        (("--dp-epsilon", 8, "--dp-delta", 0.001), preset("best", dp_epsilon=8, dp_delta=0.001)),
+        (("--preset", "private", "--dp-epsilon", 8, "--dp-delta", 0.001), preset("best", dp_epsilon=8, dp_delta=0.001)),
     ):
         assert run(monkeypatch, "train", "memory", "-o", "adapter", *arguments) == 0
         assert trained[-1] == config
@@ -118,7 +118,7 @@ def test_python_and_the_command_line_make_the_same_settings(monkeypatch, trained
         (("train", "m", "-o", "a", "--init", "pac"), "unknown --init 'pac': use random or pca (did you mean 'pca'?)"),
         (
             ("train", "m", "-o", "a", "--preset", "bset"),
-            "unknown preset 'bset': use paper, best, copy or private (did you",
+            "unknown preset 'bset': use paper, best, residual or private (did you",
         ),
         (("train", "m", "-o", "a", "--set", "rnak=3"), "unknown setting 'rnak' of TrainConfig: did you mean 'rank'?"),
         (("train", "m", "-o", "a", "--set", "patience=0"), "patience=0 is too small: it must be at least 1"),

@@ -9,7 +9,6 @@ from pema.adapter.copying import context_tokens
 from pema.adapter.module import Adapter
 from pema.adapter.schedule import Constant, GradualUnrolling
 from pema.errors import ConfigError
-from pema.generation.classification import classify
 from pema.generation.decoding import generate
 from pema.generation.mixture import mix
 from pema.generation.plugin import attach
@@ -177,16 +176,13 @@ def test_what_does_not_tell_the_prompt_is_refused(tiny_plm):
     with pytest.raises(ConfigError, match=r"copies tokens of the prompt: attach with tokenizer=plm.tokenizer"):
         attach(plm.model, adapter, plm.head(), Constant(0.7))
     with plugged(plm, adapter):
-        with pytest.raises(ConfigError, match="which only the model's `generate` holds"):
+        with pytest.raises(ConfigError, match="this pass does not tell them: call `generate`"):
             plm.model(**batch, logits_to_keep=1)
         with pytest.raises(ConfigError, match="leave out guidance_scale and inputs_embeds"):
             plm.model.generate(**batch, max_new_tokens=2, do_sample=False, guidance_scale=1.5)
         embeds = plm.model.get_input_embeddings()(batch["input_ids"])
         with pytest.raises(ConfigError, match="leave out guidance_scale and inputs_embeds"):
             plm.model.generate(inputs_embeds=embeds, max_new_tokens=2, do_sample=False)
-    task = Task("echo", Template("{source} ="), (), "")
-    with pytest.raises(ConfigError, match="For labels and loops of your own use an adapter without copying"):
-        classify(plm, adapter, ["a b"], ["yes", "no"], task, Constant(0.7))
 
 
 def test_generate_reads_the_prompts_of_its_sources(tiny_plm):

@@ -27,6 +27,7 @@ LABELS = ["house", "house is small", "dog", "dog is", "h"]
 METHODS = {
     "plm": {},
     "pema": {"preset": "residual", "rank": 16, "learning_rate": 0.01},
+    "pema-copying": {"preset": "best", "rank": 16, "copy_width": 8, "learning_rate": 0.01},
     "pema-seen": {"preset": "residual", "rank": 16, "vocabulary": "seen", "schedule": "unrolling"},
     "knn-lm": {"k": 4, "temperature": 10.0, "weight": 0.5},
     "few-shot": {"k": 2},
@@ -51,7 +52,7 @@ def plm(folder):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_label_has_the_likelihood_of_the_target(folder, plm, tmp_path, name):
-    method = get_method(name.removesuffix("-seen")).of(METHODS[name])
+    method = get_method(name.removesuffix("-seen").removesuffix("-copying")).of(METHODS[name])
     job = Job(str(folder), None, TASK, EXAMPLES, EXAMPLES[:3], 0, Budget(epochs=1))
     for part in ("prepared", "trained"):
         (tmp_path / part).mkdir()

@@ -150,12 +150,12 @@ def test_reconstruction_compares_errors_on_the_same_held_out_pairs(results):
 def test_joint_training_reports_both_presets_and_the_published_loop(results):
     (found,) = results["joint_training"]["shapes"]
     assert (found["d"], found["V"], found["pairs"]) == (16, 48, 304)
-    paper, best = found["presets"]["paper"], found["presets"]["best"]
+    paper, residual = found["presets"]["paper"], found["presets"]["residual"]
     assert set(paper["measured"]) == {"pema", "bare products", "published loop"}
-    assert set(best["measured"]) == {"pema", "bare products"}
+    assert set(residual["measured"]) == {"pema", "bare products"}
     assert paper["published_pairs"] == 304
     assert paper["rank"] == 16
-    for preset in (paper, best):
+    for preset in (paper, residual):
         assert preset["measured"]["pema"]["pairs_per_second"] > 0
         assert "bare products" in preset["where_it_goes"]["seconds of a pass, each alone"]
 
@@ -173,8 +173,8 @@ def test_serving_reports_load_bytes_and_memory(results):
 def test_generation_reports_every_batch_size_with_and_without(results, options):
     assert [found["batch_size"] for found in results["generation"]["batches"]] == list(options.batch_sizes)
     for found in results["generation"]["batches"]:
-        assert set(found["seconds_per_step"]) == {"without", "paper", "best"}
-        assert set(found["ratio"]) == {"paper", "best"}
+        assert set(found["seconds_per_step"]) == {"without", "paper", "residual"}
+        assert set(found["ratio"]) == {"paper", "residual"}
 
 
 def test_generation_makes_exactly_as_many_tokens_as_asked_for(options):
@@ -184,7 +184,7 @@ def test_generation_makes_exactly_as_many_tokens_as_asked_for(options):
     generating = generation.GenerationCase(plm, options, 2)
     columns = generating.ids.shape[1]
     assert generating.generate().shape == (2, columns + options.new_tokens)
-    adapter = random_adapter("best", plm.description.d, plm.description.vocabulary_size)
+    adapter = random_adapter("residual", plm.description.d, plm.description.vocabulary_size)
     assert generating.with_adapter(adapter).shape == (2, columns + options.new_tokens)
 
 
@@ -196,7 +196,7 @@ def test_every_part_runs_alone(options, folder):
     assert list(generation.parts(options, folder)) == [
         "without, batch 2",
         "preset paper, batch 2",
-        "preset best, batch 2",
+        "preset residual, batch 2",
     ]
 
 

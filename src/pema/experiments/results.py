@@ -30,11 +30,23 @@ def finished(file: Path, config: Mapping[str, Any]) -> bool:
     now = json.loads(json.dumps(config))
     for key in (*now, *(key for key in before if key not in now)):
         if before.get(key) != now.get(key):
+            name, old, new = _first_difference(key, before.get(key), now.get(key))
             raise MismatchError(
-                f"{file} was run with another {key}: {before.get(key)!r}, not {now.get(key)!r}. Remove it to run it "
-                "again, or give the method another label."
+                f"{file} was run with another {name}: {old!r}, not {new!r}. Remove it to run it again, or give the "
+                "method another label."
             )
     return True
+
+
+def _first_difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:  # noqa: ANN401
+    """Return the first innermost values that differ, and their name; None stands for a value that is missing."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        key = next(key for key in (*new, *old) if old.get(key) != new.get(key))
+        return _first_difference(f"{name}.{key}", old.get(key), new.get(key))
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        place = next(i for i in range(len(new)) if old[i] != new[i])
+        return _first_difference(f"{name}[{place}]", old[place], new[place])
+    return name, old, new
 
 
 def write_experiment(folder: Path, experiment: Experiment, plm: Mapping[str, Any]) -> None:

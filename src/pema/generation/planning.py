@@ -162,15 +162,11 @@ class Planner:
 
     def _in_loop(self, arguments: Mapping[str, Any], inputs: Tensor) -> Pass:
         """Plan a pass of a custom loop: the prompt, or the tokens after it."""
-        if self._reader is not None:
-            raise ConfigError(
-                "this adapter copies tokens of the prompt, which only the model's `generate` holds: call `generate`. "
-                "For labels and loops of your own use an adapter without copying."
-            )
         state, block = state_of(arguments), self._block("columns")
         before = self._sequences.before(state)
         columns = None if block is None else block.columns
         rows, new = inputs.shape[:2]
+        prompts = None if self._reader is None else self._prompts_in_loop(self._reader, arguments, rows, columns)
         held, prompt = (0, new) if before is None else (before.columns, before.prompt)
         prompt = prompt if columns is None else columns
         if held is None or prompt is None:
@@ -198,7 +194,31 @@ class Planner:
         if last >= 0 and weights is not None:
             weights.until(last)
         count = partial(self._count, state, sequence, columns is None)
-        return Pass(self._plug, weights if last >= 0 else None, last, last + 1, columns is not None, count)
+        whole = columns is not None
+        return Pass(self._plug, weights if last >= 0 else None, last, last + 1, whole, count, prompts=prompts)
+
+    def _prompts_in_loop(
+        self, reader: Reader, arguments: Mapping[str, Any], rows: int, columns: int | None
+    ) -> Prompts:
+        """Return what an adapter that copies reads in a pass of a custom loop inside `generate`.
+
+        Raises:
+            ConfigError: the loop runs outside `generate`, or does not tell the length of the prompt or its tokens.
+        """
+        call = calls.call_of(self)
+        prepared = call is not None and call.prepared
+        ids = call.ids if call is not None and prepared else None
+        if call is None or ids is None or len(ids) != rows or columns is None:
+            raise ConfigError(
+                "this adapter copies tokens of the prompt, and this pass does not tell them: call `generate`. A loop of "
+                "your own runs as its `custom_generate`, calls `prepare_inputs_for_generation` before each pass, and "
+                "gives the length of the prompt with `attached.inputs(columns=...)`."
+            )
+        call.prepared = False
+        mask = arguments.get("attention_mask")
+        ones = torch.ones_like(ids[:, :columns])
+        lengths = (ones if mask is None else mask[:, :columns].to(ids)).sum(1)
+        return Prompts(reader, reader.keys(ids, columns, lengths), ids[:, columns:])
 
     def _count(self, given: object, sequence: Sequence, needs_state: bool, output: Any) -> None:  # noqa: ANN401
         """Record the sequence of the state that a pass returned."""

@@ -149,7 +149,7 @@ class Memory:
             if shard.entry.prompts is None:
                 raise ExternalMemoryError(
                     f"{self.path} does not contain its prompts, because an earlier version of pema built (a part of) "
-                    "it: build it again, or train without copying."
+                    "it: build it again, or train with --preset residual."
                 )
         return Prompts(self.shards)
 
