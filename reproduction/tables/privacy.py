@@ -47,7 +47,10 @@ def masked_head() -> str:
 def _masked_adapters(data: str, runs: list[dict[str, Any]]) -> str:
     text = f"Adapters on {data} (teacher contexts, fitted schedule, embedded PLM):\n\n"
     text += head(["preset", "head", *(title for title, _ in MEASURES.values())])
-    names = {"residual": ("residual", "best"), "paper": ("paper",)}  # `best` is the name of `residual` in earlier results
+    names = {
+        "residual": ("residual", "best"),
+        "paper": ("paper",),
+    }  # `best` is the name of `residual` in earlier results
     for preset, called in names.items():
         for kind in ("plain", "masked"):
             some = [r for r in runs if r["signature"]["config"]["preset"] in called and r["head"] == kind]

@@ -219,7 +219,7 @@ def test_the_tokens_of_a_memory_are_those_of_its_contexts(memory):
 
 def test_a_memory_without_prompts_cannot_teach_to_copy(tmp_path):
     memory = make_memory(tmp_path / "memory")
-    with pytest.raises(ExternalMemoryError, match=r"does not contain its prompts.*build it again, or train with --preset residual"):
+    with pytest.raises(ExternalMemoryError, match=r"does not contain its prompts.*or train with --preset residual"):
         train(memory, preset("best"), tmp_path / "adapter")
     train(memory, preset("residual", epochs=1), tmp_path / "adapter")
 

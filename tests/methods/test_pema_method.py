@@ -33,7 +33,9 @@ def job(**changes):
 @pytest.fixture(scope="module")
 def trained(plm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pema")
-    method = PEMA.of({"preset": "residual", "rank": 32, "schedule": "constant", "lambda_max": 1.0, "learning_rate": 0.01})
+    method = PEMA.of(
+        {"preset": "residual", "rank": 32, "schedule": "constant", "lambda_max": 1.0, "learning_rate": 0.01}
+    )
     (folder / "prepared").mkdir()
     (folder / "trained").mkdir()
     method.prepare(plm, job(), folder / "prepared")

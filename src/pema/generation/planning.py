@@ -197,9 +197,7 @@ class Planner:
         whole = columns is not None
         return Pass(self._plug, weights if last >= 0 else None, last, last + 1, whole, count, prompts=prompts)
 
-    def _prompts_in_loop(
-        self, reader: Reader, arguments: Mapping[str, Any], rows: int, columns: int | None
-    ) -> Prompts:
+    def _prompts_in_loop(self, reader: Reader, arguments: Mapping[str, Any], rows: int, columns: int | None) -> Prompts:
         """Return what an adapter that copies reads in a pass of a custom loop inside `generate`.
 
         Raises:
@@ -210,8 +208,8 @@ class Planner:
         ids = call.ids if call is not None and prepared else None
         if call is None or ids is None or len(ids) != rows or columns is None:
             raise ConfigError(
-                "this adapter copies tokens of the prompt, and this pass does not tell them: call `generate`. A loop of "
-                "your own runs as its `custom_generate`, calls `prepare_inputs_for_generation` before each pass, and "
+                "this adapter copies tokens of the prompt, and this pass does not tell them: call `generate`. A loop "
+                "of your own runs as its `custom_generate`, calls `prepare_inputs_for_generation` before each pass, and "
                 "gives the length of the prompt with `attached.inputs(columns=...)`."
             )
         call.prepared = False
