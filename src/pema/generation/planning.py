@@ -209,8 +209,8 @@ class Planner:
         if call is None or ids is None or len(ids) != rows or columns is None:
             raise ConfigError(
                 "this adapter copies tokens of the prompt, and this pass does not tell them: call `generate`. A loop "
-                "of your own runs as its `custom_generate`, calls `prepare_inputs_for_generation` before each pass, and "
-                "gives the length of the prompt with `attached.inputs(columns=...)`."
+                "of your own runs as its `custom_generate`, calls `prepare_inputs_for_generation` before each pass, "
+                "and gives the length of the prompt with `attached.inputs(columns=...)`."
             )
         call.prepared = False
         mask = arguments.get("attention_mask")
