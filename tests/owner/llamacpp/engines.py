@@ -89,24 +89,13 @@ class FakeEngine(httpx2.MockTransport):
         return 200, [self.complete(prompt, body, i) for i, prompt in enumerate(prompts)][::-1]
 
     def complete(self, prompt, body, index):
-        context, chosen, probabilities = list(prompt), [], []
-        if body["cache_prompt"] and self.stale:
-            context = context[: len(context) // 2]
-        while len(chosen) < body["n_predict"]:
-            logits = self.head(self.f(context)[-1:])[0].double()
-            lifted = logits.clone()
-            for token, bias in body["logit_bias"]:
-                lifted[token] += bias
-            if body["n_probs"]:
-                probabilities.append(self.probabilities(logits, lifted, body))
-            token = int(lifted.argmax())
-            chosen.append(token)
-            context.append(token)
-            if token in self.plm.description.eos_token_ids:
-                break
-        ended = chosen[-1] in self.plm.description.eos_token_ids
-        answer = {"index": index, "tokens": chosen, "stop_type": "eos" if ended else "limit"}
-        return answer | ({"completion_probabilities": probabilities} if probabilities else {})
+        assert body["n_predict"] == 1
+        context = prompt[: len(prompt) // 2] if body["cache_prompt"] and self.stale else prompt
+        logits = self.head(self.f(context)[-1:])[0].double()
+        lifted = logits.clone()
+        for token, bias in body["logit_bias"]:
+            lifted[token] += bias
+        return {"index": index, "completion_probabilities": [self.probabilities(logits, lifted, body)]}
 
     def probabilities(self, logits, lifted, body):
         if body["post_sampling_probs"]:

@@ -145,14 +145,6 @@ def test_probabilities_of_tokens_that_were_not_requested(files, local, texts):
         plm.open_session(texts[:2])
 
 
-def test_a_text_that_is_cut_without_a_reason(files, local, texts):
-    engine = FakeEngine(local)
-    plm = connect(files["F32"], engine)
-    engine.answers["/completion"] = lambda value: value | {"tokens": value["tokens"][:1], "stop_type": "limit"}
-    with pytest.raises(OwnerError, match="answered with 1 tokens, 3 were requested"):
-        list(plm.predict(texts[:1], [3]))
-
-
 @pytest.mark.parametrize("scale", [4.0, 0.25])
 @pytest.mark.parametrize("divides", [False, True])
 def test_a_scale_of_the_logits_is_found_by_trial(tmp_path, local, scale, divides):

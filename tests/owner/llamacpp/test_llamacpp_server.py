@@ -52,9 +52,14 @@ def test_its_representations_are_those_of_transformers(plm, loaded, texts):
         torch.testing.assert_close(a.representations, b.representations, **NEAR)
 
 
-def test_its_sessions_are_those_of_transformers_with_more_rows_than_slots(plm, loaded, texts):
-    prompts = [text[:k] for text in texts for k in (2, 3, 4)]
-    assert len(prompts) > process.SLOTS
+@pytest.mark.parametrize(("tokens", "slots"), [(process.TOKENS, process.SLOTS), (128, 4)])
+def test_its_sessions_are_those_of_transformers(files, loaded, texts, tokens, slots):
+    """Also with more rows than slots, and more tokens than the engine's memory holds."""
+    server = start(Settings(str(files["F32"]), tokens, 64, 1, slots))
+    plm = LlamaCppPLM(Served("tiny", files["F32"], server.url), Connection(server.url, key=server.key))
+    prompts = [(text * 8)[:k] for text in texts for k in (25, 26, 40)]
+    assert len(prompts) > 4
+    assert sum(map(len, prompts)) > 128
     ours, theirs = plm.open_session(prompts), loaded.open_session(prompts)
     steps = [
         (list(range(5, 14)), None),
@@ -62,10 +67,11 @@ def test_its_sessions_are_those_of_transformers_with_more_rows_than_slots(plm, l
         ([30, 31, 32, 33], [2, 1, 1, 0]),
         ([40, 41, 42, 43], None),
     ]
-    for tokens, parents in steps:
-        ours.advance(tokens, parents)
-        theirs.advance(tokens, parents)
+    for chosen, parents in steps:
+        ours.advance(chosen, parents)
+        theirs.advance(chosen, parents)
         torch.testing.assert_close(ours.representations, theirs.representations, **NEAR)
+    server.stop()
 
 
 def test_builds_and_sessions_may_alternate(plm, loaded, texts):
@@ -149,7 +155,7 @@ def test_a_running_server(running, files, loaded, texts, monkeypatch):
 
 
 def test_sequences_beyond_the_batch_of_the_server(files, loaded, texts, capsys):
-    server = start(Settings(str(files["F32"]), context=128, batch=40, threads=1))
+    server = start(Settings(str(files["F32"]), tokens=128, batch=40, threads=1))
     try:
         plm = LlamaCppPLM(Served("tiny", files["F32"], server.url), Connection(server.url, key=server.key))
         long = [*texts[0], *texts[1][1:]] * 5

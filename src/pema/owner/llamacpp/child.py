@@ -35,8 +35,11 @@ def parameters(library: Any, settings: dict[str, Any], key: str) -> Any:  # noqa
     """Return the parameters of the server: one vector a token as the LM head reads it, and the whole cache kept."""
     chosen = library.CommonParams()
     chosen.model.path = settings["file"]
-    chosen.n_ctx = settings["context"] * settings["slots"]
+    # All contexts share one memory, and each has a slot of its own: a context that takes the slot of another one with
+    # the same beginning would be read again from where they differ.
+    chosen.n_ctx = settings["tokens"]
     chosen.n_parallel = settings["slots"]
+    chosen.kv_unified = True
     chosen.n_batch = chosen.n_ubatch = settings["batch"]
     chosen.cpuparams.n_threads = chosen.cpuparams_batch.n_threads = settings["threads"]
     chosen.pooling_type = library.llama_pooling_type.LLAMA_POOLING_TYPE_NONE
@@ -44,11 +47,11 @@ def parameters(library: Any, settings: dict[str, Any], key: str) -> Any:  # noqa
     # With a sliding window, a state restored for a completion can be that of another text.
     chosen.swa_full = True
     chosen.warmup = False
-    chosen.hostnames = ["127.0.0.1"]
     chosen.port = 0
     chosen.api_keys = [key]
     chosen.endpoint_slots = False
-    for name, value in (("fit_params", False), ("cache_ram_mib", settings["cache_mib"])):
+    further = {"fit_params": False, "cache_idle_slots": False, "cache_ram_mib": settings["cache_mib"]}
+    for name, value in further.items():
         if hasattr(chosen, name):  # only newer versions have it
             setattr(chosen, name, value)
     return chosen

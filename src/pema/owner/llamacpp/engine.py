@@ -29,7 +29,6 @@ LIFT = 300.0
 It is more than the range of the logits of a language model, and small enough that float32 keeps four decimal places."""
 
 _PLAIN: dict[str, Any] = {"n_predict": 1, "stream": False, "logit_bias": [], "stop": [], "n_probs": 0}
-_GREEDY = _PLAIN | {"samplers": ["top_k"], "top_k": 1, "return_tokens": True}
 
 
 class Properties(NamedTuple):
@@ -118,27 +117,22 @@ class Engine:
             raise self._strange(f"answered with {len(vectors):,} vectors, or infinite ones, for {len(tokens):,} tokens")
         return vectors
 
-    def greedy(self, prompt: Sequence[int], steps: int) -> tuple[list[int], bool]:
-        """Return the tokens that the model chooses after a prompt, and whether it ended the text with the last one."""
-        body = _GREEDY | {"prompt": list(prompt), "n_predict": steps, "cache_prompt": False}
-        answer = self._ask("POST", "/completion", body, TOKEN_BYTES * steps)
-        tokens = self._integers(answer.get("tokens"))
-        ended = answer.get("stop_type") == "eos"
-        if not 1 <= len(tokens) <= steps or (len(tokens) < steps and not ended):
-            raise self._strange(f"answered with {len(tokens):,} tokens, {steps:,} were requested")
-        return tokens, ended
-
-    def likeliest(self, prompt: Sequence[int], count: int, drawn: int) -> tuple[list[int], Tensor]:
-        """Return the likeliest next tokens and their log-probabilities, (count,) float64.
+    def likeliest(
+        self, prompt: Sequence[int], count: int, drawn: int, *, cached: bool = False
+    ) -> tuple[list[int], Tensor]:
+        """Return the likeliest next tokens in order and their log-probabilities, (count,) float64.
 
         Args:
             prompt: the context.
             count: number of tokens.
             drawn: the token that is made to follow, a complete text: without one the engine gives no probabilities.
+            cached: whether the engine may use the state that it keeps of the context's beginning.
         """
-        body = _GREEDY | {
+        body = _PLAIN | {
             "prompt": list(prompt),
-            "cache_prompt": False,
+            "cache_prompt": cached,
+            "samplers": ["top_k"],
+            "top_k": 1,
             "n_probs": count,
             "post_sampling_probs": False,
             "logit_bias": [[drawn, LIFT]],

@@ -34,11 +34,11 @@ PATIENCE = 5.0
 class LlamaCppPLM:
     """A frozen causal language model that llama.cpp's server runs.
 
-    `teacher` contexts are one request a sequence, for one vector a token. `predicted` contexts are two: the engine's
-    own greedy text, then the vectors of prompt and text. A decoding session recovers f from log-probabilities
-    (`Recovery`), because only completions use the state that the engine keeps; a server that gives no vectors, or
-    none for so long a sequence, is asked for all contexts in this way. Requests are sent one after the other, so that
-    an answer never depends on what else is computed with it.
+    `teacher` contexts are one request a sequence, for one vector a token. `predicted` contexts are one for each token
+    of the engine's greedy text, then one for the vectors of prompt and text. A decoding session recovers f from
+    log-probabilities (`Recovery`), because only completions use the state that the engine keeps; a server that gives no
+    vectors, or none for so long a sequence, is asked for all contexts in this way. Requests are sent one after the
+    other, so that an answer never depends on what else is computed with it.
 
     Attributes:
         deviation: how much head(f) differs from the engine's own log-probabilities; see `probe`.
@@ -70,6 +70,7 @@ class LlamaCppPLM:
         require_same_tokens(self._engine, at_hand.tokenizer, self._where)
         self._probed = probe(self._engine, at_hand, self._where)
         self._longest = 0 if not self._probed.vectors else self.description.max_length
+        (self._drawn,) = at_hand.ordinary_tokens(1)
         self.deviation = self._probed.deviation
         note(
             f"{at_hand.name}: head(f) differs from the engine's own log-probabilities by {self.deviation:.2%} (at most "
@@ -176,13 +177,10 @@ class LlamaCppPLM:
 
     def _predicted(self, index: int, prompt: Sequence[int], steps: int) -> ContextRepresentations:
         tokens: list[int] = []
-        while len(tokens) < steps:
-            # The engine ends a text with more tokens than the PLM does where it recognises others by their names.
-            more, _ = self._engine.greedy([*prompt, *tokens], steps - len(tokens))
-            end = next((i for i, token in enumerate(more) if token in self.description.eos_token_ids), None)
-            tokens += more if end is None else more[: end + 1]
-            if end is not None:
-                break
+        while len(tokens) < steps and (not tokens or tokens[-1] not in self.description.eos_token_ids):
+            # Token by token: the engine ends a text, or refuses it, where the PLM goes on.
+            (token,), _ = self._engine.likeliest([*prompt, *tokens], 1, self._drawn, cached=bool(tokens))
+            tokens.append(token)
         f = self._contexts([*prompt, *tokens[:-1]], len(prompt))
         return ContextRepresentations(index, f, torch.tensor(tokens))
 
@@ -204,7 +202,9 @@ class LlamaCppPLM:
         """Return f of each context, (rows, d)."""
         recovery = self._probed.recovery
         if recovery is not None:
-            return recovery(self._engine.chosen(contexts, recovery.tokens, cached=cached))
+            # The contexts of a request are in the engine's memory at the same time.
+            parts = _parts(contexts, self._properties.context)
+            return torch.cat([recovery(self._engine.chosen(part, recovery.tokens, cached=cached)) for part in parts])
         rows = []
         for context in contexts:
             vectors = self._engine.vectors(context, self._probed.head.d)
@@ -215,3 +215,14 @@ class LlamaCppPLM:
                 )
             rows.append(vectors[-1])
         return torch.stack(rows)
+
+
+def _parts(contexts: Sequence[Sequence[int]], tokens: int) -> Iterator[Sequence[Sequence[int]]]:
+    """Split contexts, in order, into parts of at most `tokens` tokens, with one to come for each context."""
+    begin = count = 0
+    for end, context in enumerate(contexts):
+        count += len(context) + 1
+        if end > begin and count > tokens:
+            yield contexts[begin:end]
+            begin, count = end, len(context) + 1
+    yield contexts[begin:]

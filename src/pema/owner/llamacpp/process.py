@@ -20,11 +20,11 @@ from pema.extras import installs
 from pema.lifeline import PYTHON, child
 from pema.owner.llamacpp.child import READY
 
-CONTEXT = 4096
-"""Maximum tokens of a context in a server that is started here."""
+TOKENS = 1 << 14
+"""Maximum tokens of all contexts whose state a server that is started here keeps, and of one context."""
 
-SLOTS = 4
-"""Number of contexts whose state is kept at a time; those of others are moved to memory."""
+SLOTS = 32
+"""Maximum number of contexts whose state is kept: the rows of a batch of generation, by default."""
 
 CACHE_MIB = 1024
 """Memory for the states of contexts that have no slot."""
@@ -41,7 +41,7 @@ class Settings:
 
     Attributes:
         file: the GGUF file.
-        context: maximum tokens of a context.
+        tokens: see `TOKENS`.
         batch: maximum tokens of an example whose representations are requested at once.
         threads: number of threads.
         slots: see `SLOTS`.
@@ -49,7 +49,7 @@ class Settings:
     """
 
     file: str
-    context: int
+    tokens: int
     batch: int
     threads: int
     slots: int = SLOTS
@@ -57,10 +57,9 @@ class Settings:
 
     @classmethod
     def of(cls, file: Path, context: int, vocabulary_size: int) -> Settings:
-        """Return the settings for a model, with as many threads as torch has."""
-        context = min(context, CONTEXT)
-        batch = min(context, max(128, LOGITS_BYTES // (4 * vocabulary_size)))
-        return cls(str(file.resolve()), context, batch, torch.get_num_threads())
+        """Return the settings for a model with a context window, with as many threads as torch has."""
+        batch = min(context, TOKENS, max(128, LOGITS_BYTES // (4 * vocabulary_size)))
+        return cls(str(file.resolve()), TOKENS, batch, torch.get_num_threads())
 
 
 @dataclass(frozen=True)
