@@ -221,6 +221,16 @@ def test_a_comparison_without_its_reference_yet_marks_nothing(folder):
     assert report(folder)
 
 
+def test_a_run_of_a_seed_that_is_no_longer_planned_is_named(folder):
+    def fewer(experiment):
+        experiment["runs"] = {label: names[:2] for label, names in experiment["runs"].items()}
+
+    unfinished(folder)
+    edit(folder / "experiment.json", fewer)
+    with pytest.raises(DataError, match=r"-seed2 is of seed 2, which experiment.json does not name: remove it"):
+        read_folder(folder)
+
+
 def test_runs_that_ended_after_the_last_comparison_are_named(folder):
     unfinished(folder, "IA3")
     kept = {path.name: path.read_bytes() for path in folder.glob("lora-*")}

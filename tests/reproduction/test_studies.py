@@ -140,7 +140,7 @@ def test_the_table_holds_means_and_spreads(house):
     assert table["paper, rank=8"] == ["32.00 ± 1.41", "21.00 ± 1.41", "2.00 k"]
     assert table["paper, rank=80"] == ["37.00 ± 1.41 +", "**13.00 ± 1.41**", "2.00 k"]
     assert table["best, rank=80"] == ["20.00 ± 0.00 -", "–", "2.00 k"]
-    assert "made: 1,500 training examples, 3 dev, 4 test." in block
+    assert "made (9.0 M parameters), made: 1,500 training examples, 3 dev, 4 test." in block
     assert "over seeds 0, 1; + better, - worse than PLM alone" in block
     assert "one run" not in block
     assert "`pema sweep reproduction/configs/studies/rank.toml` on made" in block

@@ -135,13 +135,15 @@ def assemble(about: ExperimentFacts, comparison: Comparison, runs: Iterable[Run]
             f"{where}: {COMPARISON} has rows of {_names(labels)}, {EXPERIMENT} names {_names(about.methods)} and the "
             f"reference {about.reference!r}. {again(about)}"
         )
+    planned = tuple(name for names in (about.runs or {}).values() for name in names)
     grouped: dict[str, list[Run]] = {label: [] for label in about.methods}
     for run in runs:
         if run.label not in grouped:
             raise DataError(f"{where}: {run.run} is a run of {run.label!r}, which is not in the experiment: remove it.")
+        if planned and run.run not in planned:
+            raise DataError(f"{where}: {run.run} is of seed {run.seed}, which {EXPERIMENT} does not name: remove it.")
         grouped[run.label].append(run)
     finished = {run.run for some in grouped.values() for run in some}
-    planned = tuple(name for names in (about.runs or {}).values() for name in names)
     compared = {name for names in comparison.signature.config.get("runs", {}).values() for name in names}
     uncompared = tuple(name for name in planned if compared and name in finished - compared)
     results = Results(
