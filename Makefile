@@ -54,8 +54,8 @@ attack: setup ## attack server, client and files over the loopback, and write th
 bench: setup ## the benchmarks; results go to reproduction/results/benchmarks.jsonl
 	$(BIN)/python -m reproduction.benchmarks
 
-studies: setup ## run the studies, on the data in DATA, and write their pages
-	OMP_NUM_THREADS=1 $(BIN)/python -m reproduction.studies "$(DATA)"
+studies: setup ## run the studies and write their pages
+	OMP_NUM_THREADS=1 $(BIN)/python -m reproduction.studies
 
 pages: setup ## write every number, table and plot of README and docs from the committed results
 	$(BIN)/python -m reproduction

@@ -38,7 +38,6 @@ GREY = "#555555"
 WIDE = 10  # from this ratio of the greatest to the least on, an axis is logarithmic
 AXES = {
     "rank": "rank r",
-    "examples": "training examples",
 }
 """Titles of horizontal axes that are not the setting's name."""
 

@@ -1,16 +1,14 @@
 """The studies: their runs, and their pages in `docs/studies/`.
 
-    python -m reproduction.studies FOLDER
+    python -m reproduction.studies
 
-FOLDER contains the output of `python -m reproduction.data.real`; most studies need none, their data are bundled.
-Finished runs in the folder of `--work` are skipped, so that an interrupted study continues; a finished study goes to
-`reproduction/results/studies/NAME.jsonl`.
+Their data are bundled. Finished runs in the folder of `--work` are skipped, so that an interrupted study continues; a
+finished study goes to `reproduction/results/studies/NAME.jsonl`.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,33 +44,29 @@ STUDIES = {
     "rank": Study(
         "Is quality flat in the rank r, as LoRA's paper finds for itself, or does the last layer need more?", "rank"
     ),
-    "memory-size": Study("How much does a larger memory help, up to all the texts there are?", "examples"),
     "ablations": Study("What is the effect of each part of preset `best`, and what is left when they are taken away?"),
     "kappa": Study("How much weight should reconstruction have in the joint loss?", "kappa"),
 }
 """Studies by name, in the order in which they are run."""
 
 
-def run(folder: Path, work: Path, names: Sequence[str]) -> list[str]:
+def run(work: Path, names: Sequence[str]) -> list[str]:
     """Run studies.
 
     Args:
-        folder: folder of data.
         work: folder of memories, trained models and runs; finished ones are skipped.
         names: names of studies.
 
     Returns:
         Why the ones that failed did; the others are run nevertheless.
     """
-    failed, work = [], work.resolve()
-    with contextlib.chdir(folder):
-        for name in names:
-            print(f"{name} ...", flush=True)
-            try:
-                experiment = read_config(CONFIGS / f"{name}.toml", "sweep", Path())
-                run_into(results_of(name), experiment, work)
-            except PemaError as error:
-                failed.append(f"{name}: {error}")
+    failed = []
+    for name in names:
+        print(f"{name} ...", flush=True)
+        try:
+            run_into(results_of(name), read_config(CONFIGS / f"{name}.toml", "sweep"), work)
+        except PemaError as error:
+            failed.append(f"{name}: {error}")
     return failed
 
 
@@ -154,11 +148,10 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the data")
     parser.add_argument("--only", nargs="+", choices=STUDIES, default=list(STUDIES), metavar="NAME", help="run these")
     parser.add_argument("--work", type=Path, default=Path("runs"), help="memories, trained models and single runs")
     given = parser.parse_args()
-    failed = run(given.folder, given.work, given.only)
+    failed = run(given.work, given.only)
     write_pages()
     if failed:
         sys.exit("\n".join(failed))

@@ -12,18 +12,17 @@ Comparisons on a CPU train on 1,000 examples: which ones is drawn once, with `re
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pema.experiments.data import RESTAURANTS, Data
+from pema.experiments.data import Data
 from pema.files import writing
 from pema.tasks.example import Example
 from pema.tasks.readers import read_examples, read_lines
-from reproduction.data.restaurants import DEV, parts, records
+from reproduction.data.restaurants import DEV, records
 
 TRAIN, FEW = 1000, 50
 """Number of training examples on a CPU; number of dev examples, which every candidate writes a text for."""
@@ -85,18 +84,6 @@ def e2e(folder: Path, texts: int | None = None) -> Data:
     return Data(f"e2e-nlg-{texts}-texts", "data-to-text", train, dev, test[:210])
 
 
-def restaurant_texts(folder: Path) -> Data:
-    """Return the bundled restaurants with all texts for training: after the bundled ones the others, in rounds."""
-    folder = folder / "e2e-nlg"
-    bundled, others = parts(folder), []
-    train = _pairs(bundled["train"])
-    for row, used in zip(records(folder / "dev.jsonl.gz")[DEV:], train, strict=True):
-        row["targets"].remove(used.target)
-        others.append([Example(row["source"], text) for text in row["targets"]])
-    train += tuple(each for texts in itertools.zip_longest(*others) for each in texts if each is not None)
-    return Data(f"{RESTAURANTS}-texts", "data-to-text", train, _pairs(bundled["dev"]), _several(bundled["test"]))
-
-
 def webnlg(folder: Path, seen: bool) -> Data:
     """Return WebNLG 2017: 1,000 triple sets with one text to train, 50 as dev, 100 test inputs with all references.
 
@@ -153,7 +140,6 @@ def every(folder: Path) -> list[Data]:
         *(cocoa(folder, register) for register in ("formal", "informal")),
         multi30k(folder),
         *(e2e(folder, texts) for texts in (None, 2)),
-        restaurant_texts(folder),
         *(webnlg(folder, seen) for seen in (True, False)),
         nl2bash(folder),
         clinc(folder),

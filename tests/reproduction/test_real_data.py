@@ -13,7 +13,6 @@ from pema.experiments.data import SHIPPED
 from pema.tasks.example import Example, one_target_each
 from pema.tasks.readers import read_examples, read_lines
 from reproduction.data import real
-from reproduction.data.restaurants import parts
 from reproduction.paths import CONFIGS
 
 
@@ -114,16 +113,6 @@ def test_the_restaurants_keep_their_texts_apart(given, tmp_path):
     real.write(data, tmp_path)
     again = read_examples(data=tmp_path / "e2e-nlg" / "train.jsonl")
     assert [replace(e, where="") for e in again] == list(data.train)
-
-
-def test_every_text_of_the_restaurants_comes_once_and_the_bundled_ones_first(given):
-    data, bundled = real.restaurant_texts(given), parts(given / "e2e-nlg")
-    assert [(e.source, e.target) for e in data.train[:13]] == [(p["source"], p["target"]) for p in bundled["train"]]
-    assert Counter((e.source, e.target) for e in data.train) == Counter(
-        (e.source, text) for e in real.e2e(given).train for text in e.references
-    )
-    assert [e.source for e in data.dev] == [e.source for e in real.e2e(given).dev]
-    assert data.test == real.e2e(given).test
 
 
 def test_what_is_written_is_read_again(given, tmp_path):
