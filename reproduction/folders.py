@@ -1,8 +1,8 @@
 """Conversion of the folders of `pema compare`, `pema sweep` and `pema demo` into committed files, and back.
 
-    python -m reproduction.folders pack runs/results/e2e-nlg reproduction/results/compare/e2e-nlg.jsonl
+    python -m reproduction.folders pack runs/results/e2e-nlg-2-texts reproduction/results/compare/e2e-nlg-2-texts.jsonl
     python -m reproduction.folders pack demo.json reproduction/results/demo.jsonl
-    python -m reproduction.folders unpack reproduction/results/compare/e2e-nlg.jsonl runs/results/e2e-nlg
+    python -m reproduction.folders unpack reproduction/results/compare/e2e-nlg-2-texts.jsonl runs/results/e2e-nlg-2-texts
 
 `pack` also reads the file of `pema demo --output`. An unpacked folder equals the original, so `pema report` shows it.
 Test examples are included if the project may redistribute them: bundled data.
