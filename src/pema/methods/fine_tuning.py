@@ -20,6 +20,7 @@ from pema.schema import option
 from pema.tasks.held_out import Numbers, draw_held_out
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from pema.memory.encoding import Tokens
@@ -106,10 +107,20 @@ class FineTuning(Method):
             model, keep = self.trainable(plm, prepared)
             widen_trained(model)
             tokens = encode(plm, job.task.template, job.train, self.virtual_tokens)
-            with torch.autocast(plm.model.device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+            with mixed_precision(plm.model.device, enabled=precision == torch.bfloat16):
                 curve, diverged_at = fine_tune(model, tokens, self, job, lambda: keep(output))
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return TrainingReport(parameters, round(time.perf_counter() - started, 3), tuple(curve), diverged_at)
+
+
+def mixed_precision(device: torch.device, *, enabled: bool) -> torch.autocast:
+    """Return the context in which float32 weights are multiplied in bfloat16.
+
+    It does not keep converted weights: these would outlive the steps that change the weights.
+    """
+    import torch
+
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
 def widen_trained(model: nn.Module) -> None:
