@@ -2,7 +2,7 @@
 
     python -m reproduction.folders pack runs/results/e2e-nlg-2-texts reproduction/results/compare/e2e-nlg-2-texts.jsonl
     python -m reproduction.folders pack demo.json reproduction/results/demo.jsonl
-    python -m reproduction.folders unpack reproduction/results/compare/e2e-nlg-2-texts.jsonl runs/results/e2e-nlg-2-texts
+    python -m reproduction.folders unpack reproduction/results/compare/e2e-nlg-2-texts.jsonl runs/results/e2e
 
 `pack` also reads the file of `pema demo --output`. An unpacked folder equals the original, so `pema report` shows it.
 Test examples are included if the project may redistribute them: bundled data.
