@@ -25,7 +25,7 @@ method = "plm"
 [[methods]]
 label = "PEMA"
 method = "pema"
-settings = { rank = 16, schedule = "constant", lambda_max = 1.0 }
+settings = { preset = "residual", rank = 16, schedule = "constant", lambda_max = 1.0 }
 grid = { learning_rate = [1e-6, 3e-2] }
 """
 

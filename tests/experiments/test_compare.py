@@ -122,7 +122,7 @@ def test_decoding_settings_count_for_every_method_and_are_part_of_a_result(folde
     said = " ".join(capsys.readouterr().err.split())
     assert re.search(r"alone-seed0: .*, \d of 4 texts cut at 3 tokens", said)
     (folder / "changed.toml").write_text('name = "short"\n' + text + decoding.replace("= 3", "= 4"), encoding="utf-8")
-    with pytest.raises(MismatchError, match=r"another decoding: .*'max_new_tokens': 3.*not.*'max_new_tokens': 4"):
+    with pytest.raises(MismatchError, match=r"another decoding.max_new_tokens: 3, not 4"):
         run_experiment(read_config(folder / "changed.toml", "compare"), folder / "results", folder / "work")
 
 
