@@ -26,7 +26,8 @@ def main() -> None:
     import xllamacpp
 
     server = xllamacpp.Server(parameters(xllamacpp, settings, key))
-    sys.stderr.write(f"{READY}{server.listening_address}\n")
+    # In one write, and on a line of its own: threads of the server write there too.
+    sys.stderr.write(f"\n{READY}{server.listening_address}\n")
     sys.stderr.flush()
     threading.Event().wait()
 

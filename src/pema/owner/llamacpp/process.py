@@ -113,9 +113,10 @@ def start(settings: Settings) -> Server:
 def _address(log: IO[str], last: deque[str]) -> str | None:
     """Read the log up to the address; None if it ends without one."""
     for line in log:
-        if line.startswith(READY):
-            return line.removeprefix(READY).strip()
-        last.append(line)
+        before, ready, address = line.partition(READY)
+        if ready:  # the server's log may have begun the line
+            return address.strip()
+        last.append(before)
     return None
 
 
