@@ -21,7 +21,7 @@ from pema.errors import ConfigError, DataError
 from pema.generation.config import LARGEST, GenerateConfig
 from pema.generation.decoding import adapters_task, schedule_of
 from pema.generation.labels import LabelTree, label_trees
-from pema.generation.plugin import attach
+from pema.generation.plugin import attach_to
 from pema.generation.search import RowInputs, search
 from pema.generation.settings import without_own_settings
 from pema.owner.contract import BATCH_TOKENS
@@ -115,17 +115,7 @@ def classify(
         inputs: RowInputs | None = None
         if adapter is not None:
             task = require_task(adapter.config, task, plm.tokenizer)
-            attached = stack.enter_context(
-                attach(
-                    plm.generator,
-                    adapter,
-                    plm.head(),
-                    mixture,
-                    description=plm.description,
-                    tokenizer=plm.tokenizer,
-                )
-            )
-            inputs = attached.inputs
+            inputs = stack.enter_context(attach_to(plm, adapter, mixture)).inputs
         return choose_labels(
             plm, plm.generator, sources, labels, task, inputs, batch_size=batch_size, probabilities=probabilities
         )

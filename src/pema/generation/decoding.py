@@ -17,7 +17,7 @@ from pema.adapter.task import require_task, task_of
 from pema.console import note, progress
 from pema.errors import ConfigError, DataError, PemaError
 from pema.generation.config import GenerateConfig, with_own_ending
-from pema.generation.plugin import attach
+from pema.generation.plugin import attach_to
 from pema.generation.settings import ARGUMENTS, OF_THE_HISTORY, check, without_own_settings
 from pema.generation.texts import FinishReason, StopStrings, TokenLimits, stopped, text_of
 from pema.owner.causal_lm import state_argument
@@ -117,17 +117,7 @@ def generate_counted(
         inputs: Inputs = plain
         if adapter is not None:
             task = require_task(adapter.config, task, plm.tokenizer)
-            attached = stack.enter_context(
-                attach(
-                    plm.generator,
-                    adapter,
-                    plm.head(),
-                    mixture,
-                    description=plm.description,
-                    tokenizer=plm.tokenizer,
-                )
-            )
-            inputs = attached.inputs
+            inputs = stack.enter_context(attach_to(plm, adapter, mixture)).inputs
         ending = with_own_ending(None if adapter is None else adapter.config, settings)
         return decode(plm, plm.generator, sources, task, inputs, **ending)
 

@@ -213,9 +213,7 @@ class Planner:
                 "and gives the length of the prompt with `attached.inputs(columns=...)`."
             )
         call.prepared = False
-        mask = arguments.get("attention_mask")
-        ones = torch.ones_like(ids[:, :columns])
-        lengths = (ones if mask is None else mask[:, :columns].to(ids)).sum(1)
+        lengths = lengths_of_pass(arguments, ids, columns)
         return Prompts(reader, reader.keys(ids, columns, lengths), ids[:, columns:])
 
     def _count(self, given: object, sequence: Sequence, needs_state: bool, output: Any) -> None:  # noqa: ANN401

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from pema.adapter.module import Adapter
-    from pema.owner.contract import PLMDescription
+    from pema.owner.contract import PLM, PLMDescription
     from pema.owner.head import Head
 
 _ATTACHED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -82,6 +82,11 @@ def attach(
         description=description,
         tokenizer=tokenizer,
     )
+
+
+def attach_to(plm: PLM, adapter: Adapter, schedule: Schedule) -> AttachedAdapter:
+    """Plug `adapter` into the generator of `plm`; see `attach`."""
+    return attach(plm.generator, adapter, plm.head(), schedule, description=plm.description, tokenizer=plm.tokenizer)
 
 
 class AttachedAdapter:

@@ -13,7 +13,7 @@ from pema.files import size
 from pema.generation.classification import Classification, choose_labels
 from pema.generation.config import with_own_ending
 from pema.generation.decoding import GeneratedTexts, decode
-from pema.generation.plugin import AttachedAdapter, attach
+from pema.generation.plugin import attach_to
 from pema.methods.contract import AdaptedModel, Job
 from pema.methods.on_memory import head_on_device, memory_of
 from pema.owner.local import LocalPLM
@@ -35,7 +35,7 @@ class Mixed(AdaptedModel):
     def generate(self, sources: Sequence[str | Example], **settings: Any) -> GeneratedTexts:  # noqa: ANN401
         """See `AdaptedModel.generate`."""
         plm, settings = self._plm, with_own_ending(self._adapter.config, {**self._job.decoding, **settings})
-        with self._attached() as attached:
+        with attach_to(plm, self._adapter, self._schedule) as attached:
             return decode(plm, plm.generator, sources, self._job.task, attached.inputs, **settings)
 
     def classify(
@@ -46,19 +46,8 @@ class Mixed(AdaptedModel):
     ) -> Classification:
         """See `AdaptedModel.classify`."""
         plm = self._plm
-        with self._attached() as attached:
+        with attach_to(plm, self._adapter, self._schedule) as attached:
             return choose_labels(plm, plm.generator, sources, labels, self._job.task, attached.inputs, **settings)
-
-    def _attached(self) -> AttachedAdapter:
-        plm = self._plm
-        return attach(
-            plm.generator,
-            self._adapter,
-            plm.head(),
-            self._schedule,
-            description=plm.description,
-            tokenizer=plm.tokenizer,
-        )
 
     def perplexity(self, examples: Sequence[Example]) -> float:
         """See `AdaptedModel.perplexity`."""

@@ -18,7 +18,7 @@ class Plain(AdaptedModel):
     """The PLM alone, prompted with the task's template."""
 
     def __init__(self, plm: LocalPLM, job: Job) -> None:
-        self._plm, self._job = plm, job
+        self._plm, self._job, self._task = plm, job, job.task
 
     @property
     def disk_bytes(self) -> int:
@@ -28,7 +28,7 @@ class Plain(AdaptedModel):
     def generate(self, sources: Sequence[str | Example], **settings: Any) -> GeneratedTexts:  # noqa: ANN401
         """See `AdaptedModel.generate`."""
         settings = {**self._job.decoding, **settings}
-        return decode(self._plm, self._plm.generator, sources, self._job.task, plain, **settings)
+        return decode(self._plm, self._plm.generator, sources, self._task, plain, **settings)
 
     def classify(
         self,
@@ -37,9 +37,9 @@ class Plain(AdaptedModel):
         **settings: Any,  # noqa: ANN401
     ) -> Classification:
         """See `AdaptedModel.classify`."""
-        return choose_labels(self._plm, self._plm.generator, sources, labels, self._job.task, **settings)
+        return choose_labels(self._plm, self._plm.generator, sources, labels, self._task, **settings)
 
     def perplexity(self, examples: Sequence[Example]) -> float:
         """See `AdaptedModel.perplexity`."""
-        memory = memory_of(self._plm, self._job.task, examples)
+        memory = memory_of(self._plm, self._task, examples)
         return perplexity(memory.view(), head_on_device(self._plm, memory))

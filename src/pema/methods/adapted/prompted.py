@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pema.evaluation.perplexity import perplexity
-from pema.generation.classification import Classification, choose_labels
 from pema.generation.config import GenerateConfig
-from pema.generation.decoding import GeneratedTexts, decode, plain
-from pema.methods.contract import AdaptedModel, Job
+from pema.generation.decoding import GeneratedTexts
+from pema.methods.adapted.plain import Plain
+from pema.methods.contract import Job
 from pema.methods.demonstrations import DemonstrationTemplate
-from pema.methods.on_memory import head_on_device, memory_of
 from pema.methods.selection import Selection
 from pema.owner.contract import BATCH_TOKENS
 from pema.owner.local import LocalPLM
@@ -20,11 +18,12 @@ from pema.tasks.example import Example
 from pema.tasks.target_statistics import count_line_breaks, stop_after
 
 
-class Prompted(AdaptedModel):
+class Prompted(Plain):
     """The PLM with k demonstrations in its prompts."""
 
     def __init__(self, plm: LocalPLM, job: Job, selection: Selection, k: int, reserved: int) -> None:
-        self._plm, self._k, self._selection = plm, k, selection
+        super().__init__(plm, job)
+        self._k, self._selection = k, selection
         template = job.task.template.settled(plm.tokenizer)
         self._template = DemonstrationTemplate(
             template.text,
@@ -34,7 +33,7 @@ class Prompted(AdaptedModel):
             window=plm.max_length,
             reserved=reserved,
         )
-        self._job, self._task = job, replace(job.task, template=self._template)
+        self._task = replace(job.task, template=self._template)
         self._stop = () if template.chat else stop_after(count_line_breaks(each.target for each in job.train))
 
     @property
@@ -50,25 +49,10 @@ class Prompted(AdaptedModel):
 
     def generate(self, sources: Sequence[str | Example], **settings: Any) -> GeneratedTexts:  # noqa: ANN401
         """See `AdaptedModel.generate`."""
-        plm, task = self._plm, self._task
-        longest = max(len(each.prompt) for each in self._template.encode_prompts(plm.tokenizer, sources))
+        longest = max(len(each.prompt) for each in self._template.encode_prompts(self._plm.tokenizer, sources))
         settings = {**self._job.decoding, **settings}
         settings["stop"] = settings.get("stop") or self._stop  # a plain text would go on with a further example
         # The keys and values of long prompts take much memory.
         most = settings.get("batch_size", GenerateConfig.batch_size)
         settings["batch_size"] = min(most, max(1, BATCH_TOKENS // longest))
-        return decode(plm, plm.generator, sources, task, plain, **settings)
-
-    def classify(
-        self,
-        sources: Sequence[str | Example],
-        labels: Sequence[str],
-        **settings: Any,  # noqa: ANN401
-    ) -> Classification:
-        """See `AdaptedModel.classify`."""
-        return choose_labels(self._plm, self._plm.generator, sources, labels, self._task, **settings)
-
-    def perplexity(self, examples: Sequence[Example]) -> float:
-        """See `AdaptedModel.perplexity`."""
-        memory = memory_of(self._plm, self._task, examples)
-        return perplexity(memory.view(), head_on_device(self._plm, memory))
+        return super().generate(sources, **settings)
