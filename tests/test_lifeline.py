@@ -41,21 +41,24 @@ def wait_until(condition, seconds=30):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("setup", ["0", NO_KERNEL], ids=["kernel", "pipe"])
 def test_a_child_ends_with_its_parent(number, setup):
-    source = CHILD.format(setup=setup, work=f"{READY}; time.sleep(600)")
+    source = CHILD.format(setup=setup, work=f"{READY}; time.sleep(60)")
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT.format(source=source)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
-    with parent:
+    try:
         started = int(parent.stdout.readline())
         assert is_running(started)
         parent.send_signal(number)
-        parent.wait()
+        parent.wait(30)
         assert wait_until(lambda: not is_running(started))
+    finally:
+        parent.kill()
+        parent.communicate()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_child_ends_with_an_exception_of_the_block():
-    source = CHILD.format(setup="0", work=f"{READY}; time.sleep(600)")
+    source = CHILD.format(setup="0", work=f"{READY}; time.sleep(60)")
     started = []
 
     def fail():

@@ -53,7 +53,7 @@ def test_a_comparison_leaves_no_training_process_and_lists_what_is_kept(config, 
         assert len(trainings) == 1
         process.send_signal(number)
         said = process.stderr.read()
-        code = process.wait()
+        code = process.wait(30)
     assert wait_until(lambda: not any(map(is_running, trainings)))
     if number == signal.SIGKILL:
         assert code == -signal.SIGKILL

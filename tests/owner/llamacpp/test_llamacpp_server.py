@@ -219,13 +219,14 @@ print("ready", flush=True)
     ids=["SIGKILL", "SIGTERM", "SIGINT", "end", "exception"],
 )
 def test_no_server_outlives_its_process(files, work, number):
-    with subprocess.Popen(
+    parent = subprocess.Popen(
         [sys.executable, "-c", HOLD.format(work=work), str(files["F32"])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-    ) as parent:
+    )
+    try:
         assert parent.stdout.readline() == "ready\n"
         servers = children(parent.pid)
         assert len(servers) == 1
@@ -235,6 +236,11 @@ def test_no_server_outlives_its_process(files, work, number):
             parent.send_signal(number)
         parent.wait(30)
         assert wait_until(lambda: not any(map(is_running, servers)))
+    finally:
+        parent.kill()
+        parent.wait(30)
+        parent.stdin.close()
+        parent.stdout.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
