@@ -83,7 +83,7 @@ def test_the_layers_are_the_longest_list_that_lies_in_no_other():
     model.towers = nn.ModuleList([nn.Linear(1, 1), nn.Module(), nn.Module(), nn.Module()])
     assert decoder_layers(model) == (model.body, "blocks")
     assert len(layers_of(build_model("gpt2", layers=3))) == 3
-    with pytest.raises(OwnerError, match="Linear is not supported by offsite: it has no list of layers of one class"):
+    with pytest.raises(OwnerError, match="Linear cannot be shortened: it has no list of layers of one class"):
         decoder_layers(nn.Linear(2, 2))
 
 

@@ -94,8 +94,7 @@ def decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
     }
     if not outer:
         raise OwnerError(
-            f"{type(model).__name__} is not supported by offsite: it has no list of layers of one class to shorten. "
-            "Choose another method."
+            f"{type(model).__name__} cannot be shortened: it has no list of layers of one class. Choose another method."
         )
     parent, _, name = max(outer, key=lambda each: len(outer[each])).rpartition(".")
     return model.get_submodule(parent), name
@@ -151,7 +150,7 @@ def save_emulator(model: PreTrainedModel, plm: LocalPLM, folder: Path) -> None:
     if not (expected - got).abs().max() <= TOLERANCE * expected.abs().max():
         raise OwnerError(
             f"{type(model).__name__} with {len(layers_of(model))} of its layers gives other logits after it is saved "
-            "and loaded: Offsite-Tuning is not supported for this architecture. Choose another method."
+            "and loaded: this architecture cannot be shortened. Choose another method."
         )
 
 

@@ -25,6 +25,7 @@ METHODS = {
     "ia3": "peft_methods.IA3",
     "prefix-tuning": "peft_methods.PrefixTuning",
     "offsite": "offsite.OffsiteTuning",
+    "small-lm": "small_lm.SmallLM",
 }
 """Modules and classes of the methods; they load torch, so a name is checked before its class is imported."""
 
