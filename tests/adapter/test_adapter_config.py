@@ -22,7 +22,7 @@ def test_preset_paper_is_the_papers():
 
 def test_preset_best_is_residual_nonlinear_and_copies():
     best = PRESETS["best"]
-    assert dataclasses.replace(best, copy_width=0) == PRESETS["residual"]
+    assert dataclasses.replace(best, copy_width=0, copy_least=0.0) == PRESETS["residual"]
     assert best.copy_width > 0
     assert (best.residual, best.activation, best.kappa, best.vocabulary) == (True, "gelu", 0.0, "auto")
     assert best.optimizer == "adamw"

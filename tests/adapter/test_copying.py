@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from made_memories import make_head, make_memory, rows
 from torch.nn.functional import gelu, rms_norm
 
-from pema.adapter import joint
+from pema.adapter import joint, training
 from pema.adapter.card import card
 from pema.adapter.config import MATCHES, USES, WINDOW, AdapterConfig
-from pema.adapter.copying import NEVER, context_tokens, shifted
+from pema.adapter.copying import NEVER, context_tokens, copyable, shifted
 from pema.adapter.fitted import fit_schedule
 from pema.adapter.likelihood import log_p_pema
 from pema.adapter.loss import CrossEntropy, JointLoss
@@ -21,6 +21,7 @@ from pema.errors import AdapterError, ConfigError, ExternalMemoryError, Mismatch
 from pema.evaluation.perplexity import perplexity
 from pema.files import read_json, write_json
 from pema.memory.prompts import BLANK
+from pema.memory.shard import ShardFile
 from pema.tasks.spelling import Spelling
 
 V, D, K = 40, 12, 6
@@ -273,6 +274,40 @@ def test_files_of_earlier_versions_do_not_copy(memory, tmp_path):
     assert torch.equal(again.A, adapter.A)
     with pytest.raises(MismatchError, match="was made with copy_width=0, this run has copy_width=16"):
         train(memory, preset("best", copy_width=16, **SETTINGS | {"epochs": 1}), tmp_path / "adapter", resume=True)
+
+
+def test_the_share_of_targets_that_can_be_copied(tmp_path, monkeypatch):
+    half = make_memory(tmp_path / "half", examples=40, prompts=True)
+    tokens, (_, listed) = half.prompts.at(torch.arange(half.pairs), half.prompts.frame), rows(half.view())
+    candidates = [{*a.tolist(), *b.tolist()} for a, b in zip(tokens.prompt, tokens.spellings, strict=True)]
+    assert copyable(half) == sum(int(y) in c for y, c in zip(listed, candidates, strict=True)) / half.pairs
+    # Every second target becomes one that no prompt holds.
+    assert not any(V - 1 in c for c in candidates)
+    before, read = copyable(half), ShardFile.targets
+
+    def every_second(shard, start, stop):
+        targets = read(shard, start, stop).copy()
+        targets[::2] = V - 1
+        return targets
+
+    monkeypatch.setattr(ShardFile, "targets", every_second)
+    assert copyable(half) == pytest.approx(before / 2, abs=0.02)
+
+
+def test_nothing_is_copied_where_few_targets_can_be(memory, tmp_path, capsys, monkeypatch):
+    config = preset("best", **SETTINGS | {"epochs": 1, "copy_width": 8})
+    monkeypatch.setattr(training, "copyable", lambda of: config.copy_least)
+    kept, _ = train(memory, config, tmp_path / "kept")
+    assert kept.copying is not None
+    assert "copying" not in capsys.readouterr().err
+    monkeypatch.setattr(training, "copyable", lambda of: 0.19)
+    left, _ = train(memory, config, tmp_path / "left")
+    assert left.copying is None
+    plain, _ = train(memory, preset("residual", **SETTINGS | {"epochs": 1}), tmp_path / "plain")
+    assert torch.equal(left.A, plain.A)
+    assert torch.equal(left.B_pd, plain.B_pd)
+    said = "copying is left out: 19% of the target tokens occur in their prompts, below copy_least=0.2."
+    assert said in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_card_says_that_it_copies():

@@ -27,7 +27,7 @@ LABELS = ["house", "house is small", "dog", "dog is", "h"]
 METHODS = {
     "plm": {},
     "pema": {"preset": "residual", "rank": 16, "learning_rate": 0.01},
-    "pema-copying": {"preset": "best", "rank": 16, "copy_width": 8, "learning_rate": 0.01},
+    "pema-copying": {"preset": "best", "rank": 16, "copy_width": 8, "copy_least": 0.0, "learning_rate": 0.01},
     "pema-seen": {"preset": "residual", "rank": 16, "vocabulary": "seen", "schedule": "unrolling"},
     "knn-lm": {"k": 4, "temperature": 10.0, "weight": 0.5},
     "few-shot": {"k": 2},

@@ -134,6 +134,12 @@ class TrainConfig:
         least=0,
         most=WIDEST_COPY,
     )
+    copy_least: float = option(
+        0.0,
+        "Minimum share of the target tokens that occur in their prompts; if it is lower, nothing is copied.",
+        least=0.0,
+        most=1.0,
+    )
     reconstruction: Reconstruction = option("closed_form", "How B_rct is computed: closed_form, or sgd (the paper).")
     reconstruction_learning_rate: float = option(
         1e-3, "Adam's learning rate with reconstruction=sgd.", least=0.0, most=1e3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, logsigmoid, rms_norm
@@ -14,6 +15,7 @@ from pema.memory.prompts import BLANK, ContextTokens
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pema.memory.reader import Memory
     from pema.tasks.spelling import Speller
 
 RATE = 3.0
@@ -21,6 +23,9 @@ RATE = 3.0
 
 NO_TOKEN = BLANK
 """In place of a token where there is none."""
+
+COUNTED = 20_000
+"""Maximum number of pairs, evenly spaced, in which `copyable` counts."""
 
 NEVER = -1e9
 """Score of what is no candidate: finite, so that a prompt without candidates has no NaN."""
@@ -201,6 +206,17 @@ def context_tokens(
     spans = spans.masked_fill(torch.arange(columns) + spans > inside, 0)
     spellings = padded([row[0] for row in rows], BLANK).masked_fill(spans == 0, BLANK)
     return ContextTokens(padded(prompts, BLANK), spellings, spans, text.view(len(written), W))
+
+
+def copyable(memory: Memory) -> float:
+    """Return the share of the memory's target tokens that occur in their prompts, or write a word of these."""
+    targets = torch.from_numpy(np.concatenate([shard.targets(0, shard.entry.pairs) for shard in memory.shards]))
+    rows = torch.arange(0, len(targets), 1 + len(targets) // COUNTED)
+    occur = 0
+    for part in torch.split(rows, 1024):
+        tokens = memory.prompts.at(part, memory.prompts.frame)
+        occur += int((torch.cat((tokens.prompt, tokens.spellings), 1) == targets[part, None]).any(1).sum())
+    return occur / len(rows)
 
 
 def _normal(rows: int, columns: int, random: torch.Generator) -> Tensor:

@@ -29,7 +29,7 @@ PRIVATE = "private"
 
 PRESETS: dict[str, TrainConfig] = {
     "paper": TrainConfig(fit_rank=True, clip=0.0),
-    "best": dataclasses.replace(_RESIDUAL, copy_width=256),
+    "best": dataclasses.replace(_RESIDUAL, copy_width=256, copy_least=0.2),
     "residual": _RESIDUAL,
     PRIVATE: dataclasses.replace(
         _RESIDUAL,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from pema.adapter.checkpoint import Checkpoint, require_same_run
 from pema.adapter.config import PAYS, SAMPLE, TrainConfig
+from pema.adapter.copying import copyable
 from pema.adapter.joint import JointRun
 from pema.adapter.module import Adapter
 from pema.adapter.private import train_privately
 from pema.adapter.store import CONFIG_FILE, require_free
+from pema.console import note
 from pema.errors import AdapterError, ConfigError
 from pema.files import clear_below
 from pema.locks import exclusive
@@ -53,11 +56,25 @@ def train(
 
 def _suited(config: TrainConfig, memory: Memory) -> TrainConfig:
     """Return the settings adapted to the width and the vocabulary of this memory."""
-    config, V = config.fitted(memory.d), memory.manifest.plm.vocabulary_size
+    config, V = _copying(config.fitted(memory.d), memory), memory.manifest.plm.vocabulary_size
     if config.vocabulary not in ("auto", "sampled"):
         return config
     small = config.vocabulary == "auto" and V < PAYS * SAMPLE  # whatever is seen: it need not be read
     return config.with_vocabulary(V, V if small else len(memory.view().targets_seen()))
+
+
+def _copying(config: TrainConfig, memory: Memory) -> TrainConfig:
+    """Return the settings without copying if too few target tokens can be copied."""
+    if not config.copy_width or not config.copy_least:
+        return config
+    share = copyable(memory)
+    if share >= config.copy_least:
+        return config
+    note(
+        f"copying is left out: {share:.0%} of the target tokens occur in their prompts, below copy_least="
+        f"{config.copy_least:g}."
+    )
+    return dataclasses.replace(config, copy_width=0)
 
 
 def _train(
