@@ -20,6 +20,7 @@ ROOMS = {
     "owner.local": {"owner", "owner.models"},
     "owner.client": {"owner", "owner.models"},
     "owner.llamacpp": {"owner", "owner.client", "owner.models", "owner.sources", "tasks"},
+    "owner.openai_api": {"owner", "owner.client", "owner.models", "owner.sources", "tasks"},
     "owner.mask": {"owner"},
     "serving": {"owner", "owner.local", "owner.client", "owner.mask"},
     "memory": {"owner", "tasks"},
@@ -57,14 +58,24 @@ EDGES = {
     },
     "api": {"adapter", "generation", "memory", "owner", "tasks"},
     "owner.loading": {"tasks"},  # the token that ends a turn in a chat template
-    "owner.opening": {"owner.client", "owner.llamacpp", "owner.local", "owner.mask", "owner.sources"},
+    "owner.opening": {
+        "owner.client",
+        "owner.llamacpp",
+        "owner.local",
+        "owner.mask",
+        "owner.openai_api",
+        "owner.sources",
+    },
     "generation.decoding": {"owner.models"},  # batches of one length, where positions depend on it
     "generation.classification": {"owner.models"},  # as generation.decoding
     "experiments.description": {"owner", "memory", "generation"},  # settings of the PLM, of building and generation
     "experiments.estimate": {"owner.local", "adapter"},  # measures the PLM, and models the training of an adapter
     "experiments.plan": {"owner.local"},  # loads the PLM that the estimate measures
     "experiments.workplace": {"owner.local"},  # keeps the PLM with its weights for the methods
-    "cli.options": {"owner.sources"},  # a name that leads nowhere is refused before torch is imported
+    "cli.options": {
+        "owner.openai_api",
+        "owner.sources",
+    },  # a name that leads nowhere is refused before torch is imported
     "cli.serve": {"owner.local", "serving"},
     "cli.release": {"owner.mask"},
 }

@@ -25,6 +25,8 @@ from pema.methods.knn_index import faiss_library
 from pema.methods.peft_methods import LoRA
 from pema.owner.llamacpp.process import Settings, start
 from pema.owner.local import LocalPLM
+from pema.owner.openai_api.client import Client
+from pema.owner.openai_api.config import APIConfig
 from pema.tasks.readers import read_examples
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -44,6 +46,7 @@ CALLS = {
     "gguf": ("gguf", lambda folder: LocalPLM.load(gguf_file(folder))),
     "knn": ("faiss", lambda folder: faiss_library()),
     "llamacpp": ("xllamacpp", lambda folder: start(Settings(str(gguf_file(folder)), 64, 64, 1))),
+    "openai": ("openai", lambda folder: Client(APIConfig(base_url="https://a/v1", model="m", tokenizer="t"))),
     "peft": ("peft", lambda folder: LoRA().config()),
     "private": ("opacus", lambda folder: noise_multiplier(8.0, 1e-3, 0.1, 10)),
     "tensorboard": ("tensorboard", lambda folder: Log(folder, 0, True, 0)),

@@ -26,7 +26,7 @@ from pema.generation.decoding import (
 from pema.generation.plugin import AttachedAdapter, attach
 from pema.memory.build import build_memory
 from pema.memory.config import BuildConfig
-from pema.owner.contract import BATCH_TOKENS, Metered, SharesPrefix
+from pema.owner.contract import BATCH_TOKENS, GivesProposals, Metered, SharesPrefix
 from pema.owner.opening import open_plm
 from pema.schema import known, short
 from pema.tasks.registry import Task, get_task
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from pema.adapter.schedule import Schedule
     from pema.owner import contract
-    from pema.owner.contract import ContextRepresentations, Contexts, PLMDescription, PromptPrefix, Session
+    from pema.owner.contract import ContextRepresentations, Contexts, PLMDescription, PromptPrefix, Proposer, Session
     from pema.owner.head import Head
     from pema.tasks.example import Example
 
@@ -59,8 +59,9 @@ class PLM:
         """Open a PLM.
 
         Args:
-            name_or_address: name of a packaged PLM, a local folder, a GGUF file, a hub name, `llamacpp:FILE`, or the
-                address of a server; see `open_plm`. "embedded" is bundled for tests.
+            name_or_address: name of a packaged PLM, a local folder, a GGUF file, a hub name, `llamacpp:FILE`, the
+                address of a server, or a TOML file that describes an API; see `open_plm`. "embedded" is bundled for
+                tests.
             settings: fields of `LoadConfig`: tap, dtype, device_map, revision, mask_secret.
 
         Raises:
@@ -291,6 +292,11 @@ class PLM:
     def prompt_prefix(self, prompts: Sequence[Sequence[int]]) -> PromptPrefix | None:
         """Encode the common prefix of prompts; see `pema.owner.contract.SharesPrefix.prompt_prefix`."""
         return self._plm.prompt_prefix(prompts) if isinstance(self._plm, SharesPrefix) else None
+
+    @property
+    def proposer(self) -> Proposer | None:
+        """The side of an API that gives its likeliest tokens only; None if the PLM decodes itself."""
+        return self._plm.proposer if isinstance(self._plm, GivesProposals) else None
 
     def open_session(self, prompts: Sequence[Sequence[int]]) -> Session:
         """Open a decoding session; see `pema.owner.contract.PLM.open_session`."""

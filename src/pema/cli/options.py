@@ -13,6 +13,7 @@ import typer
 from pema.cli.settings import Options, with_line_breaks
 from pema.console import printable, stdout
 from pema.owner.config import LoadConfig
+from pema.owner.openai_api.config import APIConfig, is_described
 from pema.owner.sources.llamacpp import is_served, served
 from pema.owner.sources.names import CAUSAL, require_model
 from pema.schema import SEED, Field, require
@@ -23,7 +24,7 @@ PLMName = Annotated[
     typer.Option(
         "--plm",
         help=f"{PLM}, or llamacpp:FILE, which llama.cpp runs; or the address of its owner's server (https://..., or "
-        "llamacpp+http://host:port#FILE; with the API key in PEMA_API_KEY).",
+        "llamacpp+http://host:port#FILE; with the API key in PEMA_API_KEY); or a .toml file that describes an API.",
     ),
 ]
 LocalPLMName = Annotated[str, typer.Argument(help=f"{PLM}.", metavar="PLM")]
@@ -104,6 +105,8 @@ def require_plm(name: str, revision: str | None = None) -> None:
     Raises:
         OwnerError: a folder does not exist or contains no model, or the hub has no such model.
     """
+    if is_described(name):
+        name = APIConfig.read(Path(name)).proxy
     if is_served(name):
         served(name)
         return

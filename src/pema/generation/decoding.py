@@ -18,10 +18,11 @@ from pema.console import note, progress
 from pema.errors import ConfigError, DataError, PemaError
 from pema.generation.config import GenerateConfig, with_own_ending
 from pema.generation.plugin import attach_to
+from pema.generation.proposed import write_proposed
 from pema.generation.settings import ARGUMENTS, OF_THE_HISTORY, check, without_own_settings
 from pema.generation.texts import FinishReason, StopStrings, TokenLimits, stopped, text_of
 from pema.owner.causal_lm import state_argument
-from pema.owner.contract import SharesPrefix
+from pema.owner.contract import GivesProposals, SharesPrefix
 from pema.owner.positions import PositionEncoding
 from pema.schema import require
 from pema.tasks.example import Example
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pema.adapter.module import Adapter
-    from pema.owner.contract import PLM, PromptPrefix
+    from pema.owner.contract import PLM, PromptPrefix, Proposer
 
 Inputs = Callable[[list[int]], AbstractContextManager[object]]
 """Function of SL of each input of a batch; it builds the context manager around the model's call."""
@@ -117,8 +118,11 @@ def generate_counted(
         inputs: Inputs = plain
         if adapter is not None:
             task = require_task(adapter.config, task, plm.tokenizer)
-            inputs = stack.enter_context(attach_to(plm, adapter, mixture)).inputs
         ending = with_own_ending(None if adapter is None else adapter.config, settings)
+        if isinstance(plm, GivesProposals) and plm.proposer is not None:
+            return _decode_proposals(plm, plm.proposer, adapter, mixture, sources, task, **ending)
+        if adapter is not None:
+            inputs = stack.enter_context(attach_to(plm, adapter, mixture)).inputs
         return decode(plm, plm.generator, sources, task, inputs, **ending)
 
 
@@ -222,14 +226,43 @@ def decode(
                 texts[i] = text_of(plm.tokenizer, content, reasons[i] == "length")
                 tokens += len(row)
             advance(len(chosen))
-    result = GeneratedTexts(texts, tokens, reasons)
+    return _noted(GeneratedTexts(texts, tokens, reasons), config)
+
+
+def _noted(result: GeneratedTexts, config: GenerateConfig) -> GeneratedTexts:
+    """Return the texts, after a note on those that are truncated."""
     if result.cut:
         limit = "2 SL + 16" if config.max_new_tokens is None else f"max_new_tokens={config.max_new_tokens}"
         note(
-            f"{result.cut:,} of {len(texts):,} texts are truncated at their token limit ({limit}, within the PLM's "
-            "context window): raise max_new_tokens for longer texts."
+            f"{result.cut:,} of {len(result.texts):,} texts are truncated at their token limit ({limit}, within the "
+            "PLM's context window): raise max_new_tokens for longer texts."
         )
     return result
+
+
+def _decode_proposals(
+    plm: PLM,
+    proposer: Proposer,
+    adapter: Adapter | None,
+    schedule: Schedule,
+    sources: Sequence[str | Example],
+    task: Task,
+    *,
+    max_length: int | None = None,
+    **settings: Any,  # noqa: ANN401
+) -> GeneratedTexts:
+    """Generate with a PLM that gives its likeliest tokens only; the arguments are those of `decode`."""
+    config, further = GenerateConfig.split(settings)
+    require("max_length", max_length, int | None, least=1)
+    if adapter is not None:
+        adapter.require(plm.description)
+    ends = ends_of(plm, task)
+    check({"num_beams": config.num_beams, "do_sample": config.do_sample} | further, ends)
+    prompts = task.template.encode_prompts(plm.tokenizer, list(sources))
+    window = min(plm.description.max_length, max_length or plm.description.max_length)
+    limits = [token_limit(n, prompt, window, config.max_new_tokens) for n, prompt in enumerate(prompts, 1)]
+    texts = write_proposed(plm, proposer, adapter, schedule, prompts, limits, ends, config, further)
+    return _noted(GeneratedTexts(*texts), config)
 
 
 @contextlib.contextmanager

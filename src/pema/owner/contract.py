@@ -7,7 +7,7 @@ this type only, so a model in the process and one across a network are used in t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -298,3 +298,50 @@ class Metered(Protocol):
         Raises:
             OwnerError: the owner does not allow it.
         """
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The likeliest continuation of a text, as far as an API gives it.
+
+    Attributes:
+        tokens: the tokens, each the likeliest one after those before it.
+        top: for each position the likeliest tokens with their log-probabilities.
+    """
+
+    tokens: tuple[int, ...]
+    top: tuple[tuple[tuple[int, float], ...], ...]
+
+
+class Proposer(Protocol):
+    """The side of a PLM that gives the likeliest tokens of a few positions at a price, and nothing else.
+
+    Attributes:
+        block: number of tokens to request at once.
+        parallel: number of requests that may be sent at the same time.
+    """
+
+    block: int
+    parallel: int
+
+    def propose(self, prompt: Sequence[int], written: Sequence[int], count: int) -> Proposal:
+        """Request the likeliest continuation of at most `count` tokens; it ends early only with the text.
+
+        An empty proposal says that nothing can be known after what was written.
+
+        Raises:
+            OwnerError: it cannot be requested, or the budget does not allow it.
+            MismatchError: the answer has other tokens than the tokenizer.
+        """
+
+    def account(self) -> Callable[[int], str]:
+        """Begin an account; the returned function says what was requested and spent since, for a number of tokens."""
+
+
+@runtime_checkable
+class GivesProposals(Protocol):
+    """A PLM that may give proposals only; its representations are then those of another PLM."""
+
+    @property
+    def proposer(self) -> Proposer | None:
+        """The side that gives proposals; None if the PLM decodes itself."""

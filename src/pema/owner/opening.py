@@ -12,6 +12,8 @@ from pema.owner.contract import PLM
 from pema.owner.llamacpp.plm import LlamaCppPLM
 from pema.owner.local import LocalPLM
 from pema.owner.mask import Mask, MaskedPLM
+from pema.owner.openai_api.config import APIConfig, is_described
+from pema.owner.openai_api.plm import ProxyPLM
 from pema.owner.sources.llamacpp import is_served, served
 from pema.schema import known
 
@@ -20,13 +22,13 @@ if TYPE_CHECKING:
 
 
 def open_plm(name: str | Path, **settings: Any) -> PLM:  # noqa: ANN401
-    """Open a PLM by name: a packaged one, a local folder, a GGUF file, a hub name, or what its owner runs.
+    """Open a PLM by name: a packaged one, a local folder, a GGUF file, a hub name, or what its owner runs or sells.
 
     Args:
         name: name of the PLM, `llamacpp:FILE` for one that llama.cpp runs, or the address of a server: of `pema serve`,
-            or of llama.cpp (`llamacpp+http://host:port#FILE`).
+            or of llama.cpp (`llamacpp+http://host:port#FILE`), or a TOML file that describes an API (`APIConfig`).
         settings: fields of `LoadConfig`; for a `pema serve` only `tap` and `dtype`, the precision on the network
-            (default float16); for llama.cpp only `mask_secret`.
+            (default float16); for llama.cpp only `mask_secret`; for an API those of its proxy.
 
     Raises:
         OwnerError: it cannot be loaded or reached, its head is not supported, or the secret cannot be read.
@@ -40,6 +42,9 @@ def open_plm(name: str | Path, **settings: Any) -> PLM:  # noqa: ANN401
             if value is not None:
                 raise ConfigError(f"{option}={value} is chosen by the PLM's owner: omit it for a server's address.")
         return RemotePLM(str(name), tap=config.tap, dtype=cast("WireDtype", config.dtype or "float16"))
+    if is_described(str(name)):
+        described = APIConfig.read(Path(name))
+        return ProxyPLM(described, open_plm(described.proxy, **settings))
     mask = None if config.mask_secret is None else Mask.read(config.mask_secret)
     plm: PLM
     if is_served(str(name)):

@@ -64,7 +64,7 @@ class Connection:
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         self.url = url.rstrip("/")
-        _require_private(self.url)
+        require_private(self.url)
         key = key or os.environ.get(KEY)
         if key and not (key.isascii() and key.isprintable()):
             raise ConfigError(f"the API key contains invalid characters: check {KEY}.")
@@ -218,7 +218,7 @@ def _plain(text: str, most: int = 600) -> str:
     return "".join(char if char.isprintable() else "?" for char in text[:most])
 
 
-def _require_private(url: str) -> None:
+def require_private(url: str) -> None:
     """Refuse an address that would transmit prompts and key unencrypted."""
     try:
         parts = httpx2.URL(url)
