@@ -110,6 +110,7 @@ class ProposedTexts:
                 row.proposal = Proposal(proposal.tokens[rest:], proposal.top[rest:])
             self._accept(row, chosen, stop)
 
+    @torch.no_grad()
     def _predict(self, active: Sequence[Row]) -> tuple[list[Tensor], list[Tensor]]:
         """Return log P_PEMA (n, V) and lambda (n,) at the n positions of each row that its proposal reaches."""
         adapter, head = self._adapter, self._head
