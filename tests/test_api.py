@@ -125,6 +125,42 @@ def test_the_method_of_comparisons_is_the_same(adapted, folder, examples, tmp_pa
     assert config_of(tmp_path / "trained" / "adapter") == config_of(output / "adapter")
 
 
+def test_rounds_are_the_same_from_everywhere(plm, folder, examples, tmp_path, monkeypatch):
+    adapter = plm.adapt(
+        examples, "translation", CONFIG, tmp_path / "api", contexts="predicted", targets="aligned", rounds=1
+    )
+    assert adapter.config.schedule == pema.Constant(0.7)
+    inputs = ("--plm", folder / "plm", "--task", "translation")
+    inputs += ("--source", folder / "train.en", "--target", folder / "train.de")
+    contexts = ("--contexts", "predicted", "--targets", "aligned")
+    settings = ("--preset", "paper", "--rank", 8, "--epochs", 2, "--learning-rate", 0.01)
+    settings += ("--set", "dev_fraction=0.4", "--set", "device=cpu")
+    monkeypatch.chdir(tmp_path)
+    pema_runs(monkeypatch, "adapt", *inputs, *contexts, *settings, "--rounds", 1, "-o", "cli")
+    pema_runs(monkeypatch, "build", *inputs, *contexts, "-o", "memory")
+    pema_runs(monkeypatch, "train", "memory", *settings, "-o", "adapter-1")
+    pema_runs(monkeypatch, "build", *inputs, *contexts, "--append", "--adapter", "adapter-1", "-o", "memory")
+    pema_runs(monkeypatch, "train", "memory", *settings, "-o", "adapter")
+    method = PEMA.of(
+        {"preset": "paper", "contexts": "predicted", "targets": "aligned", "rounds": 1, "rank": 8}
+        | {"learning_rate": 0.01, "device": "cpu"}
+    )
+    budget = Budget(epochs=2, patience=CONFIG.patience, dev_fraction=0.4)
+    job = Job(str(folder / "plm"), None, pema.get_task("translation"), tuple(examples), tuple(examples), 0, budget)
+    for name in ("prepared", "trained"):
+        (tmp_path / name).mkdir()
+    method.prepare(LocalPLM.load(folder / "plm"), job, tmp_path / "prepared")
+    report = method.train(job, tmp_path / "prepared", tmp_path / "trained")
+    assert report.seconds > max(point["seconds"] for point in report.curve)
+    memories = [tmp_path / place / "memory" for place in ("api", "cli", "", "prepared")]
+    adapters = [tmp_path / place / "adapter" for place in ("api", "cli", "", "trained")]
+    for memory, each in zip(memories, adapters, strict=True):
+        assert contents(memory) == contents(memories[0])
+        assert config_of(each) == config_of(adapters[0])
+        weights = "adapter_model.safetensors"
+        assert (each / weights).read_bytes() == (adapters[0] / weights).read_bytes()
+
+
 def test_an_adapter_knows_its_task_and_its_schedule(adapted, plm):
     contexts, output, adapter = adapted
     assert adapter.config.task == "translation"

@@ -67,6 +67,7 @@ EDGES = {
         "owner.sources",
     },
     "generation.decoding": {"owner.models"},  # batches of one length, where positions depend on it
+    "generation.rounds": {"memory"},  # builds memories of the contexts that adapters reach
     "generation.classification": {"owner.models"},  # as generation.decoding
     "experiments.description": {"owner", "memory", "generation"},  # settings of the PLM, of building and generation
     "experiments.estimate": {"owner.local", "adapter"},  # measures the PLM, and models the training of an adapter

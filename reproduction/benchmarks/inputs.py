@@ -32,7 +32,7 @@ PAIRS_PER_SHARD = 8192
 WORDS = "the house order is small please your we will send today parcel when can you tell me if that was a new one"
 
 TIMED = {name: PRESETS[name] for name in ("paper", "residual")}
-"""Timed presets. `best` reads prompts, which synthetic memories lack; `private` has a separate loop."""
+"""Presets with timed training. `best` reads prompts, which synthetic memories lack; `private` has a separate loop."""
 
 
 def task(options: Options) -> Task:
@@ -139,8 +139,15 @@ def _draw(head: Head, U: Tensor, count: int, draw: torch.Generator, to_learn: bo
 
 def random_adapter(preset: str, d: int, vocabulary_size: int, seed: int = 0) -> Adapter:
     """Return an adapter of a preset's shape with random weights, so that it has an effect."""
-    config = TIMED[preset].fitted(d)
-    shape = AdapterConfig(d, vocabulary_size, config.rank, residual=config.residual, activation=config.activation)
+    config = PRESETS[preset].fitted(d)
+    shape = AdapterConfig(
+        d,
+        vocabulary_size,
+        config.rank,
+        residual=config.residual,
+        activation=config.activation,
+        copy_width=config.copy_width,
+    )
     adapter = Adapter(shape, seed=seed).requires_grad_(False)
     torch.nn.init.normal_(adapter.B_pd, std=0.02, generator=torch.Generator().manual_seed(seed))
     return adapter

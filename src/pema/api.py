@@ -12,7 +12,6 @@ from pema.adapter.config import TrainConfig
 from pema.adapter.module import Adapter
 from pema.adapter.presets import preset
 from pema.adapter.task import require_task, task_of
-from pema.adapter.training import train
 from pema.errors import ConfigError
 from pema.generation.classification import Classification, choose_labels, classify
 from pema.generation.config import GenerateConfig, with_own_ending
@@ -24,7 +23,7 @@ from pema.generation.decoding import (
     schedule_of,
 )
 from pema.generation.plugin import AttachedAdapter, attach
-from pema.memory.build import build_memory
+from pema.generation.rounds import adapt
 from pema.memory.config import BuildConfig
 from pema.owner.contract import BATCH_TOKENS, GivesProposals, Metered, SharesPrefix
 from pema.owner.opening import open_plm
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
     from pema.owner.contract import ContextRepresentations, Contexts, PLMDescription, PromptPrefix, Proposer, Session
     from pema.owner.head import Head
     from pema.tasks.example import Example
-
-MEMORY, ADAPTER = "memory", "adapter"
 
 
 class PLM:
@@ -76,11 +73,13 @@ class PLM:
         task: str | Task = "translation",
         config: str | TrainConfig = "best",
         output: str | Path | None = None,
+        *,
+        rounds: int = 0,
         **building: Any,  # noqa: ANN401
     ) -> Adapter:
         """Train an adapter on examples: build the external memory, train on it, fit the schedule.
 
-        The same as `build_memory` and `train` one after the other, and as `pema build` and `pema train`.
+        The same as `build_memory` and `train` one after the other, and as `pema adapt`.
 
         Args:
             examples: the pairs of texts to adapt to.
@@ -88,6 +87,7 @@ class PLM:
             config: a preset's name, or the settings of the training.
             output: folder for `memory` and `adapter`. The same call resumes one that was killed, and returns the
                 adapter of one that ended. With None nothing is kept on the disk.
+            rounds: number of on-policy rounds of `predicted` contexts; see `pema.generation.rounds`.
             building: fields of `BuildConfig`, such as contexts="predicted".
 
         Returns:
@@ -109,8 +109,7 @@ class PLM:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pema-")))
             else:
                 folder = Path(output)
-            memory = build_memory(self, examples, chosen, folder / MEMORY, build)
-            adapter, _ = train(memory, settings, folder / ADAPTER, resume=True)
+            adapter, _ = adapt(self, examples, chosen, folder, settings, build, rounds)
             adapter.name = "" if output is None else folder.name
         return adapter
 

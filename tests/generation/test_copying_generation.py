@@ -57,7 +57,7 @@ def plugged(plm, adapter, schedule=None, model=None):
 
 
 @torch.no_grad()
-def slow(plm, adapter, schedule, ids, steps=STEPS, choose=None):
+def slow(plm, adapter, schedule, ids, steps=STEPS, choose=None, frame=FRAME):
     """One sequence, no cache, no hooks, everything recomputed at each step. Returns tokens and distributions."""
     prompt, written, seen, head = list(ids), [], [], plm.head()
     module = plm.model.get_output_embeddings()
@@ -67,7 +67,7 @@ def slow(plm, adapter, schedule, ids, steps=STEPS, choose=None):
         handle = module.register_forward_pre_hook(lambda _, args, kept=kept: kept.append(args[0][:, -1]))
         log_p_plm = plm.model(torch.tensor([prompt + written]), use_cache=False).logits[:, -1].float().log_softmax(-1)
         handle.remove()
-        context = context_tokens(speller_of(plm.tokenizer), [prompt], [written], FRAME)
+        context = context_tokens(speller_of(plm.tokenizer), [prompt], [written], frame)
         log_p_pema = adapter.log_probs(kept[0], head, context)
         log_p = mix(log_p_plm, log_p_pema, schedule.weights(torch.tensor([t]), length))[0]
         seen.append(log_p)

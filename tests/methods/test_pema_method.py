@@ -68,6 +68,21 @@ def test_a_plm_that_samples_by_default_is_decoded_greedily(tmp_path):
         assert adapted.generate(SOURCES).texts == greedy
 
 
+def test_rounds_are_settings_of_the_memory():
+    rounds = {"contexts": "predicted", "targets": "aligned", "rounds": 2}
+    method, plain = PEMA.of(rounds), PEMA.of({"contexts": "predicted", "targets": "aligned"})
+    assert plain.shared
+    assert not method.shared
+    assert method.settings()["rounds"] == 2
+    assert "rounds" not in plain.settings()
+    assert plain.prepared_by == {"memory": {"contexts": "predicted", "targets": "aligned", "dtype": "float16"}}
+    assert method.prepared_by["rounds"] == 2
+    assert method.prepared_by["training"] == method.implied
+    assert not method.needs.targets_at_owner
+    with pytest.raises(ConfigError, match="contexts='teacher' with rounds=2"):
+        PEMA.of({"rounds": 2})
+
+
 def test_training_lowers_the_perplexity_of_what_it_was_trained_on(plm, trained, tmp_path):
     method, figures, folder = trained
     with (

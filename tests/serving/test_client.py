@@ -136,6 +136,21 @@ def test_the_short_way_is_the_same_across_the_network(client, plm):
         assert across.generate(SOURCES) == texts
 
 
+def test_on_policy_rounds_are_the_same_across_the_network(client, plm, tmp_path):
+    across, wire = remote(client, dtype="float32")
+    settings = {"contexts": "predicted", "targets": "aligned", "dtype": "float32", "rounds": 1}
+    training = preset("paper", rank=4, epochs=2, device="cpu")
+    PLM(plm).adapt(EXAMPLES, TASK, training, tmp_path / "local", **settings)
+    PLM(across).adapt(EXAMPLES, TASK, training, tmp_path / "remote", **settings)
+    assert {path.split("/")[2] for _, path, _ in wire.requests} <= {"plm", "head", "tokenizer", "predict", "sessions"}
+    built, local = (Memory.open(tmp_path / place / "memory") for place in ("remote", "local"))
+    assert [entry.policy is None for entry in built.manifest.inputs] == [True, False]
+    assert built.pairs == local.pairs
+    for mine, theirs in zip(built.view().batches(64), local.view().batches(64), strict=True):
+        assert torch.equal(mine.targets, theirs.targets)
+        torch.testing.assert_close(mine.representations, theirs.representations, atol=2e-3, rtol=2e-3)
+
+
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"do_sample": True, "seed": 5}, {"batch_size": 1}], ids=str)
 @pytest.mark.parametrize("schedule", [GradualUnrolling(0.9), Constant(0.6)], ids=lambda s: s.name)
 def test_generation_gives_the_same_tokens(client, plm, schedule, settings):

@@ -57,6 +57,10 @@ class Keys(NamedTuple):
         tokens, places, ends = each
         return self._replace(tokens=tokens, places=places, ends=ends)
 
+    def take(self, rows: list[int]) -> Keys:
+        """Return the keys of some of the prompts."""
+        return self._replace(tokens=self.tokens[rows], places=self.places[rows], ends=self.ends[rows])
+
 
 class Copied(NamedTuple):
     """The copying part of P_PEMA = g P_copy + (1 - g) softmax(W_hd h_pd).

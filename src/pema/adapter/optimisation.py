@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pema.adapter.config import AdapterConfig, Decay, TrainConfig
-from pema.adapter.schedule import Fitted
+from pema.adapter.schedule import Fitted, suited
 from pema.devices import has_bfloat16
 from pema.memory.reader import Memory
 
@@ -121,6 +121,7 @@ def adapter_config(
     manifest = memory.manifest
     # Under differential privacy nothing is computed from the targets without noise, not even from their lengths.
     statistics = manifest.statistics if config.dp_epsilon is None else None
+    on_policy = any(entry.policy for entry in manifest.inputs)
     return AdapterConfig(
         d=memory.d,
         vocabulary_size=manifest.plm.vocabulary_size,
@@ -136,6 +137,7 @@ def adapter_config(
         chat_template=manifest.chat_template,
         system=manifest.system,
         contexts=manifest.contexts,
+        schedule=suited(None if on_policy else manifest.contexts),
         fitted=fitted,
         training=training or {},
         max_new_tokens=statistics.max_new_tokens if statistics else None,

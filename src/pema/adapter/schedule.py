@@ -202,9 +202,9 @@ def get_schedule(
 def suited(contexts: str | None) -> NamedSchedule:
     """Return the schedule suited to the contexts that an adapter was trained on.
 
-    It is a constant weight for `teacher` contexts. An adapter from `predicted` contexts has learned words of the
-    reference in contexts that differ from the reference, and damages a sentence unless its weight decreases: it gets
-    Gradual Unrolling.
+    It is a constant weight for `teacher` contexts and after on-policy rounds. An adapter from `predicted` contexts of
+    the PLM has learned words of the reference in contexts that differ from the reference, and damages a sentence unless
+    its weight decreases: it gets Gradual Unrolling.
     """
     return GradualUnrolling() if contexts == "predicted" else Constant()
 

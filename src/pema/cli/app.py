@@ -9,6 +9,7 @@ import typer
 
 from pema import __version__
 from pema.cli import (
+    adapt,
     audit,
     build,
     classify,
@@ -62,6 +63,7 @@ app.command("demo")(demo.demo)
 app.command("build")(build.build)
 app.add_typer(memory.app, name="memory")
 app.command("train")(train.train)
+app.command("adapt")(adapt.adapt)
 app.command("audit")(audit.audit)
 app.command("tune")(tune.tune)
 app.command("generate")(generate.generate)

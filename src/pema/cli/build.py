@@ -10,8 +10,13 @@ import typer
 from pema.cli.options import (
     AsJSON,
     ChatPrompts,
+    PairsData,
     PLMName,
+    SourceColumn,
+    SourceLines,
     SystemPrompt,
+    TargetColumn,
+    TargetLines,
     TaskName,
     TemplateText,
     loading,
@@ -32,26 +37,21 @@ def build(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the memory.", metavar="MEMORY")],
     building: dict[str, Any],
     loaded: dict[str, Any],
-    source: Annotated[Path | None, typer.Option("--source", help="Source texts, one per line.")] = None,
-    target: Annotated[Path | None, typer.Option("--target", help="Target texts, one per line.")] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            help="JSONL, JSON, CSV, TSV or Parquet file (.gz too), folder of a data set, or hf:NAME:SPLIT; "
-            "instead of --source and --target.",
-        ),
-    ] = None,
-    source_field: Annotated[
-        str | None, typer.Option("--source-field", help="Column of --data with the source; default: recognised.")
-    ] = None,
-    target_field: Annotated[
-        str | None, typer.Option("--target-field", help="Column of --data with the target; default: recognised.")
-    ] = None,
+    source: SourceLines = None,
+    target: TargetLines = None,
+    data: PairsData = None,
+    source_field: SourceColumn = None,
+    target_field: TargetColumn = None,
     template: TemplateText = None,
     chat: ChatPrompts = None,
     system: SystemPrompt = None,
     append: Annotated[bool, typer.Option("--append", help="Add the examples to a finished memory.")] = False,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapter", help="Adapter that writes the text of predicted contexts; default: the PLM.", metavar="ADAPTER"
+        ),
+    ] = None,
     as_json: AsJSON = False,
 ) -> None:
     """Build an external memory: (context representation, target token) pairs on your own disk.
@@ -73,9 +73,14 @@ def build(
     note(str(reading))
     require_plm(plm, loaded.get("revision"))
 
+    from pema.adapter.module import Adapter
+    from pema.generation.on_policy import OnPolicy
     from pema.memory.build import build_memory
     from pema.owner.opening import open_plm
 
+    writer = None if adapter is None else Adapter.from_pretrained(adapter)
     with keeping(f"what the PLM has answered is kept in {output}: the same command continues after it"):
-        memory = build_memory(open_plm(plm, **loaded), reading.examples, chosen, output, config, append=append)
+        opened = open_plm(plm, **loaded)
+        answering = opened if writer is None else OnPolicy(opened, writer)
+        memory = build_memory(answering, reading.examples, chosen, output, config, append=append)
     show({"memory": str(output), "examples": memory.examples, "pairs": memory.pairs, "bytes": memory.bytes}, as_json)

@@ -22,6 +22,7 @@ def info(memory: MemoryFolder, as_json: AsJSON = False) -> None:
     from pema.memory.manifest import Manifest
 
     manifest = Manifest.open(memory)
+    policies = sum(entry.policy is not None for entry in manifest.inputs)
     show(
         {
             "memory": str(memory),
@@ -36,6 +37,7 @@ def info(memory: MemoryFolder, as_json: AsJSON = False) -> None:
             "tap": manifest.plm.tap,
             "dtype": manifest.dtype,
             "width": manifest.plm.d_tap,
+            **({"on_policy_inputs": policies} if policies else {}),
             "examples": manifest.examples,
             "pairs": manifest.pairs,
             "shards": len(manifest.shards),

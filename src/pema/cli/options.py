@@ -78,6 +78,33 @@ InputColumn = Annotated[
 ]
 
 
+SourceLines = Annotated[Path | None, typer.Option("--source", help="Source texts, one per line.")]
+TargetLines = Annotated[Path | None, typer.Option("--target", help="Target texts, one per line.")]
+PairsData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="JSONL, JSON, CSV, TSV or Parquet file (.gz too), folder of a data set, or hf:NAME:SPLIT; "
+        "instead of --source and --target.",
+    ),
+]
+SourceColumn = Annotated[
+    str | None, typer.Option("--source-field", help="Column of --data with the source; default: recognised.")
+]
+TargetColumn = Annotated[
+    str | None, typer.Option("--target-field", help="Column of --data with the target; default: recognised.")
+]
+PresetName = Annotated[
+    str,
+    typer.Option(
+        "--preset",
+        metavar="paper|best|residual|private",
+        help="paper: the paper's hyper-parameters; best: ours; residual: ours without copying from the prompt; "
+        "private: ours under DP-SGD, which best means with --dp-epsilon (docs/presets.md).",
+    ),
+]
+
+
 def integer(flag: str, help: str, **limits: int) -> Any:  # noqa: ANN401
     """Declare an option with a whole number in the limits of `pema.schema.option`, which its help shows."""
     field = Field(flag, int, {"help": help, **limits}, MISSING)

@@ -9,7 +9,7 @@ import typer
 
 from pema.adapter.config import TrainConfig
 from pema.adapter.presets import preset as preset_of
-from pema.cli.options import AsJSON, MemoryFolder, show
+from pema.cli.options import AsJSON, MemoryFolder, PresetName, show
 from pema.cli.settings import Options, declared
 from pema.extras import require_library
 
@@ -25,15 +25,7 @@ def train(
     memory: MemoryFolder,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the adapter.", metavar="ADAPTER")],
     training: dict[str, Any],
-    preset: Annotated[
-        str,
-        typer.Option(
-            "--preset",
-            metavar="paper|best|residual|private",
-            help="paper: the paper's hyper-parameters; best: ours; residual: ours without copying from the prompt; "
-            "private: ours under DP-SGD, which best means with --dp-epsilon (docs/presets.md).",
-        ),
-    ] = "best",
+    preset: PresetName = "best",
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint of a killed run.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
     as_json: AsJSON = False,

@@ -101,7 +101,9 @@ def prepare_seconds(stages: Stages, speed: Speed, sizes: Sizes, batch_size: int)
     """Estimate the time of the PLM owner's part."""
     settings = stages.method.settings()
     if settings.get("contexts") == "predicted":
-        return sizes.prompts * speed.token + _generation(sizes, speed, batch_size)
+        return (1 + int(settings.get("rounds", 0))) * (
+            sizes.prompts * speed.token + _generation(sizes, speed, batch_size)
+        )
     if "distil_steps" in settings:
         length = (sizes.prompts + sizes.targets) / sizes.examples
         return float(settings["distil_steps"]) * SAMPLE * length * 4 * speed.token

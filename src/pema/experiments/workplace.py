@@ -106,13 +106,13 @@ class Workplace:
         if experiment.device != CPU:
             given["device"] = experiment.device
         prepared: dict[str, Any] = {"given": given, "prepared_by": one.prepared_by}
+        budget = {key: value for key, value in vars(experiment.budget).items() if key != "trials"}
         if not one.shared:
-            prepared |= {"method": one.name, "seed": seed}
+            prepared |= {"method": one.name, "seed": seed, "budget": budget}
         called = method_name(method)
         source = source_digest(called) if is_own(called) else None
         if source is not None and method.prepare.__module__ == method.__module__:
             prepared |= {"own": source}
-        budget = {key: value for key, value in vars(experiment.budget).items() if key != "trials"}
         trained = prepared | {"method": one.name, "trained_by": one.trained_by, "seed": seed, "budget": budget}
         if source is not None:
             trained |= {"own": source}

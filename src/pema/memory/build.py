@@ -14,14 +14,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pema import console
-from pema.errors import DataError, ExternalMemoryError, MismatchError, OwnerError, PemaError, StorageError
+from pema.errors import (
+    DataError,
+    ExternalMemoryError,
+    MismatchError,
+    OwnerError,
+    PemaError,
+    StorageError,
+)
 from pema.locks import exclusive
 from pema.memory.config import BuildConfig
 from pema.memory.encoding import Tokens
@@ -59,6 +66,15 @@ It lies between what was measured (docs/memory-format.md): 23 to 68 % for transl
 that the PLM alone does not write."""
 
 
+@runtime_checkable
+class FollowsPolicy(Protocol):
+    """A PLM whose `predicted` contexts follow the text of an adapter; see `pema.generation.on_policy`."""
+
+    @property
+    def policy(self) -> str:
+        """Digest of the adapter."""
+
+
 def build_memory(
     plm: PLM,
     examples: Iterable[Example],
@@ -75,7 +91,7 @@ def build_memory(
     returned unchanged. All examples are encoded and checked before the first request to the PLM.
 
     Args:
-        plm: the frozen language model.
+        plm: the frozen language model; or `OnPolicy`, for the contexts that an adapter reaches.
         examples: the pairs of texts; each of several targets of a source (`Example.alternatives`) is a pair.
         task: its template builds the prompts. If it leaves open whether they are a chat, those of a memory in `output`
             decide, or else the PLM's tokenizer.
@@ -88,8 +104,8 @@ def build_memory(
         The complete memory, opened.
 
     Raises:
-        ConfigError: invalid settings; `output` contains something else; a value is too large for `dtype`, or `dtype`
-            raises the perplexity of the PLM by more than `precision.MOST`.
+        ConfigError: invalid settings; `teacher` contexts of an adapter; `output` contains something else; a value is
+            too large for `dtype`, or `dtype` raises the perplexity of the PLM by more than `precision.MOST`.
         DataError: there are no examples, or one cannot be used (named by `Example.where`).
         MismatchError: the memory in `output` was started with another PLM, setting or input.
         ExternalMemoryError: the memory in `output` is damaged, or incomplete and cannot be appended to.
@@ -103,6 +119,7 @@ def build_memory(
     if not examples:
         raise DataError("there are no examples to build a memory from: check the input files.")
     template = _settled(task.template, plm, output)
+    policy = plm.policy if isinstance(plm, FollowsPolicy) else None
     wanted = Manifest(
         plm=plm.description,
         task=task.name,
@@ -112,7 +129,7 @@ def build_memory(
         contexts=config.contexts,
         targets=config.targets,
         dtype=config.dtype,
-        inputs=(Input.of(examples, config.examples_per_shard),),
+        inputs=(Input.of(examples, config.examples_per_shard, policy),),
     )
     require_path(output, append=append)
     with exclusive(output, private=True):
@@ -173,6 +190,8 @@ def _begin(wanted: Manifest, output: Path, append: bool) -> Manifest:
         how = (
             f"with examples_per_shard={previous.examples_per_shard}, here it is {current.examples_per_shard}"
             if replace(current, examples_per_shard=previous.examples_per_shard) == previous
+            else f"with {_text_of(previous)}, here it is {_text_of(current)}"
+            if replace(current, policy=previous.policy) == previous
             else f"from another input ({previous.examples:,} examples, digest {previous.sha256[:12]}; "
             f"here {current.examples:,}, digest {current.sha256[:12]})"
         )
@@ -184,6 +203,11 @@ def _begin(wanted: Manifest, output: Path, append: bool) -> Manifest:
             f"{output} is incomplete, so nothing can be appended to it: run the build that started it again."
         )
     return replace(existing, inputs=(*existing.inputs, *wanted.inputs), complete=False)
+
+
+def _text_of(given: Input) -> str:
+    """Return who wrote the text of the contexts of an input, for messages."""
+    return "the PLM's own text" if given.policy is None else f"the text of the adapter {given.policy[:12]}"
 
 
 def _with_head(manifest: Manifest, plm: PLM, output: Path) -> Manifest:
@@ -296,7 +320,7 @@ def _write(
 def _warn(manifest: Manifest) -> None:
     """Warn if the PLM's own texts have too little in common with the targets for `predicted` contexts."""
     share = manifest.agreement
-    if share is not None and share < LEAST_AGREEMENT:
+    if manifest.inputs[0].policy is None and share is not None and share < LEAST_AGREEMENT:
         console.note(
             f"The PLM's own texts agree with the targets on {share:.0%} of their tokens, less than "
             f"{LEAST_AGREEMENT:.0%}: predicted contexts teach little here. If the PLM's owner may see the targets, "

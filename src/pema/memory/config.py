@@ -8,7 +8,7 @@ from typing import Literal
 
 from pema.errors import ConfigError
 from pema.owner.contract import BATCH_TOKENS, Contexts
-from pema.schema import check, documented, option
+from pema.schema import check, documented, option, require
 
 Targets = Literal["position", "aligned"]
 """The gold token paired with a `predicted` context: the one at the same position, or the one that follows the gold
@@ -16,6 +16,10 @@ prefix with the smallest edit distance to the generated text."""
 
 Dtype = Literal["float32", "float16", "bfloat16", "int8"]
 """Storage type of representations."""
+
+
+MOST_ROUNDS = 100
+"""Maximum number of on-policy rounds; see `pema.generation.rounds`."""
 
 
 def require_pairing(contexts: str, targets: str) -> None:
@@ -51,3 +55,26 @@ class BuildConfig:
     def __post_init__(self) -> None:
         check(self)
         require_pairing(self.contexts, self.targets)
+
+
+def require_rounds(rounds: int, building: BuildConfig, dp_epsilon: float | None) -> None:
+    """Refuse on-policy rounds that are impossible with these settings.
+
+    Raises:
+        ConfigError: the message names the setting.
+    """
+    require("rounds", rounds, int, least=0, most=MOST_ROUNDS)
+    if not rounds:
+        return
+    for name, value in (("contexts", "predicted"), ("targets", "aligned")):
+        given = getattr(building, name)
+        if given != value:
+            raise ConfigError(
+                f"{name}={given!r} with rounds={rounds}: in a round an adapter writes the text of the contexts, and "
+                f"they are paired with the targets by alignment. Use {name}={value!r}, or rounds=0."
+            )
+    if dp_epsilon is not None:
+        raise ConfigError(
+            f"dp_epsilon={dp_epsilon} with rounds={rounds}: every round learns from all examples, and epsilon counts "
+            "one training. Use rounds=0."
+        )

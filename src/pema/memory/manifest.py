@@ -88,20 +88,21 @@ class Input:
         examples_per_shard: maximum number of examples per shard.
         statistics: length and lines of the targets; None in memories of older versions. Not compared: it follows from
             the examples.
+        policy: digest of the adapter that wrote the text of the contexts; None if none did.
     """
 
     sha256: str = option(pattern="[0-9a-f]{64}")
     examples: int = option(least=1, most=1 << 40)
     examples_per_shard: int = option(least=1, most=1 << 40)
     statistics: TargetStatistics | None = field(default=None, compare=False)
+    policy: str | None = option(None, pattern="[0-9a-f]{64}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values; unknown statistics are left out."""
-        values = asdict(self)
-        return values if self.statistics is not None else {k: v for k, v in values.items() if k != "statistics"}
+        """Return JSON-ready values; unknown statistics are left out, and the policy where there is none."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
-    def of(cls, examples: Sequence[Example], examples_per_shard: int) -> Input:
+    def of(cls, examples: Sequence[Example], examples_per_shard: int, policy: str | None = None) -> Input:
         """Describe `examples`; the digest covers each text's length (8 bytes, little-endian) and UTF-8 bytes.
 
         A history comes before its example: the number of turns with the highest bit set, which no length has, then
@@ -115,7 +116,7 @@ class Input:
             for text in (*turns, example.source, example.target):
                 encoded = text.encode("utf-8", "surrogatepass")
                 digest.update(len(encoded).to_bytes(8, "little") + encoded)
-        return cls(digest.hexdigest(), len(examples), examples_per_shard)
+        return cls(digest.hexdigest(), len(examples), examples_per_shard, policy=policy)
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,10 @@ class Manifest:
             raise ConfigError(
                 "targets='aligned' needs contexts='predicted': a teacher context already agrees with its target."
             )
+        if self.contexts == "teacher" and any(entry.policy for entry in self.inputs):
+            raise ConfigError(
+                "contexts='teacher' with the text of an adapter: contexts='predicted' are those that it reaches."
+            )
         if self.system is not None and self.chat_template is None:
             raise ConfigError(f"system={short(self.system)} needs a chat_template.")
 
@@ -166,7 +171,7 @@ class Manifest:
 
     @property
     def agreement(self) -> float | None:
-        """Share of the pairs whose token in the PLM's own text agrees with the target; None if it was not counted."""
+        """Share of the pairs whose token in the generated text agrees with the target; None if it was not counted."""
         counts = [shard.agreeing for shard in self.shards if shard.agreeing is not None]
         return sum(counts) / self.pairs if counts and len(counts) == len(self.shards) else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +86,12 @@ class Prompts:
         before = (rows[:, None] + back).clamp(min=0)
         written = self._written[before].long().masked_fill(-back > steps[:, None], BLANK)
         return ContextTokens(prompt, spellings, spans, written)
+
+    def numbers(self) -> Integers:
+        """Return (examples,) int64, equal for examples with equal prompts, and only for these."""
+        tokens, starts, known = self._tokens.numpy(), self._starts.tolist(), dict[bytes, int]()
+        prompts = (tokens[start:stop].tobytes() for start, stop in itertools.pairwise(starts))
+        return np.array([known.setdefault(prompt, len(known)) for prompt in prompts], np.int64)
 
     def _frame(self) -> tuple[int, int]:
         starts, stops = self._starts[:-1], self._starts[1:]

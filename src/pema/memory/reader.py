@@ -175,6 +175,8 @@ class Memory:
 
     def _sources(self) -> Integers | None:
         """Return (e,) equal numbers for examples of one source; None if all sources differ."""
+        if any(entry.policy for entry in self.manifest.inputs):  # the same examples several times, with other texts
+            return self.prompts.numbers()
         if not any(shard.entry.sources for shard in self.shards):
             return None
         first, numbers = 0, []

@@ -69,6 +69,7 @@ def take(memory: Memory, chosen: Integers, output: Path, origin: str) -> Memory:
         len(chosen),
         max(given.examples_per_shard for given in manifest.inputs),
         manifest.statistics,
+        next((given.policy for given in manifest.inputs if given.policy), None),
     )
     drawn = replace(manifest, inputs=(entry,), shards=(), complete=False)
     with (

@@ -225,14 +225,12 @@ class Method(ABC):
 
     Attributes:
         name: name of the method in configurations.
-        shared: whether the result of `prepare` is the same for all methods and seeds with equal `prepared_by`.
         seeded: whether the seed has an effect; if not, one run represents all seeds.
         default_grid: candidates for settings that a comparison chooses on dev if the user gives neither a value nor
             candidates; as many of the first ones as the budget has trials for.
     """
 
     name: ClassVar[str]
-    shared: ClassVar[bool] = False
     seeded: ClassVar[bool] = True
     default_grid: ClassVar[Mapping[str, Sequence[Any]]] = {}
 
@@ -258,6 +256,11 @@ class Method(ABC):
     def prepared_by(self) -> Mapping[str, Any] | None:
         """Settings that `prepare` depends on; None where there is nothing to prepare."""
         return None
+
+    @property
+    def shared(self) -> bool:
+        """Whether the result of `prepare` is the same for all methods and seeds with equal `prepared_by`."""
+        return False
 
     @property
     def implied(self) -> Mapping[str, Any]:

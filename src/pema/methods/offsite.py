@@ -38,13 +38,17 @@ class OffsiteTuning(FineTuning):
     """
 
     name: ClassVar[str] = "offsite"
-    shared: ClassVar[bool] = True
     default_grid: ClassVar[Mapping[str, Sequence[Any]]] = {"learning_rate": (1e-4, 3e-4, 1e-3, 3e-5)}
 
     adapters: int | None = option(None, least=1, most=10_000)
     keep: float = option(0.5, above=0.0, most=1.0)
     distil_steps: int = option(0, least=0, most=MOST)
     distil_learning_rate: float = option(1e-4, above=0.0, most=LARGEST)
+
+    @property
+    def shared(self) -> bool:
+        """True: the emulator depends on the PLM and its settings only."""
+        return True
 
     @property
     def needs(self) -> Needs:

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pema.memory.config import BuildConfig, Dtype, Targets, require_pairing
 from pema.methods.contract import Job, Method, Needs
@@ -30,8 +30,6 @@ MEMORY = "memory"
 class MemoryMethod(Method):
     """Method that learns from the pairs (f(c_i), y_i) only; it has the settings of its memory."""
 
-    shared: ClassVar[bool] = True
-
     contexts: Contexts = same(BuildConfig, "contexts")
     targets: Targets = same(BuildConfig, "targets")
     dtype: Dtype = same(BuildConfig, "dtype")
@@ -39,6 +37,15 @@ class MemoryMethod(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_pairing(self.contexts, self.targets)
+
+    @property
+    def shared(self) -> bool:
+        """True: the memory depends on the PLM and the data only."""
+        return True
+
+    def building(self, **changes: Any) -> BuildConfig:  # noqa: ANN401
+        """Return the settings of the memory, with changes."""
+        return BuildConfig(contexts=self.contexts, targets=self.targets, dtype=self.dtype, **changes)
 
     @property
     def needs(self) -> Needs:
@@ -54,16 +61,8 @@ class MemoryMethod(Method):
         """Build the memory of the training examples."""
         from pema.memory.build import build_memory
 
-        build_memory(
-            plm,
-            list(job.train),
-            job.task,
-            output / MEMORY,
-            contexts=self.contexts,
-            targets=self.targets,
-            dtype=self.dtype,
-            batch_tokens=job.batch_tokens,
-        )
+        building = self.building(batch_tokens=job.batch_tokens)
+        build_memory(plm, list(job.train), job.task, output / MEMORY, building)
 
 
 def memory_of(plm: LocalPLM, task: Task, examples: Sequence[Example]) -> Memory:

@@ -15,9 +15,10 @@ from pema.adapter.presets import preset
 from pema.adapter.schedule import ScheduleName
 from pema.errors import ConfigError
 from pema.generation.config import GenerateConfig
+from pema.memory.config import MOST_ROUNDS, require_rounds
 from pema.methods.contract import AdaptedModel, Job, TrainingReport
 from pema.methods.on_memory import MEMORY, MemoryMethod
-from pema.schema import among, same
+from pema.schema import among, option, same
 
 if TYPE_CHECKING:
     from pema.owner.local import LocalPLM
@@ -33,6 +34,7 @@ class PEMA(MemoryMethod):
         preset: `paper`, `best`, `residual` or `private`.
         schedule: see `GenerateConfig`.
         lambda_max: see `GenerateConfig`.
+        rounds: number of on-policy rounds; see `pema.generation.rounds`.
         changes: settings of the adapter's training that differ from the preset's.
     """
 
@@ -41,11 +43,19 @@ class PEMA(MemoryMethod):
     preset: str = "best"
     schedule: ScheduleName | None = same(GenerateConfig, "schedule")
     lambda_max: float | None = same(GenerateConfig, "lambda_max")
+    rounds: int = option(
+        0, "Further rounds, in which an adapter writes the text of predicted contexts.", least=0, most=MOST_ROUNDS
+    )
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        preset(self.preset, **self.changes)
+        require_rounds(self.rounds, self.building(), preset(self.preset, **self.changes).dp_epsilon)
+
+    @property
+    def shared(self) -> bool:
+        """Whether the memory depends on the PLM and the data only; that of rounds depends on trained adapters."""
+        return not self.rounds
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
@@ -61,6 +71,8 @@ class PEMA(MemoryMethod):
     def settings(self) -> dict[str, Any]:
         """Return JSON-ready values of all settings, including those of the training."""
         own = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "changes"}
+        if not self.rounds:  # results of earlier versions have none
+            del own["rounds"]
         return own | dict(self.changes)
 
     def require_libraries(self) -> None:
@@ -71,6 +83,12 @@ class PEMA(MemoryMethod):
     def implied(self) -> Mapping[str, Any]:
         """All settings of the adapter's training."""
         return preset(self.preset, **self.changes).to_dict()
+
+    @property
+    def prepared_by(self) -> Mapping[str, Any]:
+        """Settings of the memory, and of the adapters of the rounds."""
+        rounds = {"rounds": self.rounds, "training": self.implied} if self.rounds else {}
+        return {**super().prepared_by, **rounds}
 
     @property
     def trained_by(self) -> Mapping[str, Any]:
@@ -90,8 +108,15 @@ class PEMA(MemoryMethod):
             device=wanted.device if "device" in self.changes else job.device,
         )
 
+    def prepare(self, plm: LocalPLM, job: Job, output: Path) -> None:
+        """Build the memory of the training examples, with all rounds."""
+        from pema.generation.rounds import build_in_rounds
+
+        building = self.building(batch_tokens=job.batch_tokens)
+        build_in_rounds(plm, job.train, job.task, output, self.config(job), building, self.rounds)
+
     def train(self, job: Job, prepared: Path, output: Path) -> TrainingReport:
-        """See `Method.train`; it reads only the memory and the head."""
+        """See `Method.train`; it reads only the memory and the head. The time is that of the rounds' trainings too."""
         from pema.adapter.training import train
         from pema.memory.reader import Memory
 
@@ -99,7 +124,8 @@ class PEMA(MemoryMethod):
         config = self.config(job)
         started = time.perf_counter()
         _, figures = train(memory, config, output / ADAPTER)
-        seconds = round(time.perf_counter() - started, 3)
+        rounds = (curve(prepared / f"{ADAPTER}-{k}" / LOG)[-1]["seconds"] for k in range(1, self.rounds + 1))
+        seconds = round(time.perf_counter() - started + sum(rounds), 3)
         # Private training writes no losses: they are computed from the examples without noise.
         points = () if config.dp_epsilon is not None else tuple(curve(output / ADAPTER / LOG))
         return TrainingReport(figures["parameters"], seconds, points)
