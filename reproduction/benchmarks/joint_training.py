@@ -24,6 +24,7 @@ from torch import Tensor
 from pema.adapter.checkpoint import Checkpoint
 from pema.adapter.config import TrainConfig
 from pema.adapter.joint import JointRun
+from pema.adapter.loss import CrossEntropy
 from pema.adapter.reconstruction import closed_form
 from pema.devices import has_bfloat16
 from pema.memory.reader import Memory
@@ -160,6 +161,7 @@ def stages(
     config, steps = loop.config, len(products.batches)
     f = products.batches[0].float()
     y = next(memory.view().batches(len(f))).targets
+    assert isinstance(loop.run.loss.cross_entropy, CrossEntropy)
     cross_entropy, buffer = loop.run.loss.cross_entropy, products.buffers["p"][: len(f)]
     h = torch.randn_like(f)
 

@@ -16,8 +16,8 @@ from pema.owner.contract import Contexts, PLMDescription, Tap
 from pema.schema import NOT_EMPTY, SEED, check, documented, from_json, option, require, short
 
 Activation = Literal["none", "gelu"]
-Vocabulary = Literal["full", "seen"]
-TrainedVocabulary = Literal["full", "seen", "sampled", "auto"]
+Vocabulary = Literal["full", "seen", "own"]
+TrainedVocabulary = Literal["full", "seen", "own", "sampled", "auto"]
 Init = Literal["random", "pca"]
 Reconstruction = Literal["closed_form", "sgd"]
 Optimizer = Literal["adam", "adamw"]
@@ -126,7 +126,7 @@ class TrainConfig:
         "full",
         "seen: P_PEMA covers only target tokens that occur in the memory. sampled: it covers all, and the softmax of "
         "training has these and a random sample of the others. auto: sampled where that is at most a quarter of V, "
-        "else full.",
+        "else full. own: as seen, with an output matrix of the adapter's own, for an API's tokens only.",
     )
     copy_width: int = option(
         0,
@@ -292,7 +292,11 @@ class AdapterConfig:
     rank: int = option(help="r, number of rows of A.", least=1, most=WIDEST)
     residual: bool = option(False, "h_pd = f + B_pd A f.")
     activation: Activation = option("none", "gelu: h_pd = f + B_pd gelu(A norm(f)).")
-    vocabulary: Vocabulary = option("full", "seen: P_PEMA covers only target tokens that occur in the memory.")
+    vocabulary: Vocabulary = option(
+        "full",
+        "seen: P_PEMA covers only target tokens that occur in the memory. own: as seen, with an output matrix U of the "
+        "adapter's own instead of W_hd.",
+    )
     copy_width: int = option(
         0, "k, width of the attention that copies tokens of the prompt; 0: no copying.", least=0, most=WIDEST_COPY
     )

@@ -16,7 +16,7 @@ from pema.adapter.config import TrainConfig
 from pema.adapter.dropout import Dropout
 from pema.adapter.fitted import fit_schedule
 from pema.adapter.log import Log
-from pema.adapter.loss import CrossEntropy, JointLoss
+from pema.adapter.loss import CrossEntropy, JointLoss, OwnCrossEntropy
 from pema.adapter.module import Adapter
 from pema.adapter.optimisation import (
     EarlyStopping,
@@ -50,8 +50,8 @@ class JointRun:
         self.memory, self.config, self.output, self.checkpoint = memory, config, output, checkpoint
         self.train_view, self.held_out = _split(memory, config)
         self.device = device_named(config.device)
-        seen = memory.view().targets_seen() if config.vocabulary in ("seen", "sampled") else None
-        tokens = seen if config.vocabulary == "seen" else None
+        seen = memory.view().targets_seen() if config.vocabulary in ("seen", "own", "sampled") else None
+        tokens = None if config.vocabulary == "sampled" else seen
         self.adapter = Adapter(adapter_config(memory, config), tokens, seed=config.seed)
         self.parameters = dict(self.adapter.named_parameters())
         stored = None
@@ -66,6 +66,8 @@ class JointRun:
             self.adapter.B_rct = stored[1].get("B_rct")
         elif config.reconstructs:
             self.reconstruct()
+        if self.adapter.U is not None:
+            self.adapter.U.data.copy_(memory.head().weight[tokens])
         self.adapter.to(self.device)
         self.parameters = dict(self.adapter.named_parameters())
         self.optimizer = make_optimizer(self.adapter.groups(), config)
@@ -78,7 +80,10 @@ class JointRun:
         bfloat16 = uses_bfloat16(config, self.device)
         head = memory.head(torch.bfloat16 if bfloat16 else None).to(self.device)
         self.joint = functools.partial(JointLoss, kappa=config.kappa, W_hd=head.weight)
-        self.loss = self.joint(CrossEntropy(head, self.adapter.tokens, bfloat16=bfloat16))
+        if self.adapter.U is None:
+            self.loss = self.joint(CrossEntropy(head, self.adapter.tokens, bfloat16=bfloat16))
+        else:
+            self.loss = self.joint(OwnCrossEntropy(head, self.adapter, bfloat16=bfloat16))
         self.sampled = None
         if config.vocabulary == "sampled" and seen is not None:
             self.sampled = SampledCrossEntropy(head, seen.to(self.device), config.seed, bfloat16=bfloat16)

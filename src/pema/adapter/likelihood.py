@@ -26,7 +26,11 @@ def log_p(head: Head, h: Tensor, targets: Tensor, tokens: Tensor | None = None) 
     Returns:
         (n,) float64; -inf for a target that is not among `tokens`.
     """
-    logits = head.logits(h, tokens)
+    return _gold(head.logits(h, tokens), targets, tokens)
+
+
+def _gold(logits: Tensor, targets: Tensor, tokens: Tensor | None) -> Tensor:
+    """Return log softmax(logits) of the gold tokens (n,) float64, -inf for those that are not among `tokens`."""
     places = targets if tokens is None else torch.searchsorted(tokens, targets).clamp(max=len(tokens) - 1)
     values = logits.gather(1, places[:, None])[:, 0].double() - logits.logsumexp(-1).double()
     return values if tokens is None else values.masked_fill(tokens[places] != targets, -torch.inf)
@@ -48,7 +52,7 @@ def log_p_pema(
     Returns:
         (n,) float64; -inf if P_PEMA does not cover the token.
     """
-    log_vocabulary = log_p(head, adapter(f), targets, adapter.tokens)
+    log_vocabulary = _gold(adapter.logits(adapter(f), head), targets, adapter.tokens)
     copied = adapter.copy(f, context, head.weight)
     return log_vocabulary if copied is None else copied.mixed(log_vocabulary, targets)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
+from torch.nn.functional import cross_entropy, linear
 
 from pema.adapter.copying import NEVER, Copied
 from pema.adapter.dropout import Dropout
@@ -44,7 +44,7 @@ class JointLoss:
     The mean of the first term is over pairs and over the d entries of f, as in the published code.
     """
 
-    def __init__(self, cross_entropy: CrossEntropy, kappa: float, W_hd: Tensor | None = None) -> None:
+    def __init__(self, cross_entropy: CrossEntropy | OwnCrossEntropy, kappa: float, W_hd: Tensor | None = None) -> None:
         """Combine the two terms.
 
         Args:
@@ -233,6 +233,36 @@ class CrossEntropy:
                 torch.mm(dlogits[:, columns], W_hd, out=out)
             else:
                 out.addmm_(dlogits[:, columns], W_hd)
+
+
+class OwnCrossEntropy:
+    """Mean of -log softmax(U h)_y over the batch, with the output matrix U of the adapter, which is trained.
+
+    U has a row for each token of the memory's targets, so that the logits of a batch fit into memory.
+    """
+
+    def __init__(self, head: Head, adapter: Adapter, *, bfloat16: bool = False) -> None:
+        """Keep what is needed of the head: its bias, scale and soft cap.
+
+        Args:
+            head: the frozen head.
+            adapter: an adapter with the vocabulary "own".
+            bfloat16: multiply matrices in bfloat16.
+        """
+        assert adapter.tokens is not None
+        self._head, self._adapter = head, adapter
+        self._position = adapter.tokens.new_full((head.vocabulary_size,), -1)
+        self._position[adapter.tokens] = torch.arange(len(adapter.tokens), device=adapter.tokens.device)
+        self.dtype = torch.bfloat16 if bfloat16 else torch.float32
+
+    def __call__(self, h: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of h (n, d) with token ids `targets` (n,): a scalar."""
+        return cross_entropy(self._adapter.logits(h, self._head), self._position[targets])
+
+    @torch.no_grad()
+    def each(self, h: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each row of h (n, d) with token ids `targets` (n,): (n,) float32, without a gradient."""
+        return cross_entropy(self._adapter.logits(h.float(), self._head), self._position[targets], reduction="none")
 
 
 def _view(buffer: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,8 @@ class Adapter(nn.Module):
 
     With `residual`, h_pd = f + B_pd A f, and with `activation="gelu"` also, h_pd = f + B_pd gelu(A norm(f)), where
     norm(f) = f / sqrt(mean(f^2)). B_pd is then zero at the start: the adapter starts as the PLM. With
-    `vocabulary="seen"` P_PEMA is zero outside `tokens`. With `copy_width`, P_PEMA = g P_copy + (1 - g) softmax(W_hd
+    `vocabulary="seen"` P_PEMA is zero outside `tokens`; with `vocabulary="own"` too, and softmax(U h_pd) replaces
+    softmax(W_hd h_pd). With `copy_width`, P_PEMA = g P_copy + (1 - g) softmax(W_hd
     h_pd), and P_copy is a distribution over the tokens of the prompt (`pema.adapter.copying`).
 
     Shapes: f, h_pd and h_rct (..., d); A (r, d); B_pd and B_rct (d, r). f is what W_hd reads (`head.normalise`d).
@@ -35,17 +36,19 @@ class Adapter(nn.Module):
         A: (r, d), trained.
         B_pd: (d, r), trained.
         B_rct: (d, r), frozen; None if the training needed no reconstruction.
-        tokens: (V',) int64, the sorted token ids of the "seen" vocabulary; None with the full vocabulary.
+        tokens: (V',) int64, the sorted token ids of the "seen" or "own" vocabulary; None with the full vocabulary.
+        U: (V', d), trained, the output matrix of the "own" vocabulary, before training the rows of W_hd; else None.
         copying: the part that copies tokens of the prompt; None without `copy_width`.
         name: name in messages: the last part of the folder or hub name that it was saved to or loaded from.
     """
 
     B_rct: Tensor | None
     tokens: Tensor | None
+    U: nn.Parameter | None
 
     def __init__(self, config: AdapterConfig, tokens: Tensor | None = None, *, seed: int = 0) -> None:
         super().__init__()
-        if (config.vocabulary == "seen") != (tokens is not None):
+        if (config.vocabulary != "full") != (tokens is not None):
             raise AdapterError(f"vocabulary={config.vocabulary!r} {'needs' if tokens is None else 'takes no'} tokens.")
         if tokens is not None and not _is_vocabulary(tokens, config.vocabulary_size):
             raise AdapterError(f"the seen tokens must be sorted, unique and within 0..{config.vocabulary_size - 1}.")
@@ -61,6 +64,9 @@ class Adapter(nn.Module):
         self.register_buffer("B_rct", None)
         self.register_buffer("tokens", tokens)
         self.copying = Copying(config, random) if config.copy_width else None
+        self.register_parameter("U", None)
+        if config.vocabulary == "own" and tokens is not None:
+            self.U = nn.Parameter(torch.zeros(len(tokens), config.d))
 
     def forward(self, f: Tensor) -> Tensor:
         """Return h_pd of f: (..., d) -> (..., d), in the adapter's dtype."""
@@ -97,9 +103,17 @@ class Adapter(nn.Module):
             )
         return linear(self.compress(f.to(self.A.dtype)), self.B_rct)
 
+    def logits(self, h: Tensor, head: Head) -> Tensor:
+        """Return the logits of P_PEMA without copies, of the tokens that it covers: (n, d) -> (n, V or V') float32."""
+        return (
+            head.logits(h, self.tokens)
+            if self.U is None
+            else head.finish(linear(h.to(self.U.dtype), self.U), self.tokens)
+        )
+
     def groups(self) -> list[dict[str, Any]]:
         """Return the trained parameters in groups for the optimizer; see `make_optimizer`."""
-        groups: list[dict[str, Any]] = [{"params": [self.A, self.B_pd]}]
+        groups: list[dict[str, Any]] = [{"params": [self.A, self.B_pd] + ([] if self.U is None else [self.U])}]
         return groups if self.copying is None else groups + self.copying.groups()
 
     def context(self, memory: Memory, rows: Tensor) -> ContextTokens | None:
@@ -139,15 +153,13 @@ class Adapter(nn.Module):
             head: the head bundle.
             context: the tokens of the contexts, for an adapter that copies.
         """
-        log_p = torch.log_softmax(head.logits(self(f), self.tokens).float(), dim=-1)
+        log_p = torch.log_softmax(self.logits(self(f), head).float(), dim=-1)
+        if self.tokens is not None:
+            whole = log_p.new_full((*log_p.shape[:-1], self.config.vocabulary_size), -torch.inf)
+            whole[..., self.tokens] = log_p
+            log_p = whole
         copied = self.copy(f, context, head.weight)
-        if copied is not None:
-            return copied.over(log_p)
-        if self.tokens is None:
-            return log_p
-        whole = log_p.new_full((*log_p.shape[:-1], self.config.vocabulary_size), -torch.inf)
-        whole[..., self.tokens] = log_p
-        return whole
+        return log_p if copied is None else copied.over(log_p)
 
     def require(self, description: PLMDescription) -> None:
         """Refuse a PLM that the adapter was not trained for.

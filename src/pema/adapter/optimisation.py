@@ -128,7 +128,7 @@ def adapter_config(
         rank=config.rank,
         residual=config.residual,
         activation=config.activation,
-        vocabulary="seen" if config.vocabulary == "seen" else "full",
+        vocabulary=config.vocabulary if config.vocabulary in ("seen", "own") else "full",
         copy_width=config.copy_width,
         frame=memory.prompts.frame if config.copy_width else (0, 0),
         plm=manifest.plm,

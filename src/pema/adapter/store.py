@@ -209,18 +209,21 @@ def _require_fit(places: Mapping[str, Place], config: AdapterConfig, path: Path)
     shapes = {"A": (config.rank, config.d), "B_pd": (config.d, config.rank), "B_rct": (config.d, config.rank)}
     copying = {f"copying.{name}": shape for name, shape in config.copying_shapes.items()}
     shapes |= copying
+    if "tokens" in places and (places["tokens"].dtype, len(places["tokens"].shape)) != ("I64", 1):
+        raise AdapterError(f"{path}: tokens is not a list of 64-bit integers; {AGAIN}")
+    own = ["U", "tokens"] if config.vocabulary == "own" else []
+    if own and "tokens" in places:
+        shapes["U"] = (places["tokens"].shape[0], config.d)
     surplus = set(places) - {*shapes, "tokens"}
     for name in [name for name in shapes if name in places]:
         if places[name].shape != shapes[name]:
             raise AdapterError(f"{path}: {name} is {places[name].shape}, the config says {shapes[name]}; {AGAIN}")
         if places[name].dtype not in FLOATS:
             raise AdapterError(f"{path}: {name} contains {places[name].dtype}, not floating-point numbers; {AGAIN}")
-    if surplus or not {"A", "B_pd", *copying} <= set(places):
+    if surplus or not {"A", "B_pd", *copying, *own} <= set(places):
         named = ", ".join(map(short, sorted(places)))
-        expected = ", ".join(["A", "B_pd", *copying])
+        expected = ", ".join(["A", "B_pd", *copying, *own])
         raise AdapterError(f"{path}: expected the tensors {expected} (B_rct, tokens), got {named}; {AGAIN}")
-    if "tokens" in places and (places["tokens"].dtype, len(places["tokens"].shape)) != ("I64", 1):
-        raise AdapterError(f"{path}: tokens is not a list of 64-bit integers; {AGAIN}")
 
 
 def _download(name: str, revision: str | None, token: str | None) -> Path:

@@ -122,6 +122,11 @@ class AttachedAdapter:
         require("prompt_overhead_tokens", prompt_overhead_tokens, int | None, least=0)
         if adapter.copying is not None and tokenizer is None:
             raise ConfigError("this adapter copies tokens of the prompt: attach with tokenizer=plm.tokenizer.")
+        if adapter.U is not None:
+            raise ConfigError(
+                "this adapter has an output matrix of its own, for an API's tokens: train it with vocabulary='auto' to "
+                "attach it to a model."
+            )
         if model in _ATTACHED:
             raise ConfigError(f"{type(model).__name__} has an adapter attached already: detach that one first.")
         self.model = model

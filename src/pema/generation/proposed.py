@@ -80,14 +80,21 @@ class ProposedTexts:
             while active := [row for row in rows if not row.done]:
                 if self._adapter is None:
                     for row, proposal in zip(active, pool.map(self._ask, active), strict=True):
-                        row.proposal = proposal
                         self._accept(row, proposal.tokens, stop)
+                        row.done |= not proposal.tokens  # a part of a character at the end
                 else:
                     self._round(active, stop, pool)
                 advance(sum(row.done for row in active))
 
     def _round(self, active: Sequence[Row], stop: Sequence[str], pool: ThreadPoolExecutor) -> None:
-        """Write at least one token of each row."""
+        """Write at least one token of each row, or end it where its context no longer fits."""
+        for row in active:
+            if not self._proposer.fits(row.prompt.prompt, [*row.tokens, *row.proposal.tokens]):
+                row.proposal = NOTHING
+                row.done = not self._proposer.fits(row.prompt.prompt, row.tokens)
+        active = [row for row in active if not row.done]
+        if not active:
+            return
         log_p, weights = self._predict(active)
         asked = [
             row
@@ -224,7 +231,7 @@ def write_proposed(
             texts.append(before[1])
             reasons.append("stop_string")
             continue
-        ended = row.tokens[-1] in ends
+        ended = bool(row.tokens) and row.tokens[-1] in ends
         reasons.append("eos_token" if ended else "length")
         texts.append(text_of(plm.tokenizer, row.tokens[:-1] if ended else row.tokens, not ended))
         tokens += len(row.tokens)

@@ -334,6 +334,9 @@ class Proposer(Protocol):
             MismatchError: the answer has other tokens than the tokenizer.
         """
 
+    def fits(self, prompt: Sequence[int], written: Sequence[int]) -> bool:
+        """Return whether the context after `written` can be represented, with a token to come."""
+
     def account(self) -> Callable[[int], str]:
         """Begin an account; the returned function says what was requested and spent since, for a number of tokens."""
 

@@ -122,6 +122,17 @@ def test_tokens_are_found_by_their_bytes_names_and_numbers(tokens):
     assert vocabulary.find(Named("x", b"no such token")) is None
 
 
+def test_tokens_that_an_api_gives_together_are_split(tokens):
+    """As llama.cpp gives the bytes of a character, with the number of the last token."""
+    vocabulary = Vocabulary.load(str(tokens), "completions")
+    parts = vocabulary.tokenizer("🏠", add_special_tokens=False).input_ids
+    content = b"".join(vocabulary.contents[part] for part in parts)
+    assert vocabulary.split(Named("🏠", content, parts[-1])) == parts
+    assert vocabulary.split(Named("🏠", content)) == []
+    assert vocabulary.split(Named("x", b"x")) == [vocabulary.find(Named("x", b"x"))]
+    assert vocabulary.split(Named("x", b"\xff\xfex", 10**6)) == []
+
+
 def adapter_for(plm, copy_width=0, scale=6.0):
     """An adapter with large random weights, so that it is sure of some tokens."""
     description = plm.description
@@ -241,6 +252,18 @@ def test_without_any_of_the_apis_tokens_the_adapter_decides():
     assert choose(torch.tensor([0.1, 0.7, 0.2]).log(), 0.1, ()) == 1
 
 
+def test_a_text_ends_where_the_proxys_window_is_full(sold, proxy):
+    plm = sold[1](block=12)
+    source = "the house and the dog " * 6
+    adapter = adapter_for(plm, scale=1.0)
+    result = generate_counted(plm, adapter, [source], TASK, Constant(0.1), max_new_tokens=100)
+    assert result.finish_reasons == ["length"]
+    assert 0 < result.tokens < 100
+    whole = Encoding(proxy.tokenizer).begin([f"Say {source.strip()} ="])[0]
+    written = Encoding(proxy.tokenizer).encode([result.texts[0]])[0]
+    assert len(whole) + len(written) > proxy.description.max_length - 12
+
+
 def test_a_character_in_parts_is_asked_for_as_a_whole(sold):
     fake, opened = sold
     plm = opened()
@@ -331,6 +354,7 @@ def test_an_answer_with_nothing_in_it_is_refused(sold):
 
     def empty(body):
         body["choices"][0] |= {"logprobs": {"content": []}, "finish_reason": "length"}
+        body["usage"]["completion_tokens"] = 0
         return body
 
     fake.change = empty

@@ -14,6 +14,9 @@ from pema.schema import short
 ESCAPED = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")
 """Form in which the endpoint `completions` of OpenAI writes a token that is no text."""
 
+INCOMPLETE = "\ufffd"
+"""The character that stands for a part of another one."""
+
 
 @dataclass(frozen=True)
 class Named:
@@ -75,6 +78,7 @@ def parse(body: Mapping[str, Any], least: int, where: str) -> Answer:
         choice = body["choices"][0]
         given, reason = choice.get("logprobs"), choice.get("finish_reason")
         positions = _positions(given) if given else None
+        text = str(choice.get("text") or (choice.get("message") or {}).get("content") or "")
         usage = body.get("usage") or {}
         prompt_tokens, completion_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
         counts = [n for n in (prompt_tokens, completion_tokens) if n is not None]
@@ -82,7 +86,7 @@ def parse(body: Mapping[str, Any], least: int, where: str) -> Answer:
             raise TypeError("usage is no count")
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise OwnerError(f"{where} answered with something that is no completion: {short(str(error))}.") from error
-    if positions is None and (reason != "stop" or completion_tokens):
+    if positions is None and text.strip(INCOMPLETE):  # llama.cpp gives none of parts of characters
         raise OwnerError(
             f"{where} gives no log-probabilities of its tokens, and the mixture needs them: use an API that gives the "
             "top 20 (OpenAI's, Gemini's, Ollama's; Anthropic's gives none)."

@@ -161,7 +161,8 @@ class ProxyPLM:
 
         Where the API ends a text without a distribution, the proposal gives the end all of its probability. After a
         part of a character, which cannot be sent, it is asked for the whole character, and a proposal with another one
-        is empty.
+        is empty. Tokens that an API gives together, as llama.cpp those of a character, have one distribution: that of
+        the last.
         """
         asked = self._vocabulary.prompt(prompt)
         with self._lock:
@@ -170,21 +171,27 @@ class ProxyPLM:
         border = self._vocabulary.last_border(written)
         begun, half = written[:border], tuple(written[border:])
         answer = self._ask(prompt, asked, begun, count + len(half))
-        tokens, top = [], []
+        tokens: list[int] = []
+        top: list[tuple[tuple[int, float], ...]] = []
         for position in answer.positions:
-            tokens.append(self._found(position.token))
+            tokens += self._found(position.token)
             known = [(self._vocabulary.find(token), log_p) for token, log_p in position.top]
+            top += [()] * (len(tokens) - len(top) - 1)
             top.append(tuple((token, log_p) for token, log_p in known if token is not None))
             if tokens[-1] in self._vocabulary.ends:
                 break
         if answer.ended and not (tokens and tokens[-1] in self._vocabulary.ends):
             tokens.append(self._vocabulary.end)
             top.append(((self._vocabulary.end, 0.0),))
-        if not tokens:
+        if not tokens and not answer.completion_tokens:
             raise OwnerError(f"{self._client.where} answered with nothing, and did not say that its text ended.")
         if tuple(tokens[: len(half)]) != half:
             return Proposal((), ())
         return Proposal(tuple(tokens[len(half) :]), tuple(top[len(half) :]))
+
+    def fits(self, prompt: Sequence[int], written: Sequence[int]) -> bool:
+        """Return whether a context fits into the proxy's window; see `pema.owner.contract.Proposer.fits`."""
+        return self._reading.length(prompt, written) < self._proxy.description.max_length
 
     def account(self) -> Callable[[int], str]:
         """Begin an account; see `pema.owner.contract.Proposer.account`."""
@@ -221,14 +228,14 @@ class ProxyPLM:
                     f"{', '.join(str(own) for own, _ in self._overheads)}. Name the model's own tokenizer."
                 )
 
-    def _found(self, token: Named) -> int:
-        number = self._vocabulary.find(token)
-        if number is None:
+    def _found(self, token: Named) -> list[int]:
+        numbers = self._vocabulary.split(token)
+        if not numbers:
             raise MismatchError(
                 f"{self._client.where} wrote the token {short(token.name)}, which the tokenizer "
                 f"{self._config.tokenizer} does not have: name the model's own tokenizer."
             )
-        return number
+        return numbers
 
     def _require_continuation(self, prompt: Sequence[int], asked: str | tuple[Turn, ...]) -> None:
         """Refuse a chat API that begins another turn after a reply that was begun.
@@ -239,7 +246,7 @@ class ProxyPLM:
         half = len(whole.positions) // 2
         if not half:
             return
-        begun = tuple(self._found(position.token) for position in whole.positions[:half])
+        begun = tuple(token for position in whole.positions[:half] for token in self._found(position.token))
         if any(token in self._vocabulary.ends for token in begun):
             return
         rest = self._ask(prompt, asked, begun, 1)

@@ -101,6 +101,18 @@ class Vocabulary:
             return self._controls.get(token.name) if number is None else number
         return self._controls.get(token.name, self.end if not token.name else None)
 
+    def split(self, token: Named) -> list[int]:
+        """Return the ids of a token of an answer, or of the tokens of a character; [] if there are none."""
+        number = self.find(token)
+        if number is None and token.id is not None and 0 <= token.id < len(self.contents):
+            last = self.contents[token.id]
+            if last and token.content.endswith(last):
+                before = token.content[: -len(last)]
+                parts = [before] if before in self._by_content else [bytes([byte]) for byte in before]
+                numbers = [self._by_content.get(part) for part in parts]
+                return [] if None in numbers else [*(n for n in numbers if n is not None), token.id]
+        return [] if number is None else [number]
+
     def text(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens; an incomplete character at its end is left out."""
         return b"".join(self.contents[token] for token in tokens).decode("utf-8", "ignore")
