@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -155,7 +156,7 @@ def test_a_refused_request_costs_nothing_and_an_unusable_answer_is_counted_and_n
 
 def test_failures_in_transit_are_repeated_and_retry_after_is_waited_for(api, client, monkeypatch):
     pauses = []
-    monkeypatch.setattr("openai._base_client.SyncAPIClient._sleep_for_retry", _recording(pauses), raising=True)
+    monkeypatch.setattr("time.sleep", pauses.append)
     api.failures = [(500, {}), (429, {"retry-after": "7"}), (503, {})]
     assert texts(client.ask(PROMPT, "", 1, 5)) == ["One"]
     assert len(api.requests) == 4
@@ -163,17 +164,9 @@ def test_failures_in_transit_are_repeated_and_retry_after_is_waited_for(api, cli
     assert client.spending.requests == 1
 
 
-def _recording(pauses):
-    def sleep(self, *, retries_taken, max_retries, options, response):
-        headers = response.headers if response else None
-        pauses.append(self._calculate_retry_timeout(max_retries - retries_taken, options, headers))
-
-    return sleep
-
-
 def test_a_limit_that_lasts_is_an_error_that_says_how_long(api, client, monkeypatch):
     monkeypatch.setattr("pema.owner.openai_api.client.RETRIES", 1)
-    monkeypatch.setattr("openai._base_client.SyncAPIClient._sleep_for_retry", _recording([]))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     api.failures = [(429, {"retry-after": "3600"})] * 9
     with pytest.raises(OwnerError, match=r"with 429 .*: it asks for a pause of 3600 s\. All answers so far are kept"):
         client.ask(PROMPT, "", 1, 5)
@@ -200,8 +193,13 @@ def test_no_key_and_no_network_are_refused(described, monkeypatch):
 def test_an_answer_that_takes_too_long_stays_counted(api, described, monkeypatch):
     monkeypatch.setattr("pema.owner.openai_api.client.RETRIES", 0)
     monkeypatch.setattr("pema.owner.openai_api.client.TIMEOUT", 0.05)
-    waiting = api.answer
-    monkeypatch.setattr(api, "answer", lambda *given: __import__("time").sleep(0.5) or waiting(*given))
+    answer = api.answer
+
+    def late(*given):
+        threading.Event().wait(0.5)
+        return answer(*given)
+
+    monkeypatch.setattr(api, "answer", late)
     client = Client(APIConfig(**described))
     with pytest.raises(OwnerError, match="did not answer within 0 s, 1 times"):
         client.ask(PROMPT, "", 1, 5)
