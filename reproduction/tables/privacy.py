@@ -14,6 +14,7 @@ from reproduction.tables.markdown import head, row, signature_of, source
 
 MASKED_HEAD, MASKED_HEAD_COMMAND = RESULTS / "masked_head.jsonl", "python -m reproduction.experiments.masked_head DATA"
 PRIVATE, PRIVATE_COMMAND = RESULTS / "private.jsonl", "python -m reproduction.experiments.private"
+INVERSION, INVERSION_COMMAND = RESULTS / "inversion.jsonl", "python -m reproduction.experiments.inversion"
 MEASURES = {
     "held_out_cross_entropy": ("held-out cross-entropy of P_PEMA", "cross_entropy"),
     "test_perplexity_pema": ("test perplexity of P_PEMA", "perplexity"),
@@ -42,6 +43,25 @@ def masked_head() -> str:
     text += f"\nOver {disclosed['contexts']:,} contexts no logit changes by more than {disclosed['logits_change']:.1e} "
     text += f"(the largest is {disclosed['largest_logit']:.1f}). "
     return text + source(signature_of(disclosed), MASKED_HEAD_COMMAND) + "\n"
+
+
+def inversion() -> str:
+    """Return a table of what comes back from the representations of a memory."""
+    (run,) = read_runs(INVERSION).values()
+    text = head(["who has the folder without its token ids", "target tokens that come back"])
+    text += row(["and nothing else: the likeliest token after each f, by the stored head", f"{run['head_alone']:.1%}"])
+    text += row(["and the PLM, not the prompts", f"{run['prompt_unknown']:.1%}"])
+    text += row(["and the PLM and the prompts", f"{run['prompt_known']:.1%}"])
+    text += f"\n{run['examples']} descriptions of restaurants, {run['tokens']} tokens, stored as {run['dtype']}. "
+    text += f"With the prompts, {run['whole_texts']} of {run['examples']} texts come back without a fault. "
+    text += f"Of {run['sources']} sources, the nearest to the first f of an example is its own for "
+    text += f"{run['sources_identified']} of {run['examples']}. "
+    one = run["texts"][0]
+    text += source(signature_of(run), INVERSION_COMMAND) + "\n\n"
+    return text + "".join(
+        f"- {title}: {one[name].strip()!r}\n"
+        for title, name in (("target", "target"), ("without the prompt", "prompt_unknown"))
+    )
 
 
 def _masked_adapters(data: str, runs: list[dict[str, Any]]) -> str:
