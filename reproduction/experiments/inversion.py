@@ -169,7 +169,7 @@ def run(plm: LocalPLM, data: Data, count: int) -> dict[str, Any]:
 def main() -> None:
     """Attack, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=16, help="number of examples in the memory")
+    parser.add_argument("--examples", type=int, default=8, help="number of examples in the memory")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

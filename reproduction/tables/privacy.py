@@ -57,7 +57,7 @@ def inversion() -> str:
     text += f"Of {run['sources']} sources, the nearest to the first f of an example is its own for "
     text += f"{run['sources_identified']} of {run['examples']}. "
     one = run["texts"][0]
-    text += source(signature_of(run), INVERSION_COMMAND) + "\n\n"
+    text += source(signature_of(run), INVERSION_COMMAND) + "\n"
     return text + "".join(
         f"- {title}: {one[name].strip()!r}\n"
         for title, name in (("target", "target"), ("without the prompt", "prompt_unknown"))
