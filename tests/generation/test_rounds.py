@@ -32,10 +32,11 @@ from pema.tasks.registry import get_task
 
 TASK = get_task("translation")
 EXAMPLES = [Example(f"the house {i}", f"das Haus {i} ist klein") for i in range(8)]
-BUILD = BuildConfig(contexts="predicted", targets="aligned", dtype="float32", examples_per_shard=3)
+BUILD = BuildConfig(contexts="predicted", targets="matched", dtype="float32", examples_per_shard=3)
 TRAIN = replace(
     pema.preset("best"),
     **{"rank": 8, "fit_rank": False, "copy_width": 8, "epochs": 2, "learning_rate": 0.01, "device": "cpu"},
+    copy_least=0.0,
     dev_fraction=0.25,
 )
 
@@ -90,7 +91,7 @@ def test_a_round_is_the_slow_loop(plm, whole):
             )
             here = slice(at, at + len(text))
             assert written[here].tolist() == text
-            assert golds[here].tolist() == pair(target, text, "aligned").tolist()
+            assert golds[here].tolist() == pair(target, text, "matched").tolist()
             expected = next(iter(plm.represent([[*prompt, *text]], [len(prompt)]))).representations
             torch.testing.assert_close(f[here], expected, atol=1e-4, rtol=1e-3)
             at += len(text)
@@ -182,6 +183,7 @@ def test_rounds_that_cannot_be_are_refused():
         with pytest.raises(ConfigError, match=message):
             require_rounds(2, building, epsilon)
         require_rounds(0, building, epsilon)
+    require_rounds(2, replace(BUILD, targets="aligned"), None)
     with pytest.raises(ConfigError, match="rounds"):
         require_rounds(101, BUILD, None)
 

@@ -3,9 +3,9 @@ from fake_plm import EOS, FakePLM, FakeTask, build, f, g, some_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pema.errors import ConfigError, ExternalMemoryError
+from pema.errors import ConfigError, ExternalMemoryError, MismatchError
 from pema.memory.merge import merge
-from pema.memory.pairing import agreeing, align, pair
+from pema.memory.pairing import MATCH, NO_TARGET, agreeing, align, match, pair
 from pema.memory.planning import steps_for
 from pema.memory.reader import Memory
 from pema.memory.sample import sample
@@ -104,6 +104,71 @@ def test_only_prompts_cross_the_boundary_in_predicted_mode(tmp_path):
     assert kind == "predict"
     assert prompts == [one.prompt for one in encoded]
     assert all(asked % STEP_BUCKET == 0 and asked >= len(one.target) for asked, one in zip(steps, encoded, strict=True))
+
+
+def lcs(a, b):
+    """Length of the longest common subsequence by its definition."""
+    if not a or not b:
+        return 0
+    return lcs(a[:-1], b[:-1]) + 1 if a[-1] == b[-1] else max(lcs(a[:-1], b), lcs(a, b[:-1]))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=6), st.lists(st.integers(0, 2), min_size=1, max_size=6))
+def test_match_finds_the_best_prefix_that_ends_with_the_last_token(generated, gold):
+    import numpy as np
+
+    places = match(np.array(generated), np.array(gold))
+    assert places[0] == 0
+    for i in range(1, len(generated)):
+        scores = [MATCH * lcs(generated[:i], gold[:j]) - j for j in range(len(gold))]
+        pairs = {
+            j: MATCH * (lcs(generated[: i - 1], gold[: j - 1]) + 1) - j
+            for j in range(1, len(gold))
+            if gold[j - 1] == generated[i - 1]
+        }
+        best = [j for j, score in pairs.items() if score == max(scores)]
+        assert places[i] == min(best, default=-1)
+
+
+def test_matched_targets_of_worked_examples():
+    gold, none = [5, 6, 7, 8, EOS], NO_TARGET
+    assert list(pair(gold, gold, "matched")) == gold
+    # 6 was left out: after 5 7 the gold text goes on with 8.
+    assert list(pair(gold, [5, 7, 8, EOS], "matched")) == [5, 6, 8, EOS]
+    # 9 was put in: nothing of the gold text says how it goes on.
+    assert list(pair(gold, [5, 9, 6, 7], "matched")) == [5, 6, none, 7]
+    # A text that runs on was to end.
+    assert list(pair(gold, [5, 6, 7, 8, 9, 9], "matched")) == [*gold, none]
+    # A far token is not reached for one match alone.
+    far = [5, *range(20, 30), 6, EOS]
+    assert list(pair(far, [5, 6, 7], "matched")) == [5, 20, none]
+
+
+def test_contexts_without_a_target_are_stored_and_not_read(tmp_path):
+    examples = some_examples(20)
+    memory = build(tmp_path / "m", examples, contexts="predicted", targets="matched", dtype="float32")
+    aligned = build(tmp_path / "aligned", examples, contexts="predicted", targets="aligned", dtype="float32")
+    stored = [target for shard in memory.shards for target in shard.targets(0, shard.entry.pairs).tolist()]
+    assert len(stored) == memory.pairs == aligned.pairs
+    assert NO_TARGET in stored
+    (whole,) = aligned.view().batches(10_000)
+    rows = [k for k, target in enumerate(stored) if target != NO_TARGET]
+    for size in (1, 7, 10_000):
+        batches = list(memory.view().batches(size))
+        assert [target for batch in batches for target in batch.targets.tolist()] == [stored[k] for k in rows]
+        assert [row for batch in batches for row in batch.rows.tolist()] == rows
+        found = [representation for batch in batches for representation in batch.representations]
+        assert all(f.equal(whole.representations[k]) for f, k in zip(found, rows, strict=True))
+    shuffled = sorted(row for batch in memory.view().batches(7, shuffle_seed=3) for row in batch.rows.tolist())
+    assert shuffled == rows
+    assert memory.view().targets_seen().tolist() == sorted({stored[k] for k in rows})
+    for name, targets in (("other", "aligned"), ("teacher", "position")):
+        contexts = "teacher" if name == "teacher" else "predicted"
+        with pytest.raises(MismatchError, match=r"was built with (targets|contexts)"):
+            build(tmp_path / "m", examples, contexts=contexts, targets=targets, dtype="float32", append=True)
+    with pytest.raises(ConfigError, match="targets='matched' requires contexts='predicted'"):
+        build(tmp_path / "t", targets="matched")
 
 
 def test_aligned_targets_need_predicted_contexts(tmp_path):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, logsigmoid, rms_norm
 
 from pema.adapter.config import MATCHES, USES, WINDOW, AdapterConfig
+from pema.memory.pairing import NO_TARGET
 from pema.memory.prompts import BLANK, ContextTokens
 
 if TYPE_CHECKING:
@@ -215,7 +216,8 @@ def context_tokens(
 def copyable(memory: Memory) -> float:
     """Return the share of the memory's target tokens that occur in their prompts, or write a word of these."""
     targets = torch.from_numpy(np.concatenate([shard.targets(0, shard.entry.pairs) for shard in memory.shards]))
-    rows = torch.arange(0, len(targets), 1 + len(targets) // COUNTED)
+    paired = (targets != NO_TARGET).nonzero()[:, 0]
+    rows = paired[:: 1 + len(paired) // COUNTED]
     occur = 0
     for part in torch.split(rows, 1024):
         tokens = memory.prompts.at(part, memory.prompts.frame)

@@ -230,12 +230,13 @@ class JointRun:
     @torch.no_grad()
     def measure(self, view: View) -> tuple[float, float, float]:
         """Return the mean losses (total, reconstruction, prediction) of the adapter over the pairs of `view`."""
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        sums, pairs = torch.zeros(3, dtype=torch.float64, device=self.device), 0
         for batch in view.batches(max(self.config.batch_size, 1024)):
             f, targets = batch.representations.to(self.device), batch.targets.to(self.device)
             context = self.adapter.context(self.memory, batch.rows)
             sums += torch.stack(self.loss(self.adapter, f, targets, context=context)).double() * len(targets)
-        total, reconstruction, prediction = (sums / view.pairs).tolist()
+            pairs += len(targets)
+        total, reconstruction, prediction = (sums / pairs).tolist()
         if not math.isfinite(total):
             raise AdapterError(
                 where_not_finite(

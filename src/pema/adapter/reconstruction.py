@@ -40,12 +40,13 @@ def closed_form(view: View, rank: int, d: int) -> tuple[Tensor, Tensor, float]:
         AdapterError: the view is empty, or a representation in it is not finite.
     """
     _check(view, rank, d)
-    moment = torch.zeros(d, d, dtype=torch.float64)
+    moment, pairs = torch.zeros(d, d, dtype=torch.float64), 0
     with progress("reconstruction", view.pairs, "pairs") as advance:
         for batch in view.batches(_rows(d)):
             add_products(moment, batch.representations)
             advance(len(batch.representations))
-    moment /= view.pairs
+            pairs += len(batch.representations)
+    moment /= pairs
     if not bool(moment.isfinite().all()):
         raise AdapterError(where_not_finite(view))
     values, vectors = torch.linalg.eigh(moment, UPLO="U")
@@ -125,11 +126,12 @@ def fit_reconstruction_sgd(
 
 def reconstruction_error(view: View, A: Tensor, B_rct: Tensor) -> float:
     """Return the mean over pairs and entries of (f - B_rct A f)^2: A (r, d), B_rct (d, r)."""
-    total = 0.0
+    total, pairs = 0.0, 0
     for batch in view.batches(_rows(A.shape[1])):
         f = batch.representations
+        pairs += len(f)
         total += float((f - (f @ A.T) @ B_rct.T).square().sum(dtype=torch.float64))
-    return total / (view.pairs * A.shape[1])
+    return total / (pairs * A.shape[1])
 
 
 def where_not_finite(view: View, otherwise: str = "the loss is not finite.") -> str:

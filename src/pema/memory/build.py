@@ -34,7 +34,7 @@ from pema.memory.config import BuildConfig
 from pema.memory.encoding import Tokens
 from pema.memory.journal import Journal, clear_journals
 from pema.memory.manifest import FILE, HEAD, FileEntry, Input, Manifest, require_path
-from pema.memory.pairing import agreeing, pair
+from pema.memory.pairing import NO_TARGET, agreeing, pair
 from pema.memory.planning import Plan
 from pema.memory.precision import StorageLoss
 from pema.memory.reader import Memory
@@ -370,7 +370,8 @@ def _contents(
     channel_scales = _channel_scales(manifest, f, output)
     stored, scales = store(f, manifest.dtype, where, channel_scales)
     targets = torch.from_numpy(np.concatenate(golds))
-    loss.add(f, restore(stored, scales, channel_scales), targets)
+    paired = targets != NO_TARGET
+    loss.add(f[paired], restore(stored, scales, channel_scales)[paired], targets[paired])
     return Contents(
         representations=stored,
         scales=scales,

@@ -10,9 +10,10 @@ from pema.errors import ConfigError
 from pema.owner.contract import BATCH_TOKENS, Contexts
 from pema.schema import check, documented, option, require
 
-Targets = Literal["position", "aligned"]
-"""The gold token paired with a `predicted` context: the one at the same position, or the one that follows the gold
-prefix with the smallest edit distance to the generated text."""
+Targets = Literal["position", "aligned", "matched"]
+"""The gold token paired with a `predicted` context: the one at the same position; the one that follows the gold prefix
+with the smallest edit distance to the generated text; or, where the last generated token is part of the best common
+subsequence with the target, the one that follows it there, and none elsewhere."""
 
 Dtype = Literal["float32", "float16", "bfloat16", "int8"]
 """Storage type of representations."""
@@ -26,10 +27,12 @@ def require_pairing(contexts: str, targets: str) -> None:
     """Refuse a pairing that is undefined for the contexts.
 
     Raises:
-        ConfigError: `aligned` targets with `teacher` contexts.
+        ConfigError: `aligned` or `matched` targets with `teacher` contexts.
     """
-    if contexts == "teacher" and targets == "aligned":
-        raise ConfigError("targets='aligned' requires contexts='predicted': teacher contexts agree with their targets.")
+    if contexts == "teacher" and targets != "position":
+        raise ConfigError(
+            f"targets={targets!r} requires contexts='predicted': teacher contexts agree with their targets."
+        )
 
 
 @documented
@@ -66,12 +69,12 @@ def require_rounds(rounds: int, building: BuildConfig, dp_epsilon: float | None)
     require("rounds", rounds, int, least=0, most=MOST_ROUNDS)
     if not rounds:
         return
-    for name, value in (("contexts", "predicted"), ("targets", "aligned")):
+    for name, values in (("contexts", ("predicted",)), ("targets", ("matched", "aligned"))):
         given = getattr(building, name)
-        if given != value:
+        if given not in values:
             raise ConfigError(
                 f"{name}={given!r} with rounds={rounds}: in a round an adapter writes the text of the contexts, and "
-                f"they are paired with the targets by alignment. Use {name}={value!r}, or rounds=0."
+                f"they are paired with the targets by alignment. Use {name}={values[0]!r}, or rounds=0."
             )
     if dp_epsilon is not None:
         raise ConfigError(

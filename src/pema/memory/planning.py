@@ -65,8 +65,9 @@ class Plan:
 def steps_for(length: int, targets: Targets) -> int:
     """Return the number of generation steps for a target of `length` tokens.
 
-    "aligned" adds a quarter of the target length, so that the adapter learns to end a text that has become too long.
+    "aligned" and "matched" add a quarter of the target length, so that the adapter learns to end a text that has become
+    too long.
     The result is rounded up, so that the PLM owner learns the target length only approximately.
     """
-    wanted = length + length // 4 if targets == "aligned" else length
+    wanted = length if targets == "position" else length + length // 4
     return padded(wanted)

@@ -6,7 +6,7 @@ import copy
 import functools
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from pema.errors import ExternalMemoryError
 from pema.memory.buffer import Batch, Buffer, copy_rows
 from pema.memory.manifest import HEAD, RESTORE, Manifest
+from pema.memory.pairing import NO_TARGET
 from pema.memory.prompts import Prompts
 from pema.memory.shard import DTYPES, Integers, ShardFile
 from pema.owner.head import Head
@@ -202,6 +203,14 @@ class _Block:
     pairs: int
 
 
+def _with_targets(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the batches without contexts that have no target, and without batches of these only."""
+    for batch in batches:
+        rows = batch.targets != NO_TARGET
+        if bool(rows.any()):
+            yield Batch(*(getattr(batch, each.name)[rows] for each in fields(Batch)))
+
+
 class View:
     """A subset of a memory's examples.
 
@@ -240,13 +249,16 @@ class View:
         """Return the target tokens that occur, (k,) int64, sorted."""
         seen = np.zeros(self.memory.manifest.plm.vocabulary_size, bool)
         for block in self._blocks(1 << 20):
-            seen[self.memory.shards[block.shard].targets(*self._span(block))[self._rows(block)]] = True
+            targets = self.memory.shards[block.shard].targets(*self._span(block))[self._rows(block)]
+            seen[targets[targets != NO_TARGET]] = True
         return torch.from_numpy(np.flatnonzero(seen))
 
     def batches(
         self, batch_size: int, *, shuffle_seed: int | None = None, buffer_bytes: int = BUFFER_BYTES
     ) -> Iterator[Batch]:
         """Yield every pair once, in batches of `batch_size`; the last one may be smaller.
+
+        Contexts without a target (`matched`) are left out, so batches of them are smaller.
 
         Shuffling is block-wise: the blocks of all shards are put into a random order, several of them at a time fill a
         buffer, and the pairs in the buffer are shuffled. RAM is bounded by the buffer, not by the memory.
@@ -262,7 +274,8 @@ class View:
         """
         require("batch_size", batch_size, int, least=1)
         require("shuffle_seed", shuffle_seed, int | None, least=0)
-        return self._batches(batch_size, shuffle_seed, buffer_bytes)
+        batches = self._batches(batch_size, shuffle_seed, buffer_bytes)
+        return _with_targets(batches) if self.memory.manifest.targets == "matched" else batches
 
     def _batches(self, batch_size: int, shuffle_seed: int | None, buffer_bytes: int) -> Iterator[Batch]:
         description = self.memory.manifest.plm

@@ -20,6 +20,7 @@ from pema.errors import ConfigError, DataError, ExternalMemoryError
 from pema.files import open_regular, sha256, writing
 from pema.memory.config import Dtype
 from pema.memory.manifest import PROMPTS_VERSION, RESTORE, Manifest, PromptsEntry, ShardEntry, file_name
+from pema.memory.pairing import NO_TARGET
 from pema.tensors import BYTES, read_header
 
 Integers = npt.NDArray[np.int64]
@@ -241,6 +242,7 @@ class ShardFile:
         self.path = folder / entry.file
         self.entry = entry
         self.vocabulary_size, self.max_length = manifest.plm.vocabulary_size, manifest.plm.max_length
+        self._least_target = NO_TARGET if manifest.targets == "matched" else 0
         n, e = entry.pairs, entry.examples
         self.layout: dict[str, tuple[str, list[int]]] = {
             "representations": (_STORED[manifest.dtype], [n, manifest.plm.d_tap]),
@@ -373,13 +375,13 @@ class ShardFile:
         return scales
 
     def targets(self, start: int, stop: int) -> Integers:
-        """Return the targets of rows [start, stop).
+        """Return the targets of rows [start, stop); `NO_TARGET` for `matched` contexts without one.
 
         Raises:
             ExternalMemoryError: one is outside the vocabulary.
         """
         targets = self.integers("targets", start, stop)
-        if len(targets) and not 0 <= targets.min() <= targets.max() < self.vocabulary_size:
+        if len(targets) and not self._least_target <= targets.min() <= targets.max() < self.vocabulary_size:
             raise self.damaged(f"a target is outside the vocabulary of {self.vocabulary_size} tokens")
         return targets
 
