@@ -20,6 +20,7 @@ ROOMS = {
     "owner.local": {"owner", "owner.models"},
     "owner.client": {"owner", "owner.models"},
     "owner.llamacpp": {"owner", "owner.client", "owner.models", "owner.sources", "tasks"},
+    "owner.logprobs": {"owner", "owner.client", "owner.llamacpp", "owner.models", "owner.sources"},
     "owner.openai_api": {"owner", "owner.client", "owner.models", "owner.sources", "tasks"},
     "owner.mask": {"owner"},
     "serving": {"owner", "owner.local", "owner.client", "owner.mask"},
@@ -54,6 +55,7 @@ EDGES = {
         "owner",
         "owner.client",
         "owner.local",
+        "owner.logprobs",
         "tasks",
     },
     "api": {"adapter", "generation", "memory", "owner", "tasks"},
@@ -62,6 +64,7 @@ EDGES = {
         "owner.client",
         "owner.llamacpp",
         "owner.local",
+        "owner.logprobs",
         "owner.mask",
         "owner.openai_api",
         "owner.sources",
@@ -78,6 +81,7 @@ EDGES = {
         "owner.sources",
     },  # a name that leads nowhere is refused before torch is imported
     "cli.serve": {"owner.local", "serving"},
+    "cli.recover": {"owner.logprobs"},
     "cli.release": {"owner.mask"},
 }
 """What single modules may import beyond their room."""

@@ -8,6 +8,7 @@ import math
 from pema.adapter.presets import PRESETS
 from pema.cli.build import BUILDING, LOADING
 from pema.cli.generate import GENERATING
+from pema.cli.recover import RECOVERING
 from pema.cli.settings import Options
 from pema.cli.train import TRAINING
 from pema.experiments.description import DataTable, ExperimentFile, GyafcFiles, MethodTable, TextFiles
@@ -20,6 +21,7 @@ STAGES: dict[str, tuple[str, Options]] = {
         "`pema.open_plm(name, ...)`; `pema build`, `generate`, `inspect`, `release`, `serve`",
         LOADING,
     ),
+    "Recovering an LM head": ("`pema.recover_head(url, tokenizer, output, ...)`; `pema recover`", RECOVERING),
     "Building a memory": ("`pema.build_memory(...)`; `pema build`", BUILDING),
     "Training an adapter": ("`pema.TrainConfig(...)`, `pema.preset(name, ...)`; `pema train`", TRAINING),
     "Generating": ("`pema.generate(...)`; `pema generate`", GENERATING),

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pema.owner.client.remote import RemotePLM
     from pema.owner.config import LoadConfig
     from pema.owner.local import LocalPLM
+    from pema.owner.logprobs.recover import recover_head
     from pema.owner.opening import open_plm
     from pema.tasks.example import Example, Turn
     from pema.tasks.readers import read_examples, read_lines
@@ -76,6 +77,7 @@ _HOMES = {
     "owner.client.remote": ("RemotePLM",),
     "owner.config": ("LoadConfig",),
     "owner.local": ("LocalPLM",),
+    "owner.logprobs.recover": ("recover_head",),
     "owner.opening": ("open_plm",),
     "tasks.example": ("Example", "Turn"),
     "tasks.readers": ("read_examples", "read_lines"),
@@ -124,6 +126,7 @@ __all__ = [
     "preset",
     "read_examples",
     "read_lines",
+    "recover_head",
     "train",
     "tune",
 ]

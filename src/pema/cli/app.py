@@ -19,6 +19,7 @@ from pema.cli import (
     generate,
     inspect,
     memory,
+    recover,
     release,
     report,
     serve,
@@ -73,6 +74,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("sweep")(sweep.sweep)
 app.command("report")(report.report)
+app.command("recover")(recover.recover)
 app.command("release")(release.release)
 app.command("serve")(serve.serve)
 app.command("serve-key")(serve.serve_key)

@@ -11,10 +11,11 @@ from pema.owner.config import LoadConfig
 from pema.owner.contract import PLM
 from pema.owner.llamacpp.plm import LlamaCppPLM
 from pema.owner.local import LocalPLM
+from pema.owner.logprobs.plm import LogProbPLM
 from pema.owner.mask import Mask, MaskedPLM
 from pema.owner.openai_api.config import APIConfig, is_described
 from pema.owner.openai_api.plm import ProxyPLM
-from pema.owner.sources.llamacpp import is_served, served
+from pema.owner.sources.llamacpp import behind_api, is_api, is_served, served
 from pema.schema import known
 
 if TYPE_CHECKING:
@@ -26,9 +27,11 @@ def open_plm(name: str | Path, **settings: Any) -> PLM:  # noqa: ANN401
 
     Args:
         name: name of the PLM, `llamacpp:FILE` for one that llama.cpp runs, or the address of a server: of `pema serve`,
-            or of llama.cpp (`llamacpp+http://host:port#FILE`), or a TOML file that describes an API (`APIConfig`).
+            of llama.cpp (`llamacpp+http://host:port#FILE`), or of an API that returns log-probabilities
+            (`logprobs+http://host:port#FOLDER`), or a TOML file that describes an API (`APIConfig`).
         settings: fields of `LoadConfig`; for a `pema serve` only `tap` and `dtype`, the precision on the network
-            (default float16); for llama.cpp only `mask_secret`; for an API those of its proxy.
+            (default float16); for llama.cpp and for log-probabilities only `mask_secret`; for an API those of its
+            proxy.
 
     Raises:
         OwnerError: it cannot be loaded or reached, its head is not supported, or the secret cannot be read.
@@ -48,8 +51,11 @@ def open_plm(name: str | Path, **settings: Any) -> PLM:  # noqa: ANN401
     mask = None if config.mask_secret is None else Mask.read(config.mask_secret)
     plm: PLM
     if is_served(str(name)):
-        _require_own_settings(config)
+        _require_own_settings(config, "llama.cpp")
         plm = LlamaCppPLM(served(str(name)))
+    elif is_api(str(name)):
+        _require_own_settings(config, "the API")
+        plm = LogProbPLM(behind_api(str(name)))
     else:
         plm = LocalPLM.load(
             name, tap=config.tap, dtype=config.dtype, device_map=config.device_map, revision=config.revision
@@ -57,11 +63,11 @@ def open_plm(name: str | Path, **settings: Any) -> PLM:  # noqa: ANN401
     return plm if mask is None else MaskedPLM(plm, mask)
 
 
-def _require_own_settings(config: LoadConfig) -> None:
-    """Refuse settings that llama.cpp chooses itself."""
+def _require_own_settings(config: LoadConfig, engine: str) -> None:
+    """Refuse settings that another engine chooses itself."""
     for name in ("dtype", "device_map", "revision"):
         value = getattr(config, name)
         if value is not None:
-            raise ConfigError(f"{name}={value} is chosen by llama.cpp: omit it.")
+            raise ConfigError(f"{name}={value} is chosen by {engine}: omit it.")
     if config.tap != "head_input":
-        raise ConfigError(f"tap={config.tap} is not possible with llama.cpp, which returns what the LM head reads.")
+        raise ConfigError(f"tap={config.tap} is not possible with {engine}, which returns what the LM head reads.")

@@ -6,7 +6,7 @@ Every request sets all that decides its answer, so that the defaults that a serv
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -215,3 +215,14 @@ class Engine:
 
     def _strange(self, what: str) -> OwnerError:
         return OwnerError(f"{self.connection.url} {what}: check that llama.cpp's server runs there, a recent version.")
+
+
+def parts(contexts: Sequence[Sequence[int]], tokens: int) -> Iterator[Sequence[Sequence[int]]]:
+    """Split contexts, in order, into parts of at most `tokens` tokens, with one to come for each context."""
+    begin = count = 0
+    for end, context in enumerate(contexts):
+        count += len(context) + 1
+        if end > begin and count > tokens:
+            yield contexts[begin:end]
+            begin, count = end, len(context) + 1
+    yield contexts[begin:]

@@ -17,18 +17,15 @@ from pema.errors import OwnerError
 from pema.files import digest
 from pema.owner.bundle import MASKED, NormSettings
 from pema.owner.head import Head, Norm
+from pema.owner.llamacpp.tokenisation import end_tokens, ordinary_tokens
 from pema.owner.loading import NO_LIMIT
 from pema.owner.sources.conversion import LOCAL
 from pema.owner.sources.extraction import read_extracted
 from pema.owner.sources.gguf import converted, require_whole
 from pema.owner.sources.llamacpp import Served
-from pema.tasks.chat import end_of_turn
 
 WIDE = "bfloat16"
 """Type that quantised weights are widened to by `sources.conversion`, which here concerns the head only."""
-
-INCOMPLETE = "\ufffd"
-"""The character that stands for a part of another one."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +61,8 @@ class Material:
     bytes: int | None
 
     def ordinary_tokens(self, count: int) -> list[int]:
-        """Return at most `count` tokens, drawn at random and in order, that are complete characters of a text.
-
-        A special token can end a text, and the engine waits for the rest of an incomplete character; in both cases it
-        gives no probabilities.
-        """
-        tokenizer = self.tokenizer
-        special = {*tokenizer.all_special_ids, *self.ends, *tokenizer.added_tokens_decoder}
-        size = min(self.heads[0].vocabulary_size, len(tokenizer))
-        drawn: list[int] = []
-        for token in torch.randperm(size, generator=torch.Generator().manual_seed(0)).tolist():
-            if len(drawn) == count:
-                break
-            if token not in special and INCOMPLETE not in tokenizer.decode([token]):
-                drawn.append(token)
-        return sorted(drawn)
+        """Return at most `count` ordinary tokens; see `tokenisation.ordinary_tokens`."""
+        return ordinary_tokens(self.tokenizer, self.ends, self.heads[0].vocabulary_size, count)
 
 
 def material(served: Served) -> Material:
@@ -110,7 +94,7 @@ def _of_gguf(served: Served) -> Material:
         architecture=f"llama.cpp {about.architecture}",
         weights=f"{weights.removesuffix(f', widened to {WIDE}')}, run by llama.cpp",
         tokenizer=tokenizer,
-        ends=_ends(tokenizer, about.ends),
+        ends=end_tokens(tokenizer, about.ends),
         heads=tuple(Head(weight, parts.get("bias"), scale=scale, soft_cap=cap) for scale, cap in product(scales, caps)),
         rows=lambda tokens: about.rows(served.model, tokens),
         norm=norm,
@@ -146,7 +130,7 @@ def _of_bundle(served: Served) -> Material:
         architecture="llama.cpp",
         weights="run by llama.cpp",
         tokenizer=tokenizer,
-        ends=_ends(tokenizer, []),
+        ends=end_tokens(tokenizer, []),
         heads=(head,),
         rows=lambda chosen: head.weight[list(chosen)].float(),
         norm=None,
@@ -154,9 +138,3 @@ def _of_bundle(served: Served) -> Material:
         parameters=None,
         bytes=None,
     )
-
-
-def _ends(tokenizer: PreTrainedTokenizerBase, given: Sequence[int]) -> tuple[int, ...]:
-    """Return the tokens that end a text, as `loading.eos_token_ids` does for a model of transformers."""
-    others = (tokenizer.eos_token_id, end_of_turn(tokenizer))
-    return tuple(sorted({*given, *(token for token in others if token is not None)}))

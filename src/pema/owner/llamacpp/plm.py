@@ -17,7 +17,7 @@ from pema.owner import loading
 from pema.owner.client.connection import Connection
 from pema.owner.contract import BATCH_TOKENS, ContextRepresentations, PLMDescription
 from pema.owner.head import Head
-from pema.owner.llamacpp.engine import Engine, Properties
+from pema.owner.llamacpp.engine import Engine, Properties, parts
 from pema.owner.llamacpp.material import material
 from pema.owner.llamacpp.probe import TOLERANCE, probe
 from pema.owner.llamacpp.process import Settings, start
@@ -203,8 +203,8 @@ class LlamaCppPLM:
         recovery = self._probed.recovery
         if recovery is not None:
             # The contexts of a request are in the engine's memory at the same time.
-            parts = _parts(contexts, self._properties.context)
-            return torch.cat([recovery(self._engine.chosen(part, recovery.tokens, cached=cached)) for part in parts])
+            divided = parts(contexts, self._properties.context)
+            return torch.cat([recovery(self._engine.chosen(part, recovery.tokens, cached=cached)) for part in divided])
         rows = []
         for context in contexts:
             vectors = self._engine.vectors(context, self._probed.head.d)
@@ -215,14 +215,3 @@ class LlamaCppPLM:
                 )
             rows.append(vectors[-1])
         return torch.stack(rows)
-
-
-def _parts(contexts: Sequence[Sequence[int]], tokens: int) -> Iterator[Sequence[Sequence[int]]]:
-    """Split contexts, in order, into parts of at most `tokens` tokens, with one to come for each context."""
-    begin = count = 0
-    for end, context in enumerate(contexts):
-        count += len(context) + 1
-        if end > begin and count > tokens:
-            yield contexts[begin:end]
-            begin, count = end, len(context) + 1
-    yield contexts[begin:]

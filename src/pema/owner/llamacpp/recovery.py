@@ -26,6 +26,11 @@ LARGEST_CONDITION = 1e5
 """Largest ratio of singular values: the log-probabilities are exact to about 1e-5."""
 
 
+def enough(d: int) -> int:
+    """Return the number of tokens whose log-probabilities determine f."""
+    return int(FACTOR * (d + 1)) + 1
+
+
 @dataclass(frozen=True)
 class Recovery:
     """The tokens S, and what maps their log-probabilities to f.
@@ -52,16 +57,23 @@ class Recovery:
                 f"{at_hand.name} has a soft cap on its logits, so f cannot be recovered from log-probabilities: start "
                 "the server with --embeddings --pooling none."
             )
-        tokens = at_hand.ordinary_tokens(int(FACTOR * (head.d + 1)) + 1)
-        count = len(tokens)
-        system = torch.cat([head.scale * at_hand.rows(tokens), -torch.ones(count, 1)], dim=1).double()
-        singular = torch.linalg.svdvals(system)
-        if count < system.shape[1] or singular[0] > LARGEST_CONDITION * singular[-1]:
+        tokens = at_hand.ordinary_tokens(enough(head.d))
+        recovery = cls.solving(head, tokens, at_hand.rows(tokens))
+        if recovery is None:
             raise OwnerError(
-                f"f of {at_hand.name} cannot be recovered from log-probabilities: {count} ordinary tokens do not "
+                f"f of {at_hand.name} cannot be recovered from log-probabilities: {len(tokens)} ordinary tokens do not "
                 f"determine {head.d} numbers. Start the server with --embeddings --pooling none."
             )
-        offset = torch.zeros(count) if head.bias is None else head.scale * head.bias[tokens].float()
+        return recovery
+
+    @classmethod
+    def solving(cls, head: Head, tokens: list[int], rows: Tensor) -> Recovery | None:
+        """Compute the inverse for some tokens and their rows of W_hd; None if they do not determine f."""
+        system = torch.cat([head.scale * rows, -torch.ones(len(tokens), 1)], dim=1).double()
+        singular = torch.linalg.svdvals(system)
+        if len(tokens) < system.shape[1] or singular[0] > LARGEST_CONDITION * singular[-1]:
+            return None
+        offset = torch.zeros(len(tokens)) if head.bias is None else head.scale * head.bias[tokens].float()
         return cls(tokens, torch.linalg.pinv(system)[: head.d], offset.double())
 
     def __call__(self, log_probabilities: Tensor) -> Tensor:

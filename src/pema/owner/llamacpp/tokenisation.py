@@ -1,12 +1,16 @@
-"""Comparison of the tokenizer at hand with the engine's own: they must give the same tokens."""
+"""The tokenizer at hand: whether it gives the engine's own tokens, and what its tokens are."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from pema.console import note
 from pema.errors import MismatchError
-from pema.owner.llamacpp.engine import Engine
+from pema.tasks.chat import end_of_turn
 
 TEXTS = (
     "Two words,\n  then 12.5 % of  Ünïcödé 😀.",
@@ -17,8 +21,46 @@ TEXTS = (
 )
 """Texts whose tokens are compared, besides the special tokens."""
 
+INCOMPLETE = "\ufffd"
+"""The character that stands for a part of another one."""
 
-def require_same_tokens(engine: Engine, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+
+class Tokenises(Protocol):
+    """A server that says how it reads a text."""
+
+    def tokens(self, text: str) -> list[int] | None:
+        """Return the tokens of a text, with those that begin or end every text; None if the server does not say."""
+
+    def chat(self, messages: Sequence[dict[str, str]]) -> str | None:
+        """Return messages in the model's chat template, up to where its reply begins; None if it does not say."""
+
+
+def ordinary_tokens(
+    tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], vocabulary_size: int, count: int
+) -> list[int]:
+    """Return at most `count` tokens, drawn at random and in order, that are complete characters of a text.
+
+    A special token can end a text, and llama.cpp waits for the rest of an incomplete character; in both cases it gives
+    no probabilities.
+    """
+    special = {*tokenizer.all_special_ids, *ends, *tokenizer.added_tokens_decoder}
+    size = min(vocabulary_size, len(tokenizer))
+    drawn: list[int] = []
+    for token in torch.randperm(size, generator=torch.Generator().manual_seed(0)).tolist():
+        if len(drawn) == count:
+            break
+        if token not in special and INCOMPLETE not in tokenizer.decode([token]):
+            drawn.append(token)
+    return sorted(drawn)
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase, given: Sequence[int]) -> tuple[int, ...]:
+    """Return the tokens that end a text, as `loading.eos_token_ids` does for a model of transformers."""
+    others = (tokenizer.eos_token_id, end_of_turn(tokenizer))
+    return tuple(sorted({*given, *(token for token in others if token is not None)}))
+
+
+def require_same_tokens(engine: Tokenises, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
     """Refuse an engine that has other tokens, and note a chat template that it writes differently.
 
     Raises:
@@ -27,6 +69,9 @@ def require_same_tokens(engine: Engine, tokenizer: PreTrainedTokenizerBase, wher
     special = "".join(f"{token}text" for token in tokenizer.all_special_tokens)
     for text in (*TEXTS, special):
         theirs, ours = engine.tokens(text), list(tokenizer(text).input_ids)
+        if theirs is None:
+            note(f"{where} does not show how it splits texts: make sure that it has exactly the tokenizer at hand.")
+            return
         if theirs != ours:
             place = next((i for i, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]), None)
             place = min(len(theirs), len(ours)) if place is None else place
@@ -40,6 +85,7 @@ def require_same_tokens(engine: Engine, tokenizer: PreTrainedTokenizerBase, wher
     messages = [{"role": "user", "content": "Hello there"}]
     ours = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     begin = tokenizer.bos_token or ""
+    theirs_chat = engine.chat(messages)
     # The engine adds the begin token when it reads the text.
-    if engine.chat(messages).removeprefix(begin) != ours.removeprefix(begin):
+    if theirs_chat is not None and theirs_chat.removeprefix(begin) != ours.removeprefix(begin):
         note(f"{where} writes a chat differently from its chat template; pema writes prompts by the template itself.")

@@ -1,4 +1,8 @@
-"""Names of PLMs that llama.cpp runs: `llamacpp:MODEL`, and `llamacpp+http://host:port#HEAD` for a running server."""
+"""Names of PLMs that another engine runs.
+
+`llamacpp:MODEL` and `llamacpp+http://host:port#HEAD` are llama.cpp's, `logprobs+http://host:port#HEAD` is an API that
+returns log-probabilities.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pema.errors import ConfigError, OwnerError
-from pema.owner.sources.names import RUNNING, STARTED, gguf_file
+from pema.owner.sources.names import LOGPROBS, RUNNING, STARTED, gguf_file
 from pema.owner.sources.packaged import PACKAGED
 
 SCHEMES = ("http://", "https://")
@@ -14,7 +18,7 @@ SCHEMES = ("http://", "https://")
 
 @dataclass(frozen=True)
 class Served:
-    """A PLM that llama.cpp runs.
+    """A PLM that another engine runs.
 
     Attributes:
         name: name of the PLM.
@@ -32,6 +36,31 @@ class Served:
 def is_served(name: str) -> bool:
     """Return whether a name is that of a PLM that llama.cpp runs."""
     return name.startswith((STARTED, RUNNING))
+
+
+def is_api(name: str) -> bool:
+    """Return whether a name is that of a PLM whose API returns log-probabilities."""
+    return name.startswith(LOGPROBS)
+
+
+def behind_api(name: str) -> Served:
+    """Parse the name of a PLM whose API returns log-probabilities, and find the folder with its head.
+
+    Raises:
+        ConfigError: the name has another form.
+        OwnerError: the folder does not exist.
+    """
+    url, _, given = name.removeprefix(LOGPROBS).partition("#")
+    if not url.startswith(SCHEMES):
+        raise ConfigError(f"{name} is not the address of an API: give {LOGPROBS}http://host:port#FOLDER.")
+    folder = Path(given).expanduser()
+    if not given or not folder.is_dir():
+        where = f"the folder {given} does not exist" if given else f"{name} does not say where the LM head is"
+        raise OwnerError(
+            f"{where}: append # and the folder that `pema recover {url} -o FOLDER` wrote, or one with the released "
+            "head bundle and the tokenizer's files."
+        )
+    return Served(folder.resolve().name, folder, url)
 
 
 def served(name: str) -> Served:

@@ -20,6 +20,9 @@ EMBEDDED_FOLDER = "tatoeba-en-de-9m"
 STARTED, RUNNING = "llamacpp:", "llamacpp+"
 """Beginnings of the names of PLMs that llama.cpp runs: in a server that is started, and in a running one."""
 
+LOGPROBS = "logprobs+"
+"""Beginning of the names of PLMs whose API returns log-probabilities."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -53,7 +56,7 @@ def resolve(name: str | Path) -> Source:
         return Source(str(folder), EMBEDDED_FOLDER)
     if text in PACKAGED:
         return Source(*converted(text, lambda: packaged_files(text), PACKAGED[text].sha256))
-    if text.startswith(("http://", "https://", RUNNING)):
+    if text.startswith(("http://", "https://", RUNNING, LOGPROBS)):
         raise OwnerError(
             f"{text} is the address of a server, and this needs the PLM itself: give a folder, GGUF file or hub name."
         )

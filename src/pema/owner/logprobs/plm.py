@@ -1,0 +1,203 @@
+"""A PLM of which an API returns log-probabilities only, behind the owner's contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pema.console import note
+from pema.errors import MismatchError, OwnerError
+from pema.files import digest
+from pema.owner import loading
+from pema.owner.bundle import SETTINGS_FILE
+from pema.owner.client.connection import Connection
+from pema.owner.contract import BATCH_TOKENS, ContextRepresentations, Contexts, PLMDescription
+from pema.owner.head import Head
+from pema.owner.llamacpp.probe import LIKELIEST, TOLERANCE
+from pema.owner.llamacpp.probe import TEXTS as PROBED
+from pema.owner.llamacpp.recovery import enough
+from pema.owner.llamacpp.session import LlamaCppSession
+from pema.owner.llamacpp.tokenisation import end_tokens, ordinary_tokens
+from pema.owner.logprobs.opening import open_api, read_tokenizer
+from pema.owner.logprobs.reading import Reading
+from pema.owner.requests import require_prompts, require_sequences, require_session
+from pema.owner.session_model import SessionModel
+from pema.owner.sources.llamacpp import Served
+
+
+class LogProbPLM:
+    """A frozen causal language model behind an API that returns log-probabilities.
+
+    Its head was recovered from them (`recover_head`) or released by its owner; f of each context is the least-squares
+    solution of its log-probabilities against the head. Only f is stored.
+
+    Attributes:
+        deviation: how much head(f) differs from the API's log-probabilities of the likeliest tokens.
+    """
+
+    def __init__(self, served: Served, connection: Connection | None = None) -> None:
+        """Connect to the API and probe it.
+
+        Args:
+            served: the address, and the folder with the head bundle and the tokenizer's files.
+            connection: connection to the API; default: one to the address.
+
+        Raises:
+            OwnerError: the folder has no head, or the API does not return what is needed.
+            MismatchError: the API has another model or tokenizer.
+        """
+        url = served.url or ""
+        if not (served.model / SETTINGS_FILE).exists():
+            raise OwnerError(
+                f"{served.model} contains no LM head: recover it with `pema recover {url} --tokenizer {served.model} "
+                "-o HEAD`, then give the folder HEAD."
+            )
+        self._name, self._head = served.name, Head.load(served.model)
+        if self._head.norm is not None:
+            raise OwnerError(
+                f"the head bundle {served.model} begins before the final norm, and log-probabilities show what comes "
+                "after it: release it with tap 'head_input'."
+            )
+        self._tokenizer = read_tokenizer(served.model)
+        self._api = open_api(url, self._tokenizer, connection)
+        about, V = self._api.about, self._head.vocabulary_size
+        if (about.vocabulary_size or V) != V:
+            raise MismatchError(
+                f"{self._api.where} runs another model than {self._name}: {about.vocabulary_size:,} tokens, expected "
+                f"{V:,}. Give the head of the model that runs there."
+            )
+        self._ends = end_tokens(self._tokenizer, [])
+        ordinary = ordinary_tokens(self._tokenizer, self._ends, V, enough(self._head.d))
+        self._reading = Reading(self._api, self._head, ordinary, self._name)
+        self.deviation = self._probe()
+        note(
+            f"{self._name}: head(f) differs from the log-probabilities of {self._api.where} by {self.deviation:.2%} "
+            f"(at most {TOLERANCE:.0%} is accepted)."
+        )
+
+    def _probe(self) -> float:
+        """Compare head(f) with the API's log-probabilities, read anew and after a shorter context."""
+        prompts = [list(self._tokenizer(text).input_ids) for text in PROBED]
+        count = min(LIKELIEST, self._api.most, self._head.vocabulary_size)
+        given = self._api.likeliest(prompts, count, cached=False)
+        self._reading.last([prompt[:-1] for prompt in prompts], False)
+        worst = 0.0
+        for cached in (False, True):
+            logits = self._head(self._reading.last(prompts, cached)).double().gather(1, given.tokens)
+            expected = given.values - given.values.mean(dim=1, keepdim=True)
+            difference = logits - logits.mean(dim=1, keepdim=True) - expected
+            worst = max(worst, float(difference.norm() / expected.norm()))
+        if worst > TOLERANCE:
+            raise MismatchError(
+                f"{self._api.where} does not fit the LM head of {self._name}: head(f) differs from its "
+                f"log-probabilities by {worst:.0%}, at most {TOLERANCE:.0%} is accepted. Give the head of the model "
+                "that runs there (llama.cpp: start the server with --swa-full)."
+            )
+        return worst
+
+    @cached_property
+    def description(self) -> PLMDescription:
+        """Description of the PLM."""
+        about, head = self._api.about, self._head
+        tokenizer = loading.tokenizer_fingerprints(self._tokenizer)
+        identity = {"engine": about.engine, "model": about.model, "head": head.fingerprint}
+        return PLMDescription(
+            name=self._name,
+            architecture=f"{about.engine} (log-probabilities)",
+            fingerprint=digest(identity | {"parameters": about.parameters, "bytes": about.bytes}),
+            tokenizer_fingerprint=tokenizer.current,
+            head_fingerprint=head.fingerprint,
+            d=head.d,
+            d_tap=head.d_tap,
+            vocabulary_size=head.vocabulary_size,
+            tap="head_input",
+            # A completion needs a place for the token that follows.
+            max_length=(about.context or loading.NO_LIMIT) - 1,
+            eos_token_ids=self._ends,
+            parameters=about.parameters or 1,
+            weights="read from log-probabilities",
+            earlier_tokenizers=tokenizer.earlier,
+        )
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The PLM's tokenizer."""
+        return self._tokenizer
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """Model of transformers whose `generate` decodes in a session."""
+        return SessionModel(self)
+
+    @property
+    def generator(self) -> PreTrainedModel:
+        """The same as `model`."""
+        return self.model
+
+    def head(self) -> Head:
+        """Return the head bundle."""
+        return self._head
+
+    def represent(
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        skip: frozenset[int] = frozenset(),
+    ) -> Iterator[ContextRepresentations]:
+        """Represent `teacher` contexts; see `contract.PLM.represent`."""
+        require_sequences(sequences, starts, self.description.max_length)
+        return (
+            ContextRepresentations(i, self._reading.along(sequence[:-1], start))
+            for i, (sequence, start) in enumerate(zip(sequences, starts, strict=True))
+            if i not in skip
+        )
+
+    def predict(
+        self,
+        prompts: Sequence[Sequence[int]],
+        steps: Sequence[int],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        skip: frozenset[int] = frozenset(),
+    ) -> Iterator[ContextRepresentations]:
+        """Represent `predicted` contexts; see `contract.PLM.predict`. The text is that of head(f), greedily."""
+        require_prompts(prompts, steps, self.description.max_length)
+        return (
+            self._predicted(i, prompt, count)
+            for i, (prompt, count) in enumerate(zip(prompts, steps, strict=True))
+            if i not in skip
+        )
+
+    def open_session(self, prompts: Sequence[Sequence[int]]) -> LlamaCppSession:
+        """Open a decoding session; see `contract.PLM.open_session`."""
+        about = self.description
+        require_session(prompts, about.max_length, about.vocabulary_size)
+        return LlamaCppSession(self._reading.last, prompts, about)
+
+    def forecast(self, contexts: Contexts, lengths: Sequence[int]) -> list[str]:
+        """Say what a build takes; see `contract.Metered`."""
+        each, positions = self._reading.count, sum(lengths)
+        size = positions * each * self._api.entry_bytes / 1e6
+        if contexts == "teacher" and self._api.whole_sequences:
+            return [
+                f"{len(lengths):,} requests, one for each example, for {each:,} log-probabilities of each of "
+                f"{positions:,} tokens: {size:,.0f} MB of answers."
+            ]
+        return [
+            f"One request for each token after a prompt, for {each:,} log-probabilities "
+            f"({each * self._api.entry_bytes / 1e6:.1f} MB): {positions:,} tokens are the maximum, with all prompts."
+        ]
+
+    def _predicted(self, index: int, prompt: Sequence[int], steps: int) -> ContextRepresentations:
+        tokens: list[int] = []
+        rows: list[Tensor] = []
+        while len(tokens) < steps and (not tokens or tokens[-1] not in self._ends):
+            rows.append(self._reading.last([[*prompt, *tokens]], bool(tokens)))
+            tokens.append(int(self._head(rows[-1]).argmax()))
+        return ContextRepresentations(index, torch.cat(rows), torch.tensor(tokens))
