@@ -42,7 +42,7 @@ def test_the_head_is_the_model_s_in_another_basis(local, recovered):
 
 def test_what_is_needed_is_said_before_anything_is_requested(local, tmp_path, capsys):
     api = FakeAPI(local)
-    with pytest.raises(ConfigError, match=r"needs about 1\.1 d \+ 30 requests.*all 320 tokens .*such as queries=5000\."):
+    with pytest.raises(ConfigError, match=r"needs about 1\.1 d \+ 30 requests.*all 320 .*such as queries=5000\."):
         recover(api, tmp_path / "head", queries=None)
     with pytest.raises(ConfigError, match=r"queries=69 is too few, nothing was requested"):
         recover(api, tmp_path / "head", queries=FEWEST - 1)

@@ -1,7 +1,8 @@
 """Recovery of an LM head from log-probabilities: W' with W' z = logits up to a constant, for an unknown basis of z.
 
 Of n contexts, the centred log-probabilities are a product U_d S_d V_d^T of rank d. With the singular vectors U_d of the
-contexts, all rows of W' = V_d S_d^(1/2) are sums over the answers, a block of tokens at a time. (arXiv 2403.06634)
+contexts, all rows of W' = V_d S_d / sqrt(n) are sums over the answers, a block of tokens at a time; z of the contexts
+is sqrt(n) U_d. (arXiv 2403.06634)
 """
 
 from __future__ import annotations
@@ -106,18 +107,29 @@ def recover_head(
         MismatchError: the API has another tokenizer, or the stored answers are of another model.
     """
     known(RecoveryConfig, settings)
-    config, output, began = RecoveryConfig(**settings), Path(output), time.monotonic()
-    clear(output)
-    if output.exists():
-        raise ConfigError(f"{output} exists already: choose another folder for the recovered head.")
+    config = RecoveryConfig(**settings)
+    _refuse_existing(Path(output))
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         tokenizer = read_tokenizer(tokenizer)
-    api = open_api(url, tokenizer, connection)
+    return recover_from(open_api(url, tokenizer, connection), tokenizer, Path(output), config)
+
+
+def recover_from(
+    api: LogProbAPI, tokenizer: PreTrainedTokenizerBase, output: Path, config: RecoveryConfig
+) -> Recovered:
+    """Recover the LM head of a model behind an open API; see `recover_head`."""
+    _refuse_existing(output)
+    began = time.monotonic()
     task = _Task(api, tokenizer, config, output)
     queries = task.require_possible()
     with keeping(f"what the API has answered is kept in {task.folder}: the same command continues after it"):
-        recovered = task.run(queries, began)
-    return recovered
+        return task.run(queries, began)
+
+
+def _refuse_existing(output: Path) -> None:
+    clear(output)
+    if output.exists():
+        raise ConfigError(f"{output} exists already: choose another folder for the recovered head.")
 
 
 class _Task:
@@ -277,10 +289,8 @@ class _Task:
 
 
 def _rows(columns: spectrum.Columns, found: Spectrum, d: int, V: int) -> Tensor:
-    """Return W', (V, d) float32, in the basis in which f has the spectrum of W', and numbers around 1."""
-    values = found.values[:d]
-    scale = (values.sum() / (len(found.values) * d)).sqrt()
-    basis = found.vectors[:, :d] * (scale / values.sqrt())
+    """Return W', (V, d) float32, in the basis in which the numbers of f are uncorrelated and around 1."""
+    basis = found.vectors[:, :d] * len(found.values) ** -0.5
     weight = torch.empty(V, d)
     for start in range(0, V, spectrum.BLOCK):
         stop = min(start + spectrum.BLOCK, V)
