@@ -15,6 +15,7 @@ from reproduction.tables import (
     benchmarks,
     comparisons,
     demo,
+    log_probabilities,
     paper_shape,
     privacy,
     settings,
@@ -72,6 +73,7 @@ def origins() -> list[Origin]:
             for file in compared
         ),
         Origin("vocabularies of training", DOCS / "presets.md", vocabulary.COMMAND, (vocabulary.FILE,)),
+        Origin("log-probabilities alone", DOCS / "owners.md", log_probabilities.COMMAND, (log_probabilities.FILE,)),
         Origin("masked heads", DOCS / "masked-head.md", privacy.MASKED_HEAD_COMMAND, (privacy.MASKED_HEAD,)),
         Origin("what comes back from a memory", DOCS / "privacy.md", privacy.INVERSION_COMMAND, (privacy.INVERSION,)),
         Origin("attacks", SECURITY, attack.COMMAND, (attack.FILE,)),
@@ -108,6 +110,7 @@ BLOCKS: dict[Path, Callable[[], str]] = {
     DOCS / "benchmarks.md": benchmarks.benchmarks,
     DOCS / "results.md": results,
     DOCS / "presets.md": vocabulary.vocabulary,
+    DOCS / "owners.md": log_probabilities.log_probabilities,
     DOCS / "masked-head.md": privacy.masked_head,
     DOCS / "paper-shape.md": paper_shape.paper_shape,
     DOCS / "privacy.md": privacy.inversion,
