@@ -5,7 +5,8 @@
     python -m reproduction.folders unpack reproduction/results/compare/e2e-nlg-2-texts.jsonl runs/results/e2e
 
 `pack` also reads the file of `pema demo --output`. An unpacked folder equals the original, so `pema report` shows it.
-Test examples are included if the project may redistribute them: bundled data.
+Test examples are included if the project may redistribute them: bundled data. Texts are left out where they repeat
+sentences that it may not redistribute.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from reproduction.lines import LABELS, RUN, TEXTS, read_lines, read_runs, write_
 
 EXAMPLES = "examples"
 
+REPEATING = ("asset",)
+"""Data that are for evaluation only and whose texts repeat most of their sources."""
+
 
 def pack(folder: Path) -> list[dict[str, Any]]:
     """Read a folder of results as lines.
@@ -39,7 +43,9 @@ def pack(folder: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = [{"experiment": experiment}]
     for names in comparison["signature"]["config"]["runs"].values():
         for name in names:
-            run = read_json(folder / f"{name}.json") | {TEXTS: read_texts(folder, name)}
+            run = read_json(folder / f"{name}.json")
+            if experiment["data"]["name"] not in REPEATING:
+                run[TEXTS] = read_texts(folder, name)
             if LABEL_ACCURACY in run["scores"]:
                 run[LABELS] = read_labels(folder, name)
             scores = folder / COMET / f"{name}.json"
@@ -72,7 +78,8 @@ def unpack(file: Path, folder: Path) -> None:
         write_json(temporary / EXPERIMENT, fields["experiment"])
         write_json(temporary / COMPARISON, fields["comparison"])
         for name, run in read_runs(file).items():
-            write_texts(temporary, name, run.pop(TEXTS), run.pop(LABELS, None))
+            if TEXTS in run:
+                write_texts(temporary, name, run.pop(TEXTS), run.pop(LABELS, None))
             if COMET in run:
                 (temporary / COMET).mkdir(exist_ok=True)
                 write_json(temporary / COMET / f"{name}.json", run.pop(COMET))
