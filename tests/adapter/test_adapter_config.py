@@ -102,7 +102,7 @@ def test_fitted_is_idempotent_and_makes_a_valid_adapter(rank, d, name):
 def test_adapter_config_refuses():
     with pytest.raises(ConfigError, match="rank=9 is larger than d = 8"):
         AdapterConfig(d=8, vocabulary_size=7, rank=9)
-    with pytest.raises(ConfigError, match="unknown vocabulary 'half': use full or seen"):
+    with pytest.raises(ConfigError, match="unknown vocabulary 'half': use full, seen or own"):
         AdapterConfig(d=8, vocabulary_size=7, rank=3, vocabulary="half")
     with pytest.raises(ConfigError, match=r"unknown setting 'ranks' of AdapterConfig: .*did you mean 'rank'"):
         AdapterConfig.from_dict({"d": 8, "vocabulary_size": 7, "ranks": 3})
