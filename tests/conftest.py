@@ -10,10 +10,15 @@ import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import hypothesis
 import pytest
 import torch
 
 from tiny import build_model, build_tokenizer
+
+# A busy machine is slow, not wrong.
+hypothesis.settings.register_profile("pema", deadline=None)
+hypothesis.settings.load_profile("pema")
 
 
 class Deprecations(logging.Handler):

@@ -285,16 +285,18 @@ def test_results_of_other_settings_are_refused_before_the_first_run(folder, comp
 
 def test_memories_and_representations_are_made_once_for_all_that_can_share_them(folder, compared, monkeypatch):
     """Presets, seeds and kNN-LM with the same contexts share one memory, and all methods one pass over dev."""
+    from pema.generation import rounds
     from pema.memory import build as building
 
     built = []
 
-    def build(plm, examples, task, output, **settings):
+    def build(plm, examples, *others, **settings):
         built.append(len(examples))
-        return build_memory(plm, examples, task, output, **settings)
+        return build_memory(plm, examples, *others, **settings)
 
     build_memory = building.build_memory
     monkeypatch.setattr(building, "build_memory", build)
+    monkeypatch.setattr(rounds, "build_memory", build)
     text = (folder / "tiny.toml").read_text(encoding="utf-8").partition("[[methods]]")[0]
     for label, settings in (
         ("paper", 'preset = "paper", rank = 4'),

@@ -173,8 +173,8 @@ def test_serving_reports_load_bytes_and_memory(results):
 def test_generation_reports_every_batch_size_with_and_without(results, options):
     assert [found["batch_size"] for found in results["generation"]["batches"]] == list(options.batch_sizes)
     for found in results["generation"]["batches"]:
-        assert set(found["seconds_per_step"]) == {"without", "paper", "residual"}
-        assert set(found["ratio"]) == {"paper", "residual"}
+        assert set(found["seconds_per_step"]) == {"without", "paper", "residual", "best"}
+        assert set(found["ratio"]) == {"paper", "residual", "best"}
 
 
 def test_generation_makes_exactly_as_many_tokens_as_asked_for(options):
@@ -197,6 +197,7 @@ def test_every_part_runs_alone(options, folder):
         "without, batch 2",
         "preset paper, batch 2",
         "preset residual, batch 2",
+        "preset best, batch 2",
     ]
 
 
