@@ -67,7 +67,10 @@ def origins() -> list[Origin]:
             )
             for plm, every in comparisons.by_plm().items()
         ),
-        Origin("benchmarks", DOCS / "benchmarks.md", benchmarks.command(), (benchmarks.FILE,)),
+        *(
+            Origin(name, DOCS / "benchmarks.md", command, (benchmarks.FILE,))
+            for name, command in benchmarks.commands().items()
+        ),
         *(
             Origin(f"comparison `{file.stem}`", DOCS / "results.md", comparisons.command(file.stem), (file,))
             for file in compared

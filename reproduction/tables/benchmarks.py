@@ -15,9 +15,10 @@ from reproduction.tables.markdown import head, row, signature_of, source
 FILE = RESULTS / "benchmarks.jsonl"
 
 
-def command() -> str:
-    """Return the command that produced the results of the default PLM."""
-    return _command(_runs(of_smollm2=False)[-1])
+def commands() -> dict[str, str]:
+    """Return the commands that produced the results, by what they measure."""
+    measured = {"benchmarks": _runs(of_smollm2=False), "benchmarks on SmolLM2": _runs(of_smollm2=True)}
+    return {name: _command(runs[-1]) for name, runs in measured.items() if runs}
 
 
 def benchmarks() -> str:

@@ -138,7 +138,8 @@ def test_the_command_writes_what_the_comparisons_name(given, tmp_path, monkeypat
         data = read_config(config, "compare", tmp_path).data
         if data.name in SHIPPED:
             continue
-        wanted = made[data.name]
+        # On-policy rounds were run on the data of another comparison.
+        wanted = made[data.name.replace("rounds", "2-texts")]
         whole = replace(wanted, train=tuple(one_target_each(wanted.train)))
         assert data.digest() == whole.digest(), config
         assert data.annotated.get("test") == wanted.annotated.get("test")
