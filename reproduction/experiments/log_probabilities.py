@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from pema.errors import OwnerError
 from pema.owner.contract import PLM
 from pema.owner.head import Head
+from pema.owner.llamacpp.probe import deviation_of
 from pema.owner.logprobs.api import About, TopK
 from pema.owner.logprobs.config import RecoveryConfig
 from pema.owner.logprobs.reading import Reading
@@ -56,7 +57,6 @@ class InProcess:
     most: int
     where: str = "this process"
     entry_bytes: int = 4
-    whole_sequences: bool = True
     _known: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     @property
@@ -80,7 +80,7 @@ class InProcess:
         """See `LogProbAPI.chosen`."""
 
     def along(self, tokens: Sequence[int], start: int, count: int) -> TopK:
-        """See `LogProbAPI.along`."""
+        """See `ReadsSequences.along`."""
         return self.likeliest([tokens[:end] for end in range(start, len(tokens) + 1)], count, cached=False)
 
     def _all(self, context: Sequence[int]) -> Tensor:
@@ -104,10 +104,7 @@ def recovery(api: InProcess, tokenizer: PreTrainedTokenizerBase, output: Path, q
 def deviation(api: InProcess, head: Head, texts: Sequence[Sequence[int]]) -> float:
     """Return the deviation of head(f) from the true logits of texts, with f from their likeliest tokens."""
     f = Reading(api, head, [], "the head").last(texts, False)
-    expected = torch.stack([api._all(text) for text in texts])
-    expected = expected - expected.mean(dim=1, keepdim=True)
-    logits = head(f)
-    return float((logits - logits.mean(dim=1, keepdim=True) - expected).norm() / expected.norm())
+    return deviation_of(head(f), torch.stack([api._all(text) for text in texts]))
 
 
 def main() -> None:

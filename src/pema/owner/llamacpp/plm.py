@@ -3,42 +3,39 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pema.console import note
 from pema.errors import DataError, MismatchError
 from pema.files import digest
 from pema.owner import loading
 from pema.owner.client.connection import Connection
-from pema.owner.contract import BATCH_TOKENS, ContextRepresentations, PLMDescription
+from pema.owner.contract import ContextRepresentations, PLMDescription
 from pema.owner.head import Head
 from pema.owner.llamacpp.engine import Engine, Properties, parts
 from pema.owner.llamacpp.material import material
 from pema.owner.llamacpp.probe import TOLERANCE, probe
 from pema.owner.llamacpp.process import Settings, start
-from pema.owner.llamacpp.session import LlamaCppSession
+from pema.owner.llamacpp.sequential import SequentialPLM
 from pema.owner.llamacpp.tokenisation import require_same_tokens
-from pema.owner.requests import require_prompts, require_sequences, require_session
-from pema.owner.session_model import SessionModel
 from pema.owner.sources.llamacpp import Served
 
 PATIENCE = 5.0
 """Seconds that a request to a server in a child process is repeated if it fails in transit."""
 
 
-class LlamaCppPLM:
+class LlamaCppPLM(SequentialPLM):
     """A frozen causal language model that llama.cpp's server runs.
 
     `teacher` contexts are one request a sequence, for one vector a token. `predicted` contexts are one for each token
     of the engine's greedy text, then one for the vectors of prompt and text. A decoding session recovers f from
     log-probabilities (`Recovery`), because only completions use the state that the engine keeps; a server that gives no
-    vectors, or none for so long a sequence, is asked for all contexts in this way. Requests are sent one after the
-    other, so that an answer never depends on what else is computed with it.
+    vectors, or none for so long a sequence, is asked for all contexts in this way.
 
     Attributes:
         deviation: how much head(f) differs from the engine's own log-probabilities; see `probe`.
@@ -123,57 +120,9 @@ class LlamaCppPLM:
         """The PLM's tokenizer."""
         return self._at_hand.tokenizer
 
-    @cached_property
-    def model(self) -> PreTrainedModel:
-        """Model of transformers whose `generate` decodes in a session on the engine."""
-        return SessionModel(self)
-
-    @property
-    def generator(self) -> PreTrainedModel:
-        """The same as `model`."""
-        return self.model
-
     def head(self) -> Head:
         """Return the head bundle."""
         return self._probed.head
-
-    def represent(
-        self,
-        sequences: Sequence[Sequence[int]],
-        starts: Sequence[int],
-        *,
-        batch_tokens: int = BATCH_TOKENS,
-        skip: frozenset[int] = frozenset(),
-    ) -> Iterator[ContextRepresentations]:
-        """Represent `teacher` contexts; see `contract.PLM.represent`."""
-        require_sequences(sequences, starts, self.description.max_length)
-        return (
-            ContextRepresentations(i, self._contexts(sequence[:-1], start))
-            for i, (sequence, start) in enumerate(zip(sequences, starts, strict=True))
-            if i not in skip
-        )
-
-    def predict(
-        self,
-        prompts: Sequence[Sequence[int]],
-        steps: Sequence[int],
-        *,
-        batch_tokens: int = BATCH_TOKENS,
-        skip: frozenset[int] = frozenset(),
-    ) -> Iterator[ContextRepresentations]:
-        """Represent `predicted` contexts; see `contract.PLM.predict`."""
-        require_prompts(prompts, steps, self.description.max_length)
-        return (
-            self._predicted(i, prompt, count)
-            for i, (prompt, count) in enumerate(zip(prompts, steps, strict=True))
-            if i not in skip
-        )
-
-    def open_session(self, prompts: Sequence[Sequence[int]]) -> LlamaCppSession:
-        """Open a decoding session; see `contract.PLM.open_session`."""
-        about = self.description
-        require_session(prompts, about.max_length, about.vocabulary_size)
-        return LlamaCppSession(self._last, prompts, about)
 
     def _predicted(self, index: int, prompt: Sequence[int], steps: int) -> ContextRepresentations:
         tokens: list[int] = []
@@ -185,7 +134,7 @@ class LlamaCppPLM:
         return ContextRepresentations(index, f, torch.tensor(tokens))
 
     def _contexts(self, tokens: Sequence[int], start: int) -> Tensor:
-        """Return f of the contexts with `start` tokens up to all tokens, (n, d)."""
+        """Request the vectors of all tokens at once, if the engine gives these."""
         if len(tokens) <= self._longest:
             vectors = self._engine.vectors(tokens, self._probed.head.d)
             if vectors is not None and len(vectors) == len(tokens):
@@ -195,8 +144,7 @@ class LlamaCppPLM:
                 f"{self._where} gives no vectors for {len(tokens):,} tokens at once, which --ubatch-size allows: "
                 "longer sequences are read token by token."
             )
-        ends = range(start, len(tokens) + 1)
-        return torch.cat([self._last([tokens[:end]], end > start) for end in ends])
+        return super()._contexts(tokens, start)
 
     def _last(self, contexts: Sequence[Sequence[int]], cached: bool) -> Tensor:
         """Return f of each context, (rows, d)."""

@@ -32,6 +32,13 @@ TEXTS = ("The weather in the mountains changes", "def add(a, b):\n    return", "
 ANOTHER = "the engine runs another model, or another file of it"
 
 
+def deviation_of(logits: Tensor, log_probabilities: Tensor) -> float:
+    """Return how much logits (..., k) differ from log-probabilities, both centred, as a share of the latter."""
+    expected = log_probabilities - log_probabilities.mean(-1, keepdim=True)
+    difference = logits - logits.mean(-1, keepdim=True) - expected
+    return float(difference.norm() / expected.norm())
+
+
 @dataclass(frozen=True)
 class Probed:
     """What a probe has found.
@@ -107,11 +114,10 @@ class _Measure:
 
     def __init__(self, at_hand: Material, tokens: list[int], log_probabilities: Tensor) -> None:
         self._rows, self._tokens = at_hand.rows(tokens), torch.tensor(tokens)
-        self._expected = log_probabilities - log_probabilities.mean()
+        self._given = log_probabilities
 
     def __call__(self, head: Head, f: Tensor) -> float:
-        logits = head.finish(self._rows @ f, self._tokens).double()
-        return float((logits - logits.mean() - self._expected).norm() / self._expected.norm())
+        return deviation_of(head.finish(self._rows @ f, self._tokens).double(), self._given)
 
 
 def _mean(measures: Sequence[_Measure], head: Head, vectors: Tensor) -> float:

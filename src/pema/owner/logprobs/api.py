@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -61,10 +61,6 @@ class LogProbAPI(Protocol):
     def entry_bytes(self) -> int:
         """Bytes of an answer for each of them, nearly."""
 
-    @property
-    def whole_sequences(self) -> bool:
-        """Whether one request returns those of all positions of a sequence."""
-
     def tokens(self, text: str) -> list[int] | None:
         """Return the tokens of a text as the API sees them, or None if it does not say."""
 
@@ -87,8 +83,10 @@ class LogProbAPI(Protocol):
             None if the API returns the likeliest tokens only.
         """
 
-    def along(self, tokens: Sequence[int], start: int, count: int) -> TopK:
-        """Return the likeliest next tokens after tokens[:start], tokens[:start + 1], ..., tokens; one request.
 
-        Only if `whole_sequences`.
-        """
+@runtime_checkable
+class ReadsSequences(Protocol):
+    """An API that returns log-probabilities of all positions of a sequence in one request."""
+
+    def along(self, tokens: Sequence[int], start: int, count: int) -> TopK:
+        """Return the likeliest next tokens after tokens[:start], tokens[:start + 1], ..., tokens."""

@@ -57,7 +57,6 @@ class CompletionsAPI:
     about: About
     most: int
     entry_bytes: int = 64
-    whole_sequences: bool = True
 
     @classmethod
     def of(cls, connection: Connection, model: Mapping[str, Any], begin: Sequence[int], size: int) -> CompletionsAPI:
@@ -115,7 +114,7 @@ class CompletionsAPI:
         return None
 
     def along(self, tokens: Sequence[int], start: int, count: int) -> TopK:
-        """See `api.LogProbAPI.along`: from the log-probabilities of the prompt, and of the token after it."""
+        """See `api.ReadsSequences.along`: from the log-probabilities of the prompt, and of the token after it."""
         body = {"logprobs": count, "prompt_logprobs": count}
         (choice,) = self._complete([tokens], body, count * (len(tokens) + 1))
         try:

@@ -30,7 +30,6 @@ class LlamaCppAPI:
     most: int
     drawn: int
     entry_bytes: int = 96
-    whole_sequences: bool = False
 
     @classmethod
     def of(cls, engine: Engine, model: str, tokens: int, drawn: int) -> LlamaCppAPI:
@@ -72,8 +71,3 @@ class LlamaCppAPI:
         # The contexts of a request are in the engine's memory at the same time.
         divided = parts(contexts, self.about.context or 1)
         return torch.cat([self.engine.chosen(part, tokens, cached=cached) for part in divided])
-
-    def along(self, tokens: Sequence[int], start: int, count: int) -> TopK:
-        """Request context by context, as llama.cpp returns nothing for the tokens of a prompt."""
-        rows = [self.likeliest([tokens[:end]], count, cached=end > start) for end in range(start, len(tokens) + 1)]
-        return TopK(torch.cat([row.tokens for row in rows]), torch.cat([row.values for row in rows]))

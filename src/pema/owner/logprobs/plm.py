@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pema.console import note
 from pema.errors import MismatchError, OwnerError
@@ -15,21 +15,20 @@ from pema.files import digest
 from pema.owner import loading
 from pema.owner.bundle import SETTINGS_FILE
 from pema.owner.client.connection import Connection
-from pema.owner.contract import BATCH_TOKENS, ContextRepresentations, Contexts, PLMDescription
+from pema.owner.contract import ContextRepresentations, Contexts, PLMDescription
 from pema.owner.head import Head
-from pema.owner.llamacpp.probe import LIKELIEST, TOLERANCE
+from pema.owner.llamacpp.probe import LIKELIEST, TOLERANCE, deviation_of
 from pema.owner.llamacpp.probe import TEXTS as PROBED
 from pema.owner.llamacpp.recovery import enough
-from pema.owner.llamacpp.session import LlamaCppSession
+from pema.owner.llamacpp.sequential import SequentialPLM
 from pema.owner.llamacpp.tokenisation import end_tokens, ordinary_tokens
+from pema.owner.logprobs.api import ReadsSequences
 from pema.owner.logprobs.opening import open_api, read_tokenizer
 from pema.owner.logprobs.reading import Reading
-from pema.owner.requests import require_prompts, require_sequences, require_session
-from pema.owner.session_model import SessionModel
 from pema.owner.sources.llamacpp import Served
 
 
-class LogProbPLM:
+class LogProbPLM(SequentialPLM):
     """A frozen causal language model behind an API that returns log-probabilities.
 
     Its head was recovered from them (`recover_head`) or released by its owner; f of each context is the least-squares
@@ -88,9 +87,7 @@ class LogProbPLM:
         worst = 0.0
         for cached in (False, True):
             logits = self._head(self._reading.last(prompts, cached)).double().gather(1, given.tokens)
-            expected = given.values - given.values.mean(dim=1, keepdim=True)
-            difference = logits - logits.mean(dim=1, keepdim=True) - expected
-            worst = max(worst, float(difference.norm() / expected.norm()))
+            worst = max(worst, deviation_of(logits, given.values))
         if worst > TOLERANCE:
             raise MismatchError(
                 f"{self._api.where} does not fit the LM head of {self._name}: head(f) differs from its "
@@ -128,63 +125,15 @@ class LogProbPLM:
         """The PLM's tokenizer."""
         return self._tokenizer
 
-    @cached_property
-    def model(self) -> PreTrainedModel:
-        """Model of transformers whose `generate` decodes in a session."""
-        return SessionModel(self)
-
-    @property
-    def generator(self) -> PreTrainedModel:
-        """The same as `model`."""
-        return self.model
-
     def head(self) -> Head:
         """Return the head bundle."""
         return self._head
-
-    def represent(
-        self,
-        sequences: Sequence[Sequence[int]],
-        starts: Sequence[int],
-        *,
-        batch_tokens: int = BATCH_TOKENS,
-        skip: frozenset[int] = frozenset(),
-    ) -> Iterator[ContextRepresentations]:
-        """Represent `teacher` contexts; see `contract.PLM.represent`."""
-        require_sequences(sequences, starts, self.description.max_length)
-        return (
-            ContextRepresentations(i, self._reading.along(sequence[:-1], start))
-            for i, (sequence, start) in enumerate(zip(sequences, starts, strict=True))
-            if i not in skip
-        )
-
-    def predict(
-        self,
-        prompts: Sequence[Sequence[int]],
-        steps: Sequence[int],
-        *,
-        batch_tokens: int = BATCH_TOKENS,
-        skip: frozenset[int] = frozenset(),
-    ) -> Iterator[ContextRepresentations]:
-        """Represent `predicted` contexts; see `contract.PLM.predict`. The text is that of head(f), greedily."""
-        require_prompts(prompts, steps, self.description.max_length)
-        return (
-            self._predicted(i, prompt, count)
-            for i, (prompt, count) in enumerate(zip(prompts, steps, strict=True))
-            if i not in skip
-        )
-
-    def open_session(self, prompts: Sequence[Sequence[int]]) -> LlamaCppSession:
-        """Open a decoding session; see `contract.PLM.open_session`."""
-        about = self.description
-        require_session(prompts, about.max_length, about.vocabulary_size)
-        return LlamaCppSession(self._reading.last, prompts, about)
 
     def forecast(self, contexts: Contexts, lengths: Sequence[int]) -> list[str]:
         """Say what a build takes; see `contract.Metered`."""
         each, positions = self._reading.count, sum(lengths)
         size = positions * each * self._api.entry_bytes / 1e6
-        if contexts == "teacher" and self._api.whole_sequences:
+        if contexts == "teacher" and isinstance(self._api, ReadsSequences):
             return [
                 f"{len(lengths):,} requests, one for each example, for {each:,} log-probabilities of each of "
                 f"{positions:,} tokens: {size:,.0f} MB of answers."
@@ -194,7 +143,15 @@ class LogProbPLM:
             f"({each * self._api.entry_bytes / 1e6:.1f} MB): {positions:,} tokens are the maximum, with all prompts."
         ]
 
+    def _contexts(self, tokens: Sequence[int], start: int) -> Tensor:
+        f = self._reading.along(tokens, start)
+        return super()._contexts(tokens, start) if f is None else f
+
+    def _last(self, contexts: Sequence[Sequence[int]], cached: bool) -> Tensor:
+        return self._reading.last(contexts, cached)
+
     def _predicted(self, index: int, prompt: Sequence[int], steps: int) -> ContextRepresentations:
+        """Follow the greedy text of head(f)."""
         tokens: list[int] = []
         rows: list[Tensor] = []
         while len(tokens) < steps and (not tokens or tokens[-1] not in self._ends):

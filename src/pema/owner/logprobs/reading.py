@@ -10,7 +10,7 @@ from torch import Tensor
 from pema.errors import OwnerError
 from pema.owner.head import Head
 from pema.owner.llamacpp.recovery import Recovery, enough
-from pema.owner.logprobs.api import LogProbAPI, TopK
+from pema.owner.logprobs.api import LogProbAPI, ReadsSequences, TopK
 
 
 class Reading:
@@ -47,7 +47,7 @@ class Reading:
             )
         self.count = min(self.count, api.most, head.vocabulary_size)
         self._chosen = None
-        if not api.whole_sequences:
+        if not isinstance(api, ReadsSequences):
             tokens = list(ordinary)
             self._chosen = Recovery.solving(head, tokens, head.weight[tokens].float())
 
@@ -59,12 +59,10 @@ class Reading:
                 return self._chosen(values)
         return self._solve(self._api.likeliest(contexts, self.count, cached=cached))
 
-    def along(self, tokens: Sequence[int], start: int) -> Tensor:
-        """Return f of tokens[:start], ..., tokens, (n, d) float32."""
-        if self._api.whole_sequences:
-            return self._solve(self._api.along(tokens, start, self.count))
-        ends = range(start, len(tokens) + 1)
-        return torch.cat([self.last([tokens[:end]], end > start) for end in ends])
+    def along(self, tokens: Sequence[int], start: int) -> Tensor | None:
+        """Return f of tokens[:start], ..., tokens, (n, d) float32; None if that takes a request for each."""
+        api = self._api
+        return self._solve(api.along(tokens, start, self.count)) if isinstance(api, ReadsSequences) else None
 
     def _solve(self, given: TopK) -> Tensor:
         """Solve a system for each position: least squares against the rows of W_hd of its likeliest tokens."""

@@ -25,6 +25,7 @@ from pema.files import clear, remove, seal, writing
 from pema.owner.bundle import write_bundle
 from pema.owner.client.connection import Connection
 from pema.owner.head import Head
+from pema.owner.llamacpp.probe import TOLERANCE, deviation_of
 from pema.owner.llamacpp.recovery import Recovery, enough
 from pema.owner.llamacpp.tokenisation import TEXTS, end_tokens, ordinary_tokens
 from pema.owner.loading import tokenizer_fingerprint
@@ -35,9 +36,6 @@ from pema.owner.logprobs.config import RecoveryConfig
 from pema.owner.logprobs.opening import open_api, read_tokenizer
 from pema.owner.logprobs.spectrum import Spectrum
 from pema.schema import known
-
-TOLERANCE = 0.1
-"""Largest deviation of W' z from the logits of texts that is accepted, as of llama.cpp's probe."""
 
 BEND = 0.1
 """Largest share of the remainder that may be a curve of the logits; see `spectrum.bend`."""
@@ -275,9 +273,8 @@ class _Task:
             )
         expected = answers.columns(range(len(self._test)), 0, self._V)
         logits = (recovery(expected[:, tokens]) @ head.weight.T).double()
-        difference = logits - logits.mean(dim=1, keepdim=True) - expected
         largest = (logits.log_softmax(dim=1) - expected.log_softmax(dim=1)).abs().max()
-        return float(difference.norm() / expected.norm()), float(largest)
+        return deviation_of(logits, expected), float(largest)
 
     def _write(self, head: Head, result: Recovered) -> None:
         with writing(self._output) as new:
