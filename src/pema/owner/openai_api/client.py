@@ -80,7 +80,7 @@ class Client:
         key = digest({"base_url": self.config.base_url, "endpoint": self.config.endpoint, "request": request})
         body = self._ledger.answer(key)
         if body is None:
-            body = self._send(request, key, count, prompt_tokens)
+            return self._send(request, key, count, prompt_tokens)
         return parse(body, self.config.top_logprobs, self.where)
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ class Client:
         messages.append({"role": "assistant", "content": written})
         return common | {"messages": messages, "extra_body": dict(config.continuing)}
 
-    def _send(self, request: dict[str, Any], key: str, count: int, prompt_tokens: int) -> Any:  # noqa: ANN401
+    def _send(self, request: dict[str, Any], key: str, count: int, prompt_tokens: int) -> Answer:
         import openai
 
         config = self.config
@@ -127,12 +127,12 @@ class Client:
         most = (prompt_tokens, count)
         taken, made = (n if isinstance(n, int) and n >= 0 else m for n, m in zip(given, most, strict=True))
         try:
-            parse(body, config.top_logprobs, self.where)
+            answer = parse(body, config.top_logprobs, self.where)
         except OwnerError:  # it is counted, and not kept
             self._ledger.end(number, taken, made, None, None)
             raise
         self._ledger.end(number, taken, made, key, body)
-        return body
+        return answer
 
     def _refused(self, error: Exception) -> OwnerError:
         status = getattr(error, "status_code", None)

@@ -10,6 +10,7 @@ from pema.errors import MismatchError, OwnerError
 from pema.files import digest
 from pema.owner.contract import PLM
 from pema.owner.head import Head
+from pema.owner.openai_api.answers import INCOMPLETE
 from pema.owner.openai_api.vocabulary import Vocabulary
 from pema.owner.sources.cache import cache_folder
 from pema.tasks.encoding import Encoding
@@ -52,7 +53,7 @@ def _made(vocabulary: Vocabulary, proxy: PLM) -> Head:
     pieces: list[tuple[int, ...]] = []
     for start in range(0, len(vocabulary.contents), AT_ONCE):
         texts = [each.decode("utf-8", "replace") for each in vocabulary.contents[start : start + AT_ONCE]]
-        pieces += [() if "\ufffd" in text else ids for text, ids in zip(texts, encoding.encode(texts), strict=True)]
+        pieces += [() if INCOMPLETE in text else ids for text, ids in zip(texts, encoding.encode(texts), strict=True)]
     for end in vocabulary.ends:
         pieces[end] = proxy.description.eos_token_ids[-1:]
     weight = mean.to(head.weight.dtype).repeat(len(pieces), 1)

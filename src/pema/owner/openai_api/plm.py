@@ -106,7 +106,7 @@ class ProxyPLM:
         Raises:
             OwnerError: always.
         """
-        self._refuse("has no model for the `generate` of transformers")
+        return self.model
 
     @property
     def proposer(self) -> ProxyPLM:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from pema.errors import DataError, OwnerError
 from pema.extras import require_library
@@ -225,7 +226,7 @@ def _contents(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
             f"the tokenizer {type(tokenizer).__name__} is neither of byte-level BPE nor of SentencePiece's kind, so "
             "the bytes of its tokens are unknown."
         )
-    alphabet = {char: byte for byte, char in _byte_characters().items()}
+    alphabet = {char: byte for byte, char in bytes_to_unicode().items()}
     added = {int(i): token for i, token in tokenizer.added_tokens_decoder.items()}
     special = set(tokenizer.all_special_ids)
     contents = []
@@ -246,10 +247,3 @@ def _contents(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
 def _is_byte(name: str) -> bool:
     """Return whether a token is the fallback for a byte, `<0x41>`."""
     return len(name) == 6 and name.startswith("<0x") and name.endswith(">")
-
-
-def _byte_characters() -> dict[int, str]:
-    """Return the character of each byte in byte-level BPE: itself if it is printable, else one after U+0100."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
