@@ -129,3 +129,18 @@ def test_what_it_is(tiny_plm):
         next(policy.predict(PROMPTS, [0] * 4))
     with pytest.raises(MismatchError, match=r"\(d, V\)"):
         OnPolicy(tiny_plm("opt-projected"), adapter)
+
+
+@pytest.mark.parametrize("vocabulary", ["seen", "own"])
+def test_the_tokens_are_the_likeliest_of_the_adapters_vocabulary(tiny_plm, vocabulary):
+    plm = tiny_plm("llama")
+    head, tokens = plm.head(), torch.arange(5, 200, 3)
+    config = AdapterConfig(d=head.d, vocabulary_size=head.vocabulary_size, rank=8, vocabulary=vocabulary)
+    adapter, random = Adapter(config, tokens, seed=1).eval(), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=random))
+    (answer,) = OnPolicy(plm, adapter).predict(PROMPTS[:1], [6])
+    likeliest = adapter.log_probs(head.normalise(answer.representations.float()), head).argmax(-1)
+    assert answer.generated.tolist() == likeliest.tolist()
+    assert set(likeliest.tolist()) <= set(tokens.tolist())

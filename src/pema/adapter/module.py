@@ -153,12 +153,15 @@ class Adapter(nn.Module):
             head: the head bundle.
             context: the tokens of the contexts, for an adapter that copies.
         """
+        return self.log_probs_with(f, head, self.copy(f, context, head.weight))
+
+    def log_probs_with(self, f: Tensor, head: Head, copied: Copied | None) -> Tensor:
+        """Return the same as `log_probs`, given the copying part."""
         log_p = torch.log_softmax(self.logits(self(f), head).float(), dim=-1)
         if self.tokens is not None:
             whole = log_p.new_full((*log_p.shape[:-1], self.config.vocabulary_size), -torch.inf)
             whole[..., self.tokens] = log_p
             log_p = whole
-        copied = self.copy(f, context, head.weight)
         return log_p if copied is None else copied.over(log_p)
 
     def require(self, description: PLMDescription) -> None:

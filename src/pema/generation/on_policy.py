@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 from torch import Tensor
 
-from pema.adapter.copying import Keys, context_tokens
+from pema.adapter.copying import Keys
 from pema.errors import ConfigError
+from pema.generation.reading import Reader
 from pema.owner.batching import length_batches
 from pema.owner.bundle import digest_tensors
 from pema.owner.contract import BATCH_TOKENS, ContextRepresentations
@@ -126,7 +127,10 @@ class OnPolicy:
     def _decode(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         """Return (n, d_tap) representations and the (n,) tokens that the adapter chooses after each, per prompt."""
         ends = self.description.eos_token_ids
-        keys = self._keys(prompts)
+        W_hd = self.head().weight
+        adapter, keys = self._adapter.to(W_hd.device), None
+        if adapter.copying is not None:
+            keys = Reader(adapter, speller_of(self.tokenizer), W_hd).keys_of(prompts)
         active, written = list(range(len(prompts))), torch.empty(len(prompts), 0, dtype=torch.int64)
         f: list[list[Tensor]] = [[] for _ in prompts]
         texts: list[list[int]] = [[] for _ in prompts]
@@ -146,21 +150,10 @@ class OnPolicy:
             session.close()
         return [(torch.stack(rows), torch.tensor(text)) for rows, text in zip(f, texts, strict=True)]
 
-    def _keys(self, prompts: Sequence[Sequence[int]]) -> Keys | None:
-        """Return what an adapter that copies reads of the prompts."""
-        copying, W_hd = self._adapter.copying, self.head().weight
-        if copying is None:
-            return None
-        speller, frame = speller_of(self.tokenizer), self._adapter.config.frame
-        return copying.keys(context_tokens(speller, prompts, [[] for _ in prompts], frame).to(W_hd.device), W_hd)
-
     def _choose(self, f: Tensor, keys: Keys | None, written: Tensor) -> Tensor:
         """Return the most probable token of P_PEMA at contexts: f (rows, d_tap), written (rows, W) -> (rows,)."""
-        head = self.head()
+        head, adapter, copied = self.head(), self._adapter, None
         h = head.normalise(f.to(head.weight.device)).float()
-        adapter = self._adapter.to(h.device)
-        log_p = head.logits(adapter(h), adapter.tokens).log_softmax(-1)
         if adapter.copying is not None and keys is not None:
-            log_p = adapter.copying(h, keys, written.to(h.device), head.weight).over(log_p)
-        chosen = log_p.argmax(-1)
-        return (chosen if adapter.tokens is None else adapter.tokens[chosen]).cpu()
+            copied = adapter.copying(h, keys, written.to(h.device), head.weight)
+        return adapter.log_probs_with(h, head, copied).argmax(-1).cpu()

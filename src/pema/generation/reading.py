@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,6 @@ class Reader:
     speller: Speller
     W_hd: Tensor
 
-    @torch.no_grad()
     def keys(self, ids: Tensor, columns: int, lengths: Tensor) -> Keys:
         """Return the keys of the prompts of a batch.
 
@@ -35,9 +35,13 @@ class Reader:
             columns: columns of the prompts, padding on the left included.
             lengths: (items,), the number of tokens of each prompt.
         """
-        assert self.adapter.copying is not None
         firsts = ids[:: len(ids) // len(lengths), :columns].tolist()
-        prompts = [row[columns - length :] for row, length in zip(firsts, lengths.tolist(), strict=True)]
+        return self.keys_of([row[columns - length :] for row, length in zip(firsts, lengths.tolist(), strict=True)])
+
+    @torch.no_grad()
+    def keys_of(self, prompts: Sequence[Sequence[int]]) -> Keys:
+        """Return the keys of prompts."""
+        assert self.adapter.copying is not None
         context = context_tokens(self.speller, prompts, [[] for _ in prompts], self.adapter.config.frame)
         return self.adapter.copying.keys(context.to(self.W_hd.device), self.W_hd)
 
