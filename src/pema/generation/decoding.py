@@ -20,7 +20,7 @@ from pema.generation.config import GenerateConfig, with_own_ending
 from pema.generation.plugin import attach_to
 from pema.generation.proposed import write_proposed
 from pema.generation.settings import ARGUMENTS, OF_THE_HISTORY, check, without_own_settings
-from pema.generation.texts import FinishReason, StopStrings, TokenLimits, stopped, text_of
+from pema.generation.texts import FinishReason, StopStrings, TokenLimits, finished
 from pema.owner.causal_lm import state_argument
 from pema.owner.contract import GivesProposals, SharesPrefix
 from pema.owner.positions import PositionEncoding
@@ -194,9 +194,7 @@ def decode(
     if config.do_sample:
         # transformers would keep the 50 most probable tokens only.
         settings = {"top_k": 0} | settings
-    prompts = task.template.encode_prompts(plm.tokenizer, list(sources))
-    window = min(plm.description.max_length, max_length or plm.description.max_length)
-    limits = [token_limit(n, prompt, window, config.max_new_tokens) for n, prompt in enumerate(prompts, 1)]
+    prompts, limits = _prompts(plm, sources, task, config, max_length)
     texts, reasons, tokens = [""] * len(prompts), cast("list[FinishReason]", ["length"] * len(prompts)), 0
     stop = config.stop or ()
     # A model whose position encoding depends on the longest row of a batch gets rows of equal length only.
@@ -212,21 +210,20 @@ def decode(
             with inputs([prompt.source_length for prompt in batch]):
                 rows = _generate_batch(plm, model, batch, most, stop, settings, prefix)
             for i, row in zip(chosen, rows, strict=True):
-                before = stopped(plm.tokenizer, row, stop) if stop else None
-                if before is not None:
-                    count, texts[i] = before
-                    tokens, reasons[i] = tokens + count, "stop_string"
-                    continue
-                if row and row[-1] in ends:
-                    reasons[i] = "eos_token"
-                elif len(row) < limits[i] and settings.get("stopping_criteria"):
-                    reasons[i] = "stopping_criteria"
-                # Not every tokenizer counts the token that ends a turn among its special tokens.
-                content = row[:-1] if reasons[i] == "eos_token" else row
-                texts[i] = text_of(plm.tokenizer, content, reasons[i] == "length")
-                tokens += len(row)
+                early = len(row) < limits[i] and bool(settings.get("stopping_criteria"))
+                texts[i], count, reasons[i] = finished(plm.tokenizer, row, ends, stop, by_criterion=early)
+                tokens += count
             advance(len(chosen))
     return _noted(GeneratedTexts(texts, tokens, reasons), config)
+
+
+def _prompts(
+    plm: PLM, sources: Sequence[str | Example], task: Task, config: GenerateConfig, max_length: int | None
+) -> tuple[list[EncodedExample], list[int]]:
+    """Return the prompts, and the maximum number of new tokens of each."""
+    prompts = task.template.encode_prompts(plm.tokenizer, list(sources))
+    window = min(plm.description.max_length, max_length or plm.description.max_length)
+    return prompts, [token_limit(n, prompt, window, config.max_new_tokens) for n, prompt in enumerate(prompts, 1)]
 
 
 def _noted(result: GeneratedTexts, config: GenerateConfig) -> GeneratedTexts:
@@ -258,9 +255,7 @@ def _decode_proposals(
         adapter.require(plm.description)
     ends = ends_of(plm, task)
     check({"num_beams": config.num_beams, "do_sample": config.do_sample} | further, ends)
-    prompts = task.template.encode_prompts(plm.tokenizer, list(sources))
-    window = min(plm.description.max_length, max_length or plm.description.max_length)
-    limits = [token_limit(n, prompt, window, config.max_new_tokens) for n, prompt in enumerate(prompts, 1)]
+    prompts, limits = _prompts(plm, sources, task, config, max_length)
     texts = write_proposed(plm, proposer, adapter, schedule, prompts, limits, ends, config, further)
     return _noted(GeneratedTexts(*texts), config)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from pema.adapter.schedule import Schedule
 from pema.console import note, progress
 from pema.errors import ConfigError
 from pema.generation.config import GenerateConfig
-from pema.generation.texts import FinishReason, stopped, text_of
+from pema.generation.texts import FinishReason, finished, stopped
 from pema.owner.contract import PLM, Proposal, Proposer
 from pema.tasks.spelling import speller_of
 
@@ -219,23 +219,12 @@ def write_proposed(
     rows = [Row(prompt, limit) for prompt, limit in zip(prompts, limits, strict=True)]
     stop = config.stop or ()
     account = proposer.account()
-    texts, reasons, tokens = [], [], 0
     try:
         ProposedTexts(plm, proposer, adapter, schedule, ends).write(rows, stop)
     finally:
         note(account(sum(len(row.tokens) for row in rows)))
-    for row in rows:
-        before = stopped(plm.tokenizer, row.tokens, stop) if stop else None
-        if before is not None:
-            tokens += before[0]
-            texts.append(before[1])
-            reasons.append("stop_string")
-            continue
-        ended = bool(row.tokens) and row.tokens[-1] in ends
-        reasons.append("eos_token" if ended else "length")
-        texts.append(text_of(plm.tokenizer, row.tokens[:-1] if ended else row.tokens, not ended))
-        tokens += len(row.tokens)
-    return texts, tokens, cast("list[FinishReason]", reasons)
+    written = [finished(plm.tokenizer, row.tokens, ends, stop) for row in rows]
+    return [text for text, _, _ in written], sum(n for _, n, _ in written), [reason for _, _, reason in written]
 
 
 def _require_greedy(config: GenerateConfig, further: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -86,6 +86,33 @@ def stopped(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], stop: Seq
     whole = next(n for n in range(count, -1, -1) if before.startswith(_raw(tokenizer, tokens[:n])))
     rest = before[len(_raw(tokenizer, tokens[:whole])) :]
     return count, (tokenizer.decode(tokens[:whole], skip_special_tokens=True, **_PLAIN) + rest).strip()
+
+
+def finished(
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Sequence[int],
+    ends: Collection[int],
+    stop: Sequence[str],
+    *,
+    by_criterion: bool = False,
+) -> tuple[str, int, FinishReason]:
+    """Return the text of a row that has ended, the number of its tokens, and why it ended.
+
+    Args:
+        tokenizer: the PLM's tokenizer.
+        tokens: the generated tokens, with the one that ends the text if there is one.
+        ends: the tokens that end a text.
+        stop: the stop strings.
+        by_criterion: whether a criterion of the user's own ended it, unless it ended by itself.
+    """
+    before = stopped(tokenizer, tokens, stop) if stop else None
+    if before is not None:
+        return before[1], before[0], "stop_string"
+    if tokens and tokens[-1] in ends:
+        # Not every tokenizer counts the token that ends a turn among its special tokens.
+        return text_of(tokenizer, tokens[:-1], False), len(tokens), "eos_token"
+    reason: FinishReason = "stopping_criteria" if by_criterion else "length"
+    return text_of(tokenizer, tokens, not by_criterion), len(tokens), reason
 
 
 def _first(text: str, stop: Sequence[str]) -> int | None:

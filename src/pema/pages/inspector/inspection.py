@@ -17,7 +17,7 @@ from pema.errors import ConfigError
 from pema.generation.decoding import ends_of, token_limit
 from pema.generation.mixture import mix
 from pema.generation.steps import Weights
-from pema.generation.texts import stopped, text_of
+from pema.generation.texts import finished, stopped
 from pema.pages.inspector.surface import Surface, surfaces
 from pema.tasks.spelling import speller_of
 
@@ -193,15 +193,14 @@ def inspect_generation(
             session.advance(generated[-1:])
     finally:
         session.close()
-    ended = before_stop is not None or generated[-1] in ends
-    text = generated[:-1] if generated[-1] in ends else generated
+    output, _, reason = finished(tokenizer, generated, ends, stop or ())
     return Inspection(
         plm=plm.description.name,
         source=source,
         prompt=tokenizer.decode(prompt.prompt, skip_special_tokens=False),
-        output=text_of(tokenizer, text, cut=not ended) if before_stop is None else before_stop[1],
+        output=output,
         source_length=prompt.source_length,
-        ended=ended,
+        ended=reason != "length",
         steps=tuple(steps),
     )
 
