@@ -44,6 +44,8 @@ STUDIES = {
     "rank": Study(
         "Is quality flat in the rank r, as LoRA's paper finds for itself, or does the last layer need more?", "rank"
     ),
+    "memory-size": Study("How many examples does an adapter need, and what does it do with few?", "examples"),
+    "contexts": Study("What is lost if the PLM sees no target, and does the alignment of targets help?"),
     "ablations": Study("What is the effect of each part of preset `best`, and what is left when they are taken away?"),
     "kappa": Study("How much weight should reconstruction have in the joint loss?", "kappa"),
 }
