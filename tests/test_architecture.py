@@ -21,6 +21,7 @@ ROOMS = {
     "owner.client": {"owner", "owner.models"},
     "owner.llamacpp": {"owner", "owner.client", "owner.models", "owner.sources", "tasks"},
     "owner.logprobs": {"owner", "owner.client", "owner.llamacpp", "owner.models", "owner.sources"},
+    "owner.engines": {"owner", "owner.client", "owner.llamacpp", "owner.logprobs", "owner.models", "owner.sources"},
     "owner.openai_api": {"owner", "owner.client", "owner.models", "owner.sources", "tasks"},
     "owner.mask": {"owner"},
     "serving": {"owner", "owner.local", "owner.client", "owner.mask"},
@@ -62,6 +63,7 @@ EDGES = {
     "owner.loading": {"tasks"},  # the token that ends a turn in a chat template
     "owner.opening": {
         "owner.client",
+        "owner.engines",
         "owner.llamacpp",
         "owner.local",
         "owner.logprobs",

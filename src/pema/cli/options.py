@@ -14,7 +14,7 @@ from pema.cli.settings import Options, with_line_breaks
 from pema.console import printable, stdout
 from pema.owner.config import LoadConfig
 from pema.owner.openai_api.config import APIConfig, is_described
-from pema.owner.sources.llamacpp import behind_api, is_api, is_served, served
+from pema.owner.sources.llamacpp import behind_api, behind_engine, is_api, is_engine, is_served, served
 from pema.owner.sources.names import CAUSAL, require_model
 from pema.schema import SEED, Field, require
 
@@ -24,8 +24,8 @@ PLMName = Annotated[
     typer.Option(
         "--plm",
         help=f"{PLM}, or llamacpp:FILE, which llama.cpp runs; or the address of its owner's server (https://..., "
-        "llamacpp+http://host:port#FILE, or logprobs+http://host:port#FOLDER; with the API key in PEMA_API_KEY); or a "
-        ".toml file that describes an API.",
+        "llamacpp+http://host:port#FILE, vllm+..., sglang+... or logprobs+http://host:port#FOLDER; with the API key in "
+        "PEMA_API_KEY); or a .toml file that describes an API.",
     ),
 ]
 LocalPLMName = Annotated[str, typer.Argument(help=f"{PLM}.", metavar="PLM")]
@@ -140,6 +140,9 @@ def require_plm(name: str, revision: str | None = None) -> None:
         return
     if is_api(name):
         behind_api(name)
+        return
+    if is_engine(name):
+        behind_engine(name)
         return
     is_gguf = Path(name).suffix.lower() == ".gguf" and Path(name).is_file()  # is converted when it is opened
     if not is_gguf and not name.startswith(("http://", "https://")):

@@ -9,13 +9,14 @@ from pema.errors import ConfigError
 from pema.owner.client.remote import RemotePLM
 from pema.owner.config import LoadConfig
 from pema.owner.contract import PLM
+from pema.owner.engines.opening import open_engine
 from pema.owner.llamacpp.plm import LlamaCppPLM
 from pema.owner.local import LocalPLM
 from pema.owner.logprobs.plm import LogProbPLM
 from pema.owner.mask import Mask, MaskedPLM
 from pema.owner.openai_api.config import APIConfig, is_described
 from pema.owner.openai_api.plm import ProxyPLM
-from pema.owner.sources.llamacpp import behind_api, is_api, is_served, served
+from pema.owner.sources.llamacpp import behind_api, is_api, is_engine, is_served, served
 from pema.schema import known
 
 if TYPE_CHECKING:
@@ -27,10 +28,12 @@ def open_plm(name: str | Path, **settings: Any) -> PLM:  # noqa: ANN401
 
     Args:
         name: name of the PLM, `llamacpp:FILE` for one that llama.cpp runs, or the address of a server: of `pema serve`,
-            of llama.cpp (`llamacpp+http://host:port#FILE`), or of an API that returns log-probabilities
-            (`logprobs+http://host:port#FOLDER`), or a TOML file that describes an API (`APIConfig`).
+            of llama.cpp (`llamacpp+http://host:port#FILE`), of vLLM or SGLang with vectors
+            (`vllm+http://host:port?completions=http://host:port#FOLDER`, `sglang+http://host:port#FOLDER`), or of an
+            API that returns log-probabilities (`logprobs+http://host:port#FOLDER`), or a TOML file that describes an
+            API (`APIConfig`).
         settings: fields of `LoadConfig`; for a `pema serve` only `tap` and `dtype`, the precision on the network
-            (default float16); for llama.cpp and for log-probabilities only `mask_secret`; for an API those of its
+            (default float16); for engines and for log-probabilities only `mask_secret`; for an API those of its
             proxy.
 
     Raises:
@@ -56,6 +59,9 @@ def open_plm(name: str | Path, **settings: Any) -> PLM:  # noqa: ANN401
     elif is_api(str(name)):
         _require_own_settings(config, "the API")
         plm = LogProbPLM(behind_api(str(name)))
+    elif is_engine(str(name)):
+        _require_own_settings(config, "the engine")
+        plm = open_engine(str(name))
     else:
         plm = LocalPLM.load(
             name, tap=config.tap, dtype=config.dtype, device_map=config.device_map, revision=config.revision

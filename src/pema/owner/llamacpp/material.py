@@ -65,13 +65,17 @@ class Material:
         return ordinary_tokens(self.tokenizer, self.ends, self.heads[0].vocabulary_size, count)
 
 
-def material(served: Served) -> Material:
+def material(served: Served, engine: str = "llama.cpp") -> Material:
     """Read what is at hand of a model.
+
+    Args:
+        served: the model.
+        engine: what runs it, for the messages.
 
     Raises:
         OwnerError: the file or folder cannot be read or lacks something.
     """
-    return _of_bundle(served) if served.model.is_dir() else _of_gguf(served)
+    return _of_bundle(served, engine) if served.model.is_dir() else _of_gguf(served)
 
 
 def _of_gguf(served: Served) -> Material:
@@ -104,17 +108,16 @@ def _of_gguf(served: Served) -> Material:
     )
 
 
-def _of_bundle(served: Served) -> Material:
+def _of_bundle(served: Served, engine: str) -> Material:
     folder = served.model
     head = Head.load(folder)
     if head.fingerprint.startswith(MASKED):
         raise OwnerError(
-            f"the head bundle {folder} is masked, and llama.cpp returns representations as they are: give the plain "
-            "one."
+            f"the head bundle {folder} is masked, and {engine} returns representations as they are: give the plain one."
         )
     if head.norm is not None:
         raise OwnerError(
-            f"the head bundle {folder} begins before the final norm, and llama.cpp returns what comes after it: "
+            f"the head bundle {folder} begins before the final norm, and {engine} returns what comes after it: "
             "release it with tap 'head_input'."
         )
     try:

@@ -69,7 +69,7 @@ def probe(engine: Engine, at_hand: Material, where: str) -> Probed:
     given = [answer for answer in answers if answer is not None]
     vectors = torch.stack(given) if len(given) == len(prompts) else None
     (drawn,) = at_hand.ordinary_tokens(1)
-    measures = [_Measure(at_hand, *engine.likeliest(prompt, min(size, LIKELIEST), drawn)) for prompt in prompts]
+    measures = [Measure(at_hand, *engine.likeliest(prompt, min(size, LIKELIEST), drawn)) for prompt in prompts]
     if vectors is None:
         # From log-probabilities f is known up to a scale only.
         head = at_hand.heads[0]
@@ -80,16 +80,12 @@ def probe(engine: Engine, at_hand: Material, where: str) -> Probed:
             )
         recover = Recovery.of(head, at_hand)
         vectors = recover(engine.chosen(prompts, recover.tokens, cached=False))
-        deviation = _mean(measures, head, vectors)
+        deviation = deviation_from(measures, head, vectors)
         if deviation > TOLERANCE:
             raise MismatchError(_refusal(where, at_hand, deviation, ANOTHER))
         _require_steps(engine, recover, head, prompts, measures, where)
         return Probed(head, False, recover, deviation)
-    deviations = [_mean(measures, head, vectors) for head in at_hand.heads]
-    deviation = min(deviations)
-    head = at_hand.heads[deviations.index(deviation)]
-    if deviation > TOLERANCE:
-        raise MismatchError(_refusal(where, at_hand, deviation, _cause(at_hand, measures, vectors)))
+    head, deviation = fitting(at_hand, measures, vectors, where)
     recovery = None if head.soft_cap is not None else Recovery.of(head, at_hand)
     if recovery is not None:
         _require_steps(engine, recovery, head, prompts, measures, where)
@@ -109,7 +105,7 @@ def _vector(engine: Engine, prompt: Sequence[int], d: int, where: str) -> Tensor
     return vectors[-1]
 
 
-class _Measure:
+class Measure:
     """The engine's likeliest next tokens after a prompt, to measure head(f) against."""
 
     def __init__(self, at_hand: Material, tokens: list[int], log_probabilities: Tensor) -> None:
@@ -117,10 +113,25 @@ class _Measure:
         self._given = log_probabilities
 
     def __call__(self, head: Head, f: Tensor) -> float:
+        """Return the deviation of head(f)."""
         return deviation_of(head.finish(self._rows @ f, self._tokens).double(), self._given)
 
 
-def _mean(measures: Sequence[_Measure], head: Head, vectors: Tensor) -> float:
+def fitting(at_hand: Material, measures: Sequence[Measure], vectors: Tensor, where: str) -> tuple[Head, float]:
+    """Return the form of the head that agrees with an engine's vectors, one for each measure, and its deviation.
+
+    Raises:
+        MismatchError: none does; the message names the probable cause.
+    """
+    deviations = [deviation_from(measures, head, vectors) for head in at_hand.heads]
+    deviation = min(deviations)
+    if deviation > TOLERANCE:
+        raise MismatchError(_refusal(where, at_hand, deviation, _cause(at_hand, measures, vectors)))
+    return at_hand.heads[deviations.index(deviation)], deviation
+
+
+def deviation_from(measures: Sequence[Measure], head: Head, vectors: Tensor) -> float:
+    """Return the root mean square of the deviations of head(f)."""
     squares = [measure(head, f) ** 2 for measure, f in zip(measures, vectors, strict=True)]
     return math.sqrt(sum(squares) / len(squares))
 
@@ -130,13 +141,13 @@ def _require_steps(
     recovery: Recovery,
     head: Head,
     prompts: Sequence[Sequence[int]],
-    measures: Sequence[_Measure],
+    measures: Sequence[Measure],
     where: str,
 ) -> None:
     """Refuse an engine whose cached state gives other log-probabilities than a prompt that is read anew."""
     engine.chosen([prompt[:-1] for prompt in prompts], recovery.tokens, cached=False)
     stepped = recovery(engine.chosen(prompts, recovery.tokens, cached=True))
-    deviation = _mean(measures, head, stepped)
+    deviation = deviation_from(measures, head, stepped)
     if deviation > TOLERANCE:
         raise MismatchError(
             f"{where} answers differently from its cache: the deviation is {deviation:.0%}, at most {TOLERANCE:.0%} is "
@@ -144,11 +155,11 @@ def _require_steps(
         )
 
 
-def _cause(at_hand: Material, measures: Sequence[_Measure], vectors: Tensor) -> str:
+def _cause(at_hand: Material, measures: Sequence[Measure], vectors: Tensor) -> str:
     """Return why vectors do not fit the head, by trying what would make them fit."""
 
     def fits(change: Callable[[Tensor], Tensor]) -> bool:
-        return any(_mean(measures, head, change(vectors)) <= TOLERANCE for head in at_hand.heads)
+        return any(deviation_from(measures, head, change(vectors)) <= TOLERANCE for head in at_hand.heads)
 
     if at_hand.norm is not None and fits(at_hand.norm):
         return "these are vectors before the final norm"

@@ -94,12 +94,7 @@ class CompletionsAPI:
 
     def tokens(self, text: str) -> list[int] | None:
         """See `api.LogProbAPI.tokens`; vLLM says, others need not."""
-        body = {"model": self.about.model, "prompt": text, "add_special_tokens": True}
-        with contextlib.suppress(OwnerError, DataError, KeyError, TypeError, ValueError):
-            tokens = json.loads(self.connection.request("POST", "/tokenize", body))["tokens"]
-            if isinstance(tokens, list) and all(type(token) is int for token in tokens):
-                return tokens
-        return None
+        return tokens_of(self.connection, self.about.model, text)
 
     def chat(self, messages: Sequence[dict[str, str]]) -> None:
         """See `api.LogProbAPI.chat`; it does not say."""
@@ -110,7 +105,7 @@ class CompletionsAPI:
         return self._top([self._entries(choice) for choice in choices], count)
 
     def chosen(self, contexts: Sequence[Sequence[int]], tokens: Sequence[int], *, cached: bool) -> Tensor | None:
-        """See `api.LogProbAPI.chosen`: only the newest versions of vLLM could, so the likeliest are used."""
+        """See `api.LogProbAPI.chosen`: vLLM's `logprob_token_ids` are 128 at most, so the likeliest are used."""
         return None
 
     def along(self, tokens: Sequence[int], start: int, count: int) -> TopK:
@@ -125,6 +120,18 @@ class CompletionsAPI:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise self._strange("answered without the log-probabilities of the prompt") from error
         return self._top([*rows, self._entries(choice)], count)
+
+    def greedy(self, prompt: Sequence[int], steps: int) -> list[int]:
+        """Return the likeliest tokens after a prompt one after the other, also after one that ends a text."""
+        body = {"logprobs": 0, "temperature": 0.0, "max_tokens": steps, "ignore_eos": True}
+        (choice,) = self._complete([prompt], body, steps)
+        try:
+            tokens = [int(name.removeprefix("token_id:")) for name in choice["logprobs"]["tokens"]]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._strange("answered without the tokens of a text, or with tokens that are not numbers") from error
+        if len(tokens) != steps:
+            raise self._strange(f"answered with {len(tokens):,} tokens, {steps:,} were requested")
+        return tokens
 
     def _complete(self, contexts: Sequence[Sequence[int]], body: dict[str, Any], entries: int) -> list[dict[str, Any]]:
         content = _PLAIN | {"model": self.about.model, "prompt": [list(context) for context in contexts]} | body
@@ -167,3 +174,13 @@ class CompletionsAPI:
 
     def _strange(self, what: str) -> OwnerError:
         return OwnerError(f"{self.where} {what}: check that vLLM's server, or one like it, runs there.")
+
+
+def tokens_of(connection: Connection, model: str, text: str) -> list[int] | None:
+    """Return the tokens of a text, with those that begin every text; None if the server does not say."""
+    body = {"model": model, "prompt": text, "add_special_tokens": True}
+    with contextlib.suppress(OwnerError, DataError, KeyError, TypeError, ValueError):
+        tokens = json.loads(connection.request("POST", "/tokenize", body))["tokens"]
+        if isinstance(tokens, list) and all(type(token) is int for token in tokens):
+            return tokens
+    return None

@@ -36,7 +36,7 @@ def open_api(url: str, tokenizer: PreTrainedTokenizerBase, connection: Connectio
     """
     address, _, query = url.partition("?")
     connection = connection or Connection(address)
-    model = _model(connection, parse_qs(query).get("model", [""])[0])
+    model = model_entry(connection, parse_qs(query).get("model", [""])[0])
     ends = end_tokens(tokenizer, [])
     (drawn,) = ordinary_tokens(tokenizer, ends, len(tokenizer), 1)
     api: LogProbAPI
@@ -64,7 +64,7 @@ def read_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def _model(connection: Connection, name: str) -> dict[str, Any]:
+def model_entry(connection: Connection, name: str) -> dict[str, Any]:
     """Return the entry of a model, or of the only one, in the server's list."""
     try:
         entries = json.loads(connection.request("GET", "/v1/models"))["data"]

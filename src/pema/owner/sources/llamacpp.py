@@ -1,6 +1,7 @@
 """Names of PLMs that another engine runs.
 
-`llamacpp:MODEL` and `llamacpp+http://host:port#HEAD` are llama.cpp's, `logprobs+http://host:port#HEAD` is an API that
+`llamacpp:MODEL` and `llamacpp+http://host:port#HEAD` are llama.cpp's, `vllm+http://host:port#HEAD` and
+`sglang+http://host:port#HEAD` those of the engines with these names, `logprobs+http://host:port#HEAD` is an API that
 returns log-probabilities.
 """
 
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pema.errors import ConfigError, OwnerError
-from pema.owner.sources.names import LOGPROBS, RUNNING, STARTED, gguf_file
+from pema.owner.sources.names import LOGPROBS, RUNNING, SGLANG, STARTED, VLLM, gguf_file
 from pema.owner.sources.packaged import PACKAGED
 
 SCHEMES = ("http://", "https://")
@@ -61,6 +62,39 @@ def behind_api(name: str) -> Served:
             "head bundle and the tokenizer's files."
         )
     return Served(folder.resolve().name, folder, url)
+
+
+def is_engine(name: str) -> bool:
+    """Return whether a name is that of a PLM on a server of vLLM or SGLang."""
+    return name.startswith((VLLM, SGLANG))
+
+
+def behind_engine(name: str) -> Served:
+    """Parse the name of a PLM on a server of vLLM or SGLang, and find what its LM head is read from.
+
+    Raises:
+        ConfigError: the name has another form.
+        OwnerError: the file or folder does not exist, or contains no model.
+    """
+    begin = VLLM if name.startswith(VLLM) else SGLANG
+    url, _, given = name.removeprefix(begin).partition("#")
+    if not url.startswith(SCHEMES):
+        raise ConfigError(f"{name} is not the address of a server: give {begin}http://host:port#FOLDER.")
+    if not given:
+        raise ConfigError(
+            f"{name} does not say where the LM head is: append # and a folder with the released head bundle and the "
+            "tokenizer's files, the model's folder, or its GGUF file."
+        )
+    folder = Path(given).expanduser()
+    if folder.is_dir():
+        return Served(folder.resolve().name, folder, url)
+    found = gguf_file(given)
+    if found is None:
+        raise OwnerError(
+            f"the folder {given} does not exist: give one with the released head bundle and the tokenizer's files, the "
+            "model's folder, or its GGUF file."
+        )
+    return Served(*found, url)
 
 
 def served(name: str) -> Served:

@@ -23,6 +23,9 @@ STARTED, RUNNING = "llamacpp:", "llamacpp+"
 LOGPROBS = "logprobs+"
 """Beginning of the names of PLMs whose API returns log-probabilities."""
 
+VLLM, SGLANG = "vllm+", "sglang+"
+"""Beginnings of the names of PLMs on a running server of vLLM or SGLang that gives vectors."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -56,7 +59,7 @@ def resolve(name: str | Path) -> Source:
         return Source(str(folder), EMBEDDED_FOLDER)
     if text in PACKAGED:
         return Source(*converted(text, lambda: packaged_files(text), PACKAGED[text].sha256))
-    if text.startswith(("http://", "https://", RUNNING, LOGPROBS)):
+    if text.startswith(("http://", "https://", RUNNING, LOGPROBS, VLLM, SGLANG)):
         raise OwnerError(
             f"{text} is the address of a server, and this needs the PLM itself: give a folder, GGUF file or hub name."
         )
