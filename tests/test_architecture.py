@@ -75,9 +75,10 @@ EDGES = {
     "generation.rounds": {"memory"},  # builds memories of the contexts that adapters reach
     "generation.classification": {"owner.models"},  # as generation.decoding
     "experiments.description": {"owner", "memory", "generation"},  # settings of the PLM, of building and generation
-    "experiments.estimate": {"owner.local", "adapter"},  # measures the PLM, and models the training of an adapter
-    "experiments.plan": {"owner.local"},  # loads the PLM that the estimate measures
-    "experiments.workplace": {"owner.local"},  # keeps the PLM with its weights for the methods
+    "experiments.estimate": {"owner", "owner.local", "memory", "adapter"},  # measures the PLM, and models trainings
+    "experiments.plan": {"owner"},  # the PLM that the estimate measures
+    "experiments.requirements": {"owner", "owner.local"},  # what a PLM gives, its weights included
+    "experiments.workplace": {"owner", "owner.local"},  # opens PLMs, and keeps one for the methods
     "cli.options": {
         "owner.openai_api",
         "owner.sources",

@@ -50,6 +50,7 @@ def run_experiment(experiment: Experiment, results: Path, work: Path) -> Compari
 
     Raises:
         PemaError: a run failed; finished runs are kept, and the same call continues from there.
+        ConfigError: a line requires more of its PLM than this provides.
         MismatchError: the file of a run contains a result of other settings.
         DataError: the result of a run is damaged.
         StorageError: another process runs the same experiment.
@@ -83,12 +84,15 @@ def run_experiment(experiment: Experiment, results: Path, work: Path) -> Compari
 
 
 def unfinished(experiment: Experiment, workplace: Workplace, folder: Path) -> set[str]:
-    """Return the names of the runs that have no result yet; check those that have one.
+    """Return the names of the runs that have no result yet; check those that have one, and what all require.
 
     Raises:
+        ConfigError: a line requires more of its PLM than this provides.
+        DataError: an example is too long for a PLM.
         MismatchError: the file of a run contains a result of other settings.
         DataError: the result of a run is damaged.
     """
+    workplace.require_all()
     names = set()
     for line, seed in experiment.runs():
         name = run_name(line.label, seed)
@@ -120,6 +124,8 @@ def _config(experiment: Experiment, workplace: Workplace, line: Line) -> dict[st
         config["implied"] = [dict(each) for each in implied]
     if LABEL_ACCURACY in experiment.metrics:
         config["labels"] = list(experiment.data.choices)
+    if owner := workplace.owner(line.settings):
+        config["owner"] = owner
     sources = experiment.own_sources(line)
     if sources:
         config["own"] = sources

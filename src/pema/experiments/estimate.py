@@ -13,11 +13,13 @@ vector in a product with the head:
   fine-tuning: weights, gradients and two moments of AdamW), the activations and the logits of a batch.
 
 Training times are upper bounds, because training stops early if the held-out loss no longer falls. Evaluation is not
-included.
+included. A PLM that another engine runs is measured on two examples, once, because its owner may count what is asked;
+the requests to an API that gives its likeliest tokens only are not included.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -28,9 +30,12 @@ import torch
 
 from pema.adapter.config import SAMPLE as SAMPLED
 from pema.adapter.config import TrainConfig
+from pema.experiments.requirements import provided_by
 from pema.experiments.workplace import Stages
+from pema.memory.encoding import Tokens
 from pema.methods.full import FullFineTuning
 from pema.methods.targets import encode
+from pema.owner.contract import PLM
 from pema.owner.local import LocalPLM
 from pema.tasks.example import Example
 
@@ -38,6 +43,9 @@ START = 5.0
 """Seconds for a training process to load the libraries."""
 
 SAMPLE, MEASURED_TOKENS, VECTORS = 16, 2048, 256
+ASKED = 2
+"""Number of examples that a PLM elsewhere is measured on."""
+
 FLOAT = 4
 ACTIVATIONS = 20
 """Numbers per token, layer and dimension that a backward pass needs."""
@@ -53,20 +61,43 @@ class Speed:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, plm: LocalPLM, stages: Stages, batch_size: int) -> Speed:
+    def of(cls, plm: PLM, stages: Stages, batch_size: int) -> Speed:
         """Measure a PLM on some training examples."""
-        examples = stages.job.train[:SAMPLE]
+        examples = stages.job.train[: SAMPLE if isinstance(plm, LocalPLM) else ASKED]
         tokens = encode(plm, stages.job.task.template, examples)
+        head = plm.head()
+        vectors = torch.zeros(VECTORS, head.d, device=head.weight.device)
+        vector = _seconds(lambda: head.logits(vectors)) / VECTORS
+        if not isinstance(plm, LocalPLM):
+            return cls(*_asked(plm, tokens, batch_size), vector)
         width = max(1, int(np.mean(tokens.starts[1:] - tokens.starts[:-1])))
         rows = max(1, min(SAMPLE, MEASURED_TOKENS // width))
         ids = torch.from_numpy(tokens.ids[:width].astype(np.int64)).repeat(rows, 1).to(plm.model.device)
-        head = plm.head()
-        vectors = torch.zeros(VECTORS, head.d, device=head.weight.device)
         return cls(
             _seconds(lambda: plm.model(input_ids=ids, use_cache=False).logits) / ids.numel(),
             _seconds(lambda: plm.model(input_ids=ids[:1, :1].repeat(batch_size, 1), use_cache=False).logits),
-            _seconds(lambda: head.logits(vectors)) / VECTORS,
+            vector,
         )
+
+
+def _asked(plm: PLM, tokens: Tokens, batch_size: int) -> tuple[float, float]:
+    """Measure a PLM elsewhere: seconds per token of contexts, and of a step of `batch_size` rows."""
+    examples = range(len(tokens.cuts))
+    sequences, prompts = [tokens.sequence(i) for i in examples], [tokens.prompt(i) for i in examples]
+    starts, provided = [len(prompt) for prompt in prompts], provided_by(plm)
+    times = [time.perf_counter()]
+    if "teacher" in provided:
+        list(plm.represent(sequences, starts))
+        times.append(time.perf_counter())
+    if "probabilities" in provided:
+        with contextlib.closing(plm.open_session(prompts)) as session:
+            times.append(time.perf_counter())
+            session.advance([tokens.target(i)[0] for i in examples])
+    else:  # an API's requests cost money, so only the reading of a context is measured
+        list(plm.represent([tokens.sequence(i)[: starts[i] + 1] for i in examples], starts))
+    times.append(time.perf_counter())
+    count = sum(map(len, sequences if "teacher" in provided else prompts))
+    return (times[1] - times[0]) / count, (times[-1] - times[-2]) * batch_size / len(examples)
 
 
 def _seconds(call: Callable[[], torch.Tensor]) -> float:
@@ -89,7 +120,7 @@ class Sizes:
     kinds: int
 
     @classmethod
-    def of(cls, plm: LocalPLM, stages: Stages, examples: Sequence[Example]) -> Sizes:
+    def of(cls, plm: PLM, stages: Stages, examples: Sequence[Example]) -> Sizes:
         """Count the tokens of examples; `kinds` is the number of different target tokens."""
         tokens = encode(plm, stages.job.task.template, examples)
         targets = [tokens.target(i) for i in range(len(tokens.cuts))]
@@ -116,7 +147,7 @@ def train_seconds(stages: Stages, speed: Speed, sizes: Sizes, vocabulary: int) -
     if "epochs" not in settings:
         return START
     epochs = min(settings["epochs"], stages.job.budget.epochs)
-    if stages.method.needs.gradients:
+    if "vocabulary" not in settings:  # gradients through layers: the PLM's, or those of an LM that is hardly larger
         return START + float(epochs * (sizes.prompts + sizes.targets) * 3 * speed.token)
     kind = TrainConfig(vocabulary=settings["vocabulary"]).with_vocabulary(vocabulary, sizes.kinds).vocabulary
     trained = {"seen": sizes.kinds, "sampled": sizes.kinds + SAMPLED}.get(kind, vocabulary)
@@ -133,10 +164,11 @@ def text_seconds(speed: Speed, sizes: Sizes, batch_size: int) -> float:
     return sizes.prompts * speed.token + _generation(sizes, speed, batch_size)
 
 
-def memory_bytes(stages: Stages, plm: LocalPLM, sizes: Sizes) -> int:
-    """Estimate the memory of both processes while training, without the libraries."""
-    weights: int = sum(p.numel() * p.element_size() for p in plm.model.parameters())
+def memory_bytes(stages: Stages, plm: PLM, sizes: Sizes) -> int:
+    """Estimate the memory of both processes while training, without the libraries and an engine of its own."""
     head = plm.head()
+    held = plm.model.parameters() if isinstance(plm, LocalPLM) else [head.weight]
+    weights: int = sum(p.numel() * p.element_size() for p in held)
     settings = {**stages.method.implied, **stages.method.settings()}
     rows: int = settings.get("batch_size", 0)
     if not stages.method.needs.gradients:

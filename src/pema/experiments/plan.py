@@ -24,7 +24,7 @@ from pema.experiments.layout import run_name
 from pema.experiments.tables import Cell, Table
 from pema.experiments.training_process import TRAINED
 from pema.experiments.workplace import PREPARED, Stages, Workplace
-from pema.owner.local import LocalPLM
+from pema.owner.contract import PLM
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def plan_experiment(experiment: Experiment, results: Path, work: Path) -> list[L
     workplace = Workplace(work, experiment)
     todo = unfinished(experiment, workplace, results / experiment.name)
     planned: set[Path] = set()
-    measured: dict[LocalPLM, _Measured] = {}
+    measured: dict[str, _Measured] = {}
     return [_line(experiment, workplace, line, todo, planned, measured) for line in experiment.lines()]
 
 
@@ -74,7 +74,7 @@ class _Measured(NamedTuple):
     choice: Sizes
 
     @classmethod
-    def of(cls, plm: LocalPLM, experiment: Experiment, stages: Stages) -> _Measured:
+    def of(cls, plm: PLM, experiment: Experiment, stages: Stages) -> _Measured:
         # One text is generated per test example, however many references it has.
         test = [replace(each, alternatives=()) for each in experiment.data.test]
         choice = [replace(experiment.data.dev[i], alternatives=()) for i in experiment.choice_numbers]
@@ -88,7 +88,7 @@ def _line(
     line: Line,
     todo: set[str],
     planned: set[Path],
-    measured: dict[LocalPLM, _Measured],
+    measured: dict[str, _Measured],
 ) -> LinePlan:
     seeds = experiment.seeds_of(line)
     left = [seed for seed in seeds if run_name(line.label, seed) in todo]
@@ -100,9 +100,10 @@ def _line(
     stages = [workplace.stages(line.method, each, experiment.seeds[0]) for each in candidates]
     stages += [workplace.stages(line.method, candidates[0], seed) for seed in left if seed != experiment.seeds[0]]
     batch_size = experiment.batch_size
-    if plm not in measured:
-        measured[plm] = _Measured.of(plm, experiment, stages[0])
-    speed, train, dev, test, choice = measured[plm]
+    name = stages[0].job.plm
+    if name not in measured:
+        measured[name] = _Measured.of(plm, experiment, stages[0])
+    speed, train, dev, test, choice = measured[name]
     preparations = _new(stages, "prepared", PREPARED, planned)
     trainings = _new(stages, "trained", TRAINED, planned)
     total = len(left) * run_seconds(speed, test, dev, batch_size)
@@ -150,7 +151,7 @@ def plan_table(experiment: Experiment, lines: list[LinePlan]) -> Table:
     rows.append(tuple(map(Cell, _texts(LinePlan(label="all", memory_bytes=memory, **totals)))))
     notes = (
         "Estimated from a measured forward pass; trainings and their time are upper bounds (early stopping); memory is "
-        "that of the PLM and the training process, without libraries. No run was started.",
+        "that of the PLM in this process and of the training process, without libraries. No run was started.",
     )
     return Table(f"{experiment.title}: plan", heads, tuple(rows), notes)
 

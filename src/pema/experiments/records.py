@@ -117,7 +117,7 @@ class Trial(Record):
 
     Attributes:
         settings: the settings.
-        dev_perplexity: perplexity of the dev targets; None if it is infinite.
+        dev_perplexity: perplexity of the dev targets; None if it is infinite, or if the PLM does not give it.
         dev_score: score of the texts for dev by the metric of the choice (`choose_by` in the run's signature); None if
             perplexity decided, or if the metric is not defined on these texts.
     """
@@ -138,7 +138,7 @@ class Run(Record):
         settings: settings of the method, including those chosen on dev.
         seed: random seed of training.
         scores: scores on the test examples, by metric.
-        dev_perplexity: perplexity on the dev examples; None if it is infinite.
+        dev_perplexity: perplexity on the dev examples; None if it is infinite, or if the PLM does not give it.
         trials: settings compared on dev; empty if there was nothing to choose.
         costs: costs of the run.
         needs: needs of the method from the PLM owner.

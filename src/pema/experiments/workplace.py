@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -12,14 +13,17 @@ from typing import Any
 from pema.console import note
 from pema.evaluation.evaluate import LABEL_ACCURACY
 from pema.experiments.experiment import CPU, EXAMPLES, PLM, Experiment, build_method
+from pema.experiments.requirements import provided_by, require_provided
 from pema.experiments.training_process import TRAINED, train_in_process
 from pema.files import digest, read_json, write_json, writing
-from pema.methods.contract import AdaptedModel, Job, Method, TrainingReport
+from pema.methods.contract import AdaptedModel, Job, Method, Requirement, TrainingReport
 from pema.methods.decoding import decoding_for
 from pema.methods.lengths import require_fit
 from pema.methods.registry import method_name
 from pema.own import is_own, source_digest
+from pema.owner import contract
 from pema.owner.local import LocalPLM
+from pema.owner.opening import accepted, open_plm
 from pema.tasks.example import Example
 
 PREPARED, DEV, DEV_TEXTS = "prepared.json", "dev.json", "dev_texts.json"
@@ -49,26 +53,40 @@ class Workplace:
 
     def __init__(self, folder: Path, experiment: Experiment) -> None:
         self._folder, self._experiment = folder, experiment
-        self._plm: tuple[str, LocalPLM] | None = None
+        self._plm: tuple[str, contract.PLM] | None = None
+        self._provided: frozenset[Requirement] = frozenset()
         self._decoding: dict[str, dict[str, Any]] = {}
 
-    def plm(self, settings: Mapping[str, Any]) -> LocalPLM:
-        """Return the PLM of a run; the last one stays loaded.
+    def plm(self, settings: Mapping[str, Any]) -> contract.PLM:
+        """Return the PLM of a run; the last one stays open.
 
         Raises:
+            ConfigError: a line requires more of it than it provides.
             DataError: an example is too long for it.
+            OwnerError: it cannot be opened.
         """
         name = settings.get(PLM, self._experiment.plm)
         if self._plm is None or self._plm[0] != name:
-            plm = LocalPLM.load(
-                name,
-                dtype=self._experiment.plm_dtype,
-                device_map=None if self._experiment.device == CPU else self._experiment.device,
-            )
-            data = self._experiment.data
-            require_fit(plm, self._experiment.task.template, data.dev, data.test)
-            self._plm = name, plm
+            self._plm = None
+            gc.collect()  # ends a server that was started for the last one
+            experiment = self._experiment
+            device_map = None if experiment.device == CPU else experiment.device
+            plm = open_plm(name, **accepted(name, {"dtype": experiment.plm_dtype, "device_map": device_map}))
+            provided = provided_by(plm)
+            require_provided(experiment, name, provided)
+            require_fit(plm, experiment.task.template, experiment.data.dev, experiment.data.test)
+            self._plm, self._provided = (name, plm), provided
         return self._plm[1]
+
+    def require_all(self) -> None:
+        """Open every PLM of the experiment once, and refuse what does not suit it; see `plm` and `decoding`."""
+        for name in reversed(self._experiment.plms()):  # the first one stays open
+            self.decoding({PLM: name})
+
+    def owner(self, settings: Mapping[str, Any]) -> str | None:
+        """Return the kind of owner of a PLM that is not in this process: its costs, and its rounding, are its own."""
+        plm = self.plm(settings)
+        return None if isinstance(plm, LocalPLM) else type(plm).__name__
 
     def decoding(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return the decoding settings of a run: the same for all methods that adapt the same PLM."""
@@ -105,6 +123,8 @@ class Workplace:
         }
         if experiment.device != CPU:
             given["device"] = experiment.device
+        if owner := self.owner(settings):
+            given["owner"] = owner
         prepared: dict[str, Any] = {"given": given, "prepared_by": one.prepared_by}
         budget = {key: value for key, value in vars(experiment.budget).items() if key != "trials"}
         if not one.shared:
@@ -123,7 +143,7 @@ class Workplace:
             self._folder / "trained" / f"{one.name}-{digest(trained)[:SHORT]}",
         )
 
-    def figures(self, stages: Stages, plm: LocalPLM) -> dict[str, Any]:
+    def figures(self, stages: Stages, plm: contract.PLM) -> dict[str, Any]:
         """Return the figures of preparation and training; unfinished stages are run now."""
         prepared, method = {"prepare_seconds": 0.0}, stages.method
         if method.prepared_by is not None:
@@ -141,18 +161,22 @@ class Workplace:
                 note(f"{method.name} with {stages.method.settings()}: {report.divergence}")
         return prepared | read_json(stages.trained / TRAINED)
 
-    def open(self, stages: Stages, plm: LocalPLM) -> AdaptedModel:
+    def open(self, stages: Stages, plm: contract.PLM) -> AdaptedModel:
         """Open the adapted PLM of finished stages."""
         return stages.method.open(plm, stages.job, stages.prepared, stages.trained)
 
-    def dev_perplexity(self, stages: Stages, plm: LocalPLM, adapted: AdaptedModel | None = None) -> float | None:
-        """Return the perplexity of the dev targets, stored with the trained part; None if it is infinite.
+    def dev_perplexity(self, stages: Stages, plm: contract.PLM, adapted: AdaptedModel | None = None) -> float | None:
+        """Return the perplexity of the dev targets, stored with the trained part.
+
+        It is None if it is infinite, or if the PLM does not give the likelihoods of targets.
 
         Args:
             stages: stages of the run.
             plm: PLM of the run.
             adapted: the adapted PLM, if it is already open.
         """
+        if "likelihoods" not in self._provided:
+            return None
         dev = [example.to_list() for example in stages.job.dev]
         file = stages.trained / f"{digest({'settings': stages.method.settings(), 'dev': dev})[:SHORT]}.{DEV}"
         if not file.exists():
@@ -166,7 +190,7 @@ class Workplace:
         stored: float | None = read_json(file)["dev_perplexity"]
         return stored
 
-    def dev_texts(self, stages: Stages, plm: LocalPLM) -> list[str]:
+    def dev_texts(self, stages: Stages, plm: contract.PLM) -> list[str]:
         """Return the texts for the dev examples of the choice, stored with the trained part.
 
         If candidates are chosen by `label_accuracy`, they are labels chosen by likelihood.

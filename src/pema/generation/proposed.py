@@ -10,7 +10,7 @@ The mixture P = lambda_t P_PEMA + (1 - lambda_t) P_API is decoded greedily. Two 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -207,7 +207,7 @@ def write_proposed(
     limits: Sequence[int],
     ends: Sequence[int],
     config: GenerateConfig,
-    further: dict[str, Any],
+    further: Mapping[str, Any],
 ) -> tuple[list[str], int, list[FinishReason]]:
     """Write a text after each prompt: the texts, the number of their tokens, and why each ended.
 
@@ -215,7 +215,7 @@ def write_proposed(
         ConfigError: sampling, beams or another setting that needs the distribution of all tokens.
         OwnerError, MismatchError: as `ProposedTexts.write`.
     """
-    _require_greedy(config, further)
+    require_greedy(config, further)
     rows = [Row(prompt, limit) for prompt, limit in zip(prompts, limits, strict=True)]
     stop = config.stop or ()
     account = proposer.account()
@@ -227,7 +227,12 @@ def write_proposed(
     return [text for text, _, _ in written], sum(n for _, n, _ in written), [reason for _, _, reason in written]
 
 
-def _require_greedy(config: GenerateConfig, further: dict[str, Any]) -> None:
+def require_greedy(config: GenerateConfig, further: Mapping[str, Any]) -> None:
+    """Refuse settings that need the probabilities of all tokens.
+
+    Raises:
+        ConfigError: names one of them.
+    """
     given = {name: value for name, value in further.items() if value}
     if config.num_beams != 1:
         given["num_beams"] = config.num_beams

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pema.errors import ConfigError
 from pema.memory.config import BuildConfig
+from pema.owner.contract import PLM, Contexts
 from pema.schema import among, check, documented, option
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 MOST = 1_000_000
 """Maximum number of epochs, trials or steps."""
+
+Requirement = Literal["weights", "probabilities", "likelihoods"] | Contexts
+"""What a method may require of a PLM beyond greedy texts: its weights in this process; the probabilities of all tokens
+in generation; the likelihoods of targets; `teacher` contexts; `predicted` contexts."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,8 @@ class Job:
     """Inputs of a run, identical for all methods, so that the comparison is fair.
 
     Attributes:
-        plm: name or folder of the PLM, as `LocalPLM.load` takes it.
-        plm_dtype: precision in which the PLM is loaded.
+        plm: name of the PLM, as `open_plm` takes it.
+        plm_dtype: precision in which the PLM is loaded, if this process does.
         task: the task; its template builds the prompts.
         train: the training examples.
         dev: examples for settings that are chosen without training (k, temperature and lambda of kNN-LM).
@@ -253,6 +258,11 @@ class Method(ABC):
         """Requirements on the PLM owner."""
 
     @property
+    def requires(self) -> frozenset[Requirement]:
+        """What the method requires of the PLM; a PLM that lacks some of it is refused before anything is run."""
+        return frozenset({"probabilities" if self.needs.weights == "none" else "weights"})
+
+    @property
     def prepared_by(self) -> Mapping[str, Any] | None:
         """Settings that `prepare` depends on; None where there is nothing to prepare."""
         return None
@@ -286,7 +296,7 @@ class Method(ABC):
         """Return JSON-ready values of all settings."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
-    def prepare(self, plm: LocalPLM, job: Job, output: Path) -> None:  # noqa: B027
+    def prepare(self, plm: PLM, job: Job, output: Path) -> None:  # noqa: B027
         """Write what the PLM owner hands out to the new folder `output`."""
 
     @abstractmethod
@@ -303,5 +313,21 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
+    def open(self, plm: PLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """Load the adapted PLM from the output of the other stages; `plm` is the PLM that `prepare` received."""
+
+
+def with_weights(plm: PLM, method: str) -> LocalPLM:
+    """Return a PLM whose weights are in this process.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    from pema.owner.local import LocalPLM
+
+    if not isinstance(plm, LocalPLM):
+        raise ConfigError(
+            f"{method} needs the PLM's weights in this process, and {plm.description.name} is run elsewhere: give the "
+            "folder, GGUF file or hub name of a PLM that transformers loads."
+        )
+    return plm

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from pema.errors import ConfigError
 from pema.generation.config import GenerateConfig
+from pema.owner.contract import GivesProposals
 from pema.tasks.target_statistics import TargetStatistics
 
 if TYPE_CHECKING:
-    from pema.owner.local import LocalPLM
+    from pema.owner.contract import PLM
     from pema.tasks.example import Example
     from pema.tasks.template import Template
 
@@ -41,16 +42,23 @@ def check_decoding(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"decoding: {error}") from None
 
 
-def decoding_for(
-    plm: LocalPLM, template: Template, train: Sequence[Example], settings: Mapping[str, Any]
-) -> dict[str, Any]:
+def decoding_for(plm: PLM, template: Template, train: Sequence[Example], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return decoding settings with a token limit and stop strings: by default those of the training targets.
 
     They are what an adapter that learns from these examples stores, so every method of a comparison has them.
+
+    Raises:
+        ConfigError: the PLM gives its likeliest tokens only, and a setting needs the probabilities of all.
     """
+    from pema.generation.proposed import require_greedy
     from pema.methods.targets import encode
     from pema.tasks.example import one_target_each
 
+    if isinstance(plm, GivesProposals) and plm.proposer is not None:
+        try:
+            require_greedy(*GenerateConfig.split(settings))
+        except ConfigError as error:
+            raise ConfigError(f"decoding: {error}") from None
     if settings.get("max_new_tokens") is not None and settings.get("stop") is not None:
         return dict(settings)
     examples = list(one_target_each(train))

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from pema.errors import ConfigError, DataError
-from pema.methods.contract import AdaptedModel, Job, Method, Needs, TrainingReport
+from pema.methods.contract import AdaptedModel, Job, Method, Needs, Requirement, TrainingReport
 from pema.methods.demonstrations import eligible
 from pema.methods.selection import First, Nearest, Selection
 from pema.schema import option
 from pema.tasks.example import Example
 
 if TYPE_CHECKING:
-    from pema.owner.local import LocalPLM
+    from pema.owner.contract import PLM
 
 KS = (1, 2, 4, 8, 16)
 """Numbers of demonstrations that are compared on dev."""
@@ -51,6 +51,11 @@ class FewShotMethod(Method):
         return Needs("none", targets_at_owner=True, gradients=False)
 
     @property
+    def requires(self) -> frozenset[Requirement]:
+        """Greedy texts, and the likelihoods of dev targets if k is not given."""
+        return frozenset({"likelihoods"} if self.k is None else ())
+
+    @property
     def trained_by(self) -> Mapping[str, Any]:
         """Nothing: the number of demonstrations only affects `open`."""
         return {}
@@ -59,7 +64,7 @@ class FewShotMethod(Method):
         """Return an empty report; there is nothing to train."""
         return TrainingReport(0, 0.0)
 
-    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
+    def open(self, plm: PLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`; choose k if it is not given.
 
         Raises:

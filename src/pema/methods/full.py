@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pema.adapter.config import LARGEST
-from pema.methods.contract import AdaptedModel, Job
+from pema.methods.contract import AdaptedModel, Job, with_weights
 from pema.methods.fine_tuning import FineTuning
 from pema.schema import option
 
 if TYPE_CHECKING:
+    from pema.owner.contract import PLM
     from pema.owner.local import LocalPLM
 
 FILE = "model.safetensors"
@@ -35,10 +36,11 @@ class FullFineTuning(FineTuning):
         plm.model.requires_grad_(True)
         return plm.model, lambda output: save_trained(dict(plm.model.named_parameters()), output / FILE)
 
-    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
+    def open(self, plm: PLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`."""
         from pema.methods.tuned import TunedModel, load_trained, twin
 
-        model = twin(plm.model)
+        local = with_weights(plm, self.name)
+        model = twin(local.model)
         load_trained(dict(model.named_parameters()), trained / FILE)
-        return TunedModel(plm, model, job, trained / FILE)
+        return TunedModel(local, model, job, trained / FILE)

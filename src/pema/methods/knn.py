@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pema.errors import ConfigError
 from pema.extras import require_library
-from pema.methods.contract import AdaptedModel, Job, TrainingReport
+from pema.methods.contract import AdaptedModel, Job, Requirement, TrainingReport
 from pema.methods.on_memory import MEMORY, MemoryMethod
 from pema.schema import option
 
 if TYPE_CHECKING:
     from pema.methods.knn_index import Index
     from pema.methods.knn_mixture import MixtureSettings
-    from pema.owner.local import LocalPLM
+    from pema.owner.contract import PLM
 
 INDEX = "index"
 KS = tuple(2**power for power in range(11))
@@ -52,6 +52,14 @@ class KNN(MemoryMethod):
         require_library(self.name, "faiss", "knn")
 
     @property
+    def requires(self) -> frozenset[Requirement]:
+        """All probabilities, the contexts of the memory, and the likelihoods of dev targets if there is a choice."""
+        required: set[Requirement] = {"probabilities"}
+        if None in (self.k, self.temperature, self.weight):
+            required.add("likelihoods")
+        return super().requires | required
+
+    @property
     def trained_by(self) -> Mapping[str, Any]:
         """All settings except those chosen on dev: one index serves all values of k, temperature and weight."""
         return {n: value for n, value in self.settings().items() if n not in ("k", "temperature", "weight")}
@@ -67,7 +75,7 @@ class KNN(MemoryMethod):
         Index.build(memory, self.index).save(output / INDEX)
         return TrainingReport(0, round(time.perf_counter() - started, 3))
 
-    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
+    def open(self, plm: PLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`; choose the settings that are not given.
 
         Raises:
@@ -80,7 +88,7 @@ class KNN(MemoryMethod):
         index = Index.load(trained / INDEX, plm.description)
         return Neighbouring(plm, job, index, self.choose(plm, job, index), trained / INDEX)
 
-    def choose(self, plm: LocalPLM, job: Job, index: Index) -> MixtureSettings:
+    def choose(self, plm: PLM, job: Job, index: Index) -> MixtureSettings:
         """Return the given settings; choose the others to maximise the likelihood of `job.dev`."""
         from pema.methods.adapted.neighbouring import measure
         from pema.methods.knn_mixture import MixtureSettings, choose

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from pema.errors import DataError
 from pema.methods.targets import encode
-from pema.owner.local import LocalPLM
+from pema.owner.contract import PLM
 from pema.tasks.example import Example
 from pema.tasks.template import Template
 
 
-def require_fit(plm: LocalPLM, template: Template, dev: Sequence[Example], test: Sequence[Example]) -> None:
+def require_fit(plm: PLM, template: Template, dev: Sequence[Example], test: Sequence[Example]) -> None:
     """Refuse dev and test examples that the PLM cannot read; the first run begins by reading those of training.
 
     Args:
@@ -25,10 +25,10 @@ def require_fit(plm: LocalPLM, template: Template, dev: Sequence[Example], test:
     """
     if dev:
         encode(plm, template, dev)
-    prompts = template.encode_prompts(plm.tokenizer, test)
+    prompts, window = template.encode_prompts(plm.tokenizer, test), plm.description.max_length
     for number, (example, encoded) in enumerate(zip(test, prompts, strict=True), 1):
-        if len(encoded.prompt) >= plm.max_length:
+        if len(encoded.prompt) >= window:
             raise DataError(
                 f"{example.where or f'test example {number}'}: its prompt has {len(encoded.prompt):,} tokens, and "
-                f"{plm.description.name} takes {plm.max_length:,} including the output: shorten it, or leave it out."
+                f"{plm.description.name} takes {window:,} including the output: shorten it, or leave it out."
             )

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pema.adapter.config import LARGEST
-from pema.methods.contract import MOST, AdaptedModel, Job, Needs
+from pema.methods.contract import MOST, AdaptedModel, Job, Needs, with_weights
 from pema.methods.fine_tuning import FineTuning
 from pema.schema import option
 
 if TYPE_CHECKING:
+    from pema.owner.contract import PLM
     from pema.owner.local import LocalPLM
 
 FILE = "adapter.safetensors"
@@ -63,7 +64,7 @@ class OffsiteTuning(FineTuning):
         names = ["adapters", "keep", "distil_steps"] + ["distil_learning_rate"] * bool(self.distil_steps)
         return {MODEL: {name: getattr(self, name) for name in names}}
 
-    def prepare(self, plm: LocalPLM, job: Job, output: Path) -> None:
+    def prepare(self, plm: PLM, job: Job, output: Path) -> None:
         """Build the emulator, at the PLM owner; it does not depend on the run's seed.
 
         Raises:
@@ -74,12 +75,13 @@ class OffsiteTuning(FineTuning):
         from pema.methods.distillation import distil
         from pema.methods.emulator import Plan, layers_of, save_emulator, shortened
 
-        plan = Plan.of(len(layers_of(plm.model)), self.adapters, self.keep)
-        emulator = shortened(plm.model, plan.chosen)
+        local = with_weights(plm, self.name)
+        plan = Plan.of(len(layers_of(local.model)), self.adapters, self.keep)
+        emulator = shortened(local.model, plan.chosen)
         if self.distil_steps:
-            distil(plm, emulator, plan, job, self.distil_steps, self.distil_learning_rate)
+            distil(local, emulator, plan, job, self.distil_steps, self.distil_learning_rate)
         plan.write(output)
-        save_emulator(emulator, plm, output)
+        save_emulator(emulator, local, output)
 
     def source(self, job: Job, prepared: Path) -> Path:
         """Return the emulator, the only part of the PLM that the data owner sees."""
@@ -97,12 +99,13 @@ class OffsiteTuning(FineTuning):
             parameter.requires_grad_(True)
         return plm.model, lambda output: save_trained(parameters, output / FILE)
 
-    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
+    def open(self, plm: PLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`; the adapter is put into the complete PLM."""
         from pema.methods.adapted.plugged_in import PluggedIn
         from pema.methods.emulator import Plan, adapter_parameters
         from pema.methods.tuned import load_trained, twin
 
-        model = twin(plm.model)
+        local = with_weights(plm, self.name)
+        model = twin(local.model)
         load_trained(adapter_parameters(model, Plan.read(prepared).adapters), trained / FILE)
-        return PluggedIn(plm, model, job, trained / FILE, prepared)
+        return PluggedIn(local, model, job, trained / FILE, prepared)

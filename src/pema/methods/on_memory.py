@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pema.memory.config import BuildConfig, Dtype, Targets, require_pairing
-from pema.methods.contract import Job, Method, Needs
-from pema.owner.contract import Contexts
+from pema.methods.contract import Job, Method, Needs, Requirement
+from pema.owner.contract import PLM, Contexts
 from pema.schema import same
 from pema.tasks.example import Example
 from pema.tasks.template import Template
@@ -20,7 +20,6 @@ from pema.tasks.template import Template
 if TYPE_CHECKING:
     from pema.memory.reader import Memory
     from pema.owner.head import Head
-    from pema.owner.local import LocalPLM
     from pema.tasks.registry import Task
 
 MEMORY = "memory"
@@ -53,11 +52,16 @@ class MemoryMethod(Method):
         return Needs("none", targets_at_owner=self.contexts == "teacher", gradients=False)
 
     @property
+    def requires(self) -> frozenset[Requirement]:
+        """The contexts of the memory."""
+        return frozenset({self.contexts})
+
+    @property
     def prepared_by(self) -> Mapping[str, Any]:
         """Settings of the memory."""
         return {MEMORY: {name: getattr(self, name) for name in ("contexts", "targets", "dtype")}}
 
-    def prepare(self, plm: LocalPLM, job: Job, output: Path) -> None:
+    def prepare(self, plm: PLM, job: Job, output: Path) -> None:
         """Build the memory of the training examples."""
         from pema.memory.build import build_memory
 
@@ -65,7 +69,7 @@ class MemoryMethod(Method):
         build_memory(plm, list(job.train), job.task, output / MEMORY, building)
 
 
-def memory_of(plm: LocalPLM, task: Task, examples: Sequence[Example]) -> Memory:
+def memory_of(plm: PLM, task: Task, examples: Sequence[Example]) -> Memory:
     """Return a temporary memory of `teacher` contexts, for measurements and not for training.
 
     The memory of the last examples is kept as long as the PLM, so all candidates and methods that are measured on the
@@ -82,7 +86,7 @@ def memory_of(plm: LocalPLM, task: Task, examples: Sequence[Example]) -> Memory:
     return kept.memory
 
 
-def head_on_device(plm: LocalPLM, memory: Memory) -> Head:
+def head_on_device(plm: PLM, memory: Memory) -> Head:
     """Return the head on the PLM's device; the memory's own if the PLM has it on none (offloaded weights)."""
     head = plm.head()
     return memory.head() if head.weight.device.type == "meta" else head
@@ -95,4 +99,4 @@ class _Measured(NamedTuple):
     memory: Memory
 
 
-_measured: weakref.WeakKeyDictionary[LocalPLM, _Measured] = weakref.WeakKeyDictionary()
+_measured: weakref.WeakKeyDictionary[PLM, _Measured] = weakref.WeakKeyDictionary()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pema.adapter.config import LARGEST, WIDEST
 from pema.errors import AdapterError, ConfigError
 from pema.extras import require_library
-from pema.methods.contract import AdaptedModel, Job
+from pema.methods.contract import AdaptedModel, Job, with_weights
 from pema.methods.fine_tuning import FineTuning
 from pema.schema import option
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel
 
+    from pema.owner.contract import PLM
     from pema.owner.local import LocalPLM
 
 FILE = "adapter_model.safetensors"
@@ -77,15 +78,17 @@ class PeftMethod(FineTuning):
 class _Merged:
     """Mix-in for adapters that can be merged into the weights, so that a token takes no longer than with the PLM."""
 
+    name: ClassVar[str]
     adapted: Callable[..., Any]
 
-    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
+    def open(self, plm: PLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`; the adapter is merged into a separate copy of the weights."""
         from pema.methods.tuned import TunedModel
 
         # Without safe_merge peft changes the weights in place, and they are shared with the PLM.
-        model: PreTrainedModel = self.adapted(plm, trained).merge_and_unload(safe_merge=True)
-        return TunedModel(plm, model, job, trained / FILE)
+        local = with_weights(plm, self.name)
+        model: PreTrainedModel = self.adapted(local, trained).merge_and_unload(safe_merge=True)
+        return TunedModel(local, model, job, trained / FILE)
 
 
 @dataclass(frozen=True)
@@ -194,11 +197,12 @@ class PrefixTuning(PeftMethod):
             raise self.misfit(plm, str(error)) from error
         return model, keep
 
-    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
+    def open(self, plm: PLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`."""
         from pema.methods.tuned import TunedModel
 
-        return TunedModel(plm, _by_state(self.adapted(plm, trained)), job, trained / FILE, self.prefix_length)
+        local = with_weights(plm, self.name)
+        return TunedModel(local, _by_state(self.adapted(local, trained)), job, trained / FILE, self.prefix_length)
 
 
 def _by_state(model: Any) -> Any:  # noqa: ANN401

@@ -16,12 +16,12 @@ from pema.adapter.schedule import ScheduleName
 from pema.errors import ConfigError
 from pema.generation.config import GenerateConfig
 from pema.memory.config import MOST_ROUNDS, require_rounds
-from pema.methods.contract import AdaptedModel, Job, TrainingReport
+from pema.methods.contract import AdaptedModel, Job, Requirement, TrainingReport
 from pema.methods.on_memory import MEMORY, MemoryMethod
 from pema.schema import among, option, same
 
 if TYPE_CHECKING:
-    from pema.owner.local import LocalPLM
+    from pema.owner.contract import PLM
 
 ADAPTER, LOG = "adapter", "training.jsonl"
 
@@ -85,6 +85,11 @@ class PEMA(MemoryMethod):
         return preset(self.preset, **self.changes).to_dict()
 
     @property
+    def requires(self) -> frozenset[Requirement]:
+        """The contexts of the memory; the texts of rounds are those of a mixture over all tokens."""
+        return super().requires | ({"probabilities"} if self.rounds else set())
+
+    @property
     def prepared_by(self) -> Mapping[str, Any]:
         """Settings of the memory, and of the adapters of the rounds."""
         rounds = {"rounds": self.rounds, "training": self.implied} if self.rounds else {}
@@ -108,7 +113,7 @@ class PEMA(MemoryMethod):
             device=wanted.device if "device" in self.changes else job.device,
         )
 
-    def prepare(self, plm: LocalPLM, job: Job, output: Path) -> None:
+    def prepare(self, plm: PLM, job: Job, output: Path) -> None:
         """Build the memory of the training examples, with all rounds."""
         from pema.generation.rounds import build_in_rounds
 
@@ -130,7 +135,7 @@ class PEMA(MemoryMethod):
         points = () if config.dp_epsilon is not None else tuple(curve(output / ADAPTER / LOG))
         return TrainingReport(figures["parameters"], seconds, points)
 
-    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
+    def open(self, plm: PLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`."""
         from pema.adapter.module import Adapter
         from pema.methods.adapted.mixed import Mixed

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pema.adapter.config import LARGEST
 from pema.errors import ConfigError
-from pema.methods.contract import AdaptedModel, Job, Needs
+from pema.methods.contract import AdaptedModel, Job, Needs, Requirement, with_weights
 from pema.methods.fine_tuning import FineTuning
 from pema.schema import option
 
 if TYPE_CHECKING:
+    from pema.owner.contract import PLM
     from pema.owner.local import LocalPLM
 
 FILE = "model.safetensors"
@@ -66,6 +67,11 @@ class SmallLM(FineTuning):
         return Needs("some" if copied else "none", targets_at_owner=False, gradients=copied)
 
     @property
+    def requires(self) -> frozenset[Requirement]:
+        """All probabilities; without a small LM also the PLM in this process, from whose parts one is made."""
+        return frozenset({"weights"} if self.small is None else {"probabilities"})
+
+    @property
     def prepared_by(self) -> Mapping[str, Any]:
         """Settings of the untuned small LM."""
         made = {"layers": self.layers, "start": self.start}
@@ -76,11 +82,11 @@ class SmallLM(FineTuning):
         """All settings except those of the mixture: one small LM serves all weights."""
         return {n: value for n, value in self.settings().items() if n not in ("mixture", "weight")}
 
-    def prepare(self, plm: LocalPLM, job: Job, output: Path) -> None:
+    def prepare(self, plm: PLM, job: Job, output: Path) -> None:
         """Check the named small LM against the PLM, or make one; it does not depend on the run's seed.
 
         Raises:
-            ConfigError: the PLM has too few layers.
+            ConfigError: the PLM has too few layers, or it is not in this process.
             MismatchError: the small LM has another tokenizer than the PLM.
             OwnerError: the small LM cannot be loaded, or the layers of the PLM cannot be identified or dropped.
         """
@@ -90,8 +96,9 @@ class SmallLM(FineTuning):
         if self.small is not None:
             load_small(self.small, plm, job)
             return
-        small = first_layers(plm.model, self.layers)
-        save_emulator(with_random_layers(small) if self.start == "random" else small, plm, output)
+        local = with_weights(plm, self.name)
+        small = first_layers(local.model, self.layers)
+        save_emulator(with_random_layers(small) if self.start == "random" else small, local, output)
 
     def source(self, job: Job, prepared: Path) -> str | Path:
         """Return the untuned small LM."""
@@ -106,7 +113,7 @@ class SmallLM(FineTuning):
         plm.model.requires_grad_(True)
         return plm.model, lambda output: save_trained(dict(plm.model.named_parameters()), output / FILE)
 
-    def open(self, plm: LocalPLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
+    def open(self, plm: PLM, job: Job, prepared: Path, trained: Path) -> AdaptedModel:
         """See `Method.open`."""
         from pema.methods.adapted.with_small import WithSmallLM
         from pema.methods.small_models import load_small, load_tuned

@@ -11,12 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from pema.devices import device_named
 from pema.errors import ConfigError, MismatchError
 from pema.generation.mixture import log_weights, mix_logits
 from pema.methods.contract import Job
 from pema.methods.emulator import layers_of, shortened
 from pema.methods.tuned import load_trained, twin
 from pema.owner.causal_lm import output_embedding
+from pema.owner.contract import PLM
 from pema.owner.local import LocalPLM
 
 
@@ -53,14 +55,16 @@ def with_random_layers(model: PreTrainedModel) -> PreTrainedModel:
     return made.eval().requires_grad_(False)
 
 
-def load_small(source: str | Path, plm: LocalPLM, job: Job) -> LocalPLM:
-    """Load the untuned small LM on the PLM's device.
+def load_small(source: str | Path, plm: PLM, job: Job) -> LocalPLM:
+    """Load the untuned small LM in the PLM's precision and on its device; beside a PLM elsewhere, in the job's.
 
     Raises:
         MismatchError: it tokenises texts or writes prompts in another way than the PLM.
         OwnerError: it cannot be loaded.
     """
-    small = LocalPLM.load(source, dtype=str(plm.model.dtype).removeprefix("torch."))
+    here = isinstance(plm, LocalPLM)
+    dtype = str(plm.model.dtype).removeprefix("torch.") if here else job.plm_dtype
+    small = LocalPLM.load(source, dtype=dtype)
     ours, others = plm.description, small.description
     if ours.tokenizer_fingerprint != others.tokenizer_fingerprint:
         raise MismatchError(
@@ -73,7 +77,7 @@ def load_small(source: str | Path, plm: LocalPLM, job: Job) -> LocalPLM:
             f"small-lm: {others.name} and {ours.name} have different chat templates, so their prompts differ: set "
             "chat = false, or choose a small LM with the PLM's chat template."
         )
-    small.model.to(plm.model.device)
+    small.model.to(plm.model.device if here else device_named(job.device))
     return small
 
 

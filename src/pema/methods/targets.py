@@ -15,13 +15,13 @@ from pema.evaluation.perplexity import LOGITS_BYTES
 from pema.memory.encoding import Tokens
 from pema.owner.batching import length_batches, pad_right
 from pema.owner.causal_lm import output_embedding
-from pema.owner.local import LocalPLM
+from pema.owner.contract import PLM
 from pema.owner.probing import hooked
 from pema.tasks.example import Example, one_target_each
 from pema.tasks.template import Template
 
 
-def encode(plm: LocalPLM, template: Template, examples: Sequence[Example], virtual_tokens: int = 0) -> Tokens:
+def encode(plm: PLM, template: Template, examples: Sequence[Example], virtual_tokens: int = 0) -> Tokens:
     """Encode examples to exactly the tokens that a memory is built from.
 
     Args:
@@ -36,11 +36,11 @@ def encode(plm: LocalPLM, template: Template, examples: Sequence[Example], virtu
     examples = list(one_target_each(examples))
     tokens = Tokens.encode(plm, template, examples)
     lengths = tokens.starts[1:] - tokens.starts[:-1]
-    longest = int(lengths.argmax())
-    if lengths[longest] + virtual_tokens > plm.max_length:
+    longest, window = int(lengths.argmax()), plm.description.max_length
+    if lengths[longest] + virtual_tokens > window:
         raise DataError(
             f"{examples[longest].where or f'example {longest + 1}'}: it has {lengths[longest]:,} tokens, but after "
-            f"{virtual_tokens:,} virtual tokens {plm.description.name} reads {plm.max_length - virtual_tokens:,}: "
+            f"{virtual_tokens:,} virtual tokens {plm.description.name} reads {window - virtual_tokens:,}: "
             "shorten the example, leave it out, or use fewer virtual tokens."
         )
     return tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -67,6 +68,21 @@ def open_plm(name: str | Path, **settings: Any) -> PLM:  # noqa: ANN401
             name, tap=config.tap, dtype=config.dtype, device_map=config.device_map, revision=config.revision
         )
     return plm if mask is None else MaskedPLM(plm, mask)
+
+
+def accepted(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the settings for loading a PLM in this process that a PLM of this name takes too.
+
+    Raises:
+        ConfigError, OwnerError: the file that describes an API cannot be read.
+    """
+    if is_described(name):
+        return accepted(APIConfig.read(Path(name)).proxy, settings)
+    if is_served(name) or is_api(name) or is_engine(name):
+        return {}
+    if name.startswith(("http://", "https://")):
+        return {key: value for key, value in settings.items() if key in ("tap", "dtype")}
+    return dict(settings)
 
 
 def _require_own_settings(config: LoadConfig, engine: str) -> None:

@@ -11,19 +11,18 @@ from pema.adapter.schedule import Schedule
 from pema.evaluation.perplexity import perplexity
 from pema.files import size
 from pema.generation.classification import Classification, choose_labels
-from pema.generation.config import with_own_ending
-from pema.generation.decoding import GeneratedTexts, decode
+from pema.generation.decoding import GeneratedTexts, generate_counted
 from pema.generation.plugin import attach_to
 from pema.methods.contract import AdaptedModel, Job
 from pema.methods.on_memory import head_on_device, memory_of
-from pema.owner.local import LocalPLM
+from pema.owner.contract import PLM
 from pema.tasks.example import Example
 
 
 class Mixed(AdaptedModel):
     """The mixture of an adapter and the PLM."""
 
-    def __init__(self, plm: LocalPLM, job: Job, adapter: Adapter, schedule: Schedule, folder: Path) -> None:
+    def __init__(self, plm: PLM, job: Job, adapter: Adapter, schedule: Schedule, folder: Path) -> None:
         self._plm, self._job, self._adapter, self._schedule = plm, job, adapter, schedule
         self._folder = folder
 
@@ -34,9 +33,8 @@ class Mixed(AdaptedModel):
 
     def generate(self, sources: Sequence[str | Example], **settings: Any) -> GeneratedTexts:  # noqa: ANN401
         """See `AdaptedModel.generate`."""
-        plm, settings = self._plm, with_own_ending(self._adapter.config, {**self._job.decoding, **settings})
-        with attach_to(plm, self._adapter, self._schedule) as attached:
-            return decode(plm, plm.generator, sources, self._job.task, attached.inputs, **settings)
+        settings = {**self._job.decoding, **settings}
+        return generate_counted(self._plm, self._adapter, sources, self._job.task, self._schedule, **settings)
 
     def classify(
         self,

@@ -17,14 +17,14 @@ from pema.methods.contract import AdaptedModel, Job
 from pema.methods.knn_index import Index, Neighbours
 from pema.methods.knn_mixture import MixtureSettings, TokenMeasurements, log_p_mixed, plugged
 from pema.methods.on_memory import head_on_device, memory_of
-from pema.owner.local import LocalPLM
+from pema.owner.contract import PLM
 from pema.tasks.example import Example
 
 
 class Neighbouring(AdaptedModel):
     """The mixture of the neighbours' distribution and the PLM."""
 
-    def __init__(self, plm: LocalPLM, job: Job, index: Index, chosen: MixtureSettings, folder: Path) -> None:
+    def __init__(self, plm: PLM, job: Job, index: Index, chosen: MixtureSettings, folder: Path) -> None:
         self._plm, self._job, self._index, self._chosen, self._folder = plm, job, index, chosen, folder
 
     @property
@@ -61,7 +61,7 @@ class Neighbouring(AdaptedModel):
 
 
 @torch.no_grad()
-def measure(plm: LocalPLM, job: Job, examples: Sequence[Example], index: Index, k: int) -> TokenMeasurements:
+def measure(plm: PLM, job: Job, examples: Sequence[Example], index: Index, k: int) -> TokenMeasurements:
     """Measure the targets of examples after c = [I; X; y_<i]: log P_LM, and the k neighbours of their contexts."""
     plm_parts, distances, neighbour_targets, targets = [], [], [], []
     memory = memory_of(plm, job.task, examples)

@@ -7,17 +7,17 @@ from typing import Any
 
 from pema.evaluation.perplexity import perplexity
 from pema.generation.classification import Classification, choose_labels
-from pema.generation.decoding import GeneratedTexts, decode, plain
+from pema.generation.decoding import GeneratedTexts, generate_counted
 from pema.methods.contract import AdaptedModel, Job
 from pema.methods.on_memory import head_on_device, memory_of
-from pema.owner.local import LocalPLM
+from pema.owner.contract import PLM
 from pema.tasks.example import Example
 
 
 class Plain(AdaptedModel):
     """The PLM alone, prompted with the task's template."""
 
-    def __init__(self, plm: LocalPLM, job: Job) -> None:
+    def __init__(self, plm: PLM, job: Job) -> None:
         self._plm, self._job, self._task = plm, job, job.task
 
     @property
@@ -27,8 +27,7 @@ class Plain(AdaptedModel):
 
     def generate(self, sources: Sequence[str | Example], **settings: Any) -> GeneratedTexts:  # noqa: ANN401
         """See `AdaptedModel.generate`."""
-        settings = {**self._job.decoding, **settings}
-        return decode(self._plm, self._plm.generator, sources, self._task, plain, **settings)
+        return generate_counted(self._plm, None, sources, self._task, **{**self._job.decoding, **settings})
 
     def classify(
         self,

@@ -12,8 +12,7 @@ from pema.methods.adapted.plain import Plain
 from pema.methods.contract import Job
 from pema.methods.demonstrations import DemonstrationTemplate
 from pema.methods.selection import Selection
-from pema.owner.contract import BATCH_TOKENS
-from pema.owner.local import LocalPLM
+from pema.owner.contract import BATCH_TOKENS, PLM
 from pema.tasks.example import Example
 from pema.tasks.target_statistics import count_line_breaks, stop_after
 
@@ -21,7 +20,7 @@ from pema.tasks.target_statistics import count_line_breaks, stop_after
 class Prompted(Plain):
     """The PLM with k demonstrations in its prompts."""
 
-    def __init__(self, plm: LocalPLM, job: Job, selection: Selection, k: int, reserved: int) -> None:
+    def __init__(self, plm: PLM, job: Job, selection: Selection, k: int, reserved: int) -> None:
         super().__init__(plm, job)
         self._k, self._selection = k, selection
         template = job.task.template.settled(plm.tokenizer)
@@ -30,7 +29,7 @@ class Prompted(Plain):
             template.chat,
             template.system,
             demonstrations=lambda source: selection.select(source, k),
-            window=plm.max_length,
+            window=plm.description.max_length,
             reserved=reserved,
         )
         self._task = replace(job.task, template=self._template)

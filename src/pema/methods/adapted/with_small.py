@@ -19,6 +19,7 @@ from pema.methods.on_memory import head_on_device, memory_of
 from pema.methods.small_models import combine
 from pema.methods.targets import perplexity_of
 from pema.owner.causal_lm import OUTPUT_NAME, state_of
+from pema.owner.contract import PLM
 from pema.owner.local import LocalPLM
 from pema.owner.session_model import SessionModel
 from pema.tasks.example import Example
@@ -70,7 +71,7 @@ class CombinedModel(SessionModel):
     Sessions give every row what its model computes for that row alone, with a cache, whatever the architecture.
     """
 
-    def __init__(self, plm: LocalPLM, others: Sequence[LocalPLM], weight: float) -> None:
+    def __init__(self, plm: PLM, others: Sequence[LocalPLM], weight: float) -> None:
         super().__init__(plm)
         # A tuple is not registered among the modules: the small LMs are no weights of this model.
         self._others, self._weight = tuple(map(SessionModel, others)), weight
@@ -102,10 +103,10 @@ class CombinedModel(SessionModel):
 class WithSmallLM(AdaptedModel):
     """The PLM with a tuned small LM, or with the difference between a tuned and the untuned one."""
 
-    def __init__(self, plm: LocalPLM, job: Job, others: Sequence[LocalPLM], weight: float, kept: Path) -> None:
+    def __init__(self, plm: PLM, job: Job, others: Sequence[LocalPLM], weight: float, kept: Path) -> None:
         self._plm, self._job, self._others, self._weight, self._kept = plm, job, others, weight, kept
         self._model = CombinedModel(plm, others, weight)
-        self._window = min(each.max_length for each in (plm, *others))
+        self._window = min(each.description.max_length for each in (plm, *others))
 
     @property
     def disk_bytes(self) -> int:
