@@ -61,6 +61,7 @@ EDGES = {
     },
     "api": {"adapter", "generation", "memory", "owner", "tasks"},
     "owner.loading": {"tasks"},  # the token that ends a turn in a chat template
+    "owner.openai_api.following": {"owner.local"},  # advances the sessions of several texts in one pass
     "owner.opening": {
         "owner.client",
         "owner.engines",

@@ -139,7 +139,13 @@ def test_settings_for_loading_reach_the_plms_that_take_them(tmp_path):
     settings = {"dtype": "float32", "device_map": "cuda"}
     assert accepted("folder", settings) == settings
     assert accepted("https://host", settings) == {"dtype": "float32"}
-    assert accepted("llamacpp:x.gguf", settings) == accepted("logprobs+http://host#head", settings) == {}
+    for engine in (
+        "llamacpp:x.gguf",
+        "llamacpp+http://host#x.gguf",
+        "logprobs+http://host#head",
+        "vllm+http://host#head",
+    ):
+        assert accepted(engine, settings) == {}
     (tmp_path / "api.toml").write_text(
         'base_url = "https://host/v1"\nmodel = "m"\ntokenizer = "t"\nproxy = "https://other"\n', encoding="utf-8"
     )

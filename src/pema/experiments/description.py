@@ -100,7 +100,7 @@ class ExperimentFile:
     template: str | None = option(None, "Prompt with {source} in it, instead of the task's own.")
     chat: bool | None = option(None, "Chat or plain prompts; by default a chat if the PLM has a chat template.")
     system: str | None = option(None, "System prompt of the chat; by default the chat template's own.")
-    plm: str = option("embedded", "The PLM: a packaged one, a hub name, a folder, or a GGUF file.")
+    plm: str = option("embedded", "The PLM: every name that `--plm` takes (docs/owners.md).")
     plm_dtype: PLMDtype | None = same(LoadConfig, "dtype")
     device: str = option("auto", "Device of PLM and training: cpu, cuda, cuda:1, ...; auto: a GPU if there is one.")
     batch_tokens: int = same(BuildConfig, "batch_tokens")

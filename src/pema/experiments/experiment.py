@@ -118,7 +118,7 @@ class Experiment:
         title: title in the report.
         kind: `compare` or `sweep`.
         task: template and default metrics.
-        plm: name or folder; see `LocalPLM.load`.
+        plm: name of the PLM, as `open_plm` takes it.
         plm_dtype: dtype of the loaded PLM; None: the library's choice.
         seeds: random seeds; every reported setting runs once with each.
         metrics: names of metrics, the main one first.

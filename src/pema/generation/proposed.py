@@ -10,6 +10,7 @@ The mixture P = lambda_t P_PEMA + (1 - lambda_t) P_API is decoded greedily. Two 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,9 +31,6 @@ from pema.tasks.spelling import speller_of
 if TYPE_CHECKING:
     from pema.adapter.module import Adapter
     from pema.tasks.template import EncodedExample
-
-AT_ONCE = 64
-"""Contexts whose distributions over the vocabulary are in memory at a time."""
 
 NOTHING = Proposal((), ())
 
@@ -66,8 +64,8 @@ class ProposedTexts:
         self._ends = frozenset(ends)
         self._head = None if adapter is None else plm.head()
 
-    def write(self, rows: Sequence[Row], stop: Sequence[str]) -> None:
-        """Write all texts to their ends.
+    def write(self, rows: Sequence[Row], stop: Sequence[str], batch_size: int) -> None:
+        """Write all texts to their ends, those of the mixture in batches.
 
         Raises:
             OwnerError: the API cannot be asked, or the budget does not allow it.
@@ -77,79 +75,56 @@ class ProposedTexts:
             progress("Generating", len(rows), "texts") as advance,
             ThreadPoolExecutor(self._proposer.parallel, "pema-proposals") as pool,
         ):
-            while active := [row for row in rows if not row.done]:
-                if self._adapter is None:
+            if self._adapter is None:
+                while active := [row for row in rows if not row.done]:
                     for row, proposal in zip(active, pool.map(self._ask, active), strict=True):
                         self._accept(row, proposal.tokens, stop)
                         row.done |= not proposal.tokens  # a part of a character at the end
-                else:
-                    self._round(active, stop, pool)
-                advance(sum(row.done for row in active))
+                    advance(sum(row.done for row in active))
+                return
+            for start in range(0, len(rows), batch_size):
+                batch = rows[start : start + batch_size]
+                with contextlib.closing(self._proposer.follow([row.prompt.prompt for row in batch])) as follower:
+                    while numbers := [n for n, row in enumerate(batch) if not row.done]:
+                        f = follower.reach({n: batch[n].tokens for n in numbers})
+                        for n in numbers:
+                            batch[n].done = n not in f  # its context fills the window
+                        if f:
+                            self._round([batch[n] for n in f], torch.stack(list(f.values())), stop, pool)
+                        advance(sum(batch[n].done for n in numbers))
 
-    def _round(self, active: Sequence[Row], stop: Sequence[str], pool: ThreadPoolExecutor) -> None:
-        """Write at least one token of each row, or end it where its context no longer fits."""
-        for row in active:
-            if not self._proposer.fits(row.prompt.prompt, [*row.tokens, *row.proposal.tokens]):
-                row.proposal = NOTHING
-                row.done = not self._proposer.fits(row.prompt.prompt, row.tokens)
-        active = [row for row in active if not row.done]
-        if not active:
-            return
-        log_p, weights = self._predict(active)
+    def _round(self, active: Sequence[Row], f: Tensor, stop: Sequence[str], pool: ThreadPoolExecutor) -> None:
+        """Write a token of each row, given f of their contexts, (rows, d_tap)."""
+        log_p, weights = self._predict(active, f)
         asked = [
             row
             for row, p, weight in zip(active, log_p, weights, strict=True)
-            if not row.proposal.tokens and not is_certain(p[0], float(weight[0]))
+            if not row.proposal.tokens and not is_certain(p, float(weight))
         ]
         for row, proposal in zip(asked, pool.map(self._ask, asked), strict=True):
             row.proposal = proposal
         for row, p, weight in zip(active, log_p, weights, strict=True):
-            proposal, row.proposal = row.proposal, NOTHING
-            chosen = []
-            for n in range(len(p)):
-                top = proposal.top[n] if n < len(proposal.top) else ()
-                chosen.append(choose(p[n], float(weight[n]), top))
-                if n >= len(proposal.tokens) or chosen[-1] != proposal.tokens[n]:
-                    break
-            else:
-                # The block is right so far; the rest of it needs representations of longer contexts.
-                rest = len(p)
-                row.proposal = Proposal(proposal.tokens[rest:], proposal.top[rest:])
-            self._accept(row, chosen, stop)
+            tokens, top = row.proposal.tokens, row.proposal.top
+            chosen = choose(p, float(weight), top[0] if top else ())
+            # The rest of a block is right as long as the mixture decides as the API does.
+            row.proposal = Proposal(tokens[1:], top[1:]) if tokens[:1] == (chosen,) else NOTHING
+            self._accept(row, [chosen], stop)
 
     @torch.no_grad()
-    def _predict(self, active: Sequence[Row]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return log P_PEMA (n, V) and lambda (n,) at the n positions of each row that its proposal reaches."""
+    def _predict(self, active: Sequence[Row], f: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log P_PEMA (rows, V) and lambda (rows,) after the contexts that f belongs to."""
         adapter, head = self._adapter, self._head
         assert adapter is not None
         assert head is not None
-        counts = [max(1, len(row.proposal.tokens)) for row in active]
-        # The token after the last context is not read.
-        sequences = [
-            [*row.prompt.prompt, *row.tokens, *row.proposal.tokens[: n - 1], 0]
-            for row, n in zip(active, counts, strict=True)
-        ]
-        starts = [len(row.prompt.prompt) for row in active]
-        f: list[Tensor] = [torch.empty(0)] * len(active)
-        for answer in self._plm.represent(sequences, starts):
-            f[answer.index] = answer.representations[-counts[answer.index] :].float()
-        contexts = [(row, n) for row, count in zip(active, counts, strict=True) for n in range(count)]
-        stacked = torch.cat(f)
-        parts = []
-        for start in range(0, len(contexts), AT_ONCE):
-            part = contexts[start : start + AT_ONCE]
-            tokens = None
-            if adapter.copying is not None:
-                prompts = [row.prompt.prompt for row, _ in part]
-                written = [[*row.tokens, *row.proposal.tokens[:n]] for row, n in part]
-                tokens = context_tokens(speller_of(self._plm.tokenizer), prompts, written, adapter.config.frame)
-            h = head.normalise(stacked[start : start + AT_ONCE])
-            parts.append(adapter.log_probs(h, head, tokens))
-        log_p = torch.cat(parts)
-        steps = torch.tensor([len(row.tokens) + n for row, n in contexts])
-        lengths = torch.tensor([row.prompt.source_length for row, _ in contexts])
-        weights = self._schedule.weights(steps, lengths).float().broadcast_to(steps.shape)
-        return list(torch.split(log_p, counts)), list(torch.split(weights, counts))
+        tokens = None
+        if adapter.copying is not None:
+            prompts = [row.prompt.prompt for row in active]
+            written = [row.tokens for row in active]
+            tokens = context_tokens(speller_of(self._plm.tokenizer), prompts, written, adapter.config.frame)
+        log_p = adapter.log_probs(head.normalise(f.float()), head, tokens)
+        steps = torch.tensor([len(row.tokens) for row in active])
+        lengths = torch.tensor([row.prompt.source_length for row in active])
+        return log_p, self._schedule.weights(steps, lengths).float().broadcast_to(steps.shape)
 
     def _ask(self, row: Row) -> Proposal:
         count = row.limit - len(row.tokens)
@@ -220,7 +195,7 @@ def write_proposed(
     stop = config.stop or ()
     account = proposer.account()
     try:
-        ProposedTexts(plm, proposer, adapter, schedule, ends).write(rows, stop)
+        ProposedTexts(plm, proposer, adapter, schedule, ends).write(rows, stop, config.batch_size)
     finally:
         note(account(sum(len(row.tokens) for row in rows)))
     written = [finished(plm.tokenizer, row.tokens, ends, stop) for row in rows]

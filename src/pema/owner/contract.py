@@ -7,7 +7,7 @@ this type only, so a model in the process and one across a network are used in t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -313,6 +313,20 @@ class Proposal:
     top: tuple[tuple[tuple[int, float], ...], ...]
 
 
+class Follower(Protocol):
+    """The representations of texts that are written token by token."""
+
+    def reach(self, written: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
+        """Return (d_tap,), f of each context that can be represented with a token to come, by the text's number.
+
+        Args:
+            written: the tokens of each text so far, by the number of its prompt; texts that are left out have ended.
+        """
+
+    def close(self) -> None:
+        """Free the resources; further calls have no effect."""
+
+
 class Proposer(Protocol):
     """The side of a PLM that gives the likeliest tokens of a few positions at a price, and nothing else.
 
@@ -334,8 +348,8 @@ class Proposer(Protocol):
             MismatchError: the answer has other tokens than the tokenizer.
         """
 
-    def fits(self, prompt: Sequence[int], written: Sequence[int]) -> bool:
-        """Return whether the context after `written` can be represented, with a token to come."""
+    def follow(self, prompts: Sequence[Sequence[int]]) -> Follower:
+        """Begin to represent the texts that are written after prompts."""
 
     def account(self) -> Callable[[int], str]:
         """Begin an account; the returned function says what was requested and spent since, for a number of tokens."""

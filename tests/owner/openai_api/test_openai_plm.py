@@ -1,5 +1,7 @@
 """An API beside a proxy: representations at the borders of the API's tokens, its head, proposals, and the mixture."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,14 +15,17 @@ from pema.errors import ConfigError, DataError, MismatchError, OwnerError
 from pema.generation.decoding import generate_counted
 from pema.generation.mixture import mix
 from pema.generation.proposed import choose, is_certain
+from pema.owner.local import LocalPLM
 from pema.owner.openai_api.answers import Named
+from pema.owner.openai_api.following import TextFollower
+from pema.owner.openai_api.reading import Reading
 from pema.owner.openai_api.vocabulary import ROLES, Vocabulary
 from pema.tasks.encoding import Encoding
 from pema.tasks.example import Example, Turn
 from pema.tasks.registry import Task
 from pema.tasks.spelling import speller_of
 from pema.tasks.template import Template
-from tiny import EOS, build_tokenizer
+from tiny import EOS, build_model, build_tokenizer
 
 TASK = Task("say", Template("Say {source} ="), (), "")
 SOURCES = ["the house", "a cat and a dog"]
@@ -373,3 +378,49 @@ def test_a_budget_that_ends_in_a_text_loses_nothing(sold):
     again = generate_counted(opened(max_requests=needed), adapter, SOURCES, TASK, Constant(0.3))
     assert again.texts == whole.texts
     assert len(fake.requests) == 2 * needed
+
+
+class Counted:
+    """A proxy that counts its sessions."""
+
+    def __init__(self, proxy):
+        self.proxy, self.sessions, self.description = proxy, 0, proxy.description
+
+    def open_session(self, prompts):
+        self.sessions += len(prompts)
+        return self.proxy.open_session(prompts)
+
+
+@pytest.mark.parametrize(("tokens_of_api", "tokens_of_proxy"), [(320, 290), (270, 320)])
+def test_texts_that_grow_are_read_once_and_as_in_a_plain_pass(tokens_of_api, tokens_of_proxy):
+    """Only if the proxy has words that the API writes in parts, its last token becomes another one."""
+    model = build_model("llama", seed=1, vocab_size=tokens_of_proxy)
+    proxy = Counted(LocalPLM(model, build_tokenizer(vocab_size=tokens_of_proxy)))
+    reading = Reading(proxy.proxy, Vocabulary(build_tokenizer(vocab_size=tokens_of_api), "completions"))
+    prompts, targets = zip(*((each.prompt, each.target) for each in encoded(reading._vocabulary)), strict=True)
+    sequences, starts = [[*p, *t] for p, t in zip(prompts, targets, strict=True)], list(map(len, prompts))
+    plain = {each.index: each.representations for each in reading.represent(sequences, starts, 8192, frozenset())}
+    tokens = [reading.written([target[:n] for n in range(len(target))]) for target in targets]
+    renewed = sum(after[: len(before)] != before for text in tokens for before, after in itertools.pairwise(text))
+    assert (renewed > 0) == (tokens_of_api < tokens_of_proxy)
+    follower = TextFollower(proxy, reading, prompts)
+    for n in range(max(map(len, targets))):
+        written = {i: target[:n] for i, target in enumerate(targets) if n < len(target)}
+        reached = follower.reach(written)
+        assert set(reached) == set(follower._texts) == set(written)  # a text that has ended is forgotten
+        for i, f in reached.items():
+            torch.testing.assert_close(f, plain[i][n], rtol=1e-4, atol=1e-5)
+    assert proxy.sessions == 2 + renewed
+    follower.close()
+    assert not follower._texts
+
+
+def test_a_context_that_fills_the_window_is_not_reached(sold, proxy):
+    plm = sold[1]()
+    (prompt,) = TASK.template.settled(plm.tokenizer).encode_prompts(plm.tokenizer, ["x"])
+    word = tuple(plm.tokenizer(" house", add_special_tokens=False).input_ids)
+    begun = len(plm._reading.prompt(prompt.prompt))
+    most = next(n for n in range(200) if begun + len(plm._reading.written([word * n])[0]) >= proxy.max_length)
+    follower = TextFollower(proxy, plm._reading, [prompt.prompt])
+    assert set(follower.reach({0: word * (most - 1)})) == {0}
+    assert follower.reach({0: word * most}) == {}

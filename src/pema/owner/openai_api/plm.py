@@ -15,6 +15,7 @@ from pema.owner.head import Head
 from pema.owner.openai_api.answers import Answer, Named
 from pema.owner.openai_api.client import Client
 from pema.owner.openai_api.config import APIConfig
+from pema.owner.openai_api.following import TextFollower
 from pema.owner.openai_api.head import head_over
 from pema.owner.openai_api.reading import Reading
 from pema.owner.openai_api.vocabulary import Vocabulary
@@ -189,9 +190,9 @@ class ProxyPLM:
             return Proposal((), ())
         return Proposal(tuple(tokens[len(half) :]), tuple(top[len(half) :]))
 
-    def fits(self, prompt: Sequence[int], written: Sequence[int]) -> bool:
-        """Return whether a context fits into the proxy's window; see `pema.owner.contract.Proposer.fits`."""
-        return self._reading.length(prompt, written) < self._proxy.description.max_length
+    def follow(self, prompts: Sequence[Sequence[int]]) -> TextFollower:
+        """Follow texts with sessions of the proxy; see `pema.owner.contract.Proposer.follow`."""
+        return TextFollower(self._proxy, self._reading, prompts)
 
     def account(self) -> Callable[[int], str]:
         """Begin an account; see `pema.owner.contract.Proposer.account`."""

@@ -60,9 +60,9 @@ class Reading:
             return self._template.encode_prompts(self._proxy.tokenizer, [example])[0].prompt
         return self._encoding.begin([_plain(prompt)])[0]
 
-    def length(self, prompt: Sequence[int], written: Sequence[int]) -> int:
-        """Return the number of the proxy's tokens of a context."""
-        return len(self.prompt(prompt)) + len(self._encoding.encode([self._vocabulary.text(written)])[0])
+    def written(self, texts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+        """Return the proxy's tokens of what was written after prompts."""
+        return self._encoding.encode([self._vocabulary.text(tokens) for tokens in texts])
 
     def represent(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], batch_tokens: int, skip: frozenset[int]
