@@ -1,5 +1,6 @@
 """The attack on a memory: what it recovers is checked where it must recover everything, and on the bundled PLM."""
 
+import collections
 import itertools
 
 import pytest
@@ -77,7 +78,18 @@ def test_the_committed_figures_say_that_a_memory_is_as_secret_as_its_text():
 
 @pytest.mark.slow
 def test_the_attack_on_a_memory_of_the_bundled_plm():
-    result = inversion.run(LocalPLM.load("embedded", dtype="float32"), support_data(), 6)
+    """Far more comes back than by chance, and nothing that is not in the vectors."""
+    plm, data = LocalPLM.load("embedded", dtype="float32"), support_data()
+    result = inversion.run(plm, data, 6)
     assert result["sources_identified"] == 6
     assert result["prompt_known"] > 0.95
     assert result["prompt_unknown"] > result["head_alone"] + 0.2
+    victims = [Example(each.source, each.target) for each in data.test[:2]]
+    encoded = get_task(data.task).template.encode(plm.tokenizer, victims)
+    targets = [list(each.target) for each in encoded]
+    often = collections.Counter(token for target in targets for token in target).most_common(1)[0][0]
+    chance = inversion.share([[often] * len(target) for target in targets], targets)
+    random = torch.Generator().manual_seed(0)
+    made = [torch.randn(len(target), plm.head().d, generator=random) for target in targets]
+    recovered = [inversion.recover(plm, f, each.prompt, known=True) for f, each in zip(made, encoded, strict=True)]
+    assert inversion.share(recovered, targets) <= chance < 0.2
