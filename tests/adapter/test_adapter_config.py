@@ -29,6 +29,20 @@ def test_preset_best_is_residual_nonlinear_and_copies():
     assert not best.reconstructs
 
 
+@pytest.mark.parametrize(
+    ("pairs", "batch_size"), [(0, 32), (830, 32), (3_120, 62), (12_800, 256), (27_000, 256), (10**6, 256)]
+)
+def test_few_pairs_make_small_batches(pairs, batch_size):
+    assert PRESETS["best"].with_steps(pairs).batch_size == batch_size
+    assert PRESETS["paper"].with_steps(pairs).batch_size == 256
+
+
+def test_a_given_batch_size_is_used_unchanged():
+    assert preset("best", batch_size=256).with_steps(100).batch_size == 256
+    assert preset("best", batch_size=256, least_steps=50).with_steps(100).batch_size == 32
+    assert preset("best", batch_size=8).with_steps(100).batch_size == 8
+
+
 @pytest.mark.parametrize("cls", [TrainConfig, AdapterConfig])
 def test_every_setting_says_what_it_means(cls):
     assert all(len(f.metadata["help"]) > 5 for f in dataclasses.fields(cls))

@@ -49,6 +49,18 @@ def test_training_teaches(name, vocabulary, tmp_path):
         assert torch.equal(adapter.tokens, memory.view().targets_seen())
 
 
+def test_few_pairs_are_trained_in_small_batches(memory, tmp_path):
+    settings = {"epochs": 2, "precision": "float32", "rank": 8, "copy_width": 0}
+    config = preset("best", **settings)
+    fitted, figures = train(memory, config, tmp_path / "fitted")
+    batch_size = config.with_steps(round(0.9 * memory.pairs)).batch_size
+    assert batch_size < config.batch_size
+    given, _ = train(memory, preset("best", batch_size=batch_size, **settings), tmp_path / "given")
+    assert torch.equal(fitted.B_pd, given.B_pd)
+    assert figures["steps"] == 2 * -(-figures["pairs"] // batch_size)
+    assert fitted.config.training["settings"]["batch_size"] == batch_size
+
+
 def test_early_stopping_keeps_the_best_weights(memory, tmp_path):
     settings = {"dropout": 0.0, "patience": 2, "kappa": 0.0, "precision": "float32"}
     config = preset("paper", epochs=60, batch_size=32, learning_rate=0.2, **settings)

@@ -45,6 +45,9 @@ SAMPLE = 2048
 PAYS = 4
 """Minimum ratio of V to the tokens of a step at which vocabulary="auto" means "sampled"."""
 
+SMALLEST_BATCH = 32
+"""Minimum number of pairs in a step that `least_steps` makes smaller."""
+
 WIDEST_COPY = 1 << 14
 """Largest width of copying."""
 
@@ -78,6 +81,7 @@ UNDER_PRIVACY = {
     "dev_fraction": (0.0, "early stopping reads the held-out examples without noise"),
     "dropout": (0.0, "the mask of one example would depend on which others are in its batch"),
     "copy_width": (0, "the gradients of copying are not clipped by example"),
+    "least_steps": (0, "the number of pairs is not part of what the guarantee covers"),
 }
 """Values of other settings that DP-SGD requires, with the reason."""
 
@@ -164,6 +168,9 @@ class TrainConfig:
     batch_size: int = option(
         256, "Pairs in a step. With dp_epsilon: examples in a step, on average over the steps.", least=1, most=1 << 24
     )
+    least_steps: int = option(
+        0, "Minimum number of steps per epoch: with few pairs, a step has fewer of them, but at least 32.", most=MOST
+    )
     dev_fraction: float = option(
         0.1, "Share of the examples held out for early stopping; 0: none.", least=0.0, below=1.0
     )
@@ -220,6 +227,13 @@ class TrainConfig:
         if vocabulary == "sampled" and vocabulary_size - seen < SAMPLE:
             vocabulary = "full"
         return self if vocabulary == self.vocabulary else dataclasses.replace(self, vocabulary=vocabulary)
+
+    def with_steps(self, pairs: int) -> TrainConfig:
+        """Return this config with the batch that makes `least_steps` steps of an epoch of `pairs` pairs."""
+        if not self.least_steps:
+            return self
+        batch_size = min(self.batch_size, max(SMALLEST_BATCH, pairs // self.least_steps))
+        return self if batch_size == self.batch_size else dataclasses.replace(self, batch_size=batch_size)
 
     def fitted(self, d: int) -> TrainConfig:
         """Return this config for a PLM of width `d`.

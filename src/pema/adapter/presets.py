@@ -21,6 +21,7 @@ _RESIDUAL = TrainConfig(
     warmup=0.05,
     decay="cosine",
     epochs=12,
+    least_steps=50,
     vocabulary="auto",
     fit_rank=True,
 )
@@ -41,6 +42,7 @@ PRESETS: dict[str, TrainConfig] = {
         clip=1.0,
         epochs=8,
         batch_size=128,
+        least_steps=0,
         dev_fraction=0.0,
         fit_rank=False,
     ),
@@ -53,7 +55,7 @@ docs/private-training.md for how it was chosen.
 
 
 def preset(name: str, **changes: Any) -> TrainConfig:  # noqa: ANN401
-    """Return the preset `name` with `changes`; a rank among them is used unchanged.
+    """Return the preset `name` with `changes`; a rank or batch size among them is used unchanged.
 
     With `dp_epsilon`, `best` means `private`.
 
@@ -73,4 +75,6 @@ def preset(name: str, **changes: Any) -> TrainConfig:  # noqa: ANN401
         name = PRIVATE
     if "rank" in changes:
         changes = {"fit_rank": False} | changes
+    if "batch_size" in changes:
+        changes = {"least_steps": 0} | changes
     return dataclasses.replace(PRESETS[name], **changes)
