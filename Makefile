@@ -4,7 +4,7 @@ PIP := -m pip --quiet --disable-pip-version-check
 TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 PYTEST := -m pytest -n auto
 
-.PHONY: setup demo test test-oldest test-latest test-package lint types docs check nightly attack bench studies pages lock package clean
+.PHONY: setup demo test test-oldest test-latest test-package lint types docs check nightly nightly-vllm attack bench studies pages lock package clean
 
 setup: .venv/installed ## create .venv with the locked packages and this checkout of pema
 
@@ -46,6 +46,9 @@ check: lint types docs test
 nightly: setup ## the slow tests too, and the attacks
 	$(TESTS) $(BIN)/python $(PYTEST) -m ""
 	$(TESTS) $(BIN)/python -m reproduction.attack
+
+nightly-vllm: setup ## vLLM's own servers on the CPU, in .venv-vllm (3.5 GB), against the recordings and transformers
+	requirements/test-vllm $(PYTHON)
 
 attack: setup ## attack server, client and files over the loopback, and write the table of SECURITY.md
 	$(TESTS) $(BIN)/python -m reproduction.attack --write after

@@ -119,7 +119,8 @@ class FakeSGLang(httpx2.MockTransport):
         if self.vectors == "unit":
             return f / f.norm(dim=1, keepdim=True)
         if self.vectors == "before norm":
-            return 3 * f / self.plm.model.model.norm.weight.detach()  # what the norm maps to f
+            # What the norm maps to f, of any length.
+            return torch.arange(1, len(f) + 1)[:, None] * f / self.plm.model.model.norm.weight.detach()
         return f
 
 

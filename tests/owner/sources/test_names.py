@@ -41,6 +41,8 @@ def test_folders_and_hub_names(folder):
             r"llamacpp:plm\.gguf is run by llama\.cpp, and this needs the PLM itself: give plm\.gguf",
         ),
         ("llamacpp+http://host:8080#plm.gguf", "is the address of a server, and this needs the PLM itself"),
+        ("vllm+http://host:8001#head", "is the address of a server, and this needs the PLM itself"),
+        ("sglang+http://host:30000#head", "is the address of a server, and this needs the PLM itself"),
         ("pema-tests/no-such-model", r"pema-tests/no-such-model cannot be loaded as a causal language model: .+"),
         (
             "smolm2-135m",

@@ -1,4 +1,4 @@
-"""Names of PLMs that llama.cpp runs."""
+"""Names of PLMs that llama.cpp, vLLM or SGLang runs."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ import pytest
 from pema.cli.options import require_plm
 from pema.errors import ConfigError, OwnerError
 from pema.owner.sources import names, packaged
-from pema.owner.sources.llamacpp import Served, is_served, served
+from pema.owner.sources.llamacpp import Served, behind_engine, is_engine, is_served, served
 from pema.owner.sources.packaged import PACKAGED, PackagedPLM
 
 
@@ -48,6 +48,31 @@ def test_names_that_cannot_be(name, error, match):
     for read in (served, require_plm):
         with pytest.raises(error, match=match):
             read(name)
+
+
+def test_servers_that_give_vectors(file, tmp_path):
+    url = "http://host:8001?completions=http://host:8000&model=tiny"
+    assert behind_engine(f"vllm+{url}#{tmp_path}") == Served(tmp_path.name, tmp_path, url)
+    assert behind_engine(f"sglang+https://host#{file}") == Served("tiny", file, "https://host")
+    assert is_engine("vllm+x")
+    assert is_engine("sglang+x")
+    assert not is_engine("llamacpp+x")
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize(
+    ("name", "error", "match"),
+    [
+        ("host:1#x", ConfigError, r"is not the address of a server: give {}\+http://host:port#FOLDER"),
+        ("http://h:1", ConfigError, "does not say where the LM head is: append # and a folder with the released head"),
+        ("http://h:1#no.gguf", OwnerError, r"the GGUF file no\.gguf does not exist"),
+        ("http://h:1#nowhere", OwnerError, "the folder nowhere does not exist: give one with the released head bundle"),
+    ],
+)
+def test_addresses_that_cannot_be(engine, name, error, match):
+    for read in (behind_engine, require_plm):
+        with pytest.raises(error, match=match.format(engine)):
+            read(f"{engine}+{name}")
 
 
 def test_a_packaged_plm_in_parts_is_joined_once(tmp_path, monkeypatch):

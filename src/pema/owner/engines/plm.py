@@ -90,8 +90,8 @@ class EnginePLM(SequentialPLM):
             rows = zip(given.tokens.tolist(), given.values, strict=True)
             measures = [Measure(at_hand, tokens, values) for tokens, values in rows]
             self._head, self.deviation = fitting(at_hand, measures, vectors, server.where)
-            self._begin()
-            self._require_steps(prompts, measures)
+            if self._prepare_steps():
+                self._require_steps(prompts, measures)
             note(
                 f"{at_hand.name}: head(f) differs from the engine's own log-probabilities by {self.deviation:.2%} (at "
                 f"most {TOLERANCE:.0%} is accepted)."
@@ -101,8 +101,9 @@ class EnginePLM(SequentialPLM):
     def _likeliest(self, contexts: Sequence[Sequence[int]], count: int) -> TopK | None:
         """Return at most `count` likeliest next tokens after each context; None if there are no log-probabilities."""
 
-    def _begin(self) -> None:
-        """Prepare the steps, after the head is known."""
+    def _prepare_steps(self) -> bool:
+        """Prepare the steps, after the head is known; return whether f of a step is requested in another way."""
+        return True
 
     @abstractmethod
     def _greedy(self, prompt: Sequence[int], steps: int) -> tuple[list[int], Tensor]:

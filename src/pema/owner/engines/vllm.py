@@ -132,9 +132,11 @@ class VllmPLM(EnginePLM):
             )
         return api.likeliest(contexts, min(count, api.most), cached=False)
 
-    def _begin(self) -> None:
-        if self._completions is not None and self._head.soft_cap is None:
-            self._reading = Reading(self._completions, self._head, [], self._at_hand.name)
+    def _prepare_steps(self) -> bool:
+        if self._completions is None or self._head.soft_cap is not None:
+            return False
+        self._reading = Reading(self._completions, self._head, [], self._at_hand.name)
+        return True
 
     def _last(self, contexts: Sequence[Sequence[int]], cached: bool) -> Tensor:
         if self._reading is not None:

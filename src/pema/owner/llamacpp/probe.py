@@ -161,11 +161,11 @@ def _cause(at_hand: Material, measures: Sequence[Measure], vectors: Tensor) -> s
     def fits(change: Callable[[Tensor], Tensor]) -> bool:
         return any(deviation_from(measures, head, change(vectors)) <= TOLERANCE for head in at_hand.heads)
 
-    if at_hand.norm is not None and fits(at_hand.norm):
-        return "these are vectors before the final norm"
     lengths = vectors.norm(dim=1)
     if float(lengths.max()) <= 1.01 * float(lengths.min()):
         return "these vectors are normalised to one length"
+    if at_hand.norm is not None and fits(at_hand.norm):
+        return "these are vectors before the final norm"
     return ANOTHER
 
 
