@@ -141,10 +141,9 @@ def _config(experiment: Experiment, workplace: Workplace, line: Line) -> dict[st
 def _run(experiment: Experiment, workplace: Workplace, line: Line, seed: int, file: Path) -> None:
     """Run one setting with one seed, and write its result."""
     config = _config(experiment, workplace, line)
-    plm = workplace.plm(line.settings)
     tried = trials(experiment, workplace, line)
     settings = best(tried, experiment.choice_metric).settings if tried else line.settings
-    stages = workplace.stages(line.method, settings, seed)
+    stages, plm = workplace.stages(line.method, settings, seed), workplace.plm(settings)
     figures = workplace.figures(stages, plm)
     test = experiment.data.test
     with workplace.open(stages, plm) as adapted:
@@ -191,6 +190,6 @@ def _run(experiment: Experiment, workplace: Workplace, line: Line, seed: int, fi
     write_json(file, result.to_dict())
     values = ", ".join(f"{metric_name(name)} {score_text(name, each.value)}" for name, each in scores.items())
     if generated.cut:
-        limit = workplace.decoding(line.settings)["max_new_tokens"]
+        limit = workplace.decoding(settings)["max_new_tokens"]
         values += f", {generated.cut:,} of {len(test):,} texts cut at {limit:,} tokens"
     note(f"{file.stem}: {values}" + (", but training did not help" if result.training_helped is False else ""))

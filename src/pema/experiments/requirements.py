@@ -16,7 +16,8 @@ REMEDIES: dict[Requirement, str] = {
     "weights": "needs the PLM's weights in this process, and {plm} is run elsewhere: leave it out, or give it a `plm` "
     "of its own that transformers loads",
     "probabilities": "needs the probabilities of all tokens, and {plm} gives the likeliest ones only: leave it out",
-    "likelihoods": "chooses by the likelihood of dev targets, which {plm} does not give: give what it chooses",
+    "likelihoods": "chooses by the likelihood of dev targets, which {plm} does not give: give the settings that it "
+    "chooses (k of few-shot), or choose by a metric of the texts",
     "teacher": "needs `teacher` contexts, which {plm} does not offer: set contexts = 'predicted'",
     "predicted": "needs `predicted` contexts, which {plm} does not offer: set contexts = 'teacher', without rounds",
 }
