@@ -19,6 +19,7 @@ from reproduction.tables import (
     paper_shape,
     privacy,
     settings,
+    slots,
     unrolling,
     vocabulary,
 )
@@ -46,7 +47,7 @@ class Origin:
 
 def results() -> str:
     """Return the figures of docs/results.md."""
-    return comparisons.summaries() + comparisons.comparisons()
+    return comparisons.summaries() + slots.slots() + "\n" + comparisons.comparisons()
 
 
 SECURITY = ROOT / "SECURITY.md"
@@ -75,6 +76,7 @@ def origins() -> list[Origin]:
             Origin(f"comparison `{file.stem}`", DOCS / "results.md", comparisons.command(file.stem), (file,))
             for file in compared
         ),
+        Origin("errors by slot", DOCS / "results.md", slots.COMMAND, (slots.FILE,)),
         Origin("vocabularies of training", DOCS / "presets.md", vocabulary.COMMAND, (vocabulary.FILE,)),
         Origin("log-probabilities alone", DOCS / "owners.md", log_probabilities.COMMAND, (log_probabilities.FILE,)),
         Origin("masked heads", DOCS / "masked-head.md", privacy.MASKED_HEAD_COMMAND, (privacy.MASKED_HEAD,)),

@@ -114,10 +114,11 @@ def table(results: Results) -> str:
         cells = [f"{line.text(name)} {line.mark(name)}".rstrip() for name in results.metrics]
         cells += [f"**{line.text(DEV)}**" if line is chosen else line.text(DEV)]
         text += row([line.title, *cells, text_of(PARAMETERS, line.mean(PARAMETERS))])
-    data, seeds = about.data, ", ".join(map(str, about.seeds))
+    data, used = about.data, sorted({run.seed for runs in results.runs.values() for run in runs})
+    seeds = ", ".join(map(str, used))
     text += f"\n{about.plm['name']} ({about.plm['parameters'] / 1e6:.1f} M parameters), {data.name}: {data.train:,} "
     text += f"training examples, {data.dev} dev, {data.test} test. "
-    text += f"Mean ± standard deviation over seeds {seeds}" if len(about.seeds) > 1 else f"Seed {seeds}"
+    text += f"Mean ± standard deviation over seeds {seeds}" if len(used) > 1 else f"Seed {seeds}"
     if len({len(line.runs) for line in lines if not line.is_plm}) > 1:
         text += "; without ± one run"
     if about.reference is not None:

@@ -29,6 +29,9 @@ from pema.evaluation.score import Array, Reference, require_aligned
 
 RECORD = re.compile(r"\s*([^,\[\]]*[^,\[\]\s])\s*\[([^\[\]]*)\]\s*(?:,|$)")
 NAME, NEAR = "name", "near"
+PLACES = "name, near"
+"""In place of the slots of names, which are judged together: a name may stand for the other."""
+
 GONE = " | "
 """Replacement of a recognised mention; no pattern matches across it."""
 
@@ -89,7 +92,12 @@ def record(source: str, where: str = "source") -> dict[str, str]:
 
 def errors(text: str, slots: Mapping[str, str]) -> Counter[str]:
     """Count the errors of a text about a record, by kind."""
-    counts: Counter[str] = Counter()
+    return sum(errors_by_slot(text, slots).values(), Counter[str]())
+
+
+def errors_by_slot(text: str, slots: Mapping[str, str]) -> dict[str, Counter[str]]:
+    """Count the errors of a text about a record, by slot and kind; those of `name` and `near` count under `PLACES`."""
+    counts: dict[str, Counter[str]] = {}
     remaining = _plain(text)
     places = [_plain(slots[slot]) for slot in (NAME, NEAR) if slot in slots]
     foreign = 0
@@ -100,17 +108,18 @@ def errors(text: str, slots: Mapping[str, str]) -> Counter[str]:
         unsaid += name in places and not mentions
         foreign += mentions > 0 and name not in places
     # A foreign name stands for a place that is not mentioned, or is one too many.
-    counts.update(wrong=min(unsaid, foreign), missing=max(0, unsaid - foreign), added=max(0, foreign - unsaid))
+    wrong = min(unsaid, foreign)
+    counts[PLACES] = Counter(wrong=wrong, missing=unsaid - wrong, added=foreign - wrong)
     for slot, patterns in SLOTS.items():
         readings: list[tuple[frozenset[str], str]] = []
         for values, pattern in patterns:
             if values:
                 readings += [(values, match[0]) for match in pattern.finditer(remaining)]
             remaining = pattern.sub(GONE, remaining)
-        counts += _judged(slot, readings, level(slot, slots[slot]) if slot in slots else None)
+        counts[slot] = _judged(slot, readings, level(slot, slots[slot]) if slot in slots else None)
     for slot, value in slots.items():
         if slot not in SLOTS and slot not in (NAME, NEAR):
-            counts["missing"] += not _literal(_plain(value)).search(_plain(text))
+            counts[slot] = Counter(missing=int(not _literal(_plain(value)).search(_plain(text))))
     return counts
 
 
