@@ -14,7 +14,7 @@ from pema.experiments.formats import scaled
 from pema.experiments.layout import COMET
 from pema.experiments.reader import assemble, record, scored_elsewhere
 from pema.experiments.records import Comparison, ExperimentFacts, Results, Run
-from reproduction.lines import RUN, TEXTS, read_lines, read_runs
+from reproduction.lines import LABELS, RUN, TEXTS, read_lines, read_runs
 
 DEV, PARAMETERS = "dev_perplexity", "trainable_parameters"
 OF_COSTS = {PARAMETERS: ("trained parameters", scaled)}
@@ -118,7 +118,7 @@ def read_run(line: dict[str, Any], where: str) -> Run:
     Raises:
         DataError: it is damaged, or another version wrote it.
     """
-    return record(Run, {name: value for name, value in line.items() if name not in (TEXTS, COMET)}, where)
+    return record(Run, {name: value for name, value in line.items() if name not in (TEXTS, LABELS, COMET)}, where)
 
 
 def read_results(file: Path) -> Results:
