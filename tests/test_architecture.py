@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -217,6 +218,12 @@ def test_no_pickle_no_print_no_bare_except(module):
             assert called not in {"print", "torch.load", "torch.save", "pickle.load"}
         if isinstance(node, ast.ExceptHandler):
             assert node.type is not None
+
+
+def test_modules_of_tests_have_different_names():
+    """pytest imports them by name: of two with the same one, only the first is found."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py")
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_no_module_is_named_after_nothing():

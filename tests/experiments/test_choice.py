@@ -69,12 +69,12 @@ def test_every_candidate_is_scored_on_the_texts_it_generates_for_dev(folder, com
 def test_texts_for_dev_are_generated_once_for_all_metrics(folder, compared, monkeypatch):
     generated = []
 
-    def decode(plm, model, sources, *more, **settings):
+    def counted(plm, adapter, sources, *more, **settings):
         generated.append(len(sources))
-        return decoded(plm, model, sources, *more, **settings)
+        return generate_counted(plm, adapter, sources, *more, **settings)
 
-    decoded = mixed.decode
-    monkeypatch.setattr(mixed, "decode", decode)
+    generate_counted = mixed.generate_counted
+    monkeypatch.setattr(mixed, "generate_counted", counted)
     run_experiment(written(folder, "by-bleu", choose_by="bleu"), folder / "results", folder / "work")
     assert generated == [2, 4]  # warm-up and test: the texts for dev are those of the comparison by chrF
     run = read_json(folder / "results" / "by-bleu" / "pema-seed0.json")

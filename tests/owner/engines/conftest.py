@@ -1,5 +1,5 @@
 import pytest
-from served import build_plm, write_model
+from engine_plm import build_plm, write_model
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
+from engine_plm import D, build_plm
 from fake_sglang import URL, FakeSGLang, connect, same
 from scenes import STEPS, TEXTS, predicted, sequences, session, teacher
-from served import D, build_plm
 
 import pema
 from pema.errors import ConfigError, DataError, MismatchError, OwnerError

@@ -6,9 +6,9 @@ import json
 import httpx2
 import pytest
 import torch
+from engine_plm import VOCABULARY, D, build_plm
 from exchanges import COMPLETIONS, POOLING, Replay
 from scenes import along, open_completing, open_one, open_two, predicted, session, teacher
-from served import VOCABULARY, D, build_plm
 
 from pema.errors import ConfigError, DataError, MismatchError, OwnerError
 from pema.owner.engines.opening import open_engine
