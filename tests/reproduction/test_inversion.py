@@ -82,7 +82,7 @@ def test_the_attack_on_a_memory_of_the_bundled_plm():
     plm, data = LocalPLM.load("embedded", dtype="float32"), support_data()
     result = inversion.run(plm, data, 6)
     assert result["sources_identified"] == 6
-    assert result["prompt_known"] > 0.95
+    assert result["prompt_known"] > 0.9
     assert result["prompt_unknown"] > result["head_alone"] + 0.2
     victims = [Example(each.source, each.target) for each in data.test[:2]]
     encoded = get_task(data.task).template.encode(plm.tokenizer, victims)
