@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,27 +16,45 @@ from pema.console import note
 from pema.errors import MismatchError
 from pema.files import digest
 from pema.owner import loading
+from pema.owner.client.connection import Connection
 from pema.owner.contract import ContextRepresentations, PLMDescription
 from pema.owner.engines.norms import require_after_norm
 from pema.owner.head import Head
 from pema.owner.llamacpp.material import Material
 from pema.owner.llamacpp.probe import LIKELIEST, TEXTS, TOLERANCE, Measure, deviation_from, fitting
 from pema.owner.llamacpp.sequential import SequentialPLM
-from pema.owner.llamacpp.tokenisation import Tokenises, require_same_tokens
+from pema.owner.llamacpp.tokenisation import require_same_tokens
 from pema.owner.logprobs.api import About, TopK
+from pema.owner.logprobs.completions import tokens_of
 
 
-class GivesVectors(Tokenises, Protocol):
-    """A server that gives one vector a token."""
+@dataclass(frozen=True)
+class VectorServer:
+    """A server that gives one vector a token.
+
+    Every request sets all that decides its answer, so that the defaults that a server was started with do not matter.
+
+    Attributes:
+        connection: the connection to it.
+        about: what it says of its model.
+    """
+
+    connection: Connection
+    about: About
 
     @property
     def where(self) -> str:
         """Its address, for messages."""
+        return self.connection.url
 
-    @property
-    def about(self) -> About:
-        """What it says of its model."""
+    def tokens(self, text: str) -> list[int] | None:
+        """See `tokenisation.Tokenises`."""
+        return tokens_of(self.connection, self.about.model, text)
 
+    def chat(self, messages: Sequence[dict[str, str]]) -> None:
+        """See `tokenisation.Tokenises`; it does not say."""
+
+    @abstractmethod
     def vectors(self, tokens: Sequence[int], d: int) -> Tensor:
         """Return the vector after each token, (n, d) float32.
 
@@ -58,7 +77,7 @@ class EnginePLM(SequentialPLM):
     engine: ClassVar[str]
     deviation: float | None
 
-    def __init__(self, at_hand: Material, server: GivesVectors) -> None:
+    def __init__(self, at_hand: Material, server: VectorServer) -> None:
         """Probe the server.
 
         Args:

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from pema.errors import DataError, OwnerError
-from pema.owner.client.connection import SMALL_ANSWER, Connection
-from pema.owner.engines.plm import EnginePLM
+from pema.owner.client.connection import SMALL_ANSWER
+from pema.owner.engines.plm import EnginePLM, VectorServer
 from pema.owner.llamacpp.engine import FLOAT_BYTES
 from pema.owner.llamacpp.material import Material
-from pema.owner.logprobs.api import About, TopK
-from pema.owner.logprobs.completions import tokens_of
+from pema.owner.logprobs.api import TopK
 
 START = "start it with --enable-return-hidden-states"
 
@@ -55,34 +54,11 @@ class Generated:
     top: TopK | None
 
 
-@dataclass(frozen=True)
-class SglangServer:
-    """A server of SGLang; see `plm.GivesVectors`.
-
-    Every request sets all that decides its answer, so that the defaults that a server was started with do not matter.
-
-    Attributes:
-        connection: the connection to it.
-        about: what it says of its model.
-    """
-
-    connection: Connection
-    about: About
-
-    @property
-    def where(self) -> str:
-        """Its address."""
-        return self.connection.url
-
-    def tokens(self, text: str) -> list[int] | None:
-        """See `tokenisation.Tokenises`."""
-        return tokens_of(self.connection, self.about.model, text)
-
-    def chat(self, messages: Sequence[dict[str, str]]) -> None:
-        """See `tokenisation.Tokenises`; it does not say."""
+class SglangServer(VectorServer):
+    """A server of SGLang; see `plm.VectorServer`."""
 
     def vectors(self, tokens: Sequence[int], d: int) -> Tensor:
-        """See `plm.GivesVectors`: without the cache, so that the answer does not depend on earlier requests."""
+        """See `plm.VectorServer`: without the cache, so that the answer does not depend on earlier requests."""
         vectors = self.generate(tokens, 1, d, cached=False).computed
         if len(vectors) != len(tokens):
             raise OwnerError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,11 @@ from torch import Tensor
 
 from pema.console import note
 from pema.errors import DataError, OwnerError
-from pema.owner.client.connection import SMALL_ANSWER, Connection
-from pema.owner.engines.plm import EnginePLM
+from pema.owner.client.connection import SMALL_ANSWER
+from pema.owner.engines.plm import EnginePLM, VectorServer
 from pema.owner.llamacpp.material import Material
-from pema.owner.logprobs.api import About, TopK
-from pema.owner.logprobs.completions import CompletionsAPI, tokens_of
+from pema.owner.logprobs.api import TopK
+from pema.owner.logprobs.completions import CompletionsAPI
 from pema.owner.logprobs.reading import Reading
 
 START = """start it with --runner pooling --convert embed --pooler-config '{"task": "token_embed"}'"""
@@ -27,34 +26,11 @@ FEWEST = 5
 """Smallest number of log-probabilities that head(f) is held against."""
 
 
-@dataclass(frozen=True)
-class PoolingServer:
-    """A server of vLLM with `/pooling`; see `plm.GivesVectors`.
-
-    Every request sets all that decides its answer, so that the defaults that a server was started with do not matter.
-
-    Attributes:
-        connection: the connection to it.
-        about: what it says of its model.
-    """
-
-    connection: Connection
-    about: About
-
-    @property
-    def where(self) -> str:
-        """Its address."""
-        return self.connection.url
-
-    def tokens(self, text: str) -> list[int] | None:
-        """See `tokenisation.Tokenises`."""
-        return tokens_of(self.connection, self.about.model, text)
-
-    def chat(self, messages: Sequence[dict[str, str]]) -> None:
-        """See `tokenisation.Tokenises`; it does not say."""
+class PoolingServer(VectorServer):
+    """A server of vLLM with `/pooling`; see `plm.VectorServer`."""
 
     def vectors(self, tokens: Sequence[int], d: int) -> Tensor:
-        """See `plm.GivesVectors`."""
+        """See `plm.VectorServer`."""
         body: dict[str, Any] = {
             "model": self.about.model,
             "task": "token_embed",
