@@ -71,7 +71,7 @@ class Prompts:
             rows: (b,) int64, places of the pairs in the memory.
             frame: number of tokens that are left out at the start and at the end of each prompt.
         """
-        examples = torch.searchsorted(self._rows, rows, right=True) - 1
+        examples = torch.searchsorted(self._rows, rows.contiguous(), right=True) - 1
         starts = self._starts[examples] + frame[0]
         lengths = (self._starts[examples + 1] - frame[1] - starts).clamp(min=0)
         columns = torch.arange(max(int(lengths.max()), 1))
