@@ -1,0 +1,151 @@
+"""The stages of `million_pairs`, each with its floor: what the least work of that stage takes on the spot."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pema.adapter.config import SAMPLE
+from pema.adapter.presets import preset
+from pema.adapter.reconstruction import STRIPES, closed_form
+from pema.adapter.training import train
+from pema.devices import has_bfloat16
+from pema.memory.build import build_memory
+from pema.memory.reader import Memory
+from pema.memory.sample import sample
+from pema.memory.verify import verify
+from pema.owner.contract import BATCH_TOKENS
+from pema.owner.local import LocalPLM
+from pema.tasks.readers import read_examples
+from reproduction.benchmarks.joint_training import Products
+from reproduction.benchmarks.timing import significant
+from reproduction.million_pairs.options import Setting, Stage
+from reproduction.million_pairs.projection import project
+from reproduction.million_pairs.source import PLM, TASK, TEXTS
+
+CHUNK = 1 << 28
+"""Bytes written, hashed or read to measure a rate."""
+
+
+def processor(run: Callable[[], object]) -> float:
+    """Return the processor's seconds of one call, the lesser of two: other programs disturb them less than a clock."""
+    times = []
+    for _ in range(2):
+        started = time.process_time()
+        run()
+        times.append(time.process_time() - started)
+    return min(times)
+
+
+def build(setting: Setting, stage: Stage, folder: Path) -> tuple[dict[str, Any], Callable[[], float]]:
+    """Build the memory; the floor is the bare forward pass of the same tokens, and writing the bytes once."""
+    plm = LocalPLM.load(folder / PLM)
+    examples = read_examples(folder / TEXTS)
+    memory = build_memory(plm, examples, TASK, folder / stage.memory, dtype=stage.memory)
+    tokens = len(memory.prompts._tokens) + memory.pairs  # noqa: SLF001
+    width = tokens // memory.examples - 1
+
+    def floor() -> float:
+        rows = torch.randint(6, setting.V, (BATCH_TOKENS // width, width))
+
+        @torch.no_grad()
+        def forward() -> None:
+            plm.model.model(input_ids=rows, use_cache=False)
+
+        forward()
+        data = os.urandom(CHUNK)
+        place = folder / "written"
+        writing = processor(lambda: place.write_bytes(data)) * memory.bytes / CHUNK
+        place.unlink()
+        return processor(forward) * memory.examples / len(rows) + writing
+
+    return {"pairs": memory.pairs, "bytes": memory.bytes, "tokens": tokens}, floor
+
+
+def check(_setting: Setting, stage: Stage, folder: Path) -> tuple[dict[str, Any], Callable[[], float]]:
+    """Verify the memory; the floor is the SHA-256 of as many bytes in RAM."""
+    report = verify(folder / stage.memory)
+    data = bytes(CHUNK)
+    return {"pairs": report.pairs, "bytes": report.bytes}, lambda: (
+        processor(lambda: hashlib.sha256(data).digest()) * report.bytes / CHUNK
+    )
+
+
+def reconstruct(_setting: Setting, stage: Stage, folder: Path) -> tuple[dict[str, Any], Callable[[], float]]:
+    """Reconstruct in closed form; the floor is the products of the second moment and one eigendecomposition."""
+    memory = Memory.open(folder / stage.memory)
+    config = preset("paper").fitted(memory.d)
+    _, _, error = closed_form(memory.view(), config.rank, memory.d)
+
+    def floor() -> float:
+        f = next(memory.view().batches(2048)).representations
+        moment = f.T.double() @ f.double()
+        width = -(-memory.d // STRIPES)
+
+        def products() -> None:
+            for i in range(0, memory.d, width):
+                f[:, i : i + width].T @ f[:, i:]
+
+        return processor(products) * memory.pairs / len(f) + processor(lambda: torch.linalg.eigh(moment))
+
+    return {"pairs": memory.pairs, "rank": config.rank, "error": significant(error)}, floor
+
+
+def learn(setting: Setting, stage: Stage, folder: Path) -> tuple[dict[str, Any], Callable[[], float]]:
+    """Train for an epoch; the floor is the bare products of its steps."""
+    memory = limited(Memory.open(folder / stage.memory), stage, folder)
+    config = replace(preset(stage.preset), epochs=1, vocabulary=stage.vocabulary or preset(stage.preset).vocabulary)
+    out = folder / "adapter"
+    shutil.rmtree(out, ignore_errors=True)
+    adapter, figures = train(memory, config, out)
+    settings = adapter.config.training["settings"]
+    seen = len(memory.view().targets_seen())
+    rows = {"seen": seen, "sampled": seen + SAMPLE}.get(settings["vocabulary"], setting.V)
+    result = {
+        "pairs": figures["pairs"],
+        "held_out_pairs": figures["held_out_pairs"],
+        "seen": seen,
+        "vocabulary": settings["vocabulary"],
+        "batch_size": settings["batch_size"],
+        "epoch_seconds": figures["train_seconds"],
+        "held_out_cross_entropy": figures["held_out_cross_entropy"],
+        "start_cross_entropy": figures["start_cross_entropy"],
+    }
+
+    def floor() -> float:
+        size = settings["batch_size"]
+        dtype = torch.bfloat16 if has_bfloat16(torch.device("cpu")) else torch.float32
+        f = torch.cat([b.representations for b in itertools.islice(memory.view().batches(size), 4)])
+        products = Products(f, memory.head().weight[:rows].float(), settings["rank"], size, dtype)
+        products.a_pass()
+        return processor(products.a_pass) * figures["pairs"] / len(f)
+
+    return result, floor
+
+
+def limited(memory: Memory, stage: Stage, folder: Path) -> Memory:
+    """Return the memory, or a sample of it with the number of pairs of the stage."""
+    if not stage.limit:
+        return memory
+    path = folder / f"{stage.memory}-{stage.limit}"
+    return Memory.open(path) if path.exists() else sample(memory.path, path, stage.limit)
+
+
+def coordinates(_setting: Setting, stage: Stage, folder: Path) -> tuple[dict[str, Any], Callable[[], float]]:
+    """Write the float16 memory again with representations of k principal coordinates."""
+    memory = Memory.open(folder / "float16")
+    made = project(memory, int(stage.memory), folder / stage.memory)
+    return {"pairs": made.pairs, "bytes": made.bytes * int(stage.memory) // made.d}, lambda: 0.0
+
+
+KINDS = {"build": build, "verify": check, "reconstruct": reconstruct, "train": learn, "project": coordinates}
+"""Kinds of stages. Each is run, and returns its figures, and a function that measures its floor."""
