@@ -370,8 +370,9 @@ def _contents(
     channel_scales = _channel_scales(manifest, f, output)
     stored, scales = store(f, manifest.dtype, where, channel_scales)
     targets = torch.from_numpy(np.concatenate(golds))
-    paired = targets != NO_TARGET
-    loss.add(f[paired], restore(stored, scales, channel_scales)[paired], targets[paired])
+    measured = loss.sample((targets != NO_TARGET).nonzero()[:, 0])
+    read = restore(stored[measured], None if scales is None else scales[measured], channel_scales)
+    loss.add(f[measured], read, targets[measured])
     return Contents(
         representations=stored,
         scales=scales,

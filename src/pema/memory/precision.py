@@ -33,6 +33,11 @@ class StorageLoss:
         self._head, self._dtype = head, dtype
         self._gold = self._squares = self._expected = 0.0
 
+    def sample(self, places: Tensor) -> Tensor:
+        """Return those of a shard's pairs (n,) that are measured, evenly spaced: all that `add` needs to be given."""
+        count = min(FURTHER if self.pairs else FIRST, len(places))
+        return places[torch.linspace(0, len(places) - 1, count).round().long()]
+
     @torch.no_grad()
     def add(self, f: Tensor, stored: Tensor, targets: Tensor) -> None:
         """Measure a sample of a shard's pairs, evenly spaced.
@@ -47,15 +52,15 @@ class StorageLoss:
         """
         if torch.promote_types(f.dtype, getattr(torch, self._dtype)) == getattr(torch, self._dtype):
             return  # the dtype represents every value of the PLM's dtype exactly
-        count = min(FURTHER if self.pairs else FIRST, len(f))
-        for rows in torch.split(torch.linspace(0, len(f) - 1, count).round().long(), AT_ONCE):
+        chosen = self.sample(torch.arange(len(f)))
+        for rows in torch.split(chosen, AT_ONCE):
             exact, read = (self._log_p(each[rows]) for each in (f.float(), stored))
             difference = exact - read
             gold = difference.gather(1, targets[rows].to(difference.device)[:, None])[:, 0].double()
             self._gold += float(gold.sum())
             self._squares += float(gold.square().sum())
             self._expected += float((exact.exp() * difference).sum(dtype=torch.float64))
-        self.pairs += count
+        self.pairs += len(chosen)
         rise = self.rise
         if not rise <= MOST:
             wider = "float16, bfloat16 or float32" if self._dtype == "int8" else "float32"
