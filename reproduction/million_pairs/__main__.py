@@ -33,10 +33,12 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", default=STAGES, help="kind,memory,preset,vocabulary,limit")
     parser.add_argument("--pairs", type=int, default=Setting.pairs, help="pairs of the memory")
     parser.add_argument("--seen", type=int, default=Setting.seen, help="different words of the targets")
+    parser.add_argument("--d", type=int, default=Setting.d, help="width of the PLM")
+    parser.add_argument("--epochs", type=int, default=Setting.epochs, help="epochs of training")
     parser.add_argument("--threads", type=int, default=Setting.threads, help="threads of torch")
     parser.add_argument("-o", "--output", type=Path, default=FILE, help="the results file")
     given = parser.parse_args()
-    setting = Setting(pairs=given.pairs, seen=given.seen, threads=given.threads)
+    setting = Setting(given.pairs, given.seen, given.d, epochs=given.epochs, threads=given.threads)
     arguments = ["--setting", json.dumps(dataclasses.asdict(setting)), "--folder", str(given.folder.resolve())]
     run_module("reproduction.million_pairs.process", ["prepare", *arguments], setting.threads)
     facts = read_json(given.folder / "facts.json")
@@ -44,7 +46,7 @@ def main() -> None:
         stage = Stage.named(name)
         run_module("reproduction.million_pairs.process", [name, *arguments], setting.threads)
         result = read_json(given.folder / OUT) | facts
-        put_run(given.output, f"{setting.pairs:,} pairs, {setting.seen:,} seen: {stage.name}", result)
+        put_run(given.output, f"d {setting.d}, {setting.pairs:,} pairs, {setting.seen:,} seen: {stage.name}", result)
         print(
             f"{stage.name}: {result['processor_seconds']} s of the processor, floor {result['floor_seconds']} s, "
             f"{result['peak_anonymous_bytes'] / 2**20:,.0f} MiB",

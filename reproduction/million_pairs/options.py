@@ -21,6 +21,7 @@ class Setting:
         heads: its attention heads.
         words: words of a source.
         length: tokens of a target, with the one that ends it.
+        epochs: of training.
         threads: of torch.
         seed: of everything random.
     """
@@ -30,9 +31,10 @@ class Setting:
     d: int = 2048
     V: int = 50_272
     ffn: int = 2048
-    heads: int = 32
+    heads: int = 16
     words: int = 8
     length: int = 32
+    epochs: int = 1
     threads: int = 1
     seed: int = 0
 

@@ -13,6 +13,7 @@ import torch
 
 from pema.experiments.peak import status
 from pema.signature import signature
+from reproduction.benchmarks.timing import significant
 from reproduction.million_pairs.options import Setting, Stage
 from reproduction.million_pairs.source import prepare
 from reproduction.million_pairs.stages import KINDS
@@ -29,13 +30,13 @@ def measure(setting: Setting, stage: Stage, folder: Path) -> dict[str, Any]:
         figures, floor = KINDS[stage.kind](setting, stage, folder)
     result = {
         "stage": stage.name,
-        "seconds": round(time.perf_counter() - wall, 1),
-        "processor_seconds": round(time.process_time() - processor, 1),
+        "seconds": significant(time.perf_counter() - wall),
+        "processor_seconds": significant(time.process_time() - processor),
         "imported_bytes": before,
         "peak_anonymous_bytes": before + peak.anonymous,
         **figures,
     }
-    result["floor_seconds"] = round(floor(), 1)
+    result["floor_seconds"] = significant(floor())
     config = setting.to_dict() | {"benchmark": "million_pairs"}
     load = [round(load, 2) for load in os.getloadavg()]
     return result | {"load_average": load, "signature": signature(config, setting.seed)}

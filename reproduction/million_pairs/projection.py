@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from pema.adapter.reconstruction import closed_form
 from pema.files import writing
 from pema.memory.merge import copy_head
@@ -39,8 +37,3 @@ def project(memory: Memory, k: int, output: Path) -> Memory:
             )
         manifest.write(folder)
     return Memory.open(output)
-
-
-def held_out_loss(adapter_loss: torch.Tensor) -> float:
-    """Return the mean of losses."""
-    return float(adapter_loss.mean())

@@ -8,13 +8,16 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
-from pema.adapter.config import SAMPLE
+from pema.adapter.config import CORE, SAMPLE
+from pema.adapter.joint import MEASURED, JointRun
+from pema.adapter.likelihood import log_p_pema
+from pema.adapter.module import Adapter
 from pema.adapter.presets import preset
 from pema.adapter.reconstruction import STRIPES, closed_form
 from pema.adapter.training import train
@@ -51,7 +54,7 @@ def build(setting: Setting, stage: Stage, folder: Path) -> tuple[dict[str, Any],
     plm = LocalPLM.load(folder / PLM)
     examples = read_examples(folder / TEXTS)
     memory = build_memory(plm, examples, TASK, folder / stage.memory, dtype=stage.memory)
-    tokens = len(memory.prompts._tokens) + memory.pairs  # noqa: SLF001
+    tokens = len(memory.prompts._tokens) + memory.pairs
     width = tokens // memory.examples - 1
 
     def floor() -> float:
@@ -75,9 +78,10 @@ def check(_setting: Setting, stage: Stage, folder: Path) -> tuple[dict[str, Any]
     """Verify the memory; the floor is the SHA-256 of as many bytes in RAM."""
     report = verify(folder / stage.memory)
     data = bytes(CHUNK)
-    return {"pairs": report.pairs, "bytes": report.bytes}, lambda: (
-        processor(lambda: hashlib.sha256(data).digest()) * report.bytes / CHUNK
-    )
+    return {
+        "pairs": report.pairs,
+        "bytes": report.bytes,
+    }, lambda: processor(lambda: hashlib.sha256(data).digest()) * report.bytes / CHUNK
 
 
 def reconstruct(_setting: Setting, stage: Stage, folder: Path) -> tuple[dict[str, Any], Callable[[], float]]:
@@ -95,49 +99,75 @@ def reconstruct(_setting: Setting, stage: Stage, folder: Path) -> tuple[dict[str
             for i in range(0, memory.d, width):
                 f[:, i : i + width].T @ f[:, i:]
 
-        return processor(products) * memory.pairs / len(f) + processor(lambda: torch.linalg.eigh(moment))
+        def decompose() -> None:
+            torch.linalg.eigh(moment)
+
+        return processor(products) * memory.pairs / len(f) + processor(decompose)
 
     return {"pairs": memory.pairs, "rank": config.rank, "error": significant(error)}, floor
 
 
 def learn(setting: Setting, stage: Stage, folder: Path) -> tuple[dict[str, Any], Callable[[], float]]:
-    """Train for an epoch; the floor is the bare products of its steps."""
-    memory = limited(Memory.open(folder / stage.memory), stage, folder)
-    config = replace(preset(stage.preset), epochs=1, vocabulary=stage.vocabulary or preset(stage.preset).vocabulary)
-    out = folder / "adapter"
+    """Train an adapter; the floor is the bare products of its steps."""
+    memory = limited(folder / stage.memory, stage.limit)
+    changes: dict[str, Any] = {"vocabulary": stage.vocabulary} if stage.vocabulary else {}
+    out, spent = folder / "adapter", 0.0
     shutil.rmtree(out, ignore_errors=True)
-    adapter, figures = train(memory, config, out)
-    settings = adapter.config.training["settings"]
-    seen = len(memory.view().targets_seen())
-    rows = {"seen": seen, "sampled": seen + SAMPLE}.get(settings["vocabulary"], setting.V)
+    epoch = JointRun.epoch
+
+    def timed(run: JointRun, advance: Any) -> None:  # noqa: ANN401
+        nonlocal spent
+        started = time.process_time()
+        epoch(run, advance)
+        spent += time.process_time() - started
+
+    with patch.object(JointRun, "epoch", timed):
+        adapter, figures = train(memory, preset(stage.preset, epochs=setting.epochs, **changes), out)
+    settings, seen = adapter.config.training["settings"], len(memory.view().targets_seen())
+    rows = {"seen": seen, "sampled": min(seen, CORE) + SAMPLE}.get(settings["vocabulary"], setting.V)
+    pairs = int(figures["epochs"] * figures["pairs"])
     result = {
-        "pairs": figures["pairs"],
+        "pairs": pairs,
         "held_out_pairs": figures["held_out_pairs"],
         "seen": seen,
+        "rows": rows,
         "vocabulary": settings["vocabulary"],
         "batch_size": settings["batch_size"],
-        "epoch_seconds": figures["train_seconds"],
-        "held_out_cross_entropy": figures["held_out_cross_entropy"],
+        "epoch_processor_seconds": significant(spent),
         "start_cross_entropy": figures["start_cross_entropy"],
+        "held_out_cross_entropy": figures["held_out_cross_entropy"],
     }
+    if stage.memory != "float16":
+        result["cross_entropy_of_float16"] = loss_of(adapter, limited(folder / "float16", stage.limit))
 
     def floor() -> float:
         size = settings["batch_size"]
         dtype = torch.bfloat16 if has_bfloat16(torch.device("cpu")) else torch.float32
-        f = torch.cat([b.representations for b in itertools.islice(memory.view().batches(size), 4)])
+        f = torch.cat([batch.representations for batch in itertools.islice(memory.view().batches(size), 4)])
         products = Products(f, memory.head().weight[:rows].float(), settings["rank"], size, dtype)
         products.a_pass()
-        return processor(products.a_pass) * figures["pairs"] / len(f)
+        return processor(products.a_pass) * pairs / len(f)
 
     return result, floor
 
 
-def limited(memory: Memory, stage: Stage, folder: Path) -> Memory:
-    """Return the memory, or a sample of it with the number of pairs of the stage."""
-    if not stage.limit:
-        return memory
-    path = folder / f"{stage.memory}-{stage.limit}"
-    return Memory.open(path) if path.exists() else sample(memory.path, path, stage.limit)
+def loss_of(adapter: Adapter, memory: Memory) -> float:
+    """Return the cross-entropy of an adapter on the held-out pairs of a memory, as `train` measures it."""
+    settings = adapter.config.training["settings"]
+    _, held_out = memory.split(settings["dev_fraction"], settings["seed"])
+    head, total, pairs = memory.head(), 0.0, 0
+    for batch in held_out.spread(MEASURED).batches(512):
+        total -= float(log_p_pema(adapter, head, batch.representations, batch.targets).sum())
+        pairs += len(batch.targets)
+    return total / pairs
+
+
+def limited(path: Path, pairs: int) -> Memory:
+    """Return a memory, or a sample of it with at most `pairs` pairs; 0: all."""
+    if not pairs:
+        return Memory.open(path)
+    smaller = path.with_name(f"{path.name}-{pairs}")
+    return Memory.open(smaller) if smaller.exists() else sample(path, smaller, pairs)
 
 
 def coordinates(_setting: Setting, stage: Stage, folder: Path) -> tuple[dict[str, Any], Callable[[], float]]:

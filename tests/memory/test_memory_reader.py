@@ -112,6 +112,27 @@ def test_targets_seen(memory, everything):
         assert view.targets_seen().dtype == torch.int64
 
 
+def test_target_counts(memory, everything):
+    counts = memory.view().target_counts()
+    assert counts.equal(everything.targets.bincount(minlength=memory.manifest.plm.vocabulary_size))
+    (batch,) = memory.split(0.5, 0)[1].batches(10_000)
+    assert int(memory.split(0.5, 0)[1].target_counts().sum()) == len(batch.targets)
+
+
+def test_a_spread_view_has_whole_examples_from_all_over(memory):
+    _, held_out = memory.split(0.7, 0)
+    for view in (memory.view(), held_out):
+        assert view.spread(view.pairs) is view
+        for pairs in (1, view.pairs // 3, view.pairs - 1):
+            part = view.spread(pairs)
+            examples = np.arange(60) if view.selected is None else view.selected
+            assert np.isin(part.selected, examples).all()
+            assert 1 <= part.examples < view.examples or pairs == view.pairs - 1
+            assert part.pairs <= max(1.5 * pairs, 20)
+        gaps = np.diff(np.searchsorted(examples, view.spread(view.pairs // 3).selected))
+        assert gaps.max() - gaps.min() <= 1
+
+
 def test_counts_and_head(memory):
     assert memory.pairs == memory.view().pairs == len(rows(memory.view().batches(100)))
     assert memory.examples == memory.view().examples == 60

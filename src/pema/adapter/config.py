@@ -40,7 +40,10 @@ TEXT_FIGURES = ("unit", "accountant")
 """Names of the figures of a training that are texts."""
 
 SAMPLE = 2048
-"""Number of tokens drawn per step with vocabulary="sampled", in addition to those that occur in the memory."""
+"""Number of tokens drawn per step with vocabulary="sampled", in addition to the most frequent ones."""
+
+CORE = 8192
+"""Maximum number of tokens that are in every step with vocabulary="sampled": the most frequent ones of the memory."""
 
 PAYS = 4
 """Minimum ratio of V to the tokens of a step at which vocabulary="auto" means "sampled"."""
@@ -129,8 +132,9 @@ class TrainConfig:
     vocabulary: TrainedVocabulary = option(
         "full",
         "seen: P_PEMA covers only target tokens that occur in the memory. sampled: it covers all, and the softmax of "
-        "training has these and a random sample of the others. auto: sampled where that is at most a quarter of V, "
-        "else full. own: as seen, with an output matrix of the adapter's own, for an API's tokens only.",
+        "training has the most frequent of these and a random sample of the others. auto: sampled where that is at "
+        "most a quarter of V, else full. own: as seen, with an output matrix of the adapter's own, for an API's tokens "
+        "only.",
     )
     copy_width: int = option(
         0,
@@ -221,10 +225,10 @@ class TrainConfig:
             vocabulary_size: V.
             seen: number of target tokens that occur in the memory.
         """
-        vocabulary = self.vocabulary
+        vocabulary, core = self.vocabulary, min(seen, CORE)
         if vocabulary == "auto":
-            vocabulary = "sampled" if PAYS * (seen + SAMPLE) <= vocabulary_size else "full"
-        if vocabulary == "sampled" and vocabulary_size - seen < SAMPLE:
+            vocabulary = "sampled" if PAYS * (core + SAMPLE) <= vocabulary_size else "full"
+        if vocabulary == "sampled" and vocabulary_size - core < SAMPLE:
             vocabulary = "full"
         return self if vocabulary == self.vocabulary else dataclasses.replace(self, vocabulary=vocabulary)
 

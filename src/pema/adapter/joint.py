@@ -32,13 +32,16 @@ from pema.adapter.reconstruction import (
     reconstruction_error,
     where_not_finite,
 )
-from pema.adapter.sampled import SampledCrossEntropy
+from pema.adapter.sampled import SampledCrossEntropy, frequent
 from pema.console import progress
 from pema.devices import device_named
 from pema.errors import AdapterError
 from pema.memory.buffer import Batch
 from pema.memory.reader import Memory, View
 from pema.signature import signature
+
+MEASURED = 1 << 14
+"""Number of held-out pairs, if there are more, on which losses are measured and the schedule is fitted."""
 
 
 class JointRun:
@@ -50,8 +53,7 @@ class JointRun:
         self.memory, self.config, self.output, self.checkpoint = memory, config, output, checkpoint
         self.train_view, self.held_out = _split(memory, config)
         self.device = device_named(config.device)
-        seen = memory.view().targets_seen() if config.vocabulary in ("seen", "own", "sampled") else None
-        tokens = None if config.vocabulary == "sampled" else seen
+        tokens = memory.view().targets_seen() if config.vocabulary in ("seen", "own") else None
         self.adapter = Adapter(adapter_config(memory, config), tokens, seed=config.seed)
         self.parameters = dict(self.adapter.named_parameters())
         stored = None
@@ -85,8 +87,11 @@ class JointRun:
         else:
             self.loss = self.joint(OwnCrossEntropy(head, self.adapter, bfloat16=bfloat16))
         self.sampled = None
-        if config.vocabulary == "sampled" and seen is not None:
-            self.sampled = SampledCrossEntropy(head, seen.to(self.device), config.seed, bfloat16=bfloat16)
+        if config.vocabulary == "sampled":
+            counts = memory.view().target_counts()
+            core = frequent(counts).to(self.device)
+            complete = len(core) == int(counts.count_nonzero())
+            self.sampled = SampledCrossEntropy(head, core, config.seed, bfloat16=bfloat16, complete=complete)
         self.dropout = Dropout(config.dropout, config.seed, self.device)
         self.steps_per_epoch = math.ceil(self.train_view.pairs / config.batch_size)
         self.steps = config.epochs * self.steps_per_epoch
@@ -292,7 +297,8 @@ def _split(memory: Memory, config: TrainConfig) -> tuple[View, View | None]:
         raise AdapterError(f"{memory.path} contains no pairs to train on: build it with more examples.")
     if config.dev_fraction == 0:
         return memory.view(), None
-    return memory.split(config.dev_fraction, config.seed)
+    train_view, held_out = memory.split(config.dev_fraction, config.seed)
+    return train_view, held_out.spread(MEASURED)
 
 
 def _parts(total: float, reconstruction: float, prediction: float) -> dict[str, float]:

@@ -152,18 +152,26 @@ class CrossEntropy:
         Raises:
             AdapterError: a target is outside the vocabulary.
         """
-        if self.position is not None:
-            targets = self.position[targets]
-            if bool((targets < 0).any()):
-                raise AdapterError("a target is not in the seen vocabulary: use vocabulary='full'.")
-        loss: Tensor = _Chunked.apply(h, targets, self)  # type: ignore[no-untyped-call]
+        loss: Tensor = _Chunked.apply(h, self.places(targets), self)  # type: ignore[no-untyped-call]
         return loss
+
+    def places(self, targets: Tensor) -> Tensor:
+        """Return the rows of W_hd of token ids (n,).
+
+        Raises:
+            AdapterError: a target is outside the vocabulary.
+        """
+        if self.position is None:
+            return targets
+        places = self.position[targets]
+        if bool((places < 0).any()):
+            raise AdapterError("a target is not in the seen vocabulary: use vocabulary='full'.")
+        return places
 
     @torch.no_grad()
     def each(self, h: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each row of h (n, d) with token ids `targets` (n,): (n,) float32, without a gradient."""
-        targets = targets if self.position is None else self.position[targets]
-        return self.sweep(h.float(), targets, gradient=False)[2]
+        return self.sweep(h.float(), self.places(targets), gradient=False)[2]
 
     def sweep(self, h: Tensor, targets: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return the mean loss, its gradient in h, and the loss of each row, computed chunk by chunk."""
@@ -173,18 +181,22 @@ class CrossEntropy:
         total = torch.zeros((), dtype=torch.float64, device=h.device)
         for start in range(0, n, self.rows):
             rows = slice(start, min(start + self.rows, n))
-            y = targets[rows, None]
-            p = self.logits(h[rows])
-            slope = self.slope(p) if dh is not None else None
-            self.weigh(p)
-            losses[rows] = _probabilities(p, y)
+            losses[rows] = self.chunk(h[rows], targets[rows], None if dh is None else dh[rows])
             total += losses[rows].sum(dtype=torch.float64)
-            if dh is not None:
-                p.scatter_add_(1, y, p.new_full(y.shape, -1.0))
-                self.step_back(p if slope is None else p.mul_(slope), dh[rows])
         if dh is not None:
             dh *= self.scale / n
         return (total / n).float(), dh, losses
+
+    def chunk(self, h: Tensor, y: Tensor, dh: Tensor | None) -> Tensor:
+        """Return the loss of each row of h (c, d) with targets y (c,); write the gradient of their sum into `dh`."""
+        p = self.logits(h)
+        slope = self.slope(p) if dh is not None else None
+        x_y = p.gather(1, y[:, None])[:, 0]
+        losses = normalise(p) - x_y
+        if dh is not None:
+            p.scatter_add_(1, y[:, None], p.new_full((len(y), 1), -1.0))
+            self.step_back(p if slope is None else p.mul_(slope), dh)
+        return losses
 
     def logits(self, h: Tensor) -> Tensor:
         """Compute the head's logits of (c, d): (c, V) float32, in a buffer that the next chunk reuses."""
@@ -213,9 +225,6 @@ class CrossEntropy:
         for start in range(0, self.V, self.piece):
             tokens = slice(start, min(start + self.piece, self.V))
             yield tokens, rows[: tokens.stop - start].copy_(self.W_hd[tokens])
-
-    def weigh(self, logits: Tensor) -> None:
-        """Change logits (c, V) in place if a token represents several; here none does."""
 
     def slope(self, logits: Tensor) -> Tensor | None:
         """Return the derivative of the soft cap cap tanh(x / cap) at capped logits, 1 - tanh(x / cap)^2: (c, V)."""
@@ -272,14 +281,14 @@ def _view(buffer: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     return buffer, buffer[: rows * columns].view(rows, columns)
 
 
-def _probabilities(logits: Tensor, y: Tensor) -> Tensor:
-    """Turn logits (c, V) into softmax(logits) in place; return the loss of each target y (c, 1), (c,).
+def normalise(logits: Tensor) -> Tensor:
+    """Turn logits (c, V) into softmax(logits) in place; return log sum exp(logits), (c,).
 
-    log sum exp is computed from the largest entry as x_max - log p_max, which cannot underflow: p_max >= 1 / V.
+    It is computed from the largest entry as x_max - log p_max, which cannot underflow: p_max >= 1 / V.
     """
-    x_max, x_y = logits.amax(-1), logits.gather(1, y)[:, 0]
+    x_max = logits.amax(-1)
     torch.softmax(logits, -1, out=logits)
-    return x_max - logits.amax(-1).log() - x_y
+    return x_max - logits.amax(-1).log()
 
 
 class _Chunked(torch.autograd.Function):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pema.adapter.checkpoint import Checkpoint, require_same_run
-from pema.adapter.config import PAYS, SAMPLE, TrainConfig
+from pema.adapter.config import CORE, PAYS, SAMPLE, TrainConfig
 from pema.adapter.copying import copyable
 from pema.adapter.joint import JointRun
 from pema.adapter.module import Adapter
@@ -61,7 +61,12 @@ def _suited(config: TrainConfig, memory: Memory) -> TrainConfig:
     if config.vocabulary not in ("auto", "sampled"):
         return config
     small = config.vocabulary == "auto" and V < PAYS * SAMPLE  # whatever is seen: it need not be read
-    return config.with_vocabulary(V, V if small else len(memory.view().targets_seen()))
+    seen = V if small else len(memory.view().targets_seen())
+    chosen = config.with_vocabulary(V, seen)
+    if config.vocabulary == "auto" and chosen.vocabulary == "sampled":
+        drawn = f"{min(seen, CORE):,} of the {seen:,} tokens that occur, and {SAMPLE:,} drawn of the others"
+        note(f"vocabulary='sampled': each step's softmax has {drawn}, for all V = {V:,}.")
+    return chosen
 
 
 def _copying(config: TrainConfig, memory: Memory) -> TrainConfig:

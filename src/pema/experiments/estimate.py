@@ -28,8 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pema.adapter.config import CORE, TrainConfig
 from pema.adapter.config import SAMPLE as SAMPLED
-from pema.adapter.config import TrainConfig
 from pema.experiments.requirements import provided_by
 from pema.experiments.workplace import Stages
 from pema.memory.encoding import Tokens
@@ -150,7 +150,7 @@ def train_seconds(stages: Stages, speed: Speed, sizes: Sizes, vocabulary: int) -
     if "vocabulary" not in settings:  # gradients through layers: the PLM's, or those of an LM that is hardly larger
         return START + float(epochs * (sizes.prompts + sizes.targets) * 3 * speed.token)
     kind = TrainConfig(vocabulary=settings["vocabulary"]).with_vocabulary(vocabulary, sizes.kinds).vocabulary
-    trained = {"seen": sizes.kinds, "sampled": sizes.kinds + SAMPLED}.get(kind, vocabulary)
+    trained = {"seen": sizes.kinds, "sampled": min(sizes.kinds, CORE) + SAMPLED}.get(kind, vocabulary)
     return START + float(epochs * sizes.targets * 3 * speed.vector * trained / vocabulary)
 
 

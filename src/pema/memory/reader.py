@@ -21,7 +21,7 @@ from pema.memory.prompts import Prompts
 from pema.memory.shard import DTYPES, Integers, ShardFile
 from pema.owner.head import Head
 from pema.schema import require
-from pema.tasks.held_out import draw_held_out
+from pema.tasks.held_out import draw_held_out, spread
 
 BUFFER_BYTES = 1 << 26
 """Maximum bytes of stored representations in RAM for shuffling."""
@@ -245,13 +245,24 @@ class View:
         lengths = [np.diff(file.example_offsets)[self._examples(k)].sum() for k, file in enumerate(self.memory.shards)]
         return int(sum(lengths))
 
-    def targets_seen(self) -> Tensor:
-        """Return the target tokens that occur, (k,) int64, sorted."""
-        seen = np.zeros(self.memory.manifest.plm.vocabulary_size, bool)
+    def spread(self, pairs: int) -> View:
+        """Return a view of about `pairs` of these pairs, in examples that are evenly spaced; this one if smaller."""
+        if self.pairs <= pairs:
+            return self
+        examples = np.arange(self.memory.examples) if self.selected is None else self.selected
+        return View(self.memory, examples[spread(len(examples), max(len(examples) * pairs // self.pairs, 1))])
+
+    def target_counts(self) -> Tensor:
+        """Return how often each token is a target, (V,) int64."""
+        counts = np.zeros(self.memory.manifest.plm.vocabulary_size, np.int64)
         for block in self._blocks(1 << 20):
             targets = self.memory.shards[block.shard].targets(*self._span(block))[self._rows(block)]
-            seen[targets[targets != NO_TARGET]] = True
-        return torch.from_numpy(np.flatnonzero(seen))
+            counts += np.bincount(targets[targets != NO_TARGET], minlength=len(counts))
+        return torch.from_numpy(counts)
+
+    def targets_seen(self) -> Tensor:
+        """Return the target tokens that occur, (k,) int64, sorted."""
+        return self.target_counts().nonzero()[:, 0]
 
     def batches(
         self, batch_size: int, *, shuffle_seed: int | None = None, buffer_bytes: int = BUFFER_BYTES
