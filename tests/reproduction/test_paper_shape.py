@@ -56,7 +56,7 @@ def test_every_method_runs_and_says_what_it_took(method, tmp_path, unlimited):
     assert found["peak_bytes"]["resident"] >= 0
     assert not (tmp_path / "out").exists()
     if method == "owner":
-        assert set(found["ratio"]) == {"paper", "residual"}
+        assert set(found["ratio"]) == {"paper", "residual", "best"}
         assert found["represent_seconds_per_token"] > 0
         return
     assert found["seconds_per_token"] > 0
