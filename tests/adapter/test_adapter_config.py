@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from pema.adapter.config import AdapterConfig, TrainConfig
 from pema.adapter.presets import PRESETS, preset
 from pema.errors import ConfigError
+from pema.owner.contract import BESIDE_API, PLMDescription
 
 
 def test_preset_paper_is_the_papers():
@@ -30,7 +31,7 @@ def test_preset_best_is_residual_nonlinear_and_copies():
 
 
 @pytest.mark.parametrize(
-    ("pairs", "batch_size"), [(0, 32), (830, 32), (3_120, 62), (12_800, 256), (27_000, 256), (10**6, 256)]
+    ("pairs", "batch_size"), [(0, 64), (830, 64), (3_120, 64), (4_000, 80), (12_800, 256), (27_000, 256), (10**6, 256)]
 )
 def test_few_pairs_make_small_batches(pairs, batch_size):
     assert PRESETS["best"].with_steps(pairs).batch_size == batch_size
@@ -39,7 +40,7 @@ def test_few_pairs_make_small_batches(pairs, batch_size):
 
 def test_a_given_batch_size_is_used_unchanged():
     assert preset("best", batch_size=256).with_steps(100).batch_size == 256
-    assert preset("best", batch_size=256, least_steps=50).with_steps(100).batch_size == 32
+    assert preset("best", batch_size=256, least_steps=50).with_steps(100).batch_size == 64
     assert preset("best", batch_size=8).with_steps(100).batch_size == 8
 
 
@@ -96,13 +97,27 @@ def test_a_presets_rank_is_reduced_to_fit_the_plm_with_a_note(capsys):
     assert preset("residual").fitted(64).rank == 6 * 64
 
 
+def plm_of(d, architecture="LlamaForCausalLM"):
+    return PLMDescription("a PLM", architecture, "a", "b", "c", d, d, 100, "head_input", 64, (2,), 7)
+
+
 def test_a_requested_rank_that_is_too_large_is_refused():
+    plm = plm_of(384)
     with pytest.raises(ConfigError, match="rank=400 is larger than d = 384, and it adds nothing to rank d"):
-        preset("paper", rank=400).fitted(384)
+        preset("paper", rank=400).require_suited(plm)
     with pytest.raises(ConfigError, match=r"rank=400 is larger than d = 384, and init='pca' .* or init='random'"):
-        preset("residual", rank=400, init="pca").fitted(384)
+        preset("residual", rank=400, init="pca").require_suited(plm)
+    for config in (preset("residual", rank=4000), preset("paper", rank=384), preset("paper", rank=400, fit_rank=True)):
+        config.require_suited(plm)
     assert preset("residual", rank=4000).fitted(384).rank == 4000
     assert preset("paper", rank=384).fitted(384).rank == 384
+
+
+def test_an_output_matrix_of_its_own_is_for_the_tokens_of_an_api():
+    own = preset("best", vocabulary="own")
+    with pytest.raises(ConfigError, match=r"vocabulary='own' .* and a PLM has an LM head of its own: use vocabulary='"):
+        own.require_suited(plm_of(384))
+    own.require_suited(plm_of(384, BESIDE_API + "LlamaForCausalLM"))
 
 
 @given(rank=st.integers(1, 5000), d=st.integers(1, 600), name=st.sampled_from(sorted(PRESETS)))

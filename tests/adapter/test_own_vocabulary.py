@@ -1,5 +1,7 @@
 """The vocabulary "own": an output matrix of the adapter's own over the tokens of the memory's targets."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -14,11 +16,16 @@ from pema.adapter.training import train
 from pema.errors import AdapterError, ConfigError
 from pema.files import read_json, write_json
 from pema.generation.plugin import attach_to
+from pema.generation.rounds import adapt
 from pema.memory.build import build_memory
+from pema.memory.config import BuildConfig
 from pema.memory.prompts import ContextTokens
+from pema.owner.contract import BESIDE_API
 from pema.owner.head import Head
+from pema.owner.local import LocalPLM
 from pema.tasks.example import Example
 from pema.tasks.registry import get_task
+from tiny import build_model, build_tokenizer
 
 V, D = 40, 8
 SHAPE = {"rank": 8, "kappa": 0.0, "dropout": 0.0, "residual": True, "activation": "gelu"}
@@ -89,13 +96,24 @@ def test_the_loss_is_that_of_its_own_rows_and_trains_them():
     torch.testing.assert_close(OwnCrossEntropy(over, own).each(own(f), targets).mean(), expected.detach())
 
 
+WORDS = ("the house", "a dog", "one cat", "two houses", "the cat", "three dogs")
+EXAMPLES = [Example(source, source.upper()) for source in WORDS]
+
+
+class Proxy(LocalPLM):
+    """A PLM that stands for the model of an API."""
+
+    @property
+    def description(self):
+        described = super().description
+        return replace(described, architecture=BESIDE_API + described.architecture)
+
+
 @pytest.fixture(scope="module")
 def trained(tiny_plm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
-    plm = tiny_plm()
-    words = ["the house", "a dog", "one cat", "two houses", "the cat", "three dogs"]
-    examples = [Example(source, source.upper()) for source in words]
-    memory = build_memory(plm, examples, get_task("style"), folder / "memory")
+    plm = Proxy(build_model("llama"), build_tokenizer())
+    memory = build_memory(plm, EXAMPLES, get_task("style"), folder / "memory")
     config = TrainConfig(**SETTINGS, vocabulary="own", copy_width=4)
     return plm, memory, config, folder, train(memory, config, folder / "adapter")
 
@@ -111,6 +129,16 @@ def test_training_begins_with_the_rows_of_the_head_and_is_read_back_as_it_is(tra
     assert read.config.vocabulary == "own"
     untrained, _ = train(memory, TrainConfig(**SETTINGS | {"learning_rate": 0.0}, vocabulary="own"), folder / "zero")
     assert torch.equal(untrained.U, rows)
+
+
+def test_a_plm_with_an_lm_head_is_refused_before_anything_is_built(tiny_plm, tmp_path):
+    plm, config = tiny_plm(), TrainConfig(**SETTINGS, vocabulary="own")
+    with pytest.raises(ConfigError, match="vocabulary='own' is an output matrix for an API's tokens, and"):
+        adapt(plm, EXAMPLES, get_task("style"), tmp_path / "adapted", config, BuildConfig())
+    assert not list(tmp_path.iterdir())
+    memory = build_memory(plm, EXAMPLES, get_task("style"), tmp_path / "memory")
+    with pytest.raises(ConfigError, match="has an LM head of its own: use vocabulary='auto' or 'full'"):
+        train(memory, config, tmp_path / "adapter")
 
 
 def test_an_adapter_with_an_output_matrix_is_not_attached_to_a_model(trained):

@@ -344,6 +344,7 @@ def test_building_with_a_secret_that_does_not_exist_makes_none(run, folder):
         (("frobnicate",), 2, "No such command"),
         (("train", "memory", "-o", "x", "--kappa", "3"), 2, "kappa"),
         (("train", "memory", "-o", "x", "--preset", "paper", "--rank", "99"), 2, "--rank 99 is larger than d = 32"),
+        (("train", "memory", "-o", "x", "--vocabulary", "own"), 2, "--vocabulary own is an output matrix for an API's"),
         (("memory", "info", "nowhere"), 1, "nowhere"),
         (("release", "no-such-plm", "-o", "x"), 1, "no-such-plm"),
     ],

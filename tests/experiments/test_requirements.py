@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pema.errors import ConfigError, OwnerError
+from pema.errors import ConfigError, OwnerError, PemaError
 from pema.experiments.config import read_config
-from pema.experiments.requirements import provided_by, require_provided
+from pema.experiments.requirements import provided_by, require_provided, require_suited
 from pema.methods.contract import with_weights
 from pema.methods.decoding import decoding_for
 from pema.methods.registry import METHODS, get_method
@@ -118,6 +118,23 @@ def test_a_method_runs_where_it_gets_what_it_requires(tmp_path, method, settings
     if method == "knn-lm":
         pytest.importorskip("faiss")
     require_provided(experiment(tmp_path, method, settings), "api.toml", provided)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("pema", 'vocabulary = "own"', "vocabulary='own' is an output matrix for an API's tokens, and"),
+        ("pema", 'preset = "paper", rank = 33', "rank=33 is larger than d = 32"),
+        ("small-lm", "layers = 9", "small-lm: layers=9 is too large: the PLM has 2 layers"),
+        ("offsite", "adapters = 2", "offsite: the PLM has 2 layers, so adapters=2 at each end leave no middle layer"),
+        ("small-lm", 'small = "./missing"', "the folder ./missing does not exist"),
+    ],
+)
+def test_settings_that_do_not_suit_a_plm_are_refused_with_the_label(tiny_plm, tmp_path, method, settings, message):
+    made = experiment(tmp_path, method, settings)
+    with pytest.raises(PemaError, match=f"line: {message}"):
+        require_suited(made, "api.toml", tiny_plm())
+    require_suited(made, "another", tiny_plm())  # no line has this PLM
 
 
 def test_weights_are_taken_from_a_plm_in_this_process_only(tiny_plm):

@@ -10,7 +10,7 @@ from tests.methods.made_jobs import EXAMPLES, SOURCES, TASK, job, run, save_plm
 from tests.tiny import BOS, EOS, build_model, build_tokenizer
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from pema.errors import AdapterError, ConfigError, MismatchError
+from pema.errors import AdapterError, ConfigError, MismatchError, OwnerError
 from pema.generation.decoding import decode, plain
 from pema.generation.texts import text_of
 from pema.methods.emulator import MODEL
@@ -264,22 +264,31 @@ def test_wrong_settings_are_refused(settings, message):
 
 def test_a_small_lm_that_does_not_fit_is_refused(folder, tmp_path):
     plm = LocalPLM.load(folder, dtype="float32")
-    with pytest.raises(ConfigError, match="layers=4 is too large: the PLM has 3 layers"):
-        dataclasses.replace(METHOD, layers=4).prepare(plm, job(folder), tmp_path)
+    METHOD.require_suited(plm, job(folder).task)
+    refused(dataclasses.replace(METHOD, layers=4), plm, folder, ConfigError, "layers=4 is too large: the PLM has 3 lay")
     other = tmp_path / "other"
     build_model().save_pretrained(other)
     tokenizer = build_tokenizer()
     tokenizer.add_tokens(["<extra>"])
     tokenizer.save_pretrained(other)
-    with pytest.raises(MismatchError, match="small-lm: other and tiny have different tokenizers"):
-        SmallLM(small=str(other)).prepare(plm, job(folder), tmp_path)
+    refused(SmallLM(small=str(other)), plm, folder, MismatchError, "small-lm: other and tiny have different tokenizers")
     chatting = tmp_path / "chatting"
     build_model().save_pretrained(chatting)
     tokenizer = build_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
     tokenizer.save_pretrained(chatting)
-    with pytest.raises(MismatchError, match="small-lm: chatting and tiny have different chat templates"):
-        SmallLM(small=str(chatting)).prepare(plm, job(folder), tmp_path)
+    refused(SmallLM(small=str(chatting)), plm, folder, MismatchError, "small-lm: chatting and tiny have different chat")
+    (chatting / "tokenizer.json").write_text("{")
+    refused(SmallLM(small=str(chatting)), plm, folder, OwnerError, "the tokenizer of chatting cannot be loaded")
+    SmallLM(small=str(folder)).require_suited(plm, job(folder).task)
+
+
+def refused(method, plm, folder, kind, message):
+    """Before the first run, and by each stage for itself."""
+    with pytest.raises(kind, match=message):
+        method.require_suited(plm, job(folder).task)
+    with pytest.raises(kind, match=message):
+        method.prepare(plm, job(folder), folder / "refused")
 
 
 def test_weights_of_another_small_lm_are_refused(made, tmp_path):

@@ -48,7 +48,7 @@ CORE = 8192
 PAYS = 4
 """Minimum ratio of V to the tokens of a step at which vocabulary="auto" means "sampled"."""
 
-SMALLEST_BATCH = 32
+SMALLEST_BATCH = 64
 """Minimum number of pairs in a step that `least_steps` makes smaller."""
 
 WIDEST_COPY = 1 << 14
@@ -173,7 +173,7 @@ class TrainConfig:
         256, "Pairs in a step. With dp_epsilon: examples in a step, on average over the steps.", least=1, most=1 << 24
     )
     least_steps: int = option(
-        0, "Minimum number of steps per epoch: with few pairs, a step has fewer of them, but at least 32.", most=MOST
+        0, "Minimum number of steps per epoch: with few pairs, a step has fewer of them, but at least 64.", most=MOST
     )
     dev_fraction: float = option(
         0.1, "Share of the examples held out for early stopping; 0: none.", least=0.0, below=1.0
@@ -240,18 +240,28 @@ class TrainConfig:
         return self if batch_size == self.batch_size else dataclasses.replace(self, batch_size=batch_size)
 
     def fitted(self, d: int) -> TrainConfig:
-        """Return this config for a PLM of width `d`.
+        """Return this config for a PLM of width `d`, whose rank `require_suited` accepts."""
+        most = self._most_rank(d)
+        if self.rank <= most or not self.fit_rank:
+            return self
+        note(f"rank {self.rank} becomes {most}: the PLM's representations have d = {d}.")
+        return dataclasses.replace(self, rank=most)
+
+    def require_suited(self, plm: PLMDescription) -> None:
+        """Refuse settings that do not suit a PLM, before a memory is built with it.
 
         Raises:
-            ConfigError: the rank is too large for d, and `fit_rank` is off.
+            ConfigError: the rank is too large for d, and `fit_rank` is off; or the vocabulary is that of an API's
+                tokens, and the PLM is none.
         """
-        linear = self.activation == "none" or self.reconstructs
-        most = d if linear else WIDEST_GELU * d
-        if self.rank <= most or (not linear and not self.fit_rank):
-            return self
-        if self.fit_rank:
-            note(f"rank {self.rank} becomes {most}: the PLM's representations have d = {d}.")
-            return dataclasses.replace(self, rank=most)
+        if self.vocabulary == "own" and not plm.is_proxy:
+            raise ConfigError(
+                f"vocabulary='own' is an output matrix for an API's tokens, and {plm.name} has an LM head of its own: "
+                "use vocabulary='auto' or 'full'."
+            )
+        d, linear = plm.d, self._is_linear
+        if self.rank <= self._most_rank(d) or self.fit_rank or not linear:
+            return
         why = (
             "init='pca' and reconstruction have d directions"
             if self.activation == "gelu"
@@ -261,6 +271,15 @@ class TrainConfig:
             f"rank={self.rank} is larger than d = {d}, and {why}: use a rank of at most {d}"
             + (", or init='random'." if self.activation == "gelu" else ", or residual=True with activation='gelu'.")
         )
+
+    @property
+    def _is_linear(self) -> bool:
+        """Whether directions beyond d add nothing."""
+        return self.activation == "none" or self.reconstructs
+
+    def _most_rank(self, d: int) -> int:
+        """Return the largest rank that makes sense for a PLM of width `d`."""
+        return d if self._is_linear else WIDEST_GELU * d
 
     def require_libraries(self) -> None:
         """Refuse the settings if an optional library that the training imports is not installed; nothing is imported.

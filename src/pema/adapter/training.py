@@ -56,6 +56,7 @@ def train(
 
 def _suited(config: TrainConfig, memory: Memory) -> TrainConfig:
     """Return the settings adapted to the width and the vocabulary of this memory."""
+    config.require_suited(memory.manifest.plm)
     config, V = _copying(config.fitted(memory.d), memory), memory.manifest.plm.vocabulary_size
     config = config.with_steps(round((1 - config.dev_fraction) * memory.pairs))
     if config.vocabulary not in ("auto", "sampled"):

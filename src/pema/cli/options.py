@@ -14,8 +14,8 @@ from pema.cli.settings import Options, with_line_breaks
 from pema.console import printable, stdout
 from pema.owner.config import LoadConfig
 from pema.owner.openai_api.config import APIConfig, is_described
-from pema.owner.sources.llamacpp import behind_api, behind_engine, is_api, is_engine, is_served, served
 from pema.owner.sources.names import CAUSAL, require_model
+from pema.owner.sources.served import is_served, served
 from pema.schema import SEED, Field, require
 
 PLM = "A packaged PLM (smollm2-135m; 'embedded', for tests), a hub name, a transformers folder, a GGUF file"
@@ -137,12 +137,6 @@ def require_plm(name: str, revision: str | None = None) -> None:
         name = APIConfig.read(Path(name)).proxy
     if is_served(name):
         served(name)
-        return
-    if is_api(name):
-        behind_api(name)
-        return
-    if is_engine(name):
-        behind_engine(name)
         return
     is_gguf = Path(name).suffix.lower() == ".gguf" and Path(name).is_file()  # is converted when it is opened
     if not is_gguf and not name.startswith(("http://", "https://")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from pema.errors import ConfigError, OwnerError
+from pema.errors import ConfigError, OwnerError, PemaError
 from pema.evaluation.evaluate import LABEL_ACCURACY
 from pema.experiments.experiment import PERPLEXITY, PLM, Experiment, build_method
 from pema.methods.contract import Requirement
@@ -64,6 +64,22 @@ def require_provided(experiment: Experiment, name: str, provided: frozenset[Requ
         for requirement, what in required.items():
             if requirement not in provided:
                 raise ConfigError(f"{line.label}: {what} {REMEDIES[requirement].format(plm=name)}.")
+
+
+def require_suited(experiment: Experiment, name: str, plm: contract.PLM) -> None:
+    """Refuse settings of methods that do not suit a PLM; see `Method.require_suited`.
+
+    Raises:
+        PemaError: the message begins with the label of the line.
+    """
+    for line in experiment.lines():
+        for each in line.candidates():
+            if each.get(PLM, experiment.plm) != name:
+                continue
+            try:
+                build_method(line.method, each).require_suited(plm, experiment.task)
+            except PemaError as error:
+                raise type(error)(f"{line.label}: {error}") from error
 
 
 def _offers(plm: contract.PLM, mode: Contexts) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from pema.console import note
 from pema.evaluation.evaluate import LABEL_ACCURACY
 from pema.experiments.experiment import CPU, EXAMPLES, PLM, Experiment, build_method
-from pema.experiments.requirements import provided_by, require_provided
+from pema.experiments.requirements import provided_by, require_provided, require_suited
 from pema.experiments.training_process import TRAINED, train_in_process
 from pema.files import digest, read_json, write_json, writing
 from pema.methods.contract import AdaptedModel, Job, Method, Requirement, TrainingReport
@@ -74,6 +74,7 @@ class Workplace:
             plm = open_plm(name, **accepted(name, {"dtype": experiment.plm_dtype, "device_map": device_map}))
             provided = provided_by(plm)
             require_provided(experiment, name, provided)
+            require_suited(experiment, name, plm)
             require_fit(plm, experiment.task.template, experiment.data.dev, experiment.data.test)
             self._plm, self._provided = (name, plm), provided
         return self._plm[1]

@@ -58,7 +58,8 @@ def adapt(
         The adapter, and the figures of its training.
 
     Raises:
-        ConfigError: rounds of `teacher` contexts, of targets that are not aligned, or with differential privacy.
+        ConfigError: rounds of `teacher` contexts, of targets that are not aligned, or with differential privacy; or
+            settings of the training do not suit the PLM.
         PemaError: as `build_memory` and `train`.
     """
     memory = build_in_rounds(plm, examples, task, output, training, building, rounds)
@@ -76,6 +77,7 @@ def build_in_rounds(
 ) -> Memory:
     """Build the memory of `adapt`; the adapter that writes the text of round k is in `output`/adapter-k."""
     require_rounds(rounds, building, training.dp_epsilon)
+    training.require_suited(plm.description)
     examples = list(one_target_each(examples))[: building.limit]
     started = _started(output / MEMORY, examples, building, rounds)
     if started <= 1:

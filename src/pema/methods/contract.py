@@ -252,6 +252,13 @@ class Method(ABC):
             ConfigError: a library is missing; the message gives the command that installs it.
         """
 
+    def require_suited(self, plm: PLM, task: Task) -> None:  # noqa: B027
+        """Refuse settings that do not suit a PLM or its prompts for a task, before the first run.
+
+        Raises:
+            PemaError: the message names the setting, and the remedy.
+        """
+
     @property
     @abstractmethod
     def needs(self) -> Needs:

@@ -15,6 +15,7 @@ from pema.schema import option
 if TYPE_CHECKING:
     from pema.owner.contract import PLM
     from pema.owner.local import LocalPLM
+    from pema.tasks.registry import Task
 
 FILE = "adapter.safetensors"
 
@@ -63,6 +64,12 @@ class OffsiteTuning(FineTuning):
 
         names = ["adapters", "keep", "distil_steps"] + ["distil_learning_rate"] * bool(self.distil_steps)
         return {MODEL: {name: getattr(self, name) for name in names}}
+
+    def require_suited(self, plm: PLM, task: Task) -> None:
+        """See `Method.require_suited`: the PLM has enough layers."""
+        from pema.methods.emulator import Plan, layers_of
+
+        Plan.of(len(layers_of(with_weights(plm, self.name).model)), self.adapters, self.keep)
 
     def prepare(self, plm: PLM, job: Job, output: Path) -> None:
         """Build the emulator, at the PLM owner; it does not depend on the run's seed.

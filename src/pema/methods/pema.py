@@ -22,6 +22,7 @@ from pema.schema import among, option, same
 
 if TYPE_CHECKING:
     from pema.owner.contract import PLM
+    from pema.tasks.registry import Task
 
 ADAPTER, LOG = "adapter", "training.jsonl"
 
@@ -78,6 +79,10 @@ class PEMA(MemoryMethod):
     def require_libraries(self) -> None:
         """See `Method.require_libraries`."""
         preset(self.preset, **self.changes).require_libraries()
+
+    def require_suited(self, plm: PLM, task: Task) -> None:
+        """See `Method.require_suited`."""
+        preset(self.preset, **self.changes).require_suited(plm.description)
 
     @property
     def implied(self) -> Mapping[str, Any]:

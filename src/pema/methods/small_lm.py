@@ -16,6 +16,7 @@ from pema.schema import option
 if TYPE_CHECKING:
     from pema.owner.contract import PLM
     from pema.owner.local import LocalPLM
+    from pema.tasks.registry import Task
 
 FILE = "model.safetensors"
 
@@ -81,6 +82,16 @@ class SmallLM(FineTuning):
     def trained_by(self) -> Mapping[str, Any]:
         """All settings except those of the mixture: one small LM serves all weights."""
         return {n: value for n, value in self.settings().items() if n not in ("mixture", "weight")}
+
+    def require_suited(self, plm: PLM, task: Task) -> None:
+        """See `Method.require_suited`: the small LM has the PLM's tokenizer and prompts, or the PLM enough layers."""
+        from pema.methods.small_models import require_layers, require_same_prompts
+        from pema.owner.loading import load_tokenizer
+
+        if self.small is None:
+            require_layers(with_weights(plm, self.name).model, self.layers)
+        else:
+            require_same_prompts(Path(self.small).name, load_tokenizer(self.small), plm, task)
 
     def prepare(self, plm: PLM, job: Job, output: Path) -> None:
         """Check the named small LM against the PLM, or make one; it does not depend on the run's seed.

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pema.devices import device_named
 from pema.errors import ConfigError, MismatchError
@@ -19,7 +19,9 @@ from pema.methods.emulator import layers_of, shortened
 from pema.methods.tuned import load_trained, twin
 from pema.owner.causal_lm import output_embedding
 from pema.owner.contract import PLM
+from pema.owner.loading import tokenizer_fingerprint
 from pema.owner.local import LocalPLM
+from pema.tasks.registry import Task
 
 
 def first_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
@@ -29,12 +31,17 @@ def first_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
         ConfigError: the model has fewer layers.
         OwnerError: the layers cannot be identified.
     """
+    require_layers(model, count)
+    return shortened(model, range(count))
+
+
+def require_layers(model: PreTrainedModel, count: int) -> None:
+    """Refuse a model with fewer layers; see `first_layers`."""
     layers = len(layers_of(model))
     if count > layers:
         raise ConfigError(
             f"small-lm: layers={count} is too large: the PLM has {layers} layers. Choose a smaller value."
         )
-    return shortened(model, range(count))
 
 
 def with_random_layers(model: PreTrainedModel) -> PreTrainedModel:
@@ -65,20 +72,24 @@ def load_small(source: str | Path, plm: PLM, job: Job) -> LocalPLM:
     here = isinstance(plm, LocalPLM)
     dtype = str(plm.model.dtype).removeprefix("torch.") if here else job.plm_dtype
     small = LocalPLM.load(source, dtype=dtype)
-    ours, others = plm.description, small.description
-    if ours.tokenizer_fingerprint != others.tokenizer_fingerprint:
-        raise MismatchError(
-            f"small-lm: {others.name} and {ours.name} have different tokenizers, so their probabilities of the next "
-            "token cannot be mixed: choose a small LM of the PLM's own family."
-        )
-    template = job.task.template
-    if template.record(plm.tokenizer) != template.record(small.tokenizer):
-        raise MismatchError(
-            f"small-lm: {others.name} and {ours.name} have different chat templates, so their prompts differ: set "
-            "chat = false, or choose a small LM with the PLM's chat template."
-        )
+    require_same_prompts(small.description.name, small.tokenizer, plm, job.task)
     small.model.to(plm.model.device if here else device_named(job.device))
     return small
+
+
+def require_same_prompts(name: str, tokenizer: PreTrainedTokenizerBase, plm: PLM, task: Task) -> None:
+    """Refuse a small LM that tokenises texts or writes prompts in another way than the PLM; see `load_small`."""
+    ours, template = plm.description, task.template
+    if ours.tokenizer_fingerprint != tokenizer_fingerprint(tokenizer):
+        raise MismatchError(
+            f"small-lm: {name} and {ours.name} have different tokenizers, so their probabilities of the next token "
+            "cannot be mixed: choose a small LM of the PLM's own family."
+        )
+    if template.record(plm.tokenizer) != template.record(tokenizer):
+        raise MismatchError(
+            f"small-lm: {name} and {ours.name} have different chat templates, so their prompts differ: set chat = "
+            "false, or choose a small LM with the PLM's chat template."
+        )
 
 
 def load_tuned(untuned: LocalPLM, path: Path) -> LocalPLM:

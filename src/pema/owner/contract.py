@@ -33,6 +33,9 @@ STEP_BUCKET = 8
 BATCH_TOKENS = 8192
 """Default for the maximum tokens of a PLM batch."""
 
+BESIDE_API = "an API beside "
+"""Beginning of the architecture of a PLM that consists of an API and a proxy."""
+
 
 def padded(steps: int, bucket: int = STEP_BUCKET) -> int:
     """Round `steps` up to a multiple of `bucket`."""
@@ -81,6 +84,11 @@ class PLMDescription:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def is_proxy(self) -> bool:
+        """Whether it is a proxy, which stands for the model of an API."""
+        return self.architecture.startswith(BESIDE_API)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""

@@ -118,11 +118,25 @@ def load_as(
             f"{called} lacks {len(missing)} of the weights of {type(model).__name__} ({missing[0]}, ...): they "
             f"would be random. Give the checkpoint of {what}."
         )
+    return model.eval(), _tokenizer(place, called, common)
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model by its name, without its weights; see `resolve`.
+
+    Raises:
+        OwnerError: it cannot be loaded.
+    """
+    source = resolve(name)
+    return _tokenizer(source.place, source.name, _common(None))
+
+
+def _tokenizer(place: str, called: str, common: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **common)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **common)
     except Exception as error:
         raise OwnerError(f"the tokenizer of {called} cannot be loaded: {_first_line(error)}") from error
-    return model.eval(), tokenizer
+    return tokenizer
 
 
 def _unloadable(name: str, what: str, error: Exception) -> OwnerError:

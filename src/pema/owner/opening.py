@@ -17,7 +17,8 @@ from pema.owner.logprobs.plm import LogProbPLM
 from pema.owner.mask import Mask, MaskedPLM
 from pema.owner.openai_api.config import APIConfig, is_described
 from pema.owner.openai_api.plm import ProxyPLM
-from pema.owner.sources.llamacpp import behind_api, is_api, is_engine, is_served, served
+from pema.owner.sources.names import LOGPROBS, SGLANG, VLLM
+from pema.owner.sources.served import is_served, served
 from pema.schema import known
 
 if TYPE_CHECKING:
@@ -55,14 +56,8 @@ def open_plm(name: str | Path, **settings: Any) -> PLM:  # noqa: ANN401
     mask = None if config.mask_secret is None else Mask.read(config.mask_secret)
     plm: PLM
     if is_served(str(name)):
-        _require_own_settings(config, "llama.cpp")
-        plm = LlamaCppPLM(served(str(name)))
-    elif is_api(str(name)):
-        _require_own_settings(config, "the API")
-        plm = LogProbPLM(behind_api(str(name)))
-    elif is_engine(str(name)):
-        _require_own_settings(config, "the engine")
-        plm = open_engine(str(name))
+        _require_own_settings(config)
+        plm = _open_served(str(name))
     else:
         plm = LocalPLM.load(
             name, tap=config.tap, dtype=config.dtype, device_map=config.device_map, revision=config.revision
@@ -78,18 +73,24 @@ def accepted(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     if is_described(name):
         return accepted(APIConfig.read(Path(name)).proxy, settings)
-    if is_served(name) or is_api(name) or is_engine(name):
+    if is_served(name):
         return {}
     if name.startswith(("http://", "https://")):
         return {key: value for key, value in settings.items() if key in ("tap", "dtype")}
     return dict(settings)
 
 
-def _require_own_settings(config: LoadConfig, engine: str) -> None:
+def _open_served(name: str) -> PLM:
+    if name.startswith(LOGPROBS):
+        return LogProbPLM(served(name))
+    return open_engine(name) if name.startswith((VLLM, SGLANG)) else LlamaCppPLM(served(name))
+
+
+def _require_own_settings(config: LoadConfig) -> None:
     """Refuse settings that another engine chooses itself."""
     for name in ("dtype", "device_map", "revision"):
         value = getattr(config, name)
         if value is not None:
-            raise ConfigError(f"{name}={value} is chosen by {engine}: omit it.")
+            raise ConfigError(f"{name}={value} is chosen by the engine that runs the PLM: omit it.")
     if config.tap != "head_input":
-        raise ConfigError(f"tap={config.tap} is not possible with {engine}, which returns what the LM head reads.")
+        raise ConfigError(f"tap={config.tap} is not possible with an engine, which returns what the LM head reads.")

@@ -7,7 +7,7 @@ from exchanges import COMPLETIONS, POOLING
 from pema.errors import DataError, OwnerError
 from pema.owner.engines.opening import open_engine
 from pema.owner.logprobs.plm import LogProbPLM
-from pema.owner.sources.llamacpp import Served
+from pema.owner.sources.served import Served
 
 TEXTS = ("the house", "a cat", "1, 2,")
 STARTS = (3, 1, 4)

@@ -185,5 +185,5 @@ def test_the_description_names_the_engine(plm, local):
 
 
 def test_settings_that_the_engine_chooses(bundle):
-    with pytest.raises(ConfigError, match="dtype=float32 is chosen by the engine: omit it"):
+    with pytest.raises(ConfigError, match="dtype=float32 is chosen by the engine that runs the PLM: omit it"):
         open_plm(f"sglang+{URL}#{bundle}", dtype="float32")

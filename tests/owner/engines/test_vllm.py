@@ -2,6 +2,8 @@
 
 import base64
 import json
+import shutil
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -208,6 +210,22 @@ def test_fewer_log_probabilities_than_determine_f(bundle):
 def test_fewer_log_probabilities_than_can_be_compared(bundle):
     with pytest.raises(OwnerError, match=rf"{COMPLETIONS} returns the log-probabilities of 1 tokens: start vLLM with"):
         open_two(Capped(1).connect, bundle)
+
+
+def test_a_recovered_head_is_refused_before_a_text_is_sent(replay, bundle, tmp_path):
+    folder = Path(shutil.copytree(bundle, tmp_path / "head"))
+    (folder / "recovery.json").write_text("{}")
+    match = rf"{folder} was recovered from .* vLLM returns vectors in the model's: name the PLM logprobs\+http"
+    with pytest.raises(OwnerError, match=match):
+        open_two(replay.connect, folder)
+    assert {path for _, path in replay.paths()} == {"/v1/models"}
+
+
+def test_a_server_without_tls_is_refused_before_the_model_is_read(folder, monkeypatch):
+    monkeypatch.setattr("pema.owner.engines.opening.material_of", pytest.fail)
+    for name in (f"vllm+http://host:8001#{folder}", f"sglang+http://host:1#{folder}"):
+        with pytest.raises(ConfigError, match=r"http://host:\d+ is not https: prompts and key would be sent"):
+            open_engine(name)
 
 
 def test_a_context_that_is_too_long(plm, replay):

@@ -7,7 +7,7 @@ import torch
 
 from pema.owner.client.connection import Connection
 from pema.owner.llamacpp.plm import LlamaCppPLM
-from pema.owner.sources.llamacpp import Served
+from pema.owner.sources.served import Served
 
 URL = "http://127.0.0.1:9"
 

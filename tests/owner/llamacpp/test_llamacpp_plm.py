@@ -144,10 +144,10 @@ def test_a_memory_an_adapter_and_texts(plm, local, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"dtype": "float32"}, "dtype=float32 is chosen by llama.cpp: omit it"),
-        ({"device_map": "cpu"}, "device_map=cpu is chosen by llama.cpp"),
-        ({"revision": "main"}, "revision=main is chosen by llama.cpp"),
-        ({"tap": "norm_input"}, "tap=norm_input is not possible with llama.cpp, which returns what the LM head reads"),
+        ({"dtype": "float32"}, "dtype=float32 is chosen by the engine that runs the PLM: omit it"),
+        ({"device_map": "cpu"}, "device_map=cpu is chosen by the engine that runs the PLM"),
+        ({"revision": "main"}, "revision=main is chosen by the engine that runs the PLM"),
+        ({"tap": "norm_input"}, "tap=norm_input is not possible with an engine, which returns what the LM head reads"),
     ],
 )
 def test_settings_that_are_the_engine_s(files, settings, match):

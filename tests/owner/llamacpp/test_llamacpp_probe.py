@@ -8,15 +8,16 @@ import torch
 from engines import URL, FakeEngine, connect
 
 from gguf_files import TEMPLATE, build_llama, write_gguf
-from pema.errors import DataError, MismatchError, OwnerError
+from pema.errors import ConfigError, DataError, MismatchError, OwnerError
 from pema.owner.client.connection import Connection
 from pema.owner.head import Head
 from pema.owner.llamacpp.engine import Engine
 from pema.owner.llamacpp.material import material
+from pema.owner.llamacpp.plm import LlamaCppPLM
 from pema.owner.llamacpp.recovery import Recovery
 from pema.owner.local import LocalPLM
 from pema.owner.mask import Mask, MaskedPLM
-from pema.owner.sources.llamacpp import Served
+from pema.owner.sources.served import Served
 from tiny import build_tokenizer
 
 
@@ -238,6 +239,16 @@ def test_heads_that_an_engine_cannot_have(bundle, files, local, tmp_path):
     LocalPLM.load(files["F32"], tap="norm_input").head().save(bundle)
     with pytest.raises(OwnerError, match=r"begins before the final norm, and llama\.cpp returns what comes after it"):
         connect(bundle, FakeEngine(local))
+    (bundle / "recovery.json").write_text("{}")
+    match = r"was recovered from log-probabilities, .* llama\.cpp returns .* logprobs\+http://host:port#.*head, with"
+    with pytest.raises(OwnerError, match=match):
+        connect(bundle, FakeEngine(local))
+
+
+def test_a_server_without_tls_is_refused_before_the_file_is_read(files, monkeypatch):
+    monkeypatch.setattr("pema.owner.llamacpp.plm.material", pytest.fail)
+    with pytest.raises(ConfigError, match="http://host:8080 is not https: prompts and key would be sent"):
+        LlamaCppPLM(Served("tiny", files["F32"], "http://host:8080"))
 
 
 def test_a_file_without_a_head(tmp_path, local):

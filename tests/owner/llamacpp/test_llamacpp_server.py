@@ -21,7 +21,7 @@ from pema.owner.llamacpp.plm import LlamaCppPLM
 from pema.owner.llamacpp.process import Settings, start
 from pema.owner.local import LocalPLM
 from pema.owner.opening import open_plm
-from pema.owner.sources.llamacpp import Served
+from pema.owner.sources.served import Served
 
 pytest.importorskip("xllamacpp")
 

@@ -7,7 +7,7 @@ import httpx2
 from pema.owner.client.connection import Connection
 from pema.owner.logprobs.plm import LogProbPLM
 from pema.owner.logprobs.recover import recover_head
-from pema.owner.sources.llamacpp import Served
+from pema.owner.sources.served import Served
 
 URL = "http://127.0.0.1:9"
 

@@ -15,7 +15,7 @@ from pema.owner.head import Head, Norm
 from pema.owner.local import LocalPLM
 from pema.owner.logprobs.plm import LogProbPLM
 from pema.owner.opening import open_plm
-from pema.owner.sources.llamacpp import Served
+from pema.owner.sources.served import Served
 from tiny import build_tokenizer
 
 
@@ -219,14 +219,15 @@ def test_a_model_with_more_tokens(local, recovered):
         (
             "logprobs+127.0.0.1#head",
             ConfigError,
-            r"is not the address of an API: give logprobs\+http://host:port#FOLDER",
+            r"is not the address of a server: give logprobs\+http://host:port#HEAD",
         ),
         (
             f"logprobs+{URL}",
-            OwnerError,
+            ConfigError,
             r"does not say where the LM head is: append # and the folder that `pema rec",
         ),
-        (f"logprobs+{URL}#nowhere", OwnerError, "the folder nowhere does not exist: append # and the folder"),
+        (f"logprobs+{URL}#nowhere", OwnerError, "the folder nowhere does not exist: give the folder that `pema rec"),
+        (f"logprobs+{URL}#a.gguf", OwnerError, r"the folder a\.gguf does not exist: give the folder that `pema rec"),
     ],
 )
 def test_names_that_lead_nowhere(name, error, match):
@@ -242,8 +243,8 @@ def test_a_folder_without_a_head_says_how_to_recover_it(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"dtype": "float32"}, r"dtype=float32 is chosen by the API: omit it"),
-        ({"tap": "norm_input"}, r"tap=norm_input is not possible with the API, which returns what the LM head reads"),
+        ({"dtype": "float32"}, r"dtype=float32 is chosen by the engine that runs the PLM: omit it"),
+        ({"tap": "norm_input"}, r"tap=norm_input is not possible with an engine, which returns what the LM head reads"),
     ],
 )
 def test_settings_that_the_api_chooses(recovered, settings, match):

@@ -7,8 +7,8 @@ import pytest
 from pema.cli.options import require_plm
 from pema.errors import ConfigError, OwnerError
 from pema.owner.sources import names, packaged
-from pema.owner.sources.llamacpp import Served, behind_engine, is_engine, is_served, served
 from pema.owner.sources.packaged import PACKAGED, PackagedPLM
+from pema.owner.sources.served import Served, is_served, served
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def test_a_file_a_server_and_a_head(file, tmp_path):
     assert served(f"llamacpp:{file}") == Served("tiny", file, None)
     assert served(f"llamacpp+http://host:8080#{file}") == Served("tiny", file, "http://host:8080")
     assert served(f"llamacpp+https://host/v#{tmp_path}") == Served(tmp_path.name, tmp_path, "https://host/v")
-    assert is_served("llamacpp:x")
-    assert is_served("llamacpp+http://x")
+    for begin in ("llamacpp:", "llamacpp+", "vllm+", "sglang+", "logprobs+"):
+        assert is_served(f"{begin}x")
     assert not is_served("https://x")
 
 
@@ -37,11 +37,15 @@ def test_a_file_a_server_and_a_head(file, tmp_path):
         (
             "llamacpp+host:1#x.gguf",
             ConfigError,
-            r"is not the address of a server: give llamacpp\+http://host:port#FILE",
+            r"is not the address of a server: give llamacpp\+http://host:port#HEAD",
         ),
         ("llamacpp+http://h:1", ConfigError, "does not say where the LM head is: append # and the server's GGUF file"),
         ("llamacpp+http://h:1#no.gguf", OwnerError, r"the GGUF file no\.gguf does not exist"),
-        ("llamacpp+http://h:1#nowhere", OwnerError, "names no GGUF file"),
+        (
+            "llamacpp+http://h:1#nowhere",
+            OwnerError,
+            "the folder nowhere does not exist: give the server's GGUF file, or",
+        ),
     ],
 )
 def test_names_that_cannot_be(name, error, match):
@@ -52,25 +56,22 @@ def test_names_that_cannot_be(name, error, match):
 
 def test_servers_that_give_vectors(file, tmp_path):
     url = "http://host:8001?completions=http://host:8000&model=tiny"
-    assert behind_engine(f"vllm+{url}#{tmp_path}") == Served(tmp_path.name, tmp_path, url)
-    assert behind_engine(f"sglang+https://host#{file}") == Served("tiny", file, "https://host")
-    assert is_engine("vllm+x")
-    assert is_engine("sglang+x")
-    assert not is_engine("llamacpp+x")
+    assert served(f"vllm+{url}#{tmp_path}") == Served(tmp_path.name, tmp_path, url)
+    assert served(f"sglang+https://host#{file}") == Served("tiny", file, "https://host")
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 @pytest.mark.parametrize(
     ("name", "error", "match"),
     [
-        ("host:1#x", ConfigError, r"is not the address of a server: give {}\+http://host:port#FOLDER"),
+        ("host:1#x", ConfigError, r"is not the address of a server: give {}\+http://host:port#HEAD"),
         ("http://h:1", ConfigError, "does not say where the LM head is: append # and a folder with the released head"),
         ("http://h:1#no.gguf", OwnerError, r"the GGUF file no\.gguf does not exist"),
-        ("http://h:1#nowhere", OwnerError, "the folder nowhere does not exist: give one with the released head bundle"),
+        ("http://h:1#nowhere", OwnerError, "the folder nowhere does not exist: give a folder with the released head"),
     ],
 )
 def test_addresses_that_cannot_be(engine, name, error, match):
-    for read in (behind_engine, require_plm):
+    for read in (served, require_plm):
         with pytest.raises(error, match=match.format(engine)):
             read(f"{engine}+{name}")
 

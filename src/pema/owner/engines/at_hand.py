@@ -8,7 +8,7 @@ from pema.owner.bundle import SETTINGS_FILE
 from pema.owner.derivation import derive_head
 from pema.owner.head import Norm
 from pema.owner.llamacpp.material import Material, material
-from pema.owner.sources.llamacpp import Served
+from pema.owner.sources.served import Served
 
 
 def material_of(served: Served, engine: str) -> Material:

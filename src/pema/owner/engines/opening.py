@@ -14,8 +14,8 @@ from pema.owner.engines.vllm import PoolingServer, VllmPLM
 from pema.owner.logprobs.api import About
 from pema.owner.logprobs.completions import CompletionsAPI
 from pema.owner.logprobs.opening import model_entry
-from pema.owner.sources.llamacpp import SCHEMES, behind_engine
 from pema.owner.sources.names import VLLM
+from pema.owner.sources.served import SCHEMES, served
 from pema.schema import among
 
 
@@ -34,27 +34,27 @@ def open_engine(name: str, connect: Callable[[str], Connection] = Connection) ->
         OwnerError: a server cannot be reached, or does not give what is needed.
         MismatchError: a server runs another model than the one behind #.
     """
-    served = behind_engine(name)
-    is_vllm = name.startswith(VLLM)
-    address, _, query = (served.url or "").partition("?")
+    source, is_vllm = served(name), name.startswith(VLLM)
+    address, _, query = (source.url or "").partition("?")
     given = dict(parse_qsl(query, keep_blank_values=True))
     among("query", given, ["completions", "model"] if is_vllm else ["model"], f"the address {address}")
     model, completions = given.get("model", ""), given.get("completions")
     if completions is not None and not completions.startswith(SCHEMES):
         raise ConfigError(f"completions={completions} is not the address of a server: give http://host:port.")
     engine: type[VllmPLM | SglangPLM] = VllmPLM if is_vllm else SglangPLM
-    at_hand = material_of(served, engine.engine)
+    # The servers come first: reading a model takes minutes, and finding that none answers does not.
     connection = connect(address)
     about = _about(engine.engine, connection, model)
+    other = None if completions is None else connect(completions)
+    entry = None if other is None else model_entry(other, model)
+    at_hand = material_of(source, engine.engine)
     if not is_vllm:
         return SglangPLM(at_hand, SglangServer(connection, about))
     pooling = PoolingServer(connection, about)
-    if completions is None:
+    if other is None or entry is None:
         return VllmPLM(at_hand, pooling, None)
-    other = connect(completions)
     begin = [*at_hand.tokenizer("").input_ids, *at_hand.ordinary_tokens(1)]
-    api = CompletionsAPI.of(other, model_entry(other, model), begin, len(at_hand.tokenizer))
-    return VllmPLM(at_hand, pooling, api)
+    return VllmPLM(at_hand, pooling, CompletionsAPI.of(other, entry, begin, len(at_hand.tokenizer)))
 
 
 def _about(engine: str, connection: Connection, model: str) -> About:

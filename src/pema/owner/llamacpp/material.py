@@ -22,10 +22,14 @@ from pema.owner.loading import NO_LIMIT
 from pema.owner.sources.conversion import LOCAL
 from pema.owner.sources.extraction import read_extracted
 from pema.owner.sources.gguf import converted, require_whole
-from pema.owner.sources.llamacpp import Served
+from pema.owner.sources.served import Served
 
 WIDE = "bfloat16"
 """Type that quantised weights are widened to by `sources.conversion`, which here concerns the head only."""
+
+
+RECOVERED = "recovery.json"
+"""File in the folder of a head bundle that was recovered from log-probabilities (`pema.owner.logprobs.recover`)."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,12 @@ def _of_gguf(served: Served) -> Material:
 
 def _of_bundle(served: Served, engine: str) -> Material:
     folder = served.model
+    if (folder / RECOVERED).exists():
+        raise OwnerError(
+            f"the head bundle {folder} was recovered from log-probabilities, in a basis of its own, and {engine} "
+            f"returns vectors in the model's: name the PLM logprobs+http://host:port#{folder}, with the server that "
+            "gives log-probabilities, or give the head bundle that the owner released, the model's folder or GGUF file."
+        )
     head = Head.load(folder)
     if head.fingerprint.startswith(MASKED):
         raise OwnerError(

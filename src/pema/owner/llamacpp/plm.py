@@ -20,10 +20,10 @@ from pema.owner.head import Head
 from pema.owner.llamacpp.engine import Engine, Properties, parts
 from pema.owner.llamacpp.material import material
 from pema.owner.llamacpp.probe import TOLERANCE, probe
-from pema.owner.llamacpp.process import Settings, start
+from pema.owner.llamacpp.process import Settings, require_installed, start
 from pema.owner.llamacpp.sequential import SequentialPLM
 from pema.owner.llamacpp.tokenisation import require_same_tokens
-from pema.owner.sources.llamacpp import Served
+from pema.owner.sources.served import Served
 
 PATIENCE = 5.0
 """Seconds that a request to a server in a child process is repeated if it fails in transit."""
@@ -52,17 +52,21 @@ class LlamaCppPLM(SequentialPLM):
             OwnerError: it cannot be started or reached, or does not give what is needed.
             MismatchError: it runs another model than the one at hand, or returns other vectors than its head reads.
         """
-        self._at_hand = at_hand = material(served)
         if served.url is None:
+            require_installed()
+            self._at_hand = at_hand = material(served)
             settings = Settings.of(served.model, at_hand.max_length, at_hand.heads[0].vocabulary_size)
             server = start(settings)
             self._end = weakref.finalize(self, server.stop)
             self._where = "llama.cpp's server"
             self._engine = Engine(Connection(server.url, key=server.key, patience=PATIENCE), server.ended)
+            self._properties = self._engine.properties()
         else:
+            # The server comes first: reading a file takes longer than finding that none answers.
             self._where = served.url
             self._engine = Engine(connection or Connection(served.url))
-        self._properties = self._engine.properties()
+            self._properties = self._engine.properties()
+            self._at_hand = at_hand = material(served)
         self._require_same_model(self._properties)
         require_same_tokens(self._engine, at_hand.tokenizer, self._where)
         self._probed = probe(self._engine, at_hand, self._where)

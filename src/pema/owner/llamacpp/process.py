@@ -85,8 +85,7 @@ def start(settings: Settings) -> Server:
     Raises:
         OwnerError: xllamacpp is not installed, or cannot load the file.
     """
-    if find_spec("xllamacpp") is None:
-        raise OwnerError(f"llama.cpp's server is not installed: {installs('llamacpp')}")
+    require_installed()
     key, last = secrets.token_urlsafe(24), deque[str](maxlen=_LINES)
     with contextlib.ExitStack() as stack:
         command = [*PYTHON, "-m", "pema.owner.llamacpp.child", json.dumps(asdict(settings))]
@@ -108,6 +107,16 @@ def start(settings: Settings) -> Server:
         return f"was killed by signal {-code}" if code < 0 else f"ended with {code} ({_reason(last)})"
 
     return Server(url, key, ended, stop)
+
+
+def require_installed() -> None:
+    """Refuse to go on without xllamacpp, which is not imported here.
+
+    Raises:
+        OwnerError: it is not installed.
+    """
+    if find_spec("xllamacpp") is None:
+        raise OwnerError(f"llama.cpp's server is not installed: {installs('llamacpp')}")
 
 
 def _address(log: IO[str], last: deque[str]) -> str | None:

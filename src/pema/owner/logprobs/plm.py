@@ -25,7 +25,7 @@ from pema.owner.llamacpp.tokenisation import end_tokens, ordinary_tokens
 from pema.owner.logprobs.api import ReadsSequences
 from pema.owner.logprobs.opening import open_api, read_tokenizer
 from pema.owner.logprobs.reading import Reading
-from pema.owner.sources.llamacpp import Served
+from pema.owner.sources.served import Served
 
 
 class LogProbPLM(SequentialPLM):

@@ -25,6 +25,7 @@ from pema.files import clear, remove, seal, writing
 from pema.owner.bundle import write_bundle
 from pema.owner.client.connection import Connection
 from pema.owner.head import Head
+from pema.owner.llamacpp.material import RECOVERED
 from pema.owner.llamacpp.probe import TOLERANCE, deviation_of
 from pema.owner.llamacpp.recovery import Recovery, enough
 from pema.owner.llamacpp.tokenisation import TEXTS, end_tokens, ordinary_tokens
@@ -46,7 +47,6 @@ NOISE = 1e-4
 HELD_OUT = (*TEXTS[1:4], "The weather in the mountains changes", "Once upon a time, in a", "1, 2, 3, 4,")
 """Texts that the head is tested on."""
 
-REPORT = "recovery.json"
 _SMALLEST, _GROWTH = 64, 1.25
 
 
@@ -280,7 +280,7 @@ class _Task:
         with writing(self._output) as new:
             write_bundle(head.state_dict(), head.settings, head.fingerprint, new)
             self._tokenizer.save_pretrained(new)
-            (new / REPORT).write_text(json.dumps(seal(asdict(result)), indent=2) + "\n", encoding="utf-8")
+            (new / RECOVERED).write_text(json.dumps(seal(asdict(result)), indent=2) + "\n", encoding="utf-8")
         with contextlib.suppress(OSError):
             remove(self.folder)
 

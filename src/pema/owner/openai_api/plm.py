@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from pema.errors import MismatchError, OwnerError
 from pema.files import digest
 from pema.owner import loading
-from pema.owner.contract import BATCH_TOKENS, PLM, ContextRepresentations, PLMDescription, Proposal
+from pema.owner.contract import BATCH_TOKENS, BESIDE_API, PLM, ContextRepresentations, PLMDescription, Proposal
 from pema.owner.head import Head
 from pema.owner.openai_api.answers import Answer, Named
 from pema.owner.openai_api.client import Client
@@ -72,7 +72,7 @@ class ProxyPLM:
         made_of = {"endpoint": self._config.endpoint, "tokenizer": tokenizer, "proxy": proxy.fingerprint}
         return PLMDescription(
             name=f"{self._config.model} by proxy {proxy.name}",
-            architecture=f"an API beside {proxy.architecture}",
+            architecture=f"{BESIDE_API}{proxy.architecture}",
             fingerprint=digest(made_of),
             tokenizer_fingerprint=tokenizer,
             head_fingerprint=head.fingerprint,
