@@ -35,10 +35,12 @@ def main() -> None:
     parser.add_argument("--seen", type=int, default=Setting.seen, help="different words of the targets")
     parser.add_argument("--d", type=int, default=Setting.d, help="width of the PLM")
     parser.add_argument("--epochs", type=int, default=Setting.epochs, help="epochs of training")
+    parser.add_argument("--learning-rate", type=float, default=Setting.learning_rate, help="0: that of the preset")
     parser.add_argument("--threads", type=int, default=Setting.threads, help="threads of torch")
     parser.add_argument("-o", "--output", type=Path, default=FILE, help="the results file")
     given = parser.parse_args()
-    setting = Setting(given.pairs, given.seen, given.d, epochs=given.epochs, threads=given.threads)
+    setting = Setting(given.pairs, given.seen, given.d, epochs=given.epochs, learning_rate=given.learning_rate)
+    setting = dataclasses.replace(setting, threads=given.threads)
     arguments = ["--setting", json.dumps(dataclasses.asdict(setting)), "--folder", str(given.folder.resolve())]
     run_module("reproduction.million_pairs.process", ["prepare", *arguments], setting.threads)
     facts = read_json(given.folder / "facts.json")

@@ -22,6 +22,7 @@ class Setting:
         words: words of a source.
         length: tokens of a target, with the one that ends it.
         epochs: of training.
+        learning_rate: of training; 0: that of the preset, for which a comparison of losses needs many steps.
         threads: of torch.
         seed: of everything random.
     """
@@ -35,6 +36,7 @@ class Setting:
     words: int = 8
     length: int = 32
     epochs: int = 1
+    learning_rate: float = 0.0
     threads: int = 1
     seed: int = 0
 
@@ -51,7 +53,7 @@ class Setting:
     def of(cls, result: Mapping[str, Any]) -> Setting:
         """Return the settings of a result."""
         config = result["signature"]["config"]
-        return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
+        return cls(**{field.name: config.get(field.name, field.default) for field in dataclasses.fields(cls)})
 
 
 @dataclass(frozen=True)

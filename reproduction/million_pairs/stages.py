@@ -111,6 +111,7 @@ def learn(setting: Setting, stage: Stage, folder: Path) -> tuple[dict[str, Any],
     """Train an adapter; the floor is the bare products of its steps."""
     memory = limited(folder / stage.memory, stage.limit)
     changes: dict[str, Any] = {"vocabulary": stage.vocabulary} if stage.vocabulary else {}
+    changes |= {"learning_rate": setting.learning_rate} if setting.learning_rate else {}
     out, spent = folder / "adapter", 0.0
     shutil.rmtree(out, ignore_errors=True)
     epoch = JointRun.epoch
