@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from pema.owner.local import LocalPLM
     from pema.owner.logprobs.recover import recover_head
     from pema.owner.opening import open_plm
+    from pema.tasks.demonstrations import demonstrate
     from pema.tasks.example import Example, Turn
     from pema.tasks.readers import read_examples, read_lines
     from pema.tasks.registry import Task, get_task
@@ -79,6 +80,7 @@ _HOMES = {
     "owner.local": ("LocalPLM",),
     "owner.logprobs.recover": ("recover_head",),
     "owner.opening": ("open_plm",),
+    "tasks.demonstrations": ("demonstrate",),
     "tasks.example": ("Example", "Turn"),
     "tasks.readers": ("read_examples", "read_lines"),
     "tasks.registry": ("Task", "get_task"),
@@ -117,6 +119,7 @@ __all__ = [
     "attach",
     "build_memory",
     "classify",
+    "demonstrate",
     "evaluate",
     "fit_schedule",
     "generate",

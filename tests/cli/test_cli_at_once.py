@@ -76,7 +76,7 @@ COMPARISONS = [
 OFFLINE = os.environ | {"HF_HUB_OFFLINE": "1"}
 
 VERBS = [
-    *((verb,) for verb in ("audit", "build", "compare", "demo", "evaluate", "generate", "inspect")),
+    *((verb,) for verb in ("audit", "build", "compare", "demo", "demonstrate", "evaluate", "generate", "inspect")),
     *((verb,) for verb in ("release", "report", "serve", "serve-key", "sweep", "train")),
     *(("memory", verb) for verb in ("info", "merge", "sample", "verify")),
 ]

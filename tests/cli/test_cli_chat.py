@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import pema
 from pema.cli import main
 from pema.memory.manifest import Manifest
 from tiny import build_model, build_tokenizer
@@ -75,3 +76,27 @@ def test_plain_prompts_are_built_on_request_and_without_a_chat_template(run, fol
     assert (code, "was built with plain prompts, here they are chat prompts" in error) == (1, True)
     code, error = run("build", "--task", "qa", "--data", "talk.jsonl", "--plm", "plain", "-o", "refused")
     assert (code, "the example has 2 earlier turns, and plain prompts have no place for them" in error) == (1, True)
+
+
+def test_demonstrations_are_written_learned_from_and_generated_with(run, folder):
+    showing = ("demonstrate", "--task", "translation", "--template", "In: {source}", "--pool", "pairs.tsv", "-k", "1")
+    assert run(*showing, "--data", "pairs.tsv", "-o", "shown.jsonl")[0] == 0
+    (folder / "new.txt").write_text("the dogs\n", encoding="utf-8")
+    assert run(*showing, "--input", "new.txt", "-o", "new.jsonl")[0] == 0
+    task = pema.get_task("translation", "In: {source}")
+    pairs = pema.read_examples(folder / "pairs.tsv")
+    texts = [(each.source, each.target, each.history) for each in pema.demonstrate(pairs, pairs, 1, task)]
+    assert [(e.source, e.target, e.history) for e in pema.read_examples(folder / "shown.jsonl")] == texts
+    (row,) = map(json.loads, (folder / "new.jsonl").read_text(encoding="utf-8").splitlines())
+    shown = [{"role": "user", "content": "In: the dog"}, {"role": "assistant", "content": "der Hund"}]
+    assert row == {"source": "the dogs", "history": shown}
+    adapt = ("--task", "translation", "--template", "In: {source}", "--rank", "4", "--epochs", "1")
+    small = ("--set", "dev_fraction=0", "--set", "device=cpu")
+    assert run("adapt", "--plm", "chat", "--data", "shown.jsonl", "-o", "with", *adapt, *small)[0] == 0
+    written = ("--data", "new.jsonl", "-o", "out.txt", "--max-new-tokens", "4")
+    assert run("generate", "with/adapter", "--plm", "chat", *written)[0] == 0
+    assert len((folder / "out.txt").read_text(encoding="utf-8").splitlines()) == 1
+    code, error = run(*showing, "--data", "pairs.tsv", "-o", "shown.tsv")
+    assert (code, "shown.tsv: earlier turns need JSON Lines: name it .jsonl" in error) == (2, True)
+    code, error = run(*showing, "-o", "shown.jsonl")
+    assert (code, "give the sources once" in error) == (2, True)

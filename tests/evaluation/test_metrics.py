@@ -18,10 +18,10 @@ from pema.evaluation.answers import (
     verbatim_match,
     word_f1,
 )
-from pema.evaluation.characters import canonical, words
 from pema.evaluation.classification import accuracy, trimmed
 from pema.evaluation.score import score
 from pema.evaluation.summarisation import longest_common_subsequence, rouge, rouge_1, rouge_2, rouge_l
+from pema.tasks.characters import canonical, words
 
 some_words = st.lists(st.sampled_from(["the", "cat", "sat", "on", "a", "mat", "x1"]), max_size=12)
 sentences = some_words.map(" ".join)

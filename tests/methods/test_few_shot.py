@@ -10,10 +10,10 @@ from tests.tiny import build_model, build_tokenizer
 from pema.errors import ConfigError, DataError
 from pema.generation.decoding import decode, plain
 from pema.methods.contract import Budget, Job
-from pema.methods.demonstrations import DemonstrationTemplate, eligible
 from pema.methods.few_shot import FewShot, RetrievedFewShot
 from pema.methods.registry import get_method
 from pema.owner.local import LocalPLM
+from pema.tasks.demonstrations import DemonstrationTemplate, eligible
 from pema.tasks.example import Example, Turn
 from pema.tasks.registry import get_task
 from pema.tasks.target_statistics import count_line_breaks, stop_after

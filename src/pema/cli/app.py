@@ -15,6 +15,7 @@ from pema.cli import (
     classify,
     compare,
     demo,
+    demonstrate,
     evaluate,
     generate,
     inspect,
@@ -61,6 +62,7 @@ def _root(
 
 
 app.command("demo")(demo.demo)
+app.command("demonstrate")(demonstrate.demonstrate)
 app.command("build")(build.build)
 app.add_typer(memory.app, name="memory")
 app.command("train")(train.train)

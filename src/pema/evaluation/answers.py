@@ -14,9 +14,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from pema.evaluation.characters import canonical, tokens
 from pema.evaluation.mean import Mean
 from pema.evaluation.summarisation import f_measure
+from pema.tasks.characters import canonical, tokens
 
 ARTICLE = re.compile(r"(?<![\w'’-])(?:a|an|the)\s+(?=\S)")
 PUNCTUATION = re.compile(

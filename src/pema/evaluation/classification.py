@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pema.evaluation.characters import canonical
 from pema.evaluation.score import Array, Reference, all_valid, references_part
+from pema.tasks.characters import canonical
 
 QUOTE = "[\"'`´‘’‚‛“”„‟«»‹›「」『』]"
 QUOTED = re.compile(rf"{QUOTE}\s*(.+?)\s*{QUOTE}")

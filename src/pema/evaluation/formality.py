@@ -26,9 +26,9 @@ from typing import Literal
 import numpy as np
 
 from pema.errors import DataError
-from pema.evaluation.characters import are_unspaced
 from pema.evaluation.score import Array, Reference, require_aligned
 from pema.schema import among
+from pema.tasks.characters import are_unspaced
 
 Matching = Literal["tokens", "words", "substring"]
 Formality = Literal["formal", "informal", "neither", "both"]

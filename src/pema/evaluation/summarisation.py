@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from pema.evaluation.characters import words
 from pema.evaluation.mean import Mean
+from pema.tasks.characters import words
 
 
 def rouge(kind: str) -> Mean:

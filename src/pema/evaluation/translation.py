@@ -11,9 +11,9 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from pema.console import note
 from pema.errors import ConfigError
-from pema.evaluation.characters import HAN, KANA, are_unspaced
 from pema.evaluation.score import Array, Reference, all_valid
 from pema.schema import among
+from pema.tasks.characters import HAN, KANA, are_unspaced
 
 BY_SPACES = ("13a", "intl", "none")
 """SacreBLEU's tokenizers that split words at spaces."""

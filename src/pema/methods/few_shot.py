@@ -16,10 +16,10 @@ import numpy as np
 
 from pema.errors import ConfigError, DataError
 from pema.methods.contract import AdaptedModel, Job, Method, Needs, Requirement, TrainingReport
-from pema.methods.demonstrations import eligible
-from pema.methods.selection import First, Nearest, Selection
 from pema.schema import option
+from pema.tasks.demonstrations import eligible
 from pema.tasks.example import Example
+from pema.tasks.selection import First, Nearest, Selection
 
 if TYPE_CHECKING:
     from pema.owner.contract import PLM
@@ -125,7 +125,7 @@ class FewShot(FewShotMethod):
 class RetrievedFewShot(FewShotMethod):
     """The k training examples with the most similar sources in front of each source, the most similar one last.
 
-    Similarity is BM25 on character n-grams; see `pema.methods.retrieval`.
+    Similarity is BM25 on character n-grams; see `pema.tasks.retrieval`.
     """
 
     name: ClassVar[str] = "retrieved-few-shot"

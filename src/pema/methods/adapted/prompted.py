@@ -10,10 +10,10 @@ from pema.generation.config import GenerateConfig
 from pema.generation.decoding import GeneratedTexts
 from pema.methods.adapted.plain import Plain
 from pema.methods.contract import Job
-from pema.methods.demonstrations import DemonstrationTemplate
-from pema.methods.selection import Selection
 from pema.owner.contract import BATCH_TOKENS, PLM
+from pema.tasks.demonstrations import DemonstrationTemplate
 from pema.tasks.example import Example
+from pema.tasks.selection import Selection
 from pema.tasks.target_statistics import count_line_breaks, stop_after
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pema.evaluation.characters import are_unspaced, canonical
+from pema.tasks.characters import are_unspaced, canonical
 
 K1, B = 1.2, 0.75
 SPACED, UNSPACED = 4, 2

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pema.methods.retrieval import K1, B, Index
+from pema.tasks.retrieval import K1, B, Index
 
 
 def bm25(texts, query, n):

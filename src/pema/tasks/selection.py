@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from pema.methods.retrieval import Index
 from pema.tasks.example import Example
+from pema.tasks.retrieval import Index
 
 
 class Selection(ABC):

@@ -7,19 +7,23 @@ not with its end-of-sequence token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pema.console import note
 from pema.errors import DataError
+from pema.schema import require
 from pema.tasks.encoding import Encoding
 from pema.tasks.example import Example, Turn
 from pema.tasks.forms import SLOT
+from pema.tasks.selection import Nearest
 from pema.tasks.template import EncodedExample, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from pema.tasks.registry import Task
 
 SEPARATOR = "\n\n"
 """Text after a demonstration of a plain prompt."""
@@ -130,6 +134,49 @@ def _after(template: Template, demonstrations: Sequence[Example], example: Examp
     return replace(example, history=(*first, *turns, *(turn for turn in example.history if turn.role != "system")))
 
 
+def demonstrate(examples: Iterable[Example], pool: Iterable[Example], k: int, task: Task | Template) -> list[Example]:
+    """Put demonstrations in front of examples, as the first turns of their conversations.
+
+    Those of an example are the k of `pool` with the most similar sources (BM25, `pema.tasks.retrieval`), the most
+    similar one last. Examples of its own source are not among them, so the prompts of training data look like those of
+    new sources, and no prompt contains its target. Prompts must be a chat.
+
+    Args:
+        examples: training data, or sources to generate for (with a blank target).
+        pool: solved examples, such as the training data; of each source the first without a history is used.
+        k: number of demonstrations of each example; fewer if the pool has no more of other sources.
+        task: the task that the examples are used with, or its template: it writes the turns of the demonstrations.
+
+    Returns:
+        The examples with longer histories; a system turn stays the first.
+
+    Raises:
+        ConfigError: k is below 1.
+        DataError: every example of the pool has a history.
+    """
+    require("k", k, int, least=1)
+    template = task if isinstance(task, Template) else task.template
+    solved = one_of_each_source(each for each in pool if not each.history)
+    if not solved:
+        raise DataError("no example of the pool can be a demonstration: all have earlier turns, or there are none.")
+    nearest, found = Nearest(solved), dict[str, Sequence[Example]]()
+    demonstrated = []
+    for example in examples:
+        if example.source not in found:
+            others = [each for each in nearest.select(example.source, k + 1) if each.source != example.source]
+            found[example.source] = others[-k:]
+        demonstrated.append(_after(template, found[example.source], example))
+    return demonstrated
+
+
+def one_of_each_source(examples: Iterable[Example]) -> list[Example]:
+    """Return the first example of each source, with its first target."""
+    first: dict[str, Example] = {}
+    for example in examples:
+        first.setdefault(example.source, Example(example.source, example.target))
+    return list(first.values())
+
+
 def eligible(examples: Sequence[Example], template: Template, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
     """Return the examples that can be demonstrations: of each source the first without earlier turns.
 
@@ -137,13 +184,12 @@ def eligible(examples: Sequence[Example], template: Template, tokenizer: PreTrai
     they would not be text.
     """
     encoding = None if template.settled(tokenizer).chat else Encoding(tokenizer)
-    first: dict[str, Example] = {}
-    for example in examples:
-        if not example.history and (
-            encoding is None or all(_is_text(text, encoding) for text in (example.source, example.target))
-        ):
-            first.setdefault(example.source, Example(example.source, example.target))
-    return list(first.values())
+    return one_of_each_source(
+        example
+        for example in examples
+        if not example.history
+        and (encoding is None or all(_is_text(text, encoding) for text in (example.source, example.target)))
+    )
 
 
 def _is_text(text: str, encoding: Encoding) -> bool:
