@@ -25,10 +25,11 @@ from pema.errors import ConfigError, OwnerError
 from pema.files import create
 from pema.owner.bundle import MASKED
 from pema.owner.contract import BATCH_TOKENS, PLM, ContextRepresentations, PLMDescription, Session
+from pema.owner.decoding import DecodesInSessions
 from pema.owner.head import Head
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class Mask:
         return hmac.new(self.secret, f"fingerprint {plain}".encode(), hashlib.sha256).hexdigest()
 
 
-class MaskedPLM:
+class MaskedPLM(DecodesInSessions):
     """A PLM that returns Q f and W_hd Q^T: the same logits, to rounding, in coordinates that only its owner knows.
 
     Everything is rotated: the head, represented contexts and decoding sessions. Products are computed in float32
@@ -172,18 +173,6 @@ class MaskedPLM:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The PLM's tokenizer."""
         return self._plm.tokenizer
-
-    @cached_property
-    def model(self) -> PreTrainedModel:
-        """Model whose `generate` runs in a decoding session, so that it uses Q f and W_hd Q^T."""
-        from pema.owner.session_model import SessionModel
-
-        return SessionModel(self)
-
-    @property
-    def generator(self) -> PreTrainedModel:
-        """The same as `model`."""
-        return self.model
 
     def head(self) -> Head:
         """Return the masked head: W_hd Q^T, with unchanged bias, scale and soft cap; it is kept."""

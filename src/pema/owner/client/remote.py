@@ -20,15 +20,16 @@ from pema.owner.client.received import TOKENIZER_BYTES, head_bytes, load_head, l
 from pema.owner.client.remote_session import RemoteSession
 from pema.owner.client.rules import KeyRules
 from pema.owner.contract import BATCH_TOKENS, ContextRepresentations, Contexts, PLMDescription, Tap, padded
+from pema.owner.decoding import DecodesInSessions
 from pema.owner.head import Head
-from pema.owner.session_model import SessionModel
+from pema.owner.requests import require_prompts, require_sequences
 from pema.owner.wire import VERSION, WireDtype, unpack
 
 IN_FLIGHT = 2
 """Number of concurrent requests: the server processes one while the answer to the other is transmitted."""
 
 
-class RemotePLM:
+class RemotePLM(DecodesInSessions):
     """A frozen causal language model on its owner's server.
 
     The client sends to the server: prompts, and in `teacher` mode whole sequences; during generation, the chosen
@@ -107,12 +108,7 @@ class RemotePLM:
             OwnerError: this key may not open sessions.
         """
         self._rules.require_sessions()
-        return SessionModel(self)
-
-    @property
-    def generator(self) -> PreTrainedModel:
-        """The same as `model`."""
-        return self.model
+        return super().model
 
     def represent(
         self,
@@ -128,6 +124,7 @@ class RemotePLM:
             OwnerError: the server does not offer them to this key; no sequence was sent.
         """
         self._rules.require_contexts("teacher")
+        require_sequences(sequences, starts, self._description.max_length)
 
         def body(batch: list[int]) -> dict[str, Any]:
             return {"sequences": [list(sequences[i]) for i in batch], "starts": [starts[i] for i in batch]}
@@ -149,15 +146,9 @@ class RemotePLM:
             OwnerError: the server does not offer them to this key; no prompt was sent.
         """
         self._rules.require_contexts("predicted")
-        asked = []
-        for i, (prompt, count) in enumerate(zip(prompts, steps, strict=True)):
-            limit = self._description.max_length - len(prompt)
-            if not 1 <= count <= limit:
-                raise DataError(
-                    f"prompt {i} has {len(prompt)} tokens and {count} steps, the PLM's context window holds "
-                    f"{self._description.max_length}: shorten the prompt or ask for fewer steps."
-                )
-            asked.append(min(padded(count), limit))
+        window = self._description.max_length
+        require_prompts(prompts, steps, window)
+        asked = [min(padded(count), window - len(prompt)) for prompt, count in zip(prompts, steps, strict=True)]
 
         def body(batch: list[int]) -> dict[str, Any]:
             return {"prompts": [list(prompts[i]) for i in batch], "steps": [asked[i] for i in batch]}

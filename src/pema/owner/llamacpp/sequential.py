@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pema.owner.contract import BATCH_TOKENS, ContextRepresentations, PLMDescription
+from pema.owner.decoding import DecodesInSessions
 from pema.owner.head import Head
 from pema.owner.llamacpp.session import LlamaCppSession
 from pema.owner.requests import require_prompts, require_sequences, require_session
-from pema.owner.session_model import SessionModel
 
 
-class SequentialPLM(ABC):
+class SequentialPLM(DecodesInSessions, ABC):
     """A frozen causal language model (`contract.PLM`) whose contexts are requested sequence by sequence.
 
     An answer never depends on what else is computed with it.
@@ -48,16 +47,6 @@ class SequentialPLM(ABC):
     def _contexts(self, tokens: Sequence[int], start: int) -> Tensor:
         """Return f of tokens[:start], ..., tokens, (n, d): one request for each."""
         return torch.cat([self._last([tokens[:end]], end > start) for end in range(start, len(tokens) + 1)])
-
-    @cached_property
-    def model(self) -> PreTrainedModel:
-        """Model of transformers whose `generate` decodes in a session on the engine."""
-        return SessionModel(self)
-
-    @property
-    def generator(self) -> PreTrainedModel:
-        """The same as `model`."""
-        return self.model
 
     def represent(
         self,
