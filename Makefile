@@ -44,7 +44,7 @@ types: setup
 check: lint types docs test
 
 nightly: setup ## the slow tests too, and the attacks
-	$(TESTS) $(BIN)/python $(PYTEST) -m "" --hypothesis-profile=new
+	$(TESTS) $(BIN)/python $(PYTEST) -m "" --hypothesis-profile=new -o faulthandler_timeout=3600
 	$(TESTS) $(BIN)/python -m reproduction.attack
 
 nightly-vllm: setup ## vLLM's own servers on the CPU, in .venv-vllm (3.5 GB), against the recordings and transformers

@@ -35,6 +35,7 @@ def test_it_is_adapted_as_with_the_true_representations(tmp_path, monkeypatch):
         server.stop()
     _, theirs, expected = adapt_and_score(local, tmp_path / "local", *COUNTS)
     assert ours["bleu"] > alone["bleu"] + 15
-    # Another basis is trained along another path, which 40 examples do not hide: 4.93 and 5.58 were measured.
-    assert perplexity == pytest.approx(expected, rel=0.15)
+    # After 40 examples it depends on the seed of training: 5.52, 5.26, 5.36 and 4.98 were measured with the true
+    # representations, 5.12, 5.14 and 4.90 in the recovered basis, whose numbers are uncorrelated.
+    assert 0.88 * expected < perplexity < 1.05 * expected
     assert ours["bleu"] == pytest.approx(theirs["bleu"], abs=12)
