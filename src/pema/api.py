@@ -87,7 +87,7 @@ class PLM:
             config: a preset's name, or the settings of the training.
             output: folder for `memory` and `adapter`. The same call resumes one that was killed, and returns the
                 adapter of one that ended. With None nothing is kept on the disk.
-            rounds: number of on-policy rounds of `predicted` contexts; see `pema.generation.rounds`.
+            rounds: number of on-policy rounds; see `pema.generation.rounds`.
             building: fields of `BuildConfig`, such as contexts="predicted".
 
         Returns:

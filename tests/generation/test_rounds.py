@@ -27,12 +27,14 @@ from pema.memory.merge import merge
 from pema.memory.pairing import pair
 from pema.memory.reader import Memory
 from pema.memory.sample import sample
+from pema.memory.verify import verify
 from pema.tasks.example import Example
 from pema.tasks.registry import get_task
 
 TASK = get_task("translation")
 EXAMPLES = [Example(f"the house {i}", f"das Haus {i} ist klein") for i in range(8)]
 BUILD = BuildConfig(contexts="predicted", targets="matched", dtype="float32", examples_per_shard=3)
+TAUGHT = replace(BUILD, contexts="teacher", targets="position")
 TRAIN = replace(
     pema.preset("best"),
     **{"rank": 8, "fit_rank": False, "copy_width": 8, "epochs": 2, "learning_rate": 0.01, "device": "cpu"},
@@ -176,7 +178,6 @@ def test_no_round_is_build_and_train(plm, tmp_path):
 
 def test_rounds_that_cannot_be_are_refused():
     for building, epsilon, message in (
-        (replace(BUILD, contexts="teacher", targets="position"), None, "contexts='teacher' with rounds=2"),
         (replace(BUILD, targets="position"), None, "targets='position' with rounds=2"),
         (BUILD, 3.0, "dp_epsilon=3.0 with rounds=2"),
     ):
@@ -184,6 +185,7 @@ def test_rounds_that_cannot_be_are_refused():
             require_rounds(2, building, epsilon)
         require_rounds(0, building, epsilon)
     require_rounds(2, replace(BUILD, targets="aligned"), None)
+    require_rounds(2, replace(BUILD, contexts="teacher", targets="position"), None)
     with pytest.raises(ConfigError, match="rounds"):
         require_rounds(101, BUILD, None)
 
@@ -196,8 +198,56 @@ def test_another_adapter_cannot_continue_a_build(plm, whole, tmp_path):
     for other, name in ((plm, "the PLM's own text"), (OnPolicy(plm, adapters[1]), "the text of the adapter")):
         with pytest.raises(MismatchError, match=f"with the text of the adapter .*, here it is {name}"):
             build_memory(other, EXAMPLES, TASK, folder, BUILD)
-    with pytest.raises(ConfigError, match="contexts='teacher' with the text of an adapter"):
+    with pytest.raises(ConfigError, match="contexts='teacher' of an adapter's text: it is appended to a memory"):
         build_memory(OnPolicy(plm, adapters[0]), EXAMPLES, TASK, tmp_path / "teacher")
+
+
+@pytest.fixture(scope="module")
+def taught(plm, tmp_path_factory):
+    """What one round after `teacher` contexts leaves."""
+    folder = tmp_path_factory.mktemp("taught")
+    adapt(plm, EXAMPLES, TASK, folder, TRAIN, TAUGHT, 1)
+    return folder
+
+
+def test_a_round_after_teacher_contexts_adds_those_of_the_adapters_text(plm, taught, tmp_path):
+    memory = Memory.open(taught / "memory")
+    alone = build_memory(plm, EXAMPLES, TASK, tmp_path / "teacher", TAUGHT)
+    assert (memory.manifest.contexts, memory.manifest.targets) == ("teacher", "position")
+    assert [shard.entry.on_policy for shard in memory.shards] == [False] * 3 + [True] * 3
+    for shard, other in zip(memory.shards[:3], alone.shards, strict=True):
+        assert shard.path.read_bytes() == other.path.read_bytes()
+    adapter = Adapter.from_pretrained(taught / "adapter-1")
+    predicted = replace(TAUGHT, contexts="predicted", targets="aligned")
+    reached = build_memory(OnPolicy(plm, adapter), EXAMPLES, TASK, tmp_path / "reached", predicted)
+    for shard, other in zip(memory.shards[3:], reached.shards, strict=True):
+        assert shard.path.read_bytes() == other.path.read_bytes()
+        assert shard.entry.agreeing == other.entry.agreeing
+    trained = Adapter.from_pretrained(taught / "adapter")
+    assert trained.config.contexts == "teacher"
+    assert isinstance(trained.config.choose_schedule(None, None), Constant)
+    training, held_out = memory.split(0.25, 0)
+    n = len(EXAMPLES)
+    assert {i % n for i in training.selected}.isdisjoint(i % n for i in held_out.selected)
+
+
+def test_a_memory_of_both_is_resumed_verified_merged_and_sampled(plm, taught, tmp_path):
+    class Stopping(Recorded):
+        def open_session(self, prompts):
+            raise StopError
+
+    with pytest.raises(StopError):
+        adapt(Stopping(plm), EXAMPLES, TASK, tmp_path / "again", TRAIN, TAUGHT, 1)
+    adapt(plm, EXAMPLES, TASK, tmp_path / "again", TRAIN, TAUGHT, 1)
+    assert bytes_of(tmp_path / "again") == bytes_of(taught)
+    verify(taught / "memory")
+    merged = merge([taught / "memory", _copy(taught / "memory", tmp_path / "copy")], tmp_path / "merged")
+    assert [entry.on_policy for entry in merged.manifest.shards] == [*[False] * 3, *[True] * 3] * 2
+    verify(tmp_path / "merged")
+    drawn = sample(tmp_path / "merged", tmp_path / "drawn", pairs=merged.pairs // 2, seed=0)
+    assert {entry.on_policy for entry in drawn.manifest.shards} == {False, True}
+    verify(tmp_path / "drawn")
+    assert sum(len(batch.targets) for batch in drawn.view().batches(7)) == drawn.pairs
 
 
 def test_merged_and_sampled_memories_stay_on_policy(whole, tmp_path):
@@ -220,5 +270,11 @@ def test_a_memory_of_a_wrong_policy_is_damaged(whole, tmp_path):
     folder = _copy(whole[0] / "memory", tmp_path / "m")
     values = json.loads((folder / "manifest.json").read_text())
     values["contexts"], values["targets"] = "teacher", "position"
-    with pytest.raises(ConfigError, match="contexts='teacher' with the text of an adapter"):
+    with pytest.raises(ConfigError, match=r"shards\[0\].agreeing=\d+ is impossible with \d+ pairs of teacher contexts"):
+        Manifest.from_dict(values)
+    del values["shards"][0]["agreeing"]
+    values["shards"][0]["on_policy"] = True
+    for entry in values["inputs"]:
+        entry.pop("policy", None)
+    with pytest.raises(ConfigError, match=r"shards\[0\].on_policy is impossible: no input has the text of an adapter"):
         Manifest.from_dict(values)

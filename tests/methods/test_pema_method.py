@@ -79,8 +79,9 @@ def test_rounds_are_settings_of_the_memory():
     assert method.prepared_by["rounds"] == 2
     assert method.prepared_by["training"] == method.implied
     assert not method.needs.targets_at_owner
-    with pytest.raises(ConfigError, match="contexts='teacher' with rounds=2"):
-        PEMA.of({"rounds": 2})
+    assert PEMA.of({"rounds": 2}).needs.targets_at_owner
+    with pytest.raises(ConfigError, match="targets='position' with rounds=2"):
+        PEMA.of({"contexts": "predicted", "rounds": 2})
 
 
 def test_training_lowers_the_perplexity_of_what_it_was_trained_on(plm, trained, tmp_path):

@@ -56,7 +56,7 @@ def adapt(
         int,
         integer(
             "--rounds",
-            "Further rounds, in which an adapter writes the text of predicted contexts (docs/presets.md).",
+            "Further rounds, whose contexts follow the text that an adapter writes (docs/presets.md).",
             least=0,
             most=MOST_ROUNDS,
         ),

@@ -1,8 +1,9 @@
 """On-policy rounds: memories of the contexts that the adapter of the round before reaches, and an adapter of them all.
 
-Round 0 builds a memory of `predicted` contexts, whose text the PLM writes. Each further round trains an adapter on the
-memory, lets it write the texts for all examples (`pema.generation.on_policy`), and appends the contexts that it
-reaches, paired with the targets by alignment. No target is sent to the PLM's owner.
+Round 0 builds a memory of `predicted` contexts, whose text the PLM writes, or of `teacher` contexts. Each further round
+trains an adapter on the memory, lets it write the texts for all examples (`pema.generation.on_policy`), and appends the
+contexts that it reaches, paired with the targets by alignment (after `teacher` contexts: `aligned`). A round sends no
+target to the PLM's owner.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def adapt(
         The adapter, and the figures of its training.
 
     Raises:
-        ConfigError: rounds of `teacher` contexts, of targets that are not aligned, or with differential privacy; or
+        ConfigError: rounds of `predicted` contexts whose targets are not aligned, or with differential privacy; or
             settings of the training do not suit the PLM.
         PemaError: as `build_memory` and `train`.
     """

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pema import console
 from pema.errors import (
+    ConfigError,
     DataError,
     ExternalMemoryError,
     MismatchError,
@@ -134,6 +135,11 @@ def build_memory(
     require_path(output, append=append)
     with exclusive(output, private=True):
         manifest = _begin(wanted, output, append)
+        if config.contexts == "teacher" and policy is not None and len(manifest.inputs) == 1:
+            raise ConfigError(
+                "contexts='teacher' of an adapter's text: it is appended to a memory of the targets' contexts. Build "
+                "that first, or use contexts='predicted'."
+            )
         clear_journals(output, len(manifest.shards))
         if manifest.complete:
             console.note(f"{output} already contains these {len(examples):,} examples: nothing to do.")
@@ -155,10 +161,11 @@ def _forecast(manifest: Manifest, plm: PLM, examples: Sequence[Example], tokens:
     """Refuse what the PLM's owner does not allow, and say what the rest of the build takes of its quotas."""
     if not isinstance(plm, Metered):
         return
-    plan = Plan.of(manifest, tokens, plm.description.max_length)
+    asked = manifest.asked
+    plan = Plan.of(asked, tokens, plm.description.max_length)
     group = next(plan.groups(), range(0))
-    answered = [group[i] for i in Journal(output, len(manifest.shards), group, manifest).answers]
-    notes = plm.forecast(manifest.contexts, np.delete(plan.tokens, [*range(plan.done), *answered]).tolist())
+    answered = [group[i] for i in Journal(output, len(manifest.shards), group, asked).answers]
+    notes = plm.forecast(asked.contexts, np.delete(plan.tokens, [*range(plan.done), *answered]).tolist())
     replies = sum(any(turn.role == "assistant" for turn in example.history) for example in examples)
     if manifest.contexts == "predicted" and replies:
         notes.append(
@@ -228,7 +235,7 @@ def _write_shards(
     manifest: Manifest, plm: PLM, examples: Sequence[Example], tokens: Tokens, output: Path, batch_tokens: int
 ) -> None:
     """Request one group from the PLM while the previous one is being written."""
-    plan = Plan.of(manifest, tokens, plm.description.max_length)
+    plan = Plan.of(manifest.asked, tokens, plm.description.max_length)
     loss, speller = StorageLoss(plm.head(), manifest.dtype), speller_of(plm.tokenizer)
     pending: Future[Manifest] | None = None
     with (
@@ -238,12 +245,12 @@ def _write_shards(
         advance(float(plan.tokens[: plan.done].sum()), earlier=True)
         for index, group in enumerate(plan.groups(), len(manifest.shards)):
             start, stop = group.start, group.stop
-            journal = Journal(output, index, group, manifest)
+            journal = Journal(output, index, group, manifest.asked)
             answers: list[ContextRepresentations | None] = [journal.answers.get(i) for i in range(stop - start)]
             if journal.answers:
                 console.note(f"{start + len(journal.answers):,} of {len(examples):,} examples were answered before.")
                 advance(float(plan.tokens[start:stop][list(journal.answers)].sum()), earlier=True)
-            for answer in _answers(plm, manifest, tokens, plan, group, batch_tokens, journal):
+            for answer in _answers(plm, manifest.asked, tokens, plan, group, batch_tokens, journal):
                 answers[answer.index] = answer
                 advance(float(plan.tokens[start + answer.index]), f"example {stop:,} of {len(examples):,}")
             if pending is not None:
@@ -339,14 +346,14 @@ def _contents(
     speller: Speller,
 ) -> Contents:
     """Pair the answers for one group with their targets, and convert them to the storage type."""
-    plm = manifest.plm
-    teacher = manifest.contexts == "teacher"
+    plm, asked = manifest.plm, manifest.asked
+    teacher = asked.contexts == "teacher"
     golds, rows, texts, agree = [], [], [], 0
     for i, answer in enumerate(answers, start):
         if answer is None:
             raise OwnerError(f"{plm.name} did not answer for {_name(examples, i)}.")
         generated = None if teacher else _generated(answer, plm)
-        gold = pair(tokens.target(i), generated, manifest.targets)
+        gold = pair(tokens.target(i), generated, asked.targets)
         if generated is not None:
             agree += agreeing(tokens.target(i), generated[: len(gold)])
         f = answer.representations
@@ -381,6 +388,7 @@ def _contents(
         example_offsets=torch.from_numpy(offsets),
         source_lengths=torch.from_numpy(tokens.source_lengths[start : start + len(answers)]).to(torch.int32),
         agreeing=None if teacher else agree,
+        on_policy=asked is not manifest,
         sources=None if tokens.sources is None else torch.from_numpy(tokens.sources[start : start + len(answers)]),
         prompts=_prompts(tokens, range(start, start + len(answers)), speller, None if teacher else texts),
     )

@@ -69,13 +69,11 @@ def require_rounds(rounds: int, building: BuildConfig, dp_epsilon: float | None)
     require("rounds", rounds, int, least=0, most=MOST_ROUNDS)
     if not rounds:
         return
-    for name, values in (("contexts", ("predicted",)), ("targets", ("matched", "aligned"))):
-        given = getattr(building, name)
-        if given not in values:
-            raise ConfigError(
-                f"{name}={given!r} with rounds={rounds}: in a round an adapter writes the text of the contexts, and "
-                f"they are paired with the targets by alignment. Use {name}={values[0]!r}, or rounds=0."
-            )
+    if building.contexts == "predicted" and building.targets == "position":
+        raise ConfigError(
+            f"targets='position' with rounds={rounds}: in a round an adapter writes the text of the contexts, and they "
+            "are paired with the targets by alignment. Use targets='matched', or rounds=0."
+        )
     if dp_epsilon is not None:
         raise ConfigError(
             f"dp_epsilon={dp_epsilon} with rounds={rounds}: every round learns from all examples, and epsilon counts "

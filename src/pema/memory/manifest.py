@@ -65,6 +65,7 @@ class ShardEntry(FileEntry):
             prefix; None for `teacher` contexts, and if it was not counted.
         sources: whether the shard says which examples have the same source.
         prompts: the tokens of its prompts; None in memories of earlier versions.
+        on_policy: whether an adapter wrote the text of its contexts, in a memory of `teacher` contexts.
     """
 
     pairs: int = option(least=1, most=1 << 40)
@@ -72,9 +73,10 @@ class ShardEntry(FileEntry):
     agreeing: int | None = option(None, least=0, most=1 << 40)
     sources: bool = option(False)
     prompts: PromptsEntry | None = option(None)
+    on_policy: bool = option(False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values, without a number that was not counted, and `sources` only if it is true."""
+        """Return JSON-ready values, without a number that was not counted, and true flags only."""
         return {name: value for name, value in asdict(self).items() if value is not None and value is not False}
 
 
@@ -129,7 +131,7 @@ class Manifest:
         template: text of the prompt template.
         chat_template: SHA-256 of the chat template that the prompts are written in; None for plain prompts.
         system: system prompt of the chat, if one was given.
-        contexts: what follows the prompt in a context.
+        contexts: what follows the prompt in a context; in shards that are `on_policy`, the text of an adapter.
         targets: which gold token is paired with a context.
         dtype: storage type of representations.
         inputs: the inputs of the memory; the second and later ones were appended.
@@ -157,10 +159,6 @@ class Manifest:
             raise ConfigError(
                 f"targets={self.targets!r} needs contexts='predicted': a teacher context agrees with its target."
             )
-        if self.contexts == "teacher" and any(entry.policy for entry in self.inputs):
-            raise ConfigError(
-                "contexts='teacher' with the text of an adapter: contexts='predicted' are those that it reaches."
-            )
         if self.system is not None and self.chat_template is None:
             raise ConfigError(f"system={short(self.system)} needs a chat_template.")
 
@@ -168,6 +166,17 @@ class Manifest:
     def pairs(self) -> int:
         """Number of pairs in the shards."""
         return sum(shard.pairs for shard in self.shards)
+
+    @property
+    def asked(self) -> Manifest:
+        """This manifest with what is asked for the last input: an adapter's text is generated, also beside targets."""
+        if self.contexts == "predicted" or self.inputs[-1].policy is None:
+            return self
+        return replace(self, contexts="predicted", targets="aligned")
+
+    def generated(self, shard: ShardEntry) -> bool:
+        """Return whether the text of a shard's contexts was generated, by the PLM or an adapter."""
+        return self.contexts == "predicted" or shard.on_policy
 
     @property
     def agreement(self) -> float | None:
@@ -274,7 +283,9 @@ class Manifest:
         for k, entry in enumerate(self.shards):
             if entry.file != file_name(k):
                 raise ConfigError(f"shards[{k}].file={short(entry.file)} must be {file_name(k)!r}.")
-            if entry.agreeing is not None and (entry.agreeing > entry.pairs or self.contexts == "teacher"):
+            if entry.on_policy and not any(given.policy for given in self.inputs):
+                raise ConfigError(f"shards[{k}].on_policy is impossible: no input has the text of an adapter.")
+            if entry.agreeing is not None and (entry.agreeing > entry.pairs or not self.generated(entry)):
                 raise ConfigError(
                     f"shards[{k}].agreeing={entry.agreeing:,} is impossible with {entry.pairs:,} pairs of "
                     f"{self.contexts} contexts."
@@ -301,7 +312,7 @@ class Manifest:
         """Return the bytes of a shard's tensors with tokens of prompts, and of the text after them."""
         if entry.prompts is None:
             return 0
-        written = 4 * entry.pairs if self.contexts == "predicted" else 0
+        written = 4 * entry.pairs if self.generated(entry) else 0
         return 9 * entry.prompts.tokens + 8 * (entry.examples + 1) + written
 
     def write(self, folder: Path) -> None:

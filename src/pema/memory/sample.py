@@ -128,6 +128,7 @@ def select(shard: ShardFile, examples: Integers) -> Contents:
         targets=whole.targets[rows],
         example_offsets=torch.from_numpy(np.concatenate([[0], ends])),
         source_lengths=whole.source_lengths[torch.from_numpy(examples)],
+        on_policy=shard.entry.on_policy,
         sources=None if whole.sources is None else whole.sources[torch.from_numpy(examples)],
         prompts=None if whole.prompts is None else whole.prompts.select(examples, places),
     )

@@ -95,6 +95,7 @@ class Contents:
             position t = 0, 1, ...
         source_lengths: (e,) int32, number of tokens of each example's source.
         agreeing: not in the file: see `ShardEntry`.
+        on_policy: not in the file: see `ShardEntry`.
         sources: (e,) int64, equal for examples of one source; None if all sources differ.
         prompts: the tokens of the contexts; None in memories of earlier versions.
     """
@@ -106,6 +107,7 @@ class Contents:
     source_lengths: Tensor
     channel_scales: Tensor | None = None
     agreeing: int | None = None
+    on_policy: bool = False
     sources: Tensor | None = None
     prompts: StoredPrompts | None = None
 
@@ -238,6 +240,7 @@ def write_shard(folder: Path, index: int, contents: Contents) -> ShardEntry:
         pairs=len(contents.targets),
         examples=len(contents.source_lengths),
         agreeing=contents.agreeing,
+        on_policy=contents.on_policy,
         sources=contents.sources is not None,
         prompts=None if contents.prompts is None else PromptsEntry(PROMPTS_VERSION, len(contents.prompts.tokens)),
     )
@@ -269,7 +272,7 @@ class ShardFile:
             p = [entry.prompts.tokens]
             self.layout |= {"prompt_tokens": ("I32", p), "prompt_spellings": ("I32", p), "prompt_spans": ("U8", p)}
             self.layout |= {"prompt_offsets": ("I64", [e + 1])}
-            self.layout |= {"written": ("I32", [n])} if manifest.contexts == "predicted" else {}
+            self.layout |= {"written": ("I32", [n])} if manifest.generated(entry) else {}
 
     def damaged(self, why: str) -> DamagedShardError:
         """Return the error for a damaged shard."""

@@ -45,7 +45,7 @@ class PEMA(MemoryMethod):
     schedule: ScheduleName | None = same(GenerateConfig, "schedule")
     lambda_max: float | None = same(GenerateConfig, "lambda_max")
     rounds: int = option(
-        0, "Further rounds, in which an adapter writes the text of predicted contexts.", least=0, most=MOST_ROUNDS
+        0, "Further rounds, whose contexts follow the text that an adapter writes.", least=0, most=MOST_ROUNDS
     )
     changes: Mapping[str, Any] = field(default_factory=dict)
 
