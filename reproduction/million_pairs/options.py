@@ -61,11 +61,11 @@ class Stage:
     """A stage, measured in a process of its own.
 
     Attributes:
-        kind: build, verify, reconstruct, train, or project.
+        kind: build, verify, reconstruct, train, steps, or project.
         memory: the memory that it makes or reads: float16, int8, or the number of principal coordinates.
-        preset: of `train`.
-        vocabulary: of `train`.
-        limit: maximum number of pairs of `train`, drawn from the memory; 0: all.
+        preset: of `train` and `steps`.
+        vocabulary: of `train` and `steps`.
+        limit: maximum number of pairs of `train` and `steps`, drawn from the memory; 0: all.
     """
 
     kind: str

@@ -29,8 +29,8 @@ from pema.memory.verify import verify
 from pema.owner.contract import BATCH_TOKENS
 from pema.owner.local import LocalPLM
 from pema.tasks.readers import read_examples
-from reproduction.benchmarks.joint_training import Products
-from reproduction.benchmarks.timing import significant
+from reproduction.benchmarks.joint_training import Loop, Products
+from reproduction.benchmarks.timing import Run, alternate, significant
 from reproduction.million_pairs.options import Setting, Stage
 from reproduction.million_pairs.projection import project
 from reproduction.million_pairs.source import PLM, TASK, TEXTS
@@ -152,6 +152,33 @@ def learn(setting: Setting, stage: Stage, folder: Path) -> tuple[dict[str, Any],
     return result, floor
 
 
+def steps(setting: Setting, stage: Stage, folder: Path) -> tuple[dict[str, Any], Callable[[], float]]:
+    """Run the steps of an epoch in turns with their bare products; the least of each is taken."""
+    memory = limited(folder / stage.memory, stage.limit)
+    seen = len(memory.view().targets_seen())
+    changes = {"vocabulary": stage.vocabulary} if stage.vocabulary else {}
+    config = preset(stage.preset, least_steps=0, copy_width=0, **changes).with_vocabulary(setting.V, seen)
+    loop = Loop(memory, config, folder / "steps")
+    rows = {"seen": seen, "sampled": min(seen, CORE) + SAMPLE}.get(loop.config.vocabulary, setting.V)
+    f = torch.cat([batch.representations for batch in memory.view().batches(config.batch_size)])
+    W_hd = memory.head().weight[:rows].float()
+    dtype = torch.bfloat16 if has_bfloat16(torch.device("cpu")) else torch.float32
+    products = Products(f, W_hd, loop.config.rank, config.batch_size, dtype)
+    del f, W_hd
+    runs: dict[str, Run] = {"steps": loop.a_pass, "products": products.a_pass}
+    least = {name: min(times) for name, times in alternate(runs, 2, clock="processor").items()}
+    loop.run.log.close()
+    result = {
+        "pairs": memory.pairs,
+        "seen": seen,
+        "rows": rows,
+        "vocabulary": loop.config.vocabulary,
+        "batch_size": config.batch_size,
+        "epoch_processor_seconds": significant(least["steps"]),
+    }
+    return result, lambda: least["products"]
+
+
 def loss_of(adapter: Adapter, memory: Memory) -> float:
     """Return the cross-entropy of an adapter on the held-out pairs of a memory, as `train` measures it."""
     settings = adapter.config.training["settings"]
@@ -178,5 +205,12 @@ def coordinates(_setting: Setting, stage: Stage, folder: Path) -> tuple[dict[str
     return {"pairs": made.pairs, "bytes": made.bytes * int(stage.memory) // made.d}, lambda: 0.0
 
 
-KINDS = {"build": build, "verify": check, "reconstruct": reconstruct, "train": learn, "project": coordinates}
+KINDS = {
+    "build": build,
+    "verify": check,
+    "reconstruct": reconstruct,
+    "train": learn,
+    "steps": steps,
+    "project": coordinates,
+}
 """Kinds of stages. Each is run, and returns its figures, and a function that measures its floor."""

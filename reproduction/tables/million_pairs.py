@@ -20,12 +20,14 @@ Run = Mapping[str, Any]
 def million_pairs() -> str:
     """Return all tables of the committed results."""
     runs = list(read_runs(FILE).values())
-    wide = [run for run in runs if Setting.of(run).d == Setting.d]
-    narrow = [run for run in runs if Setting.of(run).d != Setting.d and run["stage"].startswith("train")]
-    text = stages(wide)
-    for shape in dict.fromkeys(map(Setting.of, narrow)):
-        text += "\n" + losses([run for run in narrow if Setting.of(run) == shape])
-    return text + "\n" + source(signature_of(runs[0]), f"{COMMAND} FOLDER --pairs ... --stages ...")
+    timed = [run for run in runs if not Setting.of(run).learning_rate]
+    trained = [run for run in runs if Setting.of(run).learning_rate and run["stage"].startswith("train")]
+    text = ""
+    for d in dict.fromkeys(Setting.of(run).d for run in timed):
+        text += f"d {d}, V {Setting.V:,}:\n\n" + stages(run for run in timed if Setting.of(run).d == d) + "\n"
+    for setting in dict.fromkeys(map(Setting.of, trained)):
+        text += losses([run for run in trained if Setting.of(run) == setting]) + "\n"
+    return text + source(signature_of(runs[0]), f"{COMMAND} FOLDER --d ... --pairs ... --seen ... --stages ...")
 
 
 def stages(runs: Iterable[Run]) -> str:
@@ -46,11 +48,10 @@ def stages(runs: Iterable[Run]) -> str:
 def losses(runs: list[Run]) -> str:
     """Return a table with one line per kind of storage and vocabulary, of runs with one setting."""
     setting, first = Setting.of(runs[0]), runs[0]
-    text = f"d {setting.d}, V {setting.V:,}, {first['pairs'] // setting.epochs:,} training pairs, {setting.epochs} "
-    text += (
-        f"epochs, {first['seen']:,} tokens that occur. The lowest possible loss is {first['loss_of_the_language']:.3f} "
-    )
-    text += f"nats for a word, that of the frequencies alone {first['loss_of_the_frequencies']:.3f}:\n\n"
+    pairs, facts = first["pairs"] // setting.epochs, (first["loss_of_the_language"], first["loss_of_the_frequencies"])
+    text = f"d {setting.d}, V {setting.V:,}, {pairs:,} training pairs, {setting.epochs} epoch(s), learning rate "
+    text += f"{setting.learning_rate:g}, {first['seen']:,} tokens that occur. The lowest possible loss of a word is "
+    text += f"{facts[0]:.3f} nats, that of the frequencies {facts[1]:.3f}:\n\n"
     text += head(["storage", "vocabulary", "rows of W_hd a step", "bytes a pair", "training, a pair", "held-out loss"])
     for run in runs:
         loss = run.get("cross_entropy_of_float16", run["held_out_cross_entropy"])
@@ -69,7 +70,10 @@ def title(run: Run) -> str:
     """Return the name of a stage, with the number of tokens that occur in training."""
     if "vocabulary" not in run:
         return str(run["stage"])
-    return f"train, preset `{run['stage'].split(', ')[2]}`, {run['seen']:,} tokens occur: `{run['vocabulary']}`"
+    what = "an epoch" if run["stage"].startswith("train") else "its steps alone"
+    return (
+        f"{what}, preset `{run['stage'].split(', ')[2]}`, `{run['vocabulary']}` ({run['rows']:,} rows of W_hd a step)"
+    )
 
 
 def storage(run: Run) -> str:

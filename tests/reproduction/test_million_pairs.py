@@ -24,6 +24,7 @@ STAGES = (
     "project,8",
     "train,8,residual,sampled",
     "train,int8,paper,seen,200",
+    "steps,float16,residual,sampled,200",
 )
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
@@ -59,7 +60,8 @@ def test_every_stage_says_what_it_took(results):
         assert Setting.of(result) == SETTING
     assert results["build"]["pairs"] == results["verify"]["pairs"] == 640
     assert results["build,int8"]["bytes"] < results["build"]["bytes"]
-    sampled, seen = (results[name] for name in STAGES[-2:])
+    sampled, seen = (results[name] for name in STAGES[-3:-1])
+    assert results[STAGES[-1]]["epoch_processor_seconds"] > 0
     assert (sampled["vocabulary"], sampled["pairs"] + sampled["held_out_pairs"]) == ("sampled", 640)
     assert seen["rows"] == seen["seen"] <= 61
     assert seen["pairs"] + seen["held_out_pairs"] <= 200
@@ -111,7 +113,7 @@ def test_a_projection_keeps_what_lies_in_k_directions(folder, results, tmp_path)
 
 def test_the_tables_have_a_line_for_each_result(results):
     assert tables.stages(results.values()).count("\n") == 2 + len(STAGES)
-    trained = [results[name] for name in STAGES[-2:]]
+    trained = [results[name] for name in STAGES[-3:-1]]
     table = tables.losses(trained)
     assert "| 8 principal coordinates in float16 | `sampled` |" in table
     assert f"| int8 | `seen` | {trained[1]['seen']:,} | 20 |" in table
