@@ -79,7 +79,7 @@ class Reader:
         languages |= {"python": self.python, "sh": self.sh}
         for block in blocks(page):
             try:
-                languages[block.language](self._with_small_plm(block.text))
+                languages[block.language](self._at_hand(block.text))
             except BaseException as error:
                 error.add_note(f"{page.relative_to(ROOT)}:{block.line}")
                 raise
@@ -165,5 +165,5 @@ class Reader:
         self.monkeypatch.setenv("PEMA_API_KEY", KEY)
 
     @staticmethod
-    def _with_small_plm(text: str) -> str:
-        return text.replace("smollm2-135m", "embedded")
+    def _at_hand(text: str) -> str:
+        return text.replace("smollm2-135m", "embedded").replace("s3://", "memory://")

@@ -9,13 +9,27 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "pema"
 FOUNDATION = frozenset(
-    {"errors", "devices", "extras", "files", "lifeline", "locks", "schema", "tensors", "console", "signature", "own"}
+    {
+        "cache",
+        "errors",
+        "devices",
+        "extras",
+        "files",
+        "lifeline",
+        "locks",
+        "schema",
+        "tensors",
+        "console",
+        "signature",
+        "own",
+    }
 )
 """Modules below all rooms."""
 
 ROOMS = {
+    "storage": set(),
     "tasks": set(),
-    "owner": set(),
+    "owner": {"storage"},
     "owner.sources": set(),
     "owner.models": {"owner", "owner.sources"},
     "owner.local": {"owner", "owner.models"},
@@ -26,15 +40,18 @@ ROOMS = {
     "owner.openai_api": {"owner", "owner.client", "owner.models", "owner.sources", "tasks"},
     "owner.mask": {"owner"},
     "serving": {"owner", "owner.local", "owner.client", "owner.mask"},
-    "memory": {"owner", "tasks"},
-    "adapter": {"memory", "owner", "tasks"},
-    "generation": {"adapter", "owner", "tasks"},
+    "memory": {"owner", "storage", "tasks"},
+    "adapter": {"memory", "owner", "storage", "tasks"},
+    "generation": {"adapter", "owner", "storage", "tasks"},
     "evaluation": {"generation", "adapter", "memory", "owner", "owner.models", "owner.sources", "tasks"},
     "methods": {"evaluation", "generation", "adapter", "memory", "owner", "owner.local", "owner.models", "tasks"},
     "experiments": {"methods", "evaluation", "tasks"},
     "privacy": {"evaluation", "adapter", "memory", "owner"},
     "pages": {"experiments", "evaluation", "generation", "adapter", "owner", "tasks"},
-    "cli": {"pages", "privacy", "experiments", "evaluation", "generation", "adapter", "memory", "owner", "tasks"},
+    "cli": {
+        *("pages", "privacy", "experiments", "evaluation", "generation", "adapter", "memory", "owner", "storage"),
+        "tasks",
+    },
 }
 """The rooms that each room may import, itself and the foundation aside.
 
@@ -60,7 +77,7 @@ EDGES = {
         "owner.logprobs",
         "tasks",
     },
-    "api": {"adapter", "generation", "memory", "owner", "tasks"},
+    "api": {"adapter", "generation", "memory", "owner", "storage", "tasks"},
     "owner.loading": {"tasks"},  # the token that ends a turn in a chat template
     "owner.openai_api.following": {"owner.local"},  # advances the sessions of several texts in one pass
     "owner.opening": {

@@ -31,6 +31,8 @@ def files(tmp_path, monkeypatch, request):
         (tmp_path / f"{name}.de").write_text("".join(f"{e.target}\n" for e in examples), encoding="utf-8")
     (tmp_path / "policy.toml").write_text(f'[[keys]]\nname = "acme"\nsha256 = "{digest(KEY)}"\n', encoding="utf-8")
     (tmp_path / "reproduction").symlink_to(ROOT / "reproduction")
+    if request.getfixturevalue("page").name == "storage.md":  # elsewhere the cache has converted PLMs
+        monkeypatch.setenv("PEMA_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path

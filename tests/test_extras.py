@@ -21,6 +21,7 @@ from pema.cli import main
 from pema.errors import PemaError
 from pema.experiments.data import support_data
 from pema.extras import installs
+from pema.memory.reader import Memory
 from pema.methods.knn_index import faiss_library
 from pema.methods.peft_methods import LoRA
 from pema.owner.llamacpp.process import Settings, start
@@ -49,6 +50,7 @@ CALLS = {
     "openai": ("openai", lambda folder: Client(APIConfig(base_url="https://a/v1", model="m", tokenizer="t"))),
     "peft": ("peft", lambda folder: LoRA().config()),
     "private": ("opacus", lambda folder: noise_multiplier(8.0, 1e-3, 0.1, 10)),
+    "s3": ("s3fs", lambda folder: Memory.open("s3://bucket/memory")),
     "tensorboard": ("tensorboard", lambda folder: Log(folder, 0, True, 0)),
 }
 """A call that needs an extra, by its name, and the module that it brings."""

@@ -28,6 +28,7 @@ from pema.memory.config import BuildConfig
 from pema.owner.contract import BATCH_TOKENS, GivesProposals, Metered, SharesPrefix
 from pema.owner.opening import open_plm
 from pema.schema import known, short
+from pema.storage.address import name_of
 from pema.tasks.registry import Task, get_task
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ class PLM:
             examples: the pairs of texts to adapt to.
             task: its name, or a task of your own.
             config: a preset's name, or the settings of the training.
-            output: folder for `memory` and `adapter`. The same call resumes one that was killed, and returns the
-                adapter of one that ended. With None nothing is kept on the disk.
+            output: folder for `memory` and `adapter`, or its address in object storage. The same call resumes one that
+                was killed, and returns the adapter of one that ended. With None nothing is kept on the disk.
             rounds: number of on-policy rounds; see `pema.generation.rounds`.
             building: fields of `BuildConfig`, such as contexts="predicted".
 
@@ -105,12 +106,9 @@ class PLM:
         if not isinstance(settings, TrainConfig):
             raise ConfigError(f"config={short(config)} must be a preset's name or a TrainConfig.")
         with contextlib.ExitStack() as stack:
-            if output is None:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pema-")))
-            else:
-                folder = Path(output)
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pema-")) if output is None else output
             adapter, _ = adapt(self, examples, chosen, folder, settings, build, rounds)
-            adapter.name = "" if output is None else folder.name
+            adapter.name = "" if output is None else name_of(output)
         return adapter
 
     @contextlib.contextmanager

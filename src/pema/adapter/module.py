@@ -18,6 +18,8 @@ from pema.memory.prompts import ContextTokens
 from pema.memory.reader import Memory
 from pema.owner.contract import PLMDescription
 from pema.owner.head import Head
+from pema.storage.address import name_of
+from pema.storage.publishing import destination
 
 
 class Adapter(nn.Module):
@@ -180,15 +182,20 @@ class Adapter(nn.Module):
             )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the adapter to `folder` in the layout of a PEFT adapter; see `pema.adapter.store.save`."""
-        store.save(self.config, self.state_dict(), Path(folder))
-        self.name = Path(folder).name
+        """Write the adapter to `folder`, or an address, in the layout of a PEFT adapter; see `pema.adapter.store.save`.
+
+        Raises:
+            StorageError: writing failed, or the address has another adapter.
+        """
+        with destination(folder, store.ADAPTER, anew=True) as new:
+            store.save(self.config, self.state_dict(), new)
+        self.name = name_of(folder)
 
     @classmethod
     def from_pretrained(
         cls, name_or_folder: str | Path, *, revision: str | None = None, token: str | None = None
     ) -> Adapter:
-        """Read an adapter from a folder or the Hugging Face hub; see `pema.adapter.store.load`.
+        """Read an adapter from a folder, an address or the Hugging Face hub; see `pema.adapter.store.load`.
 
         Raises:
             AdapterError: there is none, or its files are damaged or do not belong together.
@@ -198,7 +205,7 @@ class Adapter(nn.Module):
         adapter.B_rct = tensors.get("B_rct")
         for name, parameter in adapter.named_parameters():
             parameter.data.copy_(tensors[name])
-        adapter.name = Path(name_or_folder).name
+        adapter.name = name_of(name_or_folder)
         return adapter.eval()
 
     def push_to_hub(

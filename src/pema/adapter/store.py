@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,8 +16,10 @@ from pema.adapter.card import card
 from pema.adapter.config import AdapterConfig
 from pema.adapter.schedule import Fitted, NamedSchedule
 from pema.errors import AdapterError, ConfigError, DataError, StorageError
-from pema.files import read_json, sha256, write_json, writing
+from pema.files import parse_json, read_json, sha256, write_json, writing
 from pema.schema import short
+from pema.storage.artifact import Artifact, Part
+from pema.storage.fetching import local
 from pema.tensors import FLOATS, Place, read_header, save_tensors
 
 if TYPE_CHECKING:
@@ -73,7 +76,7 @@ def load(
     """Read an adapter's config and weights.
 
     Args:
-        name_or_folder: a folder, or owner/name on the Hugging Face hub.
+        name_or_folder: a folder, an address in object storage, or owner/name on the Hugging Face hub.
         revision: branch, tag or commit on the hub.
         token: for a private repository.
 
@@ -118,7 +121,7 @@ def require_free(folder: Path) -> None:
 
 def _open(name_or_folder: str | Path, revision: str | None, token: str | None) -> tuple[AdapterConfig, Path, object]:
     """Return an adapter's config, the file of its weights and the expected digest of that file."""
-    folder = Path(name_or_folder)
+    folder = local(name_or_folder, ADAPTER)
     if not folder.is_dir():
         folder = _download(str(name_or_folder), revision, token)
     values = _read_config(folder)
@@ -191,6 +194,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
         values = read_json(folder / CONFIG_FILE, CONFIG_BYTES)
     except DataError as error:
         raise AdapterError(f"{folder} contains no adapter: {error}") from error
+    return _known_format(values, folder)
+
+
+def _known_format(values: dict[str, Any], folder: Path | str) -> dict[str, Any]:
+    """Return the content of `adapter_config.json` if it is an adapter's of a format that can be read."""
     if values.get("peft_type") != "PEMA":
         raise AdapterError(
             f"{folder} contains an adapter of type {short(values.get('peft_type'))}, not PEMA: load it with peft."
@@ -237,3 +245,39 @@ def _download(name: str, revision: str | None, token: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise AdapterError(f"{name} is neither a folder nor an adapter on the hub that can be read: {error}") from error
+
+
+def _parts(data: bytes, place: str) -> list[Part]:
+    try:
+        values = _known_format(parse_json(data, "it"), place)
+    except DataError as error:
+        raise AdapterError(f"{place} contains no adapter: {error}") from error
+    if values["format"] != FORMAT:
+        raise AdapterError(
+            f"{place} contains an adapter of format {values['format']}, which has no checksums: load it from a local "
+            "folder, and save it again."
+        )
+    digest = values.get("model_sha256")
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise AdapterError(f"{place} is damaged: model_sha256={short(digest)} is not a SHA-256; {AGAIN}")
+    return [Part(MODEL_FILE, digest)]
+
+
+def _follows(old: bytes, new: bytes) -> bool:
+    """Return whether two adapters have the same weights; `pema tune` changes the schedule only."""
+    try:
+        return _parts(old, "") == _parts(new, "")
+    except AdapterError:
+        return False
+
+
+ADAPTER = Artifact(
+    name="adapter",
+    index=CONFIG_FILE,
+    limit=CONFIG_BYTES,
+    files=re.compile(rf"{re.escape(MODEL_FILE)}|{re.escape(CARD_FILE)}|training\.jsonl|tensorboard/.+"),
+    parts=_parts,
+    follows=_follows,
+    error=AdapterError,
+)
+"""An adapter in object storage: its config is the index of its weights."""

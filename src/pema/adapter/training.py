@@ -12,17 +12,18 @@ from pema.adapter.copying import copyable
 from pema.adapter.joint import JointRun
 from pema.adapter.module import Adapter
 from pema.adapter.private import train_privately
-from pema.adapter.store import CONFIG_FILE, require_free
+from pema.adapter.store import ADAPTER, CONFIG_FILE, require_free
 from pema.console import note
 from pema.errors import AdapterError, ConfigError
 from pema.files import clear_below
 from pema.locks import exclusive
 from pema.memory.reader import Memory
 from pema.memory.verify import verify
+from pema.storage.publishing import destination
 
 
 def train(
-    memory: Memory, config: TrainConfig, output: Path, *, resume: bool = False, tensorboard: bool = False
+    memory: Memory, config: TrainConfig, output: Path | str, *, resume: bool = False, tensorboard: bool = False
 ) -> tuple[Adapter, dict[str, Any]]:
     """Train an adapter and write it to `output`.
 
@@ -35,7 +36,7 @@ def train(
     Args:
         memory: the external memory.
         config: the settings.
-        output: the adapter's folder.
+        output: the adapter's folder, or its address in object storage: it is published once the training has ended.
         resume: continue from the checkpoint that a killed run left in `output`; start if there is none, and return
             the adapter if the run had ended.
         tensorboard: log for TensorBoard as well.
@@ -50,8 +51,8 @@ def train(
         ConfigError: the settings do not fit the memory; TensorBoard with `dp_epsilon`; Opacus is not installed.
         StorageError: writing failed, or another process trains in the folder; the last checkpoint is kept.
     """
-    with exclusive(Path(output)):
-        return _train(memory, _suited(config, memory), Path(output), resume, tensorboard)
+    with destination(output, ADAPTER) as folder, exclusive(folder):
+        return _train(memory, _suited(config, memory), folder, resume, tensorboard)
 
 
 def _suited(config: TrainConfig, memory: Memory) -> TrainConfig:

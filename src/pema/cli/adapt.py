@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -29,6 +28,7 @@ from pema.cli.options import (
 from pema.cli.settings import Options, declared
 from pema.cli.train import TRAINING
 from pema.memory.config import MOST_ROUNDS, BuildConfig, require_rounds
+from pema.storage.address import is_address, joined, shown
 
 BUILDING = Options(BuildConfig, ("contexts", "targets", "dtype", "limit", "batch_tokens"))
 
@@ -38,7 +38,8 @@ def adapt(
     plm: PLMName,
     task: TaskName,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder for the memory and the adapter.", metavar="FOLDER")
+        str,
+        typer.Option("-o", "--output", help="Folder for the memory and the adapter, or its address.", metavar="FOLDER"),
     ],
     building: dict[str, Any],
     training: dict[str, Any],
@@ -86,6 +87,7 @@ def adapt(
     from pema.generation.rounds import adapt as adapted
     from pema.owner.opening import open_plm
 
-    with keeping(f"all that is finished is kept in {output}: the same command continues after it"):
+    kept = "the cache" if is_address(output) else output
+    with keeping(f"all that is finished is kept in {kept}: the same command continues after it"):
         _, figures = adapted(open_plm(plm, **loaded), reading.examples, chosen, output, train, build, rounds)
-    show({"adapter": str(output / ADAPTER), **figures}, as_json)
+    show({"adapter": shown(joined(output, ADAPTER)), **figures}, as_json)

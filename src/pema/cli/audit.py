@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pema.cli.options import AsJSON, Seed, integer, show
+from pema.cli.options import AdapterPlace, AsJSON, Seed, integer, show
 from pema.privacy.config import REFERENCES
 
 
 def audit(
-    adapter: Annotated[Path, typer.Argument(help="Folder or hub name of the adapter.", metavar="ADAPTER")],
-    members: Annotated[Path, typer.Option("--members", help="Memory of examples that it was trained on.")],
+    adapter: AdapterPlace,
+    members: Annotated[str, typer.Option("--members", help="Memory of examples that it was trained on.")],
     non_members: Annotated[
-        Path,
+        str,
         typer.Option("--non-members", help="Memory of examples that it was not trained on, else like the members."),
     ],
     references: Annotated[
@@ -29,11 +28,11 @@ def audit(
     Example: pema audit adapter --members memory --non-members others
     """
     from pema.adapter.store import read_config
-    from pema.memory.manifest import Manifest
+    from pema.memory.places import read_manifest
 
     read_config(adapter)
     for folder in (members, non_members):
-        Manifest.open(folder)
+        read_manifest(folder)
 
     from pema.adapter.module import Adapter
     from pema.memory.reader import Memory

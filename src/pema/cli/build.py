@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +24,7 @@ from pema.cli.options import (
 )
 from pema.cli.settings import Options, declared
 from pema.memory.config import BuildConfig
+from pema.storage.address import shown
 
 BUILDING = Options(BuildConfig, ("contexts", "targets", "dtype", "limit", "batch_tokens"), rest=True)
 LOADING = loading("tap", "dtype", "device_map", "revision", "mask_secret")
@@ -34,7 +34,9 @@ LOADING = loading("tap", "dtype", "device_map", "revision", "mask_secret")
 def build(
     plm: PLMName,
     task: TaskName,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the memory.", metavar="MEMORY")],
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="Folder for the memory, or its address (s3://...).", metavar="MEMORY")
+    ],
     building: dict[str, Any],
     loaded: dict[str, Any],
     source: SourceLines = None,
@@ -47,7 +49,7 @@ def build(
     system: SystemPrompt = None,
     append: Annotated[bool, typer.Option("--append", help="Add the examples to a finished memory.")] = False,
     adapter: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--adapter", help="Adapter that writes the text of predicted contexts; default: the PLM.", metavar="ADAPTER"
         ),
@@ -62,25 +64,28 @@ def build(
     """
     from pema.console import keeping, note
     from pema.memory.manifest import require_path
+    from pema.memory.places import MEMORY
+    from pema.storage.publishing import destination
     from pema.tasks.readers import read
     from pema.tasks.registry import get_task
 
     config = BuildConfig(**building)
-    require_path(output, append=append)
-    chosen = get_task(task, template, chat=chat, system=system)
-    fields = {"source_field": source_field, "target_field": target_field}
-    reading = read(data, source=source, target=target, **fields, limit=config.limit)
-    note(str(reading))
-    require_plm(plm, loaded.get("revision"))
+    with destination(output, MEMORY) as folder:
+        require_path(folder, append=append)
+        chosen = get_task(task, template, chat=chat, system=system)
+        fields = {"source_field": source_field, "target_field": target_field}
+        reading = read(data, source=source, target=target, **fields, limit=config.limit)
+        note(str(reading))
+        require_plm(plm, loaded.get("revision"))
 
-    from pema.adapter.module import Adapter
-    from pema.generation.on_policy import OnPolicy
-    from pema.memory.build import build_memory
-    from pema.owner.opening import open_plm
+        from pema.adapter.module import Adapter
+        from pema.generation.on_policy import OnPolicy
+        from pema.memory.build import build_memory
+        from pema.owner.opening import open_plm
 
-    writer = None if adapter is None else Adapter.from_pretrained(adapter)
-    with keeping(f"what the PLM has answered is kept in {output}: the same command continues after it"):
-        opened = open_plm(plm, **loaded)
-        answering = opened if writer is None else OnPolicy(opened, writer)
-        memory = build_memory(answering, reading.examples, chosen, output, config, append=append)
-    show({"memory": str(output), "examples": memory.examples, "pairs": memory.pairs, "bytes": memory.bytes}, as_json)
+        writer = None if adapter is None else Adapter.from_pretrained(adapter)
+        with keeping(f"what the PLM has answered is kept in {folder}: the same command continues after it"):
+            opened = open_plm(plm, **loaded)
+            answering = opened if writer is None else OnPolicy(opened, writer)
+            memory = build_memory(answering, reading.examples, chosen, folder, config, append=append)
+    show({"memory": shown(output), "examples": memory.examples, "pairs": memory.pairs, "bytes": memory.bytes}, as_json)

@@ -9,6 +9,7 @@ import typer
 
 from pema.cli.options import (
     FURTHER,
+    AdapterPlace,
     AsJSON,
     InputColumn,
     InputData,
@@ -31,7 +32,7 @@ CLASSIFYING = Options(GenerateConfig, ("schedule", "lambda_max", "batch_size"))
 
 @declared(settings=CLASSIFYING, loaded=loading(*FURTHER))
 def classify(
-    adapter: Annotated[Path, typer.Argument(help="Folder or hub name of the adapter.", metavar="ADAPTER")],
+    adapter: AdapterPlace,
     plm: PLMName,
     labels: Annotated[
         Path,

@@ -9,6 +9,7 @@ import typer
 
 from pema.cli.options import (
     FURTHER,
+    AdapterPlace,
     AsJSON,
     InputColumn,
     InputData,
@@ -36,7 +37,7 @@ GENERATING = Options(
 
 @declared(settings=GENERATING, loaded=loading(*FURTHER))
 def generate(
-    adapter: Annotated[Path, typer.Argument(help="Folder or hub name of the adapter.", metavar="ADAPTER")],
+    adapter: AdapterPlace,
     plm: PLMName,
     output: Annotated[
         Path,

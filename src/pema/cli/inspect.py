@@ -9,6 +9,7 @@ import typer
 
 from pema.cli.options import (
     FURTHER,
+    AdapterPlace,
     AsJSON,
     OwnChatPrompts,
     OwnSystemPrompt,
@@ -28,7 +29,7 @@ from pema.generation.config import GenerateConfig
     loaded=loading(*FURTHER),
 )
 def inspect(
-    adapter: Annotated[Path, typer.Argument(help="Folder or hub name of the adapter.", metavar="ADAPTER")],
+    adapter: AdapterPlace,
     plm: PLMName,
     text: Annotated[str, typer.Option("--text", help="The source text.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the page goes, e.g. page.html.")],

@@ -7,25 +7,28 @@ from typing import Annotated
 
 import typer
 
-from pema.cli.options import AsJSON, MemoryFolder, Seed, integer, show
+from pema.cli.options import AsJSON, MemoryPlace, Seed, integer, show
+from pema.storage.address import is_address, shown
 
 app = typer.Typer(help="Inspect and combine external memories.", no_args_is_help=True)
-Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for the new memory.", metavar="MEMORY")]
+Output = Annotated[
+    str, typer.Option("-o", "--output", help="Folder for the new memory, or its address.", metavar="MEMORY")
+]
 
 
 @app.command()
-def info(memory: MemoryFolder, as_json: AsJSON = False) -> None:
+def info(memory: MemoryPlace, as_json: AsJSON = False) -> None:
     """Describe a memory: its content, and the PLM it was built with.
 
     Example: pema memory info memory --json
     """
-    from pema.memory.manifest import Manifest
+    from pema.memory.places import read_manifest
 
-    manifest = Manifest.open(memory)
+    manifest = read_manifest(memory)
     policies = sum(entry.policy is not None for entry in manifest.inputs)
     show(
         {
-            "memory": str(memory),
+            "memory": shown(memory),
             "plm": manifest.plm.name,
             **({"plm_weights": manifest.plm.weights} if manifest.plm.weights else {}),
             "plm_fingerprint": manifest.plm.fingerprint,
@@ -49,7 +52,9 @@ def info(memory: MemoryFolder, as_json: AsJSON = False) -> None:
 
 @app.command()
 def verify(
-    memories: Annotated[list[Path], typer.Argument(help="Folders of external memories.", metavar="MEMORY...")],
+    memories: Annotated[
+        list[str], typer.Argument(help="Folders or addresses of external memories.", metavar="MEMORY...")
+    ],
     as_json: AsJSON = False,
 ) -> None:
     """Verify every byte of memories against their manifests.
@@ -59,14 +64,15 @@ def verify(
     from pema.memory.manifest import Manifest
 
     for folder in memories:
-        Manifest.read(folder)
+        if not is_address(folder):
+            Manifest.read(Path(folder))
 
     from pema.memory.verify import verify as verify_memory
 
     results = []
     for folder in memories:
         report = verify_memory(folder)
-        results.append({"memory": str(folder), "verified_files": report.files, "verified_bytes": report.bytes})
+        results.append({"memory": shown(folder), "verified_files": report.files, "verified_bytes": report.bytes})
         if not as_json:
             show(results[-1], as_json)
     if as_json:
@@ -75,7 +81,7 @@ def verify(
 
 @app.command()
 def merge(
-    memories: Annotated[list[Path], typer.Argument(help="Memories of one PLM.", metavar="MEMORY...")],
+    memories: Annotated[list[str], typer.Argument(help="Memories of one PLM.", metavar="MEMORY...")],
     output: Output,
     as_json: AsJSON = False,
 ) -> None:
@@ -83,21 +89,24 @@ def merge(
 
     Example: pema memory merge monday tuesday -o both
     """
-    from pema.memory.manifest import Manifest, refuse_existing
+    from pema.memory.manifest import refuse_existing
+    from pema.memory.places import MEMORY, read_manifest
+    from pema.storage.publishing import destination
 
-    refuse_existing(output)
-    for folder in memories:
-        Manifest.open(folder)
+    with destination(output, MEMORY, anew=True) as new:
+        refuse_existing(new)
+        for folder in memories:
+            read_manifest(folder)
 
-    from pema.memory.merge import merge as merge_memories
+        from pema.memory.merge import merge as merge_memories
 
-    merged = merge_memories(memories, output)
-    show({"memory": str(output), "examples": merged.examples, "pairs": merged.pairs}, as_json)
+        merged = merge_memories(memories, new)
+    show({"memory": shown(output), "examples": merged.examples, "pairs": merged.pairs}, as_json)
 
 
 @app.command()
 def sample(
-    memory: MemoryFolder,
+    memory: MemoryPlace,
     output: Output,
     pairs: Annotated[
         int, integer("--pairs", "Maximum number of pairs in the sample; examples stay complete.", least=1)
@@ -109,12 +118,15 @@ def sample(
 
     Example: pema memory sample memory --pairs 10000 -o small
     """
-    from pema.memory.manifest import Manifest, refuse_existing
+    from pema.memory.manifest import refuse_existing
+    from pema.memory.places import MEMORY, read_manifest
+    from pema.storage.publishing import destination
 
-    refuse_existing(output)
-    Manifest.open(memory)
+    with destination(output, MEMORY, anew=True) as new:
+        refuse_existing(new)
+        read_manifest(memory)
 
-    from pema.memory.sample import sample as sample_memory
+        from pema.memory.sample import sample as sample_memory
 
-    drawn = sample_memory(memory, output, pairs=pairs, seed=seed)
-    show({"memory": str(output), "examples": drawn.examples, "pairs": drawn.pairs}, as_json)
+        drawn = sample_memory(memory, new, pairs=pairs, seed=seed)
+    show({"memory": shown(output), "examples": drawn.examples, "pairs": drawn.pairs}, as_json)

@@ -124,7 +124,8 @@ FURTHER = ("dtype", "device_map", "revision", "mask_secret")
 """Settings for loading a PLM whose tap is that of an adapter."""
 
 AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-MemoryFolder = Annotated[Path, typer.Argument(help="Folder of the external memory.", metavar="MEMORY")]
+AdapterPlace = Annotated[str, typer.Argument(help="Folder, address or hub name of the adapter.", metavar="ADAPTER")]
+MemoryPlace = Annotated[str, typer.Argument(help="Folder or address of the external memory.", metavar="MEMORY")]
 
 
 def require_plm(name: str, revision: str | None = None) -> None:

@@ -12,6 +12,7 @@ from pema.cli.settings import declared
 from pema.console import note
 from pema.errors import ConfigError
 from pema.schema import among
+from pema.storage.address import is_address, shown
 
 MASKS = ("none", "rotation")
 """Masks of a head bundle."""
@@ -20,7 +21,9 @@ MASKS = ("none", "rotation")
 @declared(loaded=loading("tap", "dtype", "device_map", "revision"))
 def release(
     plm: LocalPLMName,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the head bundle.", metavar="HEAD")],
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="Folder for the head bundle, or its address.", metavar="HEAD")
+    ],
     loaded: dict[str, Any],
     mask: Annotated[
         str,
@@ -49,21 +52,24 @@ def release(
             if secret is None
             else "--secret is for a masked head: give --mask rotation too."
         )
-    if secret is not None and secret.resolve().is_relative_to(output.resolve()):
+    if secret is not None and not is_address(output) and secret.resolve().is_relative_to(Path(output).resolve()):
         raise ConfigError(f"the secret {secret} would be in {output}, which is given away: keep it elsewhere.")
     require_plm(plm, loaded.get("revision"))
 
     from pema.owner.mask import Mask
     from pema.owner.opening import open_plm
+    from pema.owner.places import HEAD_BUNDLE
+    from pema.storage.publishing import destination
 
-    if secret is not None and Mask.create(secret):
-        note(f"{secret} contains a new secret. Keep it, and do not give it away: no adapter works without it.")
-    owner = open_plm(plm, mask_secret=secret, **loaded)
-    head = owner.head()
-    head.save(output)
+    with destination(output, HEAD_BUNDLE, anew=True) as folder:
+        if secret is not None and Mask.create(secret):
+            note(f"{secret} contains a new secret. Keep it, and do not give it away: no adapter works without it.")
+        owner = open_plm(plm, mask_secret=secret, **loaded)
+        head = owner.head()
+        head.save(folder)
     show(
         {
-            "head": str(output),
+            "head": shown(output),
             "plm": owner.description.name,
             "head_fingerprint": owner.description.head_fingerprint,
             "vocabulary_size": head.vocabulary_size,

@@ -9,9 +9,10 @@ import typer
 
 from pema.adapter.config import TrainConfig
 from pema.adapter.presets import preset as preset_of
-from pema.cli.options import AsJSON, MemoryFolder, PresetName, show
+from pema.cli.options import AsJSON, MemoryPlace, PresetName, show
 from pema.cli.settings import Options, declared
 from pema.extras import require_library
+from pema.storage.address import is_address, shown
 
 COMMON = (
     *("rank", "kappa", "learning_rate", "epochs", "batch_size", "clip", "vocabulary", "init"),
@@ -22,8 +23,10 @@ TRAINING = Options(TrainConfig, COMMON, rest=True, defaults=False)
 
 @declared(training=TRAINING)
 def train(
-    memory: MemoryFolder,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the adapter.", metavar="ADAPTER")],
+    memory: MemoryPlace,
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="Folder for the adapter, or its address.", metavar="ADAPTER")
+    ],
     training: dict[str, Any],
     preset: PresetName = "best",
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint of a killed run.")] = False,
@@ -37,20 +40,21 @@ def train(
     Example: pema train memory -o adapter --preset best
     """
     from pema.adapter.store import require_free
-    from pema.memory.manifest import Manifest
+    from pema.memory.places import read_manifest
 
     config = preset_of(preset, **training)
     config.require_libraries()
     if tensorboard:
         require_library("--tensorboard", "tensorboard", "tensorboard")
-    Manifest.open(memory)
-    if not resume:
-        require_free(output)
+    read_manifest(memory)
+    if not resume and not is_address(output):
+        require_free(Path(output))
 
     from pema.adapter.training import train as train_adapter
     from pema.console import keeping
     from pema.memory.reader import Memory
 
-    with keeping(f"the last checkpoint is kept in {output}: the same command with --resume continues from it"):
+    kept = "the cache" if is_address(output) else output
+    with keeping(f"the last checkpoint is kept in {kept}: the same command with --resume continues from it"):
         _, summary = train_adapter(Memory.open(memory), config, output, resume=resume, tensorboard=tensorboard)
-    show({"adapter": str(output), **summary}, as_json)
+    show({"adapter": shown(output), **summary}, as_json)

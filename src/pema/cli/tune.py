@@ -12,13 +12,14 @@ from pema.cli.settings import Options, declared
 from pema.errors import AdapterError
 from pema.evaluation.choice import TEXTS
 from pema.generation.config import GenerateConfig
+from pema.storage.address import is_address, shown
 
 GENERATING = Options(GenerateConfig, ("batch_size",))
 
 
 @declared(settings=GENERATING, loaded=loading(*FURTHER))
 def tune(
-    adapter: Annotated[Path, typer.Argument(help="Folder of the adapter.", metavar="ADAPTER")],
+    adapter: Annotated[str, typer.Argument(help="Folder or address of the adapter.", metavar="ADAPTER")],
     plm: PLMName,
     data: Annotated[
         str,
@@ -56,7 +57,7 @@ def tune(
     from pema.evaluation.notation import metric_name, score_text
     from pema.tasks.readers import read
 
-    if not adapter.is_dir():
+    if not is_address(adapter) and not Path(adapter).is_dir():
         raise AdapterError(f"{adapter} is not a folder, which the schedule is stored in: download the adapter first.")
     config = read_config(adapter)
     task = task_of(config)
@@ -75,10 +76,10 @@ def tune(
     if not tuning.helps:
         note(f"no schedule scores better than the PLM alone ({score_text(tuning.metric, tuning.plm_alone)}).")
     if as_json:
-        show({"adapter": str(adapter), **tuning.to_dict()}, True)
+        show({"adapter": shown(adapter), **tuning.to_dict()}, True)
         return
     name = metric_name(tuning.metric)
-    lines: dict[str, Any] = {"adapter": str(adapter), "texts": tuning.texts}
+    lines: dict[str, Any] = {"adapter": shown(adapter), "texts": tuning.texts}
     lines["PLM alone"] = f"{name} {score_text(tuning.metric, tuning.plm_alone)}"
     for schedule, score in tuning.scores:
         mark = "  (stored)" if schedule == tuning.best else ""

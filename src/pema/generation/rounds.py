@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pema import console
+from pema.adapter import store
 from pema.adapter.module import Adapter
 from pema.adapter.training import train
 from pema.errors import MismatchError
 from pema.generation.on_policy import OnPolicy
+from pema.memory import places
 from pema.memory.build import build_memory
 from pema.memory.config import require_rounds
 from pema.memory.manifest import FILE, Input, Manifest
 from pema.memory.reader import Memory
+from pema.storage.publishing import destination
 from pema.tasks.example import one_target_each
 
 if TYPE_CHECKING:
@@ -37,7 +40,7 @@ def adapt(
     plm: PLM,
     examples: Iterable[Example],
     task: Task,
-    output: Path,
+    output: Path | str,
     training: TrainConfig,
     building: BuildConfig,
     rounds: int = 0,
@@ -50,7 +53,7 @@ def adapt(
         plm: the frozen language model.
         examples: the pairs of texts.
         task: the task.
-        output: the folder.
+        output: the folder, or its address in object storage: memory and adapters are published once all are complete.
         training: settings of the training of every round's adapter.
         building: settings of the memory.
         rounds: number of rounds after the first memory; 0: build and train once.
@@ -63,8 +66,10 @@ def adapt(
             settings of the training do not suit the PLM.
         PemaError: as `build_memory` and `train`.
     """
-    memory = build_in_rounds(plm, examples, task, output, training, building, rounds)
-    return train(memory, training, output / ADAPTER, resume=True)
+    adapters = [f"{ADAPTER}-{k}" for k in range(1, rounds + 1)] + [ADAPTER]
+    with destination(output, {MEMORY: places.MEMORY, **dict.fromkeys(adapters, store.ADAPTER)}) as folder:
+        memory = build_in_rounds(plm, examples, task, folder, training, building, rounds)
+        return train(memory, training, folder / ADAPTER, resume=True)
 
 
 def build_in_rounds(

@@ -36,6 +36,7 @@ from pema.memory.encoding import Tokens
 from pema.memory.journal import Journal, clear_journals
 from pema.memory.manifest import FILE, HEAD, FileEntry, Input, Manifest, require_path
 from pema.memory.pairing import NO_TARGET, agreeing, pair
+from pema.memory.places import MEMORY
 from pema.memory.planning import Plan
 from pema.memory.precision import StorageLoss
 from pema.memory.reader import Memory
@@ -50,6 +51,7 @@ from pema.memory.shard import (
 )
 from pema.owner.contract import PLM, ContextRepresentations, Contexts, Metered, PLMDescription
 from pema.schema import known
+from pema.storage.publishing import destination
 from pema.tasks.example import Example, one_target_each
 from pema.tasks.spelling import Speller, speller_of
 from pema.tasks.target_statistics import TargetStatistics
@@ -80,7 +82,7 @@ def build_memory(
     plm: PLM,
     examples: Iterable[Example],
     task: Task,
-    output: Path,
+    output: Path | str,
     config: BuildConfig = DEFAULT,
     *,
     append: bool = False,
@@ -96,7 +98,8 @@ def build_memory(
         examples: the pairs of texts; each of several targets of a source (`Example.alternatives`) is a pair.
         task: its template builds the prompts. If it leaves open whether they are a chat, those of a memory in `output`
             decide, or else the PLM's tokenizer.
-        output: folder of the memory.
+        output: folder of the memory, or its address in object storage: it is then built on the local disk, and
+            published once it is complete (`pema.storage.publishing.destination`).
         config: the settings; `batch_tokens` may change when a build is resumed.
         append: whether to add the examples to a complete memory.
         changes: fields of `BuildConfig` that override those of `config`.
@@ -115,7 +118,12 @@ def build_memory(
     """
     known(BuildConfig, changes)
     config = replace(config, **changes)
-    output = Path(output)
+    with destination(output, MEMORY) as folder:
+        _build(plm, examples, task, folder, config, append)
+    return Memory.open(output)
+
+
+def _build(plm: PLM, examples: Iterable[Example], task: Task, output: Path, config: BuildConfig, append: bool) -> None:
     examples = list(one_target_each(islice(examples, config.limit)))
     if not examples:
         raise DataError("there are no examples to build a memory from: check the input files.")
@@ -143,7 +151,7 @@ def build_memory(
         clear_journals(output, len(manifest.shards))
         if manifest.complete:
             console.note(f"{output} already contains these {len(examples):,} examples: nothing to do.")
-            return Memory.open(output)
+            return
         tokens = Tokens.encode(plm, template, examples, apart=config.contexts == "predicted")
         targets = (example.target for example in examples)
         manifest = manifest.with_statistics(TargetStatistics.of(tokens.target_lengths, targets))
@@ -154,7 +162,6 @@ def build_memory(
         manifest.write(output)
         manifest = _with_head(manifest, plm, output)
         _write_shards(manifest, plm, examples, tokens, output, config.batch_tokens)
-    return Memory.open(output)
 
 
 def _forecast(manifest: Manifest, plm: PLM, examples: Sequence[Example], tokens: Tokens, output: Path) -> None:

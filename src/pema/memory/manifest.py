@@ -354,31 +354,43 @@ class Manifest:
             )
         try:
             data = read_bytes(path, JSON_BYTES)
-            values = parse_json(data, "it")
         except DataError as error:
             raise ExternalMemoryError(f"{path} is damaged (not the manifest of a memory: {error}) {RESTORE}") from None
-        if values.get("format") != FORMAT:
-            raise ExternalMemoryError(
-                f"{path} has format {short(values.get('format'))}, expected {FORMAT!r}: check the path."
-            )
-        if values.get("version") != VERSION:
-            raise ExternalMemoryError(
-                f"{path} has format version {short(values.get('version'))}, this pema reads version {VERSION}: use the "
-                "pema version that wrote it."
-            )
-        newer = _newer_prompts(values.get("shards"))
-        if newer is not None:
-            raise ExternalMemoryError(
-                f"{path} lists prompts of version {newer}, this pema reads version {PROMPTS_VERSION}: use the pema "
-                "version that wrote it."
-            )
-        try:
-            manifest = cls.from_dict(values)
-        except ConfigError as error:
-            raise ExternalMemoryError(f"{path} is damaged: {error} To fix it, {RESTORE}") from None
-        if (json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False) + "\n").encode() != data:
-            raise ExternalMemoryError(f"{path} is damaged (its digest does not match): {RESTORE}")
-        return manifest
+        return parse_manifest(data, str(path))
+
+
+def parse_manifest(data: bytes, path: str) -> Manifest:
+    """Parse the content of a manifest, which is untrusted input; `path` is its place, for messages.
+
+    Raises:
+        ExternalMemoryError: it has another format or version, or it is damaged.
+    """
+    try:
+        values = parse_json(data, "it")
+    except DataError as error:
+        raise ExternalMemoryError(f"{path} is damaged (not the manifest of a memory: {error}) {RESTORE}") from None
+    if values.get("format") != FORMAT:
+        raise ExternalMemoryError(
+            f"{path} has format {short(values.get('format'))}, expected {FORMAT!r}: check the path."
+        )
+    if values.get("version") != VERSION:
+        raise ExternalMemoryError(
+            f"{path} has format version {short(values.get('version'))}, this pema reads version {VERSION}: use the "
+            "pema version that wrote it."
+        )
+    newer = _newer_prompts(values.get("shards"))
+    if newer is not None:
+        raise ExternalMemoryError(
+            f"{path} lists prompts of version {newer}, this pema reads version {PROMPTS_VERSION}: use the pema "
+            "version that wrote it."
+        )
+    try:
+        manifest = Manifest.from_dict(values)
+    except ConfigError as error:
+        raise ExternalMemoryError(f"{path} is damaged: {error} To fix it, {RESTORE}") from None
+    if (json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False) + "\n").encode() != data:
+        raise ExternalMemoryError(f"{path} is damaged (its digest does not match): {RESTORE}")
+    return manifest
 
 
 def _newer_prompts(shards: object) -> int | None:
@@ -427,7 +439,7 @@ def refuse_existing(output: Path) -> None:
         raise ConfigError(f"{output} exists already: choose another folder for the new memory.")
 
 
-def require_complete(manifest: Manifest, folder: Path) -> None:
+def require_complete(manifest: Manifest, folder: Path | str) -> None:
     """Refuse the memory at `folder` unless its build is complete.
 
     Raises:

@@ -12,19 +12,22 @@ from pema import console
 from pema.errors import ConfigError, ExternalMemoryError
 from pema.files import writing
 from pema.memory.manifest import HEAD, RESTORE, ShardEntry, file_name, refuse_existing
+from pema.memory.places import MEMORY
 from pema.memory.reader import Memory
+from pema.storage.fetching import local
+from pema.storage.publishing import destination
 
 CHUNK = 1 << 22
 
 
-def merge(paths: Sequence[Path | str], output: Path) -> Memory:
+def merge(paths: Sequence[Path | str], output: Path | str) -> Memory:
     """Copy the shards of several memories, in order, into a new one.
 
     Every shard's checksum is verified while it is copied, so a damaged memory is refused.
 
     Args:
-        paths: complete memories of one PLM, tokenizer, tap, task, template, context mode and dtype.
-        output: folder of the new memory; must not exist.
+        paths: complete memories of one PLM, tokenizer, tap, task, template, context mode and dtype; also addresses.
+        output: folder of the new memory, which must not exist; or its address.
 
     Raises:
         ConfigError: fewer than two memories, the same one twice, or `output` exists.
@@ -32,12 +35,18 @@ def merge(paths: Sequence[Path | str], output: Path) -> Memory:
         ExternalMemoryError: one is damaged or incomplete.
         StorageError: a write failed; nothing is left at `output`.
     """
-    folders = [Path(path) for path in paths]
-    if len(folders) < 2:
-        raise ConfigError(f"merge needs at least two memories, got {len(folders)}.")
+    if len(paths) < 2:
+        raise ConfigError(f"merge needs at least two memories, got {len(paths)}.")
+    folders = [local(path, MEMORY) for path in paths]
     twice = [folder for k, folder in enumerate(folders) if folder.resolve() in {f.resolve() for f in folders[:k]}]
     if twice:
         raise ConfigError(f"{twice[0]} is given twice: its pairs would count twice. Give each memory once.")
+    with destination(output, MEMORY, anew=True) as new:
+        _merge(folders, new)
+    return Memory.open(output)
+
+
+def _merge(folders: Sequence[Path], output: Path) -> None:
     refuse_existing(output)
     memories = [Memory.open(folder) for folder in folders]
     manifest = memories[0].manifest
@@ -57,7 +66,6 @@ def merge(paths: Sequence[Path | str], output: Path) -> Memory:
                 merged = merged.add(_copy(memory.path, entry, folder, len(merged.shards)))
                 advance(entry.bytes)
         merged.write(folder)
-    return Memory.open(output)
 
 
 def copy_head(memory: Memory, folder: Path) -> None:

@@ -17,10 +17,12 @@ from pema.errors import ExternalMemoryError
 from pema.memory.buffer import Batch, Buffer, copy_rows
 from pema.memory.manifest import HEAD, RESTORE, Manifest
 from pema.memory.pairing import NO_TARGET
+from pema.memory.places import MEMORY
 from pema.memory.prompts import Prompts
 from pema.memory.shard import DTYPES, Integers, ShardFile
 from pema.owner.head import Head
 from pema.schema import require
+from pema.storage.fetching import local
 from pema.tasks.held_out import draw_held_out, spread
 
 BUFFER_BYTES = 1 << 26
@@ -46,14 +48,15 @@ class Memory:
 
     @classmethod
     def open(cls, path: Path | str) -> Memory:
-        """Open the memory at `path`.
+        """Open the memory at `path`; one at an address is copied to the local disk first (`pema.storage`).
 
         Raises:
             ExternalMemoryError: there is none, it is incomplete or of another version; a file is missing or truncated,
                 or its header does not match the manifest.
             OwnerError, MismatchError: the head bundle's settings or header are invalid.
+            StorageError: the storage cannot be read, or what it has is damaged.
         """
-        path = Path(path)
+        path = local(path, MEMORY)
         memory = cls(path, Manifest.open(path))
         memory._require_shape(*Head.stored_shape(path / HEAD))
         for shard in memory.shards:

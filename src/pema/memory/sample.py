@@ -14,20 +14,23 @@ from pema.errors import ConfigError
 from pema.files import writing
 from pema.memory.manifest import Input, refuse_existing
 from pema.memory.merge import copy_head
+from pema.memory.places import MEMORY
 from pema.memory.reader import Memory
 from pema.memory.shard import Contents, Integers, ShardFile, write_shard
 from pema.schema import SEED, require
+from pema.storage.address import shown
+from pema.storage.publishing import destination
 
 
-def sample(path: Path | str, output: Path, pairs: int, seed: int = 0) -> Memory:
+def sample(path: Path | str, output: Path | str, pairs: int, seed: int = 0) -> Memory:
     """Sample whole examples without replacement into a new memory of at most `pairs` pairs.
 
     Examples are tried in random order; those that no longer fit are skipped. They keep the order, the bytes and the
     shard boundaries of the original memory.
 
     Args:
-        path: a complete memory.
-        output: folder of the new memory; must not exist.
+        path: a complete memory, or its address.
+        output: folder of the new memory, which must not exist; or its address.
         pairs: maximum number of pairs.
         seed: the same seed draws the same examples.
 
@@ -38,13 +41,21 @@ def sample(path: Path | str, output: Path, pairs: int, seed: int = 0) -> Memory:
     """
     require("pairs", pairs, int, least=1)
     require("seed", seed, int, least=0, most=SEED)
+    with destination(output, MEMORY, anew=True) as folder:
+        _sample(path, folder, pairs, seed)
+    return Memory.open(output)
+
+
+def _sample(path: Path | str, output: Path, pairs: int, seed: int) -> None:
     refuse_existing(output)
     memory = Memory.open(path)
     lengths = example_lengths(memory)
     chosen = draw(lengths, pairs, seed)
     if not len(chosen):
-        raise ConfigError(f"pairs={pairs} is less than the {lengths.min()} pairs of the shortest example in {path}.")
-    return take(memory, chosen, output, f"{pairs} {seed}")
+        raise ConfigError(
+            f"pairs={pairs} is less than the {lengths.min()} pairs of the shortest example in {shown(path)}."
+        )
+    take(memory, chosen, output, f"{pairs} {seed}")
 
 
 def take(memory: Memory, chosen: Integers, output: Path, origin: str) -> Memory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +10,12 @@ from pema import console
 from pema.errors import ExternalMemoryError, PemaError
 from pema.files import recover, sha256
 from pema.memory.manifest import FILE, HEAD, RESTORE, Manifest, require_complete
+from pema.memory.places import MEMORY, read_manifest
 from pema.memory.reader import Memory
 from pema.memory.shard import DamagedShardError
+from pema.storage.address import is_address, shown
+from pema.storage.fetching import local
+from pema.storage.remote import Remote
 from pema.tensors import is_finite
 
 
@@ -27,32 +32,55 @@ class Report:
 def verify(path: Path | str) -> Report:
     """Verify the manifest's digest, every file's size and SHA-256, the shards' tensors and the head's fingerprint.
 
+    Of a memory in object storage every file is read there, whatever the local disk has of it.
+
     Raises:
         ExternalMemoryError: the memory is incomplete or damaged; the message names each damaged file.
+        StorageError: the storage cannot be read.
     """
-    path = Path(path)
-    recover(path)
-    recover(path / HEAD)
-    manifest = Manifest.read(path)
-    require_complete(manifest, path)
+    manifest, size, digest = _stored(str(path)) if is_address(path) else _here(Path(path))
     entries = (*manifest.head, *manifest.shards)
     faults: list[str] = []
     with console.progress("verifying", sum(entry.bytes for entry in entries), "bytes") as advance:
         for entry in entries:
-            file = path / entry.file
-            if not file.is_file():
+            existing = size(entry.file)
+            if existing is None:
                 faults.append(f"{entry.file} is missing")
-            elif file.stat().st_size != entry.bytes:
-                faults.append(f"{entry.file} has {file.stat().st_size:,} bytes, expected {entry.bytes:,}")
-            elif sha256(file) != entry.sha256:
+            elif existing != entry.bytes:
+                faults.append(f"{entry.file} has {existing:,} bytes, expected {entry.bytes:,}")
+            elif digest(entry.file, existing) != entry.sha256:
                 faults.append(f"{entry.file} has changed since it was written (its SHA-256 differs)")
             advance(entry.bytes)
     if not faults:
-        faults = _implausible(Memory(path, manifest))
+        faults = _implausible(Memory(local(path, MEMORY), manifest))
     if faults:
-        raise ExternalMemoryError(f"{path} is damaged: {'; '.join(faults)}. To fix it, {RESTORE}")
-    size = (path / FILE).stat().st_size
-    return Report(len(entries) + 1, sum(entry.bytes for entry in entries) + size, manifest.pairs, manifest.examples)
+        raise ExternalMemoryError(f"{shown(path)} is damaged: {'; '.join(faults)}. To fix it, {RESTORE}")
+    files = sum(entry.bytes for entry in entries) + (size(FILE) or 0)
+    return Report(len(entries) + 1, files, manifest.pairs, manifest.examples)
+
+
+Size = Callable[[str], int | None]
+"""Returns the size of a file of the memory; None if it is missing."""
+
+Digest = Callable[[str, int], str]
+"""Returns the SHA-256 of a file of the memory, given its size."""
+
+
+def _here(folder: Path) -> tuple[Manifest, Size, Digest]:
+    recover(folder)
+    recover(folder / HEAD)
+    manifest = Manifest.read(folder)
+    require_complete(manifest, folder)
+
+    def size(file: str) -> int | None:
+        return (folder / file).stat().st_size if (folder / file).is_file() else None
+
+    return manifest, size, lambda file, _: sha256(folder / file)
+
+
+def _stored(address: str) -> tuple[Manifest, Size, Digest]:
+    remote = Remote(address)
+    return read_manifest(address), remote.size, remote.sha256
 
 
 def _implausible(memory: Memory) -> list[str]:

@@ -111,28 +111,41 @@ def open_bundle(folder: Path) -> tuple[Bundle, Path]:
         content = read_json(folder / SETTINGS_FILE, SETTINGS_BYTES)
     except DataError as error:
         raise OwnerError(f"{folder} contains no readable head bundle: {error}") from error
-    version = content.pop("format", None)
+    bundle, path = parse_bundle(content, folder), folder / TENSORS_FILE
+    if not path.is_file():
+        raise OwnerError(f"the head bundle {folder} lacks {TENSORS_FILE}: {AGAIN}")
+    try:
+        places = read_header(path).places
+        require_fit({name: (place.shape, place.dtype in FLOATS) for name, place in places.items()}, bundle.settings)
+    except (DataError, OwnerError) as error:
+        raise OwnerError(f"the head bundle {folder} cannot be used: {error}; {AGAIN}") from error
+    return bundle, path
+
+
+def parse_bundle(content: Mapping[str, Any], folder: Path | str) -> Bundle:
+    """Parse the content of `head.json`, which is untrusted input; `folder` is for messages.
+
+    Raises:
+        OwnerError: it has another format, or is damaged.
+        MismatchError: it has changed since it was written.
+    """
+    version = content.get("format")
     if version != FORMAT:
         raise OwnerError(
             f"the head bundle {folder} has format {short(version)}, this version reads {FORMAT}: write it again with "
             "`pema release`."
         )
-    path = folder / TENSORS_FILE
-    if not path.is_file():
-        raise OwnerError(f"the head bundle {folder} lacks {TENSORS_FILE}: {AGAIN}")
-    claimed = content.pop("checksum", None)
+    values = {name: value for name, value in content.items() if name not in ("format", "checksum")}
     try:
-        bundle = from_json(Bundle, content)
-        if claimed != _checksum({"format": FORMAT} | content):
-            raise changed(folder)
-        places = read_header(path).places
-        require_fit({name: (place.shape, place.dtype in FLOATS) for name, place in places.items()}, bundle.settings)
-    except (ConfigError, DataError, OwnerError) as error:
+        bundle = from_json(Bundle, values)
+    except ConfigError as error:
         raise OwnerError(f"the head bundle {folder} cannot be used: {error}; {AGAIN}") from error
-    return bundle, path
+    if content.get("checksum") != _checksum({"format": FORMAT} | values):
+        raise changed(folder)
+    return bundle
 
 
-def changed(folder: Path) -> MismatchError:
+def changed(folder: Path | str) -> MismatchError:
     """Return the error for a bundle that has changed since it was written."""
     return MismatchError(
         f"the head bundle {folder} was changed after it was written: its checksum does not match. {AGAIN.capitalize()}"

@@ -27,7 +27,10 @@ from pema.owner.bundle import (
     require_fit,
     write_bundle,
 )
+from pema.owner.places import HEAD_BUNDLE
 from pema.schema import from_json
+from pema.storage.fetching import local
+from pema.storage.publishing import destination
 from pema.tensors import read_header
 
 _CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -203,26 +206,26 @@ class Head(nn.Module):
             projection=self.projection,
         )
 
-    def save(self, folder: Path) -> None:
-        """Write the bundle to `folder`, atomically.
+    def save(self, folder: Path | str) -> None:
+        """Write the bundle to `folder`, atomically, or to an address in object storage.
 
         Raises:
             OwnerError: it was cast after its fingerprint was computed, so its tensors do not match the fingerprint.
-            StorageError: the write failed; the previous content is unchanged.
+            StorageError: the write failed; the previous content is unchanged. Or the address has another bundle.
         """
         if self._cast:
             raise OwnerError(
                 f"this head was cast to {self.weight.dtype} after it was created: save it before the cast."
             )
-        with writing(folder) as temporary:
+        with destination(folder, HEAD_BUNDLE, anew=True) as new, writing(new) as temporary:
             write_bundle(self.state_dict(), self.settings, self.fingerprint, temporary)
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype | None = None) -> Head:
+    def load(cls, folder: Path | str, dtype: torch.dtype | None = None) -> Head:
         """Read a bundle that `save` wrote.
 
         Args:
-            folder: the bundle.
+            folder: the bundle, or its address.
             dtype: type that W_hd is cast to while it is read, so that it is never in memory twice; None keeps the
                 stored type.
 
@@ -230,6 +233,7 @@ class Head(nn.Module):
             OwnerError: the folder contains no bundle, one in another format, or an invalid one.
             MismatchError: the bundle has changed since it was written, or does not match its fingerprint.
         """
+        folder = local(folder, HEAD_BUNDLE)
         bundle, path = open_bundle(folder)
         masked = bundle.fingerprint.startswith(MASKED)
         try:

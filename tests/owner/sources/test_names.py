@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
+from pema.cache import cache_folder
 from pema.errors import OwnerError
 from pema.owner.local import LocalPLM
 from pema.owner.sources import names
-from pema.owner.sources.cache import cache_folder
 from pema.owner.sources.names import Source, known_names, resolve
 
 

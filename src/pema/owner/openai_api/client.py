@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pema.cache import cache_folder
 from pema.errors import OwnerError
 from pema.extras import require_library
 from pema.files import digest
@@ -12,7 +13,6 @@ from pema.owner.client.connection import require_private
 from pema.owner.openai_api.answers import Answer, parse
 from pema.owner.openai_api.config import APIConfig
 from pema.owner.openai_api.ledger import Ledger, Spending
-from pema.owner.sources.cache import cache_folder
 from pema.schema import short
 
 if TYPE_CHECKING:

@@ -6,13 +6,13 @@ import contextlib
 
 import torch
 
+from pema.cache import cache_folder
 from pema.errors import MismatchError, OwnerError
 from pema.files import digest
 from pema.owner.contract import PLM
 from pema.owner.head import Head
 from pema.owner.openai_api.answers import INCOMPLETE
 from pema.owner.openai_api.vocabulary import Vocabulary
-from pema.owner.sources.cache import cache_folder
 from pema.tasks.encoding import Encoding
 
 REVISION = 1

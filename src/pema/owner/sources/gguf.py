@@ -16,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
+from pema.cache import VARIABLE, cache_folder
 from pema.console import note
 from pema.errors import DataError, OwnerError, StorageError
 from pema.extras import installs
 from pema.files import digest, read_json, seal, sha256, unseal, write_json, writing
 from pema.locks import locked
-from pema.owner.sources.cache import VARIABLE, cache_folder
 
 REVISION = 1
 """To be raised when this package converts the same file to something else."""
