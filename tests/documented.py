@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 
 import pema
 from pema.cli import main
+from pema.cli.app import PARALLEL
 from pema.experiments.config import read_config
 from pema.serving.keys import digest
 from reproduction import folders
@@ -134,6 +136,10 @@ class Reader:
                 read_config(ROOT / file, verb, ROOT)
             case ["pema", *rest]:
                 self._pema(rest)
+            case ["accelerate", "launch", *rest]:
+                launch = launch_command_parser().parse_args(rest)
+                assert (launch.module, launch.training_script) == (True, "pema"), rest
+                assert launch.training_script_args[0] in PARALLEL, rest
             case ["make", target, *_]:
                 assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), target
             case ["pip", "install", *wanted]:

@@ -22,6 +22,7 @@ FOUNDATION = frozenset(
         "console",
         "signature",
         "own",
+        "processes",
     }
 )
 """Modules below all rooms."""

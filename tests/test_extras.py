@@ -28,6 +28,7 @@ from pema.owner.llamacpp.process import Settings, start
 from pema.owner.local import LocalPLM
 from pema.owner.openai_api.client import Client
 from pema.owner.openai_api.config import APIConfig
+from pema.processes import join
 from pema.tasks.readers import read_examples
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -41,6 +42,13 @@ def gguf_file(folder):
     return path
 
 
+def join_as_one_of_two(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        join.cache_clear()
+        join()
+
+
 CALLS = {
     "datasets": ("datasets", lambda folder: read_examples(data=folder)),
     "device-map": ("accelerate", lambda folder: LocalPLM.load("embedded", device_map="auto")),
@@ -48,6 +56,7 @@ CALLS = {
     "knn": ("faiss", lambda folder: faiss_library()),
     "llamacpp": ("xllamacpp", lambda folder: start(Settings(str(gguf_file(folder)), 64, 64, 1))),
     "openai": ("openai", lambda folder: Client(APIConfig(base_url="https://a/v1", model="m", tokenizer="t"))),
+    "parallel": ("accelerate", join_as_one_of_two),
     "peft": ("peft", lambda folder: LoRA().config()),
     "private": ("opacus", lambda folder: noise_multiplier(8.0, 1e-3, 0.1, 10)),
     "s3": ("s3fs", lambda folder: Memory.open("s3://bucket/memory")),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         MismatchError,
         OwnerError,
         PemaError,
+        ProcessError,
         StorageError,
     )
     from pema.evaluation.evaluate import evaluate
@@ -63,7 +64,7 @@ _HOMES = {
     "api": ("PLM",),
     "errors": (
         *("AdapterError", "ConfigError", "DataError", "ExternalMemoryError", "MismatchError", "OwnerError"),
-        *("PemaError", "StorageError"),
+        *("PemaError", "ProcessError", "StorageError"),
     ),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.perplexity": ("perplexity",),
@@ -109,6 +110,7 @@ __all__ = [
     "NoAdapter",
     "OwnerError",
     "PemaError",
+    "ProcessError",
     "RemotePLM",
     "Schedule",
     "StorageError",

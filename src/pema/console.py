@@ -91,7 +91,7 @@ def progress(description: str, total: float | None, unit: str) -> Iterator[Calla
         _Left(),
         TextColumn("{task.fields[note]}", style="dim"),
     )
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
+    with Progress(*columns, console=stderr, transient=True, disable=stderr.quiet or not stderr.is_terminal) as bars:
         task = bars.add_task(description, total=total, unit=unit, note="", before=0.0)
         printed = [bars.get_time()]
 
@@ -115,6 +115,11 @@ def keeping(text: str) -> Iterator[None]:
     except BaseException as stop:  # KeyboardInterrupt, or a signal in the command line
         stop.add_note(text)
         raise
+
+
+def silence() -> None:
+    """Print nothing from here on: another process of this command does."""
+    stderr.quiet = stdout.quiet = True
 
 
 def print_table(table: Table) -> None:

@@ -29,5 +29,9 @@ class MismatchError(PemaError):
     """Two parts that do not belong together: a memory, an adapter, a head, a PLM or a tokenizer."""
 
 
+class ProcessError(PemaError):
+    """Another process of the same command that has ended or does not answer."""
+
+
 class StorageError(PemaError, OSError):
     """A failed write; the previous content is unchanged."""

@@ -294,7 +294,7 @@ def test_a_memory_without_pairs(memory, tmp_path):
 
 
 def test_what_is_not_finite_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "verify", lambda path: None)
+    monkeypatch.setattr(training, "verify", lambda *_: None)
     memory = make_memory(tmp_path / "memory", nan_at=4)
     with pytest.raises(AdapterError, match=r"the representation of pair \d+ \(of \d+; step \d+ of its example\)"):
         train(memory, preset("private", **SMALL | {"batch_size": 40}), tmp_path / "adapter")

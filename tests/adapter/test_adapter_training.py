@@ -184,7 +184,7 @@ def test_a_held_out_loss_that_is_not_finite(memory, tmp_path):
 
 @pytest.mark.parametrize("name", ["paper", "residual"])
 def test_a_nan_in_the_memory_is_named(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "verify", lambda path: None, raising=False)
+    monkeypatch.setattr(training, "verify", lambda *_: None, raising=False)
     memory = make_memory(tmp_path / "memory", nan_at=4)
     with pytest.raises(AdapterError, match=r"the representation of pair \d+ \(of \d+; step \d+ of its example\)"):
         train(memory, preset(name, epochs=1), tmp_path / "adapter")
@@ -202,7 +202,7 @@ def test_a_device_that_is_not_there(memory, tmp_path):
 
 
 def test_a_memory_without_pairs(memory, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "verify", lambda path: None, raising=False)
+    monkeypatch.setattr(training, "verify", lambda *_: None, raising=False)
 
     class Empty:
         d, pairs, path, manifest = memory.d, 0, "empty", memory.manifest

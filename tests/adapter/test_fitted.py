@@ -20,6 +20,9 @@ class Pairs:
         self.columns = {"representations": f, "targets": targets, "steps": steps, "source_lengths": lengths}
         self.columns["rows"] = torch.arange(len(targets))
 
+    def share(self, processes):
+        return self
+
     def batches(self, batch_size):
         for start in range(0, len(self.columns["targets"]), batch_size):
             yield SimpleNamespace(**{k: v[start : start + batch_size] for k, v in self.columns.items()})

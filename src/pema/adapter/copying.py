@@ -58,7 +58,7 @@ class Keys(NamedTuple):
         tokens, places, ends = each
         return self._replace(tokens=tokens, places=places, ends=ends)
 
-    def take(self, rows: list[int]) -> Keys:
+    def take(self, rows: list[int] | slice) -> Keys:
         """Return the keys of some of the prompts."""
         return self._replace(tokens=self.tokens[rows], places=self.places[rows], ends=self.ends[rows])
 

@@ -9,6 +9,7 @@ import torch
 from pema.adapter.likelihood import log_ratio, maximise
 from pema.adapter.schedule import Fitted, relative_bin
 from pema.errors import ConfigError
+from pema.processes import ALONE, Processes
 from pema.schema import require
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def fit_schedule(
     span: float = SPAN,
     prior_pairs: float = PRIOR_PAIRS,
     batch_size: int = 512,
+    processes: Processes = ALONE,
 ) -> Fitted:
     """Fit lambda per bin of t / SL on held-out pairs, without the PLM.
 
@@ -45,25 +47,26 @@ def fit_schedule(
         span: see `Fitted`.
         prior_pairs: number of pairs of a bin as which the weight of all pairs counts.
         batch_size: number of pairs whose logits are in memory at a time.
+        processes: several processes compute the likelihood of a part of the pairs each.
 
     Raises:
         ConfigError: there are no pairs, or bins or prior_pairs is out of range.
     """
     require("bins", bins, int, least=1, most=10_000)
     require("prior_pairs", prior_pairs, float, least=0.0)
-    log_ratios, places = [], []
+    log_ratios, places = [torch.empty(0, dtype=torch.float64)], [torch.empty(0, dtype=torch.int64)]
     was_training = adapter.training
     adapter.eval()
     try:
-        for batch in view.batches(batch_size):
+        for batch in view.share(processes).batches(batch_size):
             context = adapter.context(view.memory, batch.rows)
             log_ratios.append(log_ratio(adapter, head, batch.representations, batch.targets, context))
             places.append(relative_bin(batch.steps, batch.source_lengths, bins, span))
     finally:
         adapter.train(was_training)
-    if not log_ratios:
+    ratios, bin_of_pair = processes.gather(torch.cat(log_ratios)), processes.gather(torch.cat(places))
+    if not len(ratios):
         raise ConfigError("a fitted schedule needs held-out pairs, and there are none: raise dev_fraction.")
-    ratios, bin_of_pair = torch.cat(log_ratios), torch.cat(places)
     together = maximise(ratios, torch.zeros_like(bin_of_pair), 1)
     values = maximise(ratios, bin_of_pair, bins, prior=together, prior_pairs=prior_pairs)
     return Fitted(tuple(values.tolist()), span)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from pema.adapter.checkpoint import Checkpoint, State, optimizer_shapes, optimiz
 from pema.adapter.config import TrainConfig
 from pema.adapter.dropout import Dropout
 from pema.adapter.fitted import fit_schedule
-from pema.adapter.log import Log
-from pema.adapter.loss import CrossEntropy, JointLoss, OwnCrossEntropy
+from pema.adapter.log import Log, NoLog
+from pema.adapter.loss import CrossEntropy, JointLoss, Losses, OwnCrossEntropy
 from pema.adapter.module import Adapter
 from pema.adapter.optimisation import (
     EarlyStopping,
@@ -36,8 +37,10 @@ from pema.adapter.sampled import SampledCrossEntropy, frequent
 from pema.console import progress
 from pema.devices import device_named
 from pema.errors import AdapterError
-from pema.memory.buffer import Batch
+from pema.memory.buffer import Part
 from pema.memory.reader import Memory, View
+from pema.processes import ALONE, Processes
+from pema.schema import from_json
 from pema.signature import signature
 
 MEASURED = 1 << 14
@@ -45,31 +48,39 @@ MEASURED = 1 << 14
 
 
 class JointRun:
-    """One training run: its memory, adapter and optimizer, and the `State` that a checkpoint stores."""
+    """One training run: its memory, adapter and optimizer, and the `State` that a checkpoint stores.
+
+    Of several processes each has the same weights and state. A step adds up the gradients of their parts of a batch.
+    """
 
     def __init__(
-        self, memory: Memory, config: TrainConfig, output: Path, checkpoint: Checkpoint, tensorboard: bool
+        self,
+        memory: Memory,
+        config: TrainConfig,
+        output: Path,
+        checkpoint: Checkpoint,
+        tensorboard: bool,
+        processes: Processes = ALONE,
     ) -> None:
         self.memory, self.config, self.output, self.checkpoint = memory, config, output, checkpoint
+        self.processes = processes
         self.train_view, self.held_out = _split(memory, config)
-        self.device = device_named(config.device)
+        own = processes.device if config.device == "auto" else None
+        self.device = own or device_named(config.device)
         tokens = memory.view().targets_seen() if config.vocabulary in ("seen", "own") else None
         self.adapter = Adapter(adapter_config(memory, config), tokens, seed=config.seed)
         self.parameters = dict(self.adapter.named_parameters())
-        stored = None
-        if checkpoint.exists():
-            shapes = {name: p.shape for name, p in self.parameters.items()}
-            best = {f"best.{name}": shape for name, shape in shapes.items()}
-            optional = optimizer_shapes(self.parameters) | {"B_rct": self.adapter.B_pd.shape}
-            stored = checkpoint.load(shapes | best, optional)
+        stored = self.load()
         self.state = stored[0] if stored else State()
-        self.log = Log(output, self.state.log_bytes, tensorboard, self.state.step)
+        state = self.state
+        self.log = Log(output, state.log_bytes, tensorboard, state.step) if processes.is_writer else NoLog()
         if stored:
             self.adapter.B_rct = stored[1].get("B_rct")
         elif config.reconstructs:
             self.reconstruct()
         if self.adapter.U is not None:
             self.adapter.U.data.copy_(memory.head().weight[tokens])
+        self.agree()
         self.adapter.to(self.device)
         self.parameters = dict(self.adapter.named_parameters())
         self.optimizer = make_optimizer(self.adapter.groups(), config)
@@ -98,12 +109,32 @@ class JointRun:
         if not stored:
             self.start()
 
+    def load(self) -> tuple[State, dict[str, Tensor]] | None:
+        """Return the state and the tensors of the writer's checkpoint, if there is one."""
+        values: dict[str, Any] = {}
+        tensors: dict[str, Tensor] = {}
+        if self.processes.is_writer and self.checkpoint.exists():
+            shapes = {name: p.shape for name, p in self.parameters.items()}
+            best = {f"best.{name}": shape for name, shape in shapes.items()}
+            optional = optimizer_shapes(self.parameters) | {"B_rct": self.adapter.B_pd.shape}
+            state, tensors = self.checkpoint.load(shapes | best, optional)
+            values = asdict(state)
+        values, tensors = self.processes.same(values, tensors)
+        return (from_json(State, values), tensors) if values else None
+
+    def agree(self) -> None:
+        """Take the writer's initial weights and B_rct: other processors may round differently."""
+        state = self.adapter.state_dict()
+        _, tensors = self.processes.same({}, state)
+        for name, tensor in tensors.items():
+            state[name].copy_(tensor)
+
     def reconstruct(self) -> None:
         """Fit B_rct; with init="pca" the adapter starts from it."""
         config, view, d = self.config, self.train_view, self.memory.d
         started = time.perf_counter()
         if config.reconstruction == "closed_form":
-            A, B_rct, error = closed_form(view, config.rank, d)
+            A, B_rct, error = closed_form(view, config.rank, d, self.processes)
         else:
             A, B_rct, error = fit_reconstruction_sgd(
                 view,
@@ -115,10 +146,11 @@ class JointRun:
                 batch_size=config.batch_size,
                 patience=config.patience,
                 seed=config.seed,
+                processes=self.processes,
             )
         figures = {"reconstruction_error": error, "reconstruction_seconds": time.perf_counter() - started}
         if self.held_out is not None:
-            figures["held_out_reconstruction_error"] = reconstruction_error(self.held_out, A, B_rct)
+            figures["held_out_reconstruction_error"] = reconstruction_error(self.held_out, A, B_rct, self.processes)
         self.state.figures |= figures
         self.log.write("reconstruction", 0, {"procedure": config.reconstruction} | figures)
         if config.activation == "none":
@@ -156,11 +188,11 @@ class JointRun:
         config, state = self.config, self.state
         started, pairs = time.perf_counter(), 0
         seed = config.seed * 1_000_003 + state.epoch
-        for k, batch in enumerate(self.train_view.batches(config.batch_size, shuffle_seed=seed)):
+        for k, part in enumerate(self.train_view.parts(config.batch_size, self.processes, shuffle_seed=seed)):
             if k < state.batch:
                 continue
-            losses, rate = self.step(batch)
-            n = len(batch.targets)
+            losses, rate = self.step(part)
+            n = len(part.rows)
             state.sums = tuple(s + n * x for s, x in zip(state.sums, (1.0, *losses), strict=True))
             state.batch = k + 1
             pairs += n
@@ -172,16 +204,17 @@ class JointRun:
             if config.checkpoint_every and state.step % config.checkpoint_every == 0:
                 self.save()
 
-    def step(self, batch: Batch) -> tuple[tuple[float, float, float], float]:
-        """Take an optimizer step on a batch; return the losses and the learning rate."""
+    def step(self, part: Part) -> tuple[tuple[float, float, float], float]:
+        """Take an optimizer step on a batch, of which `part` is this process's; return its losses and learning rate."""
         config, state = self.config, self.state
         rate = learning_rate_at(state.step, self.steps, config)
-        f = batch.representations.to(self.device, non_blocking=True)
-        targets = batch.targets.to(self.device, non_blocking=True)
-        loss = self.loss if self.sampled is None else self.joint(self.sampled.at(state.step))
-        context = self.adapter.context(self.memory, batch.rows)
-        losses = loss(self.adapter, f, targets, self.dropout.at(state.step), context=context, forced=True)
-        total = float(losses.total.detach())
+        losses = self.losses(part)
+        values = torch.zeros(3, device=self.device)
+        if losses is not None:
+            values = torch.stack(losses).detach()
+        if self.processes.count > 1:
+            self.processes.add(values.mul_(part.weight))
+        total, reconstruction, prediction = values.tolist()
         if not math.isfinite(total):
             raise AdapterError(
                 where_not_finite(
@@ -190,9 +223,30 @@ class JointRun:
                     f"Lower the learning rate (now {rate:.3g}) or set clip=1.",
                 )
             )
-        descend(self.optimizer, losses.total, self.parameters.values(), rate, config.clip)
+        descend(
+            self.optimizer,
+            None if losses is None else losses.total,
+            self.parameters.values(),
+            rate,
+            config.clip,
+            share=part.weight,
+            processes=self.processes,
+        )
         state.step += 1
-        return (total, float(losses.reconstruction.detach()), float(losses.prediction.detach())), rate
+        return (total, reconstruction, prediction), rate
+
+    def losses(self, part: Part) -> Losses | None:
+        """Return the losses of this process's part of a batch; None if it is empty."""
+        batch, pairs = part.batch, len(part.rows)
+        if not len(batch.targets):
+            return None
+        dropout = self.dropout.at(self.state.step, part.first, pairs if self.processes.count > 1 else 0)
+        f = batch.representations.to(self.device, non_blocking=True)
+        targets = batch.targets.to(self.device, non_blocking=True)
+        loss = self.loss if self.sampled is None else self.joint(self.sampled.at(self.state.step))
+        # The masks of copying belong to the tokens of the whole batch.
+        context = self.adapter.context(self.memory, batch.rows if dropout is None else part.rows)
+        return loss(self.adapter, f, targets, dropout, context=context, forced=True)
 
     def end_epoch(self, seconds: float, pairs: float) -> None:
         """Measure the held-out loss, keep the weights if it is the lowest, and decide whether to continue."""
@@ -235,13 +289,14 @@ class JointRun:
     @torch.no_grad()
     def measure(self, view: View) -> tuple[float, float, float]:
         """Return the mean losses (total, reconstruction, prediction) of the adapter over the pairs of `view`."""
-        sums, pairs = torch.zeros(3, dtype=torch.float64, device=self.device), 0
-        for batch in view.batches(max(self.config.batch_size, 1024)):
+        sums, pairs = torch.zeros(3, dtype=torch.float64, device=self.device), torch.zeros(1, dtype=torch.int64)
+        for batch in view.share(self.processes).batches(max(self.config.batch_size, 1024)):
             f, targets = batch.representations.to(self.device), batch.targets.to(self.device)
             context = self.adapter.context(self.memory, batch.rows)
             sums += torch.stack(self.loss(self.adapter, f, targets, context=context)).double() * len(targets)
             pairs += len(targets)
-        total, reconstruction, prediction = (sums / pairs).tolist()
+        sums /= int(self.processes.add(pairs))
+        total, reconstruction, prediction = self.processes.add(sums).tolist()
         if not math.isfinite(total):
             raise AdapterError(
                 where_not_finite(
@@ -253,7 +308,9 @@ class JointRun:
         return total, reconstruction, prediction
 
     def save(self) -> None:
-        """Replace the checkpoint with the current state."""
+        """Replace the checkpoint with the current state, if this process is the writer."""
+        if not self.processes.is_writer:
+            return
         self.log.sync()
         self.state.log_bytes = self.log.bytes
         tensors: dict[str, Tensor] = dict(self.parameters)
@@ -278,17 +335,24 @@ class JointRun:
             "train_seconds": round(state.seconds, 2),
             "pairs_per_second": round(state.epoch * self.train_view.pairs / max(state.seconds, 1e-9), 1),
         }
-        training = {
+        training: dict[str, Any] = {
             "settings": config.to_dict(),
             "memory": digest,
             "figures": state.figures,
             "signature": signature(config.to_dict(), config.seed),
         }
         self.adapter.cpu().eval().requires_grad_(False)
-        fitted = None if self.held_out is None else fit_schedule(self.adapter, self.memory.head(), self.held_out)
+        fitted = None
+        if self.held_out is not None:
+            fitted = fit_schedule(self.adapter, self.memory.head(), self.held_out, processes=self.processes)
+        training, _ = self.processes.same(training)  # with the writer's clock and machine
+        state.figures = training["figures"]
         self.adapter.config = adapter_config(self.memory, config, training, fitted)
-        self.adapter.save_pretrained(self.output)
-        self.checkpoint.remove()
+        if self.processes.is_writer:
+            self.adapter.save_pretrained(self.output)
+            self.checkpoint.remove()
+        self.processes.same()  # the others return when the adapter is written
+        self.adapter.name = self.output.name
         return self.adapter
 
 

@@ -83,3 +83,16 @@ class Log:
         """Flush and close the TensorBoard writer."""
         if self.board is not None:
             self.board.close()
+
+
+class NoLog(Log):
+    """Log of one of several processes of which another writes."""
+
+    def __init__(self) -> None:
+        self.bytes, self.board = 0, None
+
+    def write(self, event: str, step: int, values: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def sync(self) -> None:
+        """Do nothing."""

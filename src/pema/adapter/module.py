@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.nn.functional import gelu, linear, rms_norm
 from pema.adapter import store
 from pema.adapter.config import AdapterConfig
 from pema.adapter.copying import Copied, Copying
+from pema.adapter.dropout import Dropout
 from pema.errors import AdapterError, MismatchError
 from pema.memory.prompts import ContextTokens
 from pema.memory.reader import Memory
@@ -131,9 +132,11 @@ class Adapter(nn.Module):
         f: Tensor,
         context: ContextTokens | None,
         W_hd: Tensor | None,
-        drop: Callable[[Tensor], Tensor] | None = None,
+        drop: Dropout | None = None,
     ) -> Copied | None:
         """Return the copying part of P_PEMA at contexts, f (n, d) and their tokens; None without copying.
+
+        With dropout in one of several processes, the tokens are those of the whole batch, f is this process's part.
 
         Raises:
             AdapterError: the adapter copies, and the tokens of the contexts are missing.
@@ -143,8 +146,11 @@ class Adapter(nn.Module):
         if context is None or W_hd is None:
             raise AdapterError("this adapter copies tokens of the prompt: give the tokens of the contexts, and W_hd.")
         context = context.to(f.device)
-        keys = self.copying.keys(context, W_hd, drop)
-        copied: Copied = self.copying(f, keys, context.written, W_hd, drop)
+        keys, written = self.copying.keys(context, W_hd, None if drop is None else drop.common), context.written
+        if drop is not None and drop.pairs:
+            own = drop.own(len(f))
+            keys, written = keys.take(own), written[own]
+        copied: Copied = self.copying(f, keys, written, W_hd, drop)
         return copied
 
     def log_probs(self, f: Tensor, head: Head, context: ContextTokens | None = None) -> Tensor:
@@ -201,11 +207,16 @@ class Adapter(nn.Module):
             AdapterError: there is none, or its files are damaged or do not belong together.
         """
         config, tensors = store.load(name_or_folder, revision=revision, token=token)
+        return cls.of(config, tensors, name_of(name_or_folder))
+
+    @classmethod
+    def of(cls, config: AdapterConfig, tensors: Mapping[str, Tensor], name: str) -> Adapter:
+        """Return the adapter with these weights, as `state_dict` returns them."""
         adapter = cls(config, tensors.get("tokens"))
         adapter.B_rct = tensors.get("B_rct")
-        for name, parameter in adapter.named_parameters():
-            parameter.data.copy_(tensors[name])
-        adapter.name = name_of(name_or_folder)
+        for each, parameter in adapter.named_parameters():
+            parameter.data.copy_(tensors[each])
+        adapter.name = name
         return adapter.eval()
 
     def push_to_hub(

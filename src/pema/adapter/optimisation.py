@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from pema.adapter.config import AdapterConfig, Decay, TrainConfig
 from pema.adapter.schedule import Fitted, suited
 from pema.devices import has_bfloat16
 from pema.memory.reader import Memory
+from pema.processes import ALONE, Processes
 
 
 def course(done: float, warmup: float, decay: Decay = "cosine") -> float:
@@ -38,23 +39,49 @@ def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
 
 
 def descend(
-    optimizer: torch.optim.Optimizer, loss: Tensor, parameters: Iterable[nn.Parameter], rate: float, clip: float
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor | None,
+    parameters: Iterable[nn.Parameter],
+    rate: float,
+    clip: float,
+    *,
+    share: float = 1.0,
+    processes: Processes = ALONE,
 ) -> None:
     """Take an optimizer step on a loss, with a learning rate and with the gradient's norm at most `clip`.
 
     Args:
         optimizer: optimizer of the parameters.
-        loss: scalar loss.
+        loss: scalar loss, the mean over this process's part of the batch; None if that is empty.
         parameters: trained parameters.
         rate: learning rate of this step.
         clip: maximum norm of the gradient; 0: no clipping.
+        share: share of the batch's pairs in this process's part.
+        processes: the processes with the other parts, which take the same step.
     """
+    parameters = list(parameters)
     set_rate(optimizer, rate)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    if loss is not None:
+        (loss if processes.count == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
+    add_gradients(parameters, processes)
     if clip:
         nn.utils.clip_grad_norm_(parameters, clip)
     optimizer.step()
+
+
+def add_gradients(parameters: Sequence[nn.Parameter], processes: Processes) -> None:
+    """Add the gradients of all processes; a parameter that has none in any process keeps none, as in one process."""
+    if processes.count == 1:
+        return
+    exist = [parameter.grad is not None for parameter in parameters]
+    parts = [p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in parameters]
+    flat = processes.add(torch.cat([*parts, parameters[0].new_tensor(exist)]))
+    if not all(exist):  # else there is no need to wait for the numbers of an accelerator
+        exist = [count > 0 for count in flat[-len(exist) :].tolist()]
+    sums = torch.split(flat, [*map(len, parts), len(exist)])[:-1]
+    for parameter, part, exists in zip(parameters, sums, exist, strict=True):
+        parameter.grad = part.view_as(parameter) if exists else None
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -10,6 +10,7 @@ from pema.adapter.optimisation import EarlyStopping, descend
 from pema.console import progress
 from pema.errors import AdapterError, ConfigError
 from pema.memory.reader import View
+from pema.processes import ALONE, Processes
 
 ROWS = 8192
 """Maximum number of representations read at a time."""
@@ -21,7 +22,7 @@ STRIPES = 4
 """Number of stripes of the symmetric second moment; each is computed from the diagonal on: 5/8 of the products."""
 
 
-def closed_form(view: View, rank: int, d: int) -> tuple[Tensor, Tensor, float]:
+def closed_form(view: View, rank: int, d: int, processes: Processes = ALONE) -> tuple[Tensor, Tensor, float]:
     """Return the best A and B_rct of rank r: A = U^T and B_rct = U, with U the top r eigenvectors of mean(f f^T).
 
     No pair of matrices of that rank reconstructs the memory better (Eckart-Young). It takes one pass over the memory
@@ -31,6 +32,7 @@ def closed_form(view: View, rank: int, d: int) -> tuple[Tensor, Tensor, float]:
         view: the memory, or a part of it.
         rank: r, at most d.
         d: width of a representation.
+        processes: several processes read a part of the view each.
 
     Returns:
         A (r, d), B_rct (d, r), and the error on `view`: the mean over pairs and entries of (f - B_rct A f)^2.
@@ -40,13 +42,15 @@ def closed_form(view: View, rank: int, d: int) -> tuple[Tensor, Tensor, float]:
         AdapterError: the view is empty, or a representation in it is not finite.
     """
     _check(view, rank, d)
-    moment, pairs = torch.zeros(d, d, dtype=torch.float64), 0
-    with progress("reconstruction", view.pairs, "pairs") as advance:
-        for batch in view.batches(_rows(d)):
+    moment, pairs = torch.zeros(d, d, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    share = view.share(processes)
+    with progress("reconstruction", share.pairs, "pairs") as advance:
+        for batch in share.batches(_rows(d)):
             add_products(moment, batch.representations)
             advance(len(batch.representations))
             pairs += len(batch.representations)
-    moment /= pairs
+    processes.add(moment)
+    moment /= int(processes.add(pairs))
     if not bool(moment.isfinite().all()):
         raise AdapterError(where_not_finite(view))
     values, vectors = torch.linalg.eigh(moment, UPLO="U")
@@ -77,6 +81,7 @@ def fit_reconstruction_sgd(
     batch_size: int = 256,
     patience: int = 3,
     seed: int = 0,
+    processes: Processes = ALONE,
 ) -> tuple[Tensor, Tensor, float]:
     """Fit A and B_rct by the paper's procedure: Adam, with early stopping on the held-out error.
 
@@ -90,6 +95,7 @@ def fit_reconstruction_sgd(
         batch_size: pairs in a step.
         patience: number of epochs without a lower held-out error before it stops.
         seed: seed of the initial values and of the order.
+        processes: several processes compute a part of each batch's gradient each.
 
     Returns:
         A (r, d) and B_rct (d, r) of the lowest held-out error, and the error on `view`.
@@ -107,12 +113,12 @@ def fit_reconstruction_sgd(
     stopping, best = EarlyStopping(patience), (A.detach().clone(), B_rct.detach().clone())
     with progress("reconstruction", epochs * view.pairs, "pairs") as advance:
         for epoch in range(epochs):
-            for batch in view.batches(batch_size, shuffle_seed=seed + epoch):
-                f = batch.representations
-                loss = mse_loss(linear(linear(f, A), B_rct), f)
-                descend(adam, loss, (A, B_rct), learning_rate, clip=0)
-                advance(len(f))
-            error = reconstruction_error(held_out, A.detach(), B_rct.detach())
+            for part in view.parts(batch_size, processes, shuffle_seed=seed + epoch):
+                f = part.batch.representations
+                loss = mse_loss(linear(linear(f, A), B_rct), f) if len(f) else None
+                descend(adam, loss, (A, B_rct), learning_rate, clip=0, share=part.weight, processes=processes)
+                advance(len(part.rows))
+            error = reconstruction_error(held_out, A.detach(), B_rct.detach(), processes)
             if not error < float("inf"):
                 raise AdapterError(
                     where_not_finite(view, f"reconstruction diverged in epoch {epoch + 1}: lower its learning rate.")
@@ -121,17 +127,18 @@ def fit_reconstruction_sgd(
                 best = (A.detach().clone(), B_rct.detach().clone())
             if stopping.is_over:
                 break
-    return *best, reconstruction_error(view, *best)
+    return *best, reconstruction_error(view, *best, processes)
 
 
-def reconstruction_error(view: View, A: Tensor, B_rct: Tensor) -> float:
+def reconstruction_error(view: View, A: Tensor, B_rct: Tensor, processes: Processes = ALONE) -> float:
     """Return the mean over pairs and entries of (f - B_rct A f)^2: A (r, d), B_rct (d, r)."""
-    total, pairs = 0.0, 0
-    for batch in view.batches(_rows(A.shape[1])):
+    sums = torch.zeros(2, dtype=torch.float64)
+    for batch in view.share(processes).batches(_rows(A.shape[1])):
         f = batch.representations
-        pairs += len(f)
-        total += float((f - (f @ A.T) @ B_rct.T).square().sum(dtype=torch.float64))
-    return total / (pairs * A.shape[1])
+        sums[0] += (f - (f @ A.T) @ B_rct.T).square().sum(dtype=torch.float64)
+        sums[1] += len(f)
+    total, pairs = processes.add(sums).tolist()
+    return float(total / (pairs * A.shape[1]))
 
 
 def where_not_finite(view: View, otherwise: str = "the loss is not finite.") -> str:

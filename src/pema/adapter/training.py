@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pema.adapter.checkpoint import Checkpoint, require_same_run
-from pema.adapter.config import CORE, PAYS, SAMPLE, TrainConfig
+from pema.adapter.config import CORE, PAYS, SAMPLE, AdapterConfig, TrainConfig
 from pema.adapter.copying import copyable
 from pema.adapter.joint import JointRun
 from pema.adapter.module import Adapter
@@ -19,6 +19,7 @@ from pema.files import clear_below
 from pema.locks import exclusive
 from pema.memory.reader import Memory
 from pema.memory.verify import verify
+from pema.processes import Processes, join
 from pema.storage.publishing import destination
 
 
@@ -30,6 +31,9 @@ def train(
     The folder gets adapter_config.json, adapter_model.safetensors, README.md and training.jsonl. The config holds the
     schedule suited to the memory's contexts, and one fitted to the held-out examples if there are any. While it runs
     it also contains checkpoint/, from which `resume` continues bit for bit.
+
+    Called in each of several processes that a launcher has started (`pema.processes`), it trains one adapter in all of
+    them: the batches, the losses and the files are those of one process.
 
     With `dp_epsilon` it is differentially private, and nothing is logged (`pema.adapter.private`).
 
@@ -51,8 +55,15 @@ def train(
         ConfigError: the settings do not fit the memory; TensorBoard with `dp_epsilon`; Opacus is not installed.
         StorageError: writing failed, or another process trains in the folder; the last checkpoint is kept.
     """
+    processes = join()
+    if processes.count > 1 and config.dp_epsilon is not None:
+        raise ConfigError(
+            f"dp_epsilon with {processes.count} processes: private training runs in one. Start it without a launcher."
+        )
+    if not processes.is_writer:
+        return _train(memory, _suited(config, memory), Path(output), resume, tensorboard, processes)
     with destination(output, ADAPTER) as folder, exclusive(folder):
-        return _train(memory, _suited(config, memory), folder, resume, tensorboard)
+        return _train(memory, _suited(config, memory), folder, resume, tensorboard, processes)
 
 
 def _suited(config: TrainConfig, memory: Memory) -> TrainConfig:
@@ -86,29 +97,47 @@ def _copying(config: TrainConfig, memory: Memory) -> TrainConfig:
 
 
 def _train(
-    memory: Memory, config: TrainConfig, output: Path, resume: bool, tensorboard: bool
+    memory: Memory, config: TrainConfig, output: Path, resume: bool, tensorboard: bool, processes: Processes
 ) -> tuple[Adapter, dict[str, Any]]:
-    clear_below(output)
     digest = str(memory.manifest.to_dict()["digest"])
     checkpoint = Checkpoint(output, config, digest)
-    if not resume:
-        _require_free(output, checkpoint)
-    elif (output / CONFIG_FILE).exists() and not checkpoint.exists():
-        done = Adapter.from_pretrained(output)
-        training = done.config.training
-        # A private adapter does not contain its memory's digest, with which a guess of an example could be tested.
-        settings, of = training.get("settings", {}), digest if config.dp_epsilon else training.get("memory")
-        require_same_run(settings, of, config, digest, f"the adapter {output}")
-        checkpoint.remove()
-        return done, dict(training.get("figures", {}))
-    verify(memory.path)
+    done = _done(output, checkpoint, resume) if processes.is_writer else None
+    done = _of_writer(done, processes)
+    if done is not None:
+        return done, dict(done.config.training.get("figures", {}))
+    verify(memory.path, processes)
     if config.dp_epsilon is not None:
         if tensorboard:
             raise ConfigError("tensorboard with dp_epsilon: the logged losses have no noise. Leave it out.")
         return train_privately(memory, config, output, checkpoint)
-    run = JointRun(memory, config, output, checkpoint, tensorboard)
+    run = JointRun(memory, config, output, checkpoint, tensorboard, processes)
     run.to_the_end()
     return run.finish(digest), dict(run.state.figures)
+
+
+def _done(output: Path, checkpoint: Checkpoint, resume: bool) -> Adapter | None:
+    """Return the adapter of a run that had ended; refuse an output that this run must not change."""
+    clear_below(output)
+    if not resume:
+        _require_free(output, checkpoint)
+    if not (output / CONFIG_FILE).exists() or checkpoint.exists():
+        return None
+    done = Adapter.from_pretrained(output)
+    training, config = done.config.training, checkpoint.config
+    # A private adapter does not contain its memory's digest, with which a guess of an example could be tested.
+    of = checkpoint.memory if config.dp_epsilon else training.get("memory")
+    require_same_run(training.get("settings", {}), of, config, checkpoint.memory, f"the adapter {output}")
+    checkpoint.remove()
+    return done
+
+
+def _of_writer(adapter: Adapter | None, processes: Processes) -> Adapter | None:
+    """Return the writer's adapter in all processes."""
+    values: dict[str, Any] = {} if adapter is None else {"config": adapter.config.to_dict(), "name": adapter.name}
+    values, tensors = processes.same(values, {} if adapter is None else adapter.state_dict())
+    if adapter is not None or not values:
+        return adapter
+    return Adapter.of(AdapterConfig.from_dict(values["config"]), tensors, values["name"])
 
 
 def _require_free(output: Path, checkpoint: Checkpoint) -> None:

@@ -28,6 +28,7 @@ def main() -> None:
 def _run(arguments: list[str], debug: bool) -> None:
     from pema.console import printable, stderr
     from pema.errors import ConfigError, PemaError
+    from pema.processes import is_first_to_fail
 
     try:
         from pema.cli.app import app
@@ -37,11 +38,13 @@ def _run(arguments: list[str], debug: bool) -> None:
         number: int = stop.args[0]
         kept = "; ".join(getattr(stop, "__notes__", ["nothing is left half written"]))
         what = "interrupted" if number == signal.SIGINT else "terminated"
+        stderr.quiet = not is_first_to_fail()
         stderr.print(printable(f"pema: {what}; {kept}."), markup=False, soft_wrap=True)
         sys.exit(128 + number)
     except Exception as error:
         if debug:
             raise
+        stderr.quiet = not is_first_to_fail()
         if isinstance(error, PemaError):
             stderr.print(printable(f"pema: {error}"), markup=False, soft_wrap=True)
         else:

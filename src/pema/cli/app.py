@@ -29,6 +29,7 @@ from pema.cli import (
     tune,
 )
 from pema.console import stderr, stdout
+from pema.processes import require_single
 
 app = typer.Typer(
     name="pema",
@@ -46,8 +47,13 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+PARALLEL = ("train",)
+"""The commands that a launcher may start in several processes."""
+
+
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
@@ -56,6 +62,8 @@ def _root(
     ] = False,
 ) -> None:
     """Adapt a frozen language model without its weights (Plug-in External Memory Adaptation)."""
+    if context.invoked_subcommand not in PARALLEL:
+        require_single(f"pema {context.invoked_subcommand}")
     if not stderr.is_terminal:
         # Bars that other libraries draw while they load weights or download files are noise in a log.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

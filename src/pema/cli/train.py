@@ -35,19 +35,23 @@ def train(
 ) -> None:
     """Train an adapter on an external memory; a laptop is enough.
 
+    `accelerate launch -m pema train ...` trains the same adapter on several devices.
+
     With --dp-epsilon and --dp-delta the adapter is differentially private at example level, and no schedule is fitted.
 
     Example: pema train memory -o adapter --preset best
     """
     from pema.adapter.store import require_free
     from pema.memory.places import read_manifest
+    from pema.processes import join
 
+    processes = join()
     config = preset_of(preset, **training)
     config.require_libraries()
     if tensorboard:
         require_library("--tensorboard", "tensorboard", "tensorboard")
     read_manifest(memory)
-    if not resume and not is_address(output):
+    if not resume and not is_address(output) and processes.is_writer:
         require_free(Path(output))
 
     from pema.adapter.training import train as train_adapter

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pema.memory.shard import Integers, restore
 from pema.owner.head import Head
+from pema.processes import Processes
+
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,26 @@ class Batch:
     steps: Tensor
     source_lengths: Tensor
     rows: Tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process's part of a batch of b pairs.
+
+    Attributes:
+        batch: the pairs of this process; there may be none.
+        first: place of the first of them in the batch.
+        rows: (b,) int64, the place in the memory of each pair of the whole batch.
+    """
+
+    batch: Batch
+    first: int
+    rows: Tensor
+
+    @property
+    def weight(self) -> float:
+        """Return the share of the batch's pairs that this process has."""
+        return len(self.batch.targets) / len(self.rows)
 
 
 def copy_rows(source: np.ndarray, rows: Integers | slice, out: np.ndarray) -> None:
@@ -97,3 +122,21 @@ class Buffer:
         return Batch(
             f if head is None else head.normalise(f).float(), taken.targets, taken.steps, taken.lengths, taken.rows
         )
+
+
+def needed(cuts: Sequence[slice], order: Tensor | None, n: int, processes: Processes) -> Flags:
+    """Return which of a buffer's n rows this process needs: its parts of the batches, and the rows in none of these.
+
+    Args:
+        cuts: the batches, as ranges of `order`.
+        order: (n,) the rows in the order of the batches; None: as they are.
+        n: number of rows.
+        processes: the processes, seen from this one.
+    """
+    rows = np.arange(n) if order is None else order.numpy()
+    own = np.ones(n, bool)
+    for cut in cuts:
+        batch = rows[cut]
+        own[batch] = False
+        own[batch[processes.part(len(batch))]] = True
+    return own

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from pema.errors import ExternalMemoryError
-from pema.memory.buffer import Batch, Buffer, copy_rows
+from pema.memory.buffer import Batch, Buffer, Flags, Part, copy_rows, needed
 from pema.memory.manifest import HEAD, RESTORE, Manifest
 from pema.memory.pairing import NO_TARGET
 from pema.memory.places import MEMORY
 from pema.memory.prompts import Prompts
 from pema.memory.shard import DTYPES, Integers, ShardFile
 from pema.owner.head import Head
+from pema.processes import ALONE, Processes
 from pema.schema import require
 from pema.storage.fetching import local
 from pema.tasks.held_out import draw_held_out, spread
@@ -288,12 +289,56 @@ class View:
         """
         require("batch_size", batch_size, int, least=1)
         require("shuffle_seed", shuffle_seed, int | None, least=0)
-        batches = self._batches(batch_size, shuffle_seed, buffer_bytes)
+        head, channel_scales = self.memory._normaliser, self.memory._channel_scales[0]
+        filled = self._filled(batch_size, shuffle_seed, buffer_bytes, ALONE)
+        batches = (buffer.batch(which, head, channel_scales) for buffer, which in filled)
         return _with_targets(batches) if self.memory.manifest.targets == "matched" else batches
 
-    def _batches(self, batch_size: int, shuffle_seed: int | None, buffer_bytes: int) -> Iterator[Batch]:
-        description = self.memory.manifest.plm
+    def parts(
+        self,
+        batch_size: int,
+        processes: Processes,
+        *,
+        shuffle_seed: int | None = None,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> Iterator[Part]:
+        """Yield one process's part of each batch of `batches`, which are the same for any number of processes.
+
+        Every pair is in the part of one process. The representations of the others' pairs are not read, except those
+        at the end of a shuffled buffer, fewer than `batch_size`, which are in one of the next buffer's batches.
+
+        Args:
+            batch_size: pairs per batch of all processes together.
+            processes: the processes, seen from this one.
+            shuffle_seed: see `batches`.
+            buffer_bytes: see `batches`.
+        """
+        if processes.count == 1:
+            for batch in self.batches(batch_size, shuffle_seed=shuffle_seed, buffer_bytes=buffer_bytes):
+                yield Part(batch, 0, batch.rows)
+            return
         head, channel_scales = self.memory._normaliser, self.memory._channel_scales[0]
+        for buffer, which in self._filled(batch_size, shuffle_seed, buffer_bytes, processes):
+            places = torch.arange(which.start, which.stop) if isinstance(which, slice) else which
+            cut = processes.part(len(places))
+            exists = buffer.targets[places] != NO_TARGET
+            if bool(exists.any()):
+                own = places[cut][exists[cut]]
+                first = int(exists[: cut.start].sum())
+                yield Part(buffer.batch(own, head, channel_scales), first, buffer.rows[places[exists]])
+
+    def share(self, processes: Processes) -> View:
+        """Return one process's part of the view: consecutive examples, about as many as the others' parts."""
+        if processes.count == 1:
+            return self
+        selected = np.arange(self.memory.examples) if self.selected is None else self.selected
+        return View(self.memory, selected[processes.part(len(selected))])
+
+    def _filled(
+        self, batch_size: int, shuffle_seed: int | None, buffer_bytes: int, processes: Processes
+    ) -> Iterator[tuple[Buffer, slice | Tensor]]:
+        """Yield the place of each batch in a buffer; of the representations only this process's part is there."""
+        description = self.memory.manifest.plm
         row_bytes = description.d_tap * DTYPES[self.memory.manifest.dtype].itemsize
         shuffle = None if shuffle_seed is None else np.random.default_rng(shuffle_seed)
         buffer_bytes = min(buffer_bytes, UNSHUFFLED_BYTES) if shuffle is None else buffer_bytes
@@ -319,12 +364,12 @@ class View:
                     self.memory.shards[block.shard].read_ahead(*self._span(block))
             n = sum(block.pairs for block in fill) + (0 if rest is None else len(rest.targets))
             buffer = self._allocate(n) if shuffle_buffer is None else shuffle_buffer.take(slice(n))
-            self._fill(buffer, fill, rest)
             order = None if shuffle is None else torch.from_numpy(shuffle.permutation(n))
             stop = n if k + 1 == len(fills) else n - n % batch_size
-            for start in range(0, stop, batch_size):
-                end = min(start + batch_size, stop)
-                yield buffer.batch(slice(start, end) if order is None else order[start:end], head, channel_scales)
+            cuts = [slice(start, min(start + batch_size, stop)) for start in range(0, stop, batch_size)]
+            self._fill(buffer, fill, rest, None if processes.count == 1 else needed(cuts, order, n, processes))
+            for cut in cuts:
+                yield buffer, cut if order is None else order[cut]
             rest = buffer.take(torch.arange(stop, n) if order is None else order[stop:])
 
     def _blocks(self, pairs: int) -> Iterator[_Block]:
@@ -365,8 +410,8 @@ class View:
         manifest = self.memory.manifest
         return Buffer.empty(n, manifest.plm.d_tap, DTYPES[manifest.dtype])
 
-    def _fill(self, buffer: Buffer, blocks: list[_Block], rest: Buffer | None) -> None:
-        """Fill a buffer with the rest of the previous buffer, then with blocks."""
+    def _fill(self, buffer: Buffer, blocks: list[_Block], rest: Buffer | None, own: Flags | None) -> None:
+        """Fill a buffer with the rest of the previous buffer, then with blocks; `own`: the rows that are needed."""
         kept = 0 if rest is None else len(rest.targets)
         if rest is not None:
             buffer.representations[:kept] = rest.representations
@@ -382,7 +427,12 @@ class View:
             first, last = self._span(block)
             chosen = self._rows(block)
             here = slice(at, at + block.pairs)
-            copy_rows(file.window("representations", first, last), chosen, rows[here])
+            stored = file.window("representations", first, last)
+            if own is None:
+                copy_rows(stored, chosen, rows[here])
+            else:
+                which = np.flatnonzero(own[here])
+                rows[at + which] = stored[which if isinstance(chosen, slice) else chosen[which]]
             if buffer.scales is not None and buffer.shards is not None:
                 copy_rows(file.window("scales", first, last), chosen, buffer.scales.view(torch.uint8).numpy()[here])
                 buffer.shards[here] = self.memory._channel_scales[1][block.shard]

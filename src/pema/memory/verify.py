@@ -13,6 +13,7 @@ from pema.memory.manifest import FILE, HEAD, RESTORE, Manifest, require_complete
 from pema.memory.places import MEMORY, read_manifest
 from pema.memory.reader import Memory
 from pema.memory.shard import DamagedShardError
+from pema.processes import ALONE, Processes
 from pema.storage.address import is_address, shown
 from pema.storage.fetching import local
 from pema.storage.remote import Remote
@@ -29,17 +30,22 @@ class Report:
     examples: int
 
 
-def verify(path: Path | str) -> Report:
+def verify(path: Path | str, processes: Processes = ALONE) -> Report:
     """Verify the manifest's digest, every file's size and SHA-256, the shards' tensors and the head's fingerprint.
 
     Of a memory in object storage every file is read there, whatever the local disk has of it.
+
+    Args:
+        path: the memory's folder.
+        processes: several processes verify a part of the files each.
 
     Raises:
         ExternalMemoryError: the memory is incomplete or damaged; the message names each damaged file.
         StorageError: the storage cannot be read.
     """
     manifest, size, digest = _stored(str(path)) if is_address(path) else _here(Path(path))
-    entries = (*manifest.head, *manifest.shards)
+    files = (*manifest.head, *manifest.shards)
+    entries = files[processes.part(len(files))]
     faults: list[str] = []
     with console.progress("verifying", sum(entry.bytes for entry in entries), "bytes") as advance:
         for entry in entries:
@@ -52,11 +58,11 @@ def verify(path: Path | str) -> Report:
                 faults.append(f"{entry.file} has changed since it was written (its SHA-256 differs)")
             advance(entry.bytes)
     if not faults:
-        faults = _implausible(Memory(local(path, MEMORY), manifest))
+        faults = _implausible(Memory(local(path, MEMORY), manifest), processes)
     if faults:
         raise ExternalMemoryError(f"{shown(path)} is damaged: {'; '.join(faults)}. To fix it, {RESTORE}")
-    files = sum(entry.bytes for entry in entries) + (size(FILE) or 0)
-    return Report(len(entries) + 1, files, manifest.pairs, manifest.examples)
+    total = sum(entry.bytes for entry in files) + (size(FILE) or 0)
+    return Report(len(files) + 1, total, manifest.pairs, manifest.examples)
 
 
 Size = Callable[[str], int | None]
@@ -83,10 +89,10 @@ def _stored(address: str) -> tuple[Manifest, Size, Digest]:
     return read_manifest(address), remote.size, remote.sha256
 
 
-def _implausible(memory: Memory) -> list[str]:
+def _implausible(memory: Memory, processes: Processes) -> list[str]:
     """Find implausible values (NaN, inf, wrong layout) in files whose checksums match."""
     faults = []
-    for shard in memory.shards:
+    for shard in memory.shards[processes.part(len(memory.shards))]:
         try:
             contents = shard.contents()
             values = contents.representations if contents.scales is None else contents.scales
