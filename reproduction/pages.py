@@ -16,6 +16,7 @@ from reproduction.tables import (
     comparisons,
     demo,
     log_probabilities,
+    million_pairs,
     paper_shape,
     privacy,
     settings,
@@ -83,6 +84,7 @@ def origins() -> list[Origin]:
         Origin("what comes back from a memory", DOCS / "privacy.md", privacy.INVERSION_COMMAND, (privacy.INVERSION,)),
         Origin("attacks", SECURITY, attack.COMMAND, (attack.FILE,)),
         Origin("private training", DOCS / "private-training.md", privacy.PRIVATE_COMMAND, (privacy.PRIVATE,)),
+        Origin("a million pairs", DOCS / "scaling.md", million_pairs.COMMAND, (million_pairs.FILE,)),
         Origin("the paper's shape", DOCS / "paper-shape.md", paper_shape.COMMAND, (paper_shape.FILE,)),
         *(
             Origin(f"study `{name}`", studies.PAGES / f"{name}.md", studies.command(name), (studies.results_of(name),))
@@ -121,6 +123,7 @@ BLOCKS: dict[Path, Callable[[], str]] = {
     DOCS / "privacy.md": privacy.inversion,
     DOCS / "private-training.md": privacy.private,
     DOCS / "reproduction.md": table,
+    DOCS / "scaling.md": million_pairs.million_pairs,
     DOCS / "settings.md": settings.settings,
     unrolling.PAGE: unrolling.unrolling,
 }

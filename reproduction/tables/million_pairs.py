@@ -10,7 +10,7 @@ from reproduction.million_pairs.options import Setting
 from reproduction.paths import RESULTS
 from reproduction.tables.markdown import head, row, signature_of, source
 
-FILE, COMMAND = RESULTS / "million_pairs.jsonl", "python -m reproduction.million_pairs"
+FILE, COMMAND = RESULTS / "million_pairs.jsonl", "python -m reproduction.million_pairs FOLDER"
 MILLION = 1_000_000
 MIB = 1 << 20
 
@@ -27,7 +27,7 @@ def million_pairs() -> str:
         text += f"d {d}, V {Setting.V:,}:\n\n" + stages(run for run in timed if Setting.of(run).d == d) + "\n"
     for setting in dict.fromkeys(map(Setting.of, trained)):
         text += losses([run for run in trained if Setting.of(run) == setting]) + "\n"
-    return text + source(signature_of(runs[0]), f"{COMMAND} FOLDER --d ... --pairs ... --seen ... --stages ...")
+    return text + source(signature_of(runs[0]), COMMAND)
 
 
 def stages(runs: Iterable[Run]) -> str:
