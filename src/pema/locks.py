@@ -52,7 +52,12 @@ def locked(folder: Path, busy: str | None = None, mode: int = PRIVATE) -> Iterat
     """Create the folder and lock it; wait for the lock, or raise StorageError(busy) if `busy` is given."""
     descriptor = None
     while descriptor is None:
-        folder.mkdir(mode=mode, parents=True, exist_ok=True)
+        try:
+            folder.mkdir(mode=mode, parents=True, exist_ok=True)
+        except FileExistsError:  # also if another process removed the folder after `mkdir` had found it
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise
+            continue
         descriptor = _lock(folder, busy)
     try:
         yield

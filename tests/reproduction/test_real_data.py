@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import tomllib
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
+from pema.cli.demonstrate import demonstrate
 from pema.errors import DataError
 from pema.experiments.config import read_config
 from pema.experiments.data import SHIPPED
@@ -129,17 +131,38 @@ def test_what_is_written_is_read_again(given, tmp_path):
     assert str(given) not in (folder / "train.jsonl").read_text(encoding="utf-8")
 
 
+BASE = {"e2e-nlg-rounds": "e2e-nlg-2-texts"}
+
+
+def show(folder, config):
+    """Write the data of a comparison with demonstrations, by the command that its config names."""
+    name = config.stem.removesuffix("-shots")
+    template = tomllib.loads(config.read_text(encoding="utf-8"))["template"]
+    (folder / config.stem).mkdir()
+    for part in ("train", "dev", "test"):
+        files = {key: str(folder / name / f"{value}.jsonl") for key, value in (("pool", "train"), ("data", part))}
+        output = folder / config.stem / f"{part}.jsonl"
+        demonstrate("data-to-text", files["pool"], output, data=files["data"], template=template)
+
+
 def test_the_command_writes_what_the_comparisons_name(given, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["data", str(given), "-o", str(tmp_path)])
     real.main()
     assert "multi30k: 1000 train, 50 dev, 200 test" in capsys.readouterr().out
     made = {data.name: data for data in real.every(given)}
     for config in sorted((CONFIGS / "compare").glob("*.toml")):
+        if config.stem.endswith("-shots"):
+            show(tmp_path, config)
         data = read_config(config, "compare", tmp_path).data
         if data.name in SHIPPED:
             continue
+        if config.stem.endswith("-shots"):
+            wanted = made[data.name.removesuffix("-shots")]
+            assert [each.source for each in data.test] == [each.source for each in wanted.test]
+            assert all(len(each.history) == 6 for each in data.test)
+            continue
         # On-policy rounds were run on the data of another comparison.
-        wanted = made[data.name.replace("rounds", "2-texts")]
+        wanted = made[BASE.get(data.name, data.name.removesuffix("-rounds"))]
         whole = replace(wanted, train=tuple(one_target_each(wanted.train)))
         assert data.digest() == whole.digest(), config
         assert data.annotated.get("test") == wanted.annotated.get("test")
