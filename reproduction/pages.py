@@ -17,6 +17,7 @@ from reproduction.tables import (
     demo,
     log_probabilities,
     million_pairs,
+    owners,
     paper_shape,
     privacy,
     settings,
@@ -48,7 +49,7 @@ class Origin:
 
 def results() -> str:
     """Return the figures of docs/results.md."""
-    return comparisons.summaries() + slots.slots() + "\n" + comparisons.comparisons()
+    return comparisons.summaries() + slots.slots() + "\n" + owners.owners() + "\n" + comparisons.comparisons()
 
 
 SECURITY = ROOT / "SECURITY.md"
@@ -78,6 +79,7 @@ def origins() -> list[Origin]:
             for file in compared
         ),
         Origin("errors by slot", DOCS / "results.md", slots.COMMAND, (slots.FILE,)),
+        Origin("other owners of the PLM", DOCS / "results.md", owners.COMMAND, (owners.FILE,)),
         Origin("vocabularies of training", DOCS / "presets.md", vocabulary.COMMAND, (vocabulary.FILE,)),
         Origin("log-probabilities alone", DOCS / "owners.md", log_probabilities.COMMAND, (log_probabilities.FILE,)),
         Origin("masked heads", DOCS / "masked-head.md", privacy.MASKED_HEAD_COMMAND, (privacy.MASKED_HEAD,)),
