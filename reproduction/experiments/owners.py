@@ -35,7 +35,7 @@ from reproduction.lines import put_run, read_runs
 from reproduction.tables.owners import FILE, LABELS
 
 SMALL, CLOSED = "smollm2-135m", "gemma3-270m"
-TRAIN, DEV, TEST, SHOTS = 100, 10, 10, 5
+TRAIN, DEV, TEST, SHOTS = 100, 20, 30, 5
 WEIGHT = 0.9
 """Constant weight of the adapter in all mixtures."""
 
@@ -149,6 +149,7 @@ def main() -> None:
         counts = {"train": TRAIN, "dev": DEV, "test": TEST}
         put_run(FILE, label, measure() | {"signature": signature({"line": label, **counts}, 0)})
         gc.collect()  # ends the server of the last line
+    SERVERS.clear()
 
 
 if __name__ == "__main__":
