@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,11 +43,11 @@ def demonstrate(
     from pema.cli.sources import read_inputs
     from pema.errors import ConfigError
     from pema.evaluation.outputs import is_json_lines
-    from pema.files import writing
     from pema.tasks.demonstrations import demonstrate as demonstrated
     from pema.tasks.example import Example
     from pema.tasks.readers import read_examples
     from pema.tasks.registry import get_task
+    from pema.tasks.writer import write_examples
 
     if not is_json_lines(output):
         raise ConfigError(f"{output}: earlier turns need JSON Lines: name it .jsonl.")
@@ -59,12 +58,6 @@ def demonstrate(
     else:
         examples = [Example(str(each), "") for each in read_inputs(inputs, data, source_field)]
     found = demonstrated(examples, read_examples(pool, **fields), k, chosen)
-    several = any(example.alternatives for example in found)
-    with writing(output) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        for example in found:
-            row = example.to_row(several=several)
-            if not example.target:
-                del row["target"]
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    write_examples(output, found)
     turns = sum(len(example.history) for example in found)
     show({"output": str(output), "examples": len(found), "turns": turns}, as_json)

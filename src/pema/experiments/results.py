@@ -13,8 +13,9 @@ from pema.experiments.experiment import Experiment
 from pema.experiments.layout import EXPERIMENT, TEST, run_name
 from pema.experiments.reader import read_run
 from pema.experiments.records import DataFacts, ExperimentFacts, Signature
-from pema.files import write_json, writing
+from pema.files import write_json
 from pema.signature import signature
+from pema.tasks.writer import write_examples
 
 
 def finished(file: Path, config: Mapping[str, Any]) -> bool:
@@ -79,7 +80,4 @@ def write_experiment(folder: Path, experiment: Experiment, plm: Mapping[str, Any
     config = common | {"data": facts.to_dict()}
     about = ExperimentFacts(**common, data=facts, runs=runs, signature=Signature(**signature(config, None)))
     write_json(folder / EXPERIMENT, about.to_dict())
-    with writing(folder / TEST) as temporary:
-        several = any(example.alternatives for example in data.test)
-        rows = (json.dumps(example.to_row(several=several), ensure_ascii=False) for example in data.test)
-        temporary.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    write_examples(folder / TEST, data.test)
