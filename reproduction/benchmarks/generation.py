@@ -20,14 +20,13 @@ from pema.adapter.schedule import Constant
 from pema.generation.mixture import mix_logits
 from pema.generation.plugin import attach
 from pema.owner.local import LocalPLM
-from reproduction.benchmarks.inputs import TIMED, examples, random_adapter, task
+from reproduction.benchmarks.inputs import GENERATING, examples, random_adapter, task
 from reproduction.benchmarks.options import Options
 from reproduction.benchmarks.timing import Run, alternate, breakdown, paired_ratio, row, significant, timing
 
 AIM, COPYING_AIM = "<= 1.05", "<= 1.15"
 """Aims of adapters without and with copying from the prompt."""
 
-NAMES = (*TIMED, "best")
 ROUNDS = {1: 4, 32: 2}
 """Number of timed rounds for each of `Options.repeats`, by batch size: short runs are repeated more often."""
 
@@ -71,7 +70,7 @@ def run(options: Options, _folder: Path) -> dict[str, Any]:
     """Measure all batch sizes, with and without an adapter."""
     plm = LocalPLM.load(options.plm)
     d, V = plm.description.d, plm.description.vocabulary_size
-    adapters = {name: random_adapter(name, d, V, options.seed) for name in NAMES}
+    adapters = {name: random_adapter(name, d, V, options.seed) for name in GENERATING}
     result: dict[str, Any] = {
         "summary": [],
         "plm": plm.description.name,
@@ -145,5 +144,5 @@ def parts(options: Options, _folder: Path) -> dict[str, Run]:
     largest = max(options.batch_sizes)
     return {
         f"{'without' if name is None else 'preset ' + name}, batch {largest}": one(name, largest)
-        for name in (None, *NAMES)
+        for name in (None, *GENERATING)
     }

@@ -34,6 +34,9 @@ WORDS = "the house order is small please your we will send today parcel when can
 TIMED = {name: PRESETS[name] for name in ("paper", "residual")}
 """Presets with timed training. `best` reads prompts, which synthetic memories lack; `private` has a separate loop."""
 
+GENERATING = (*TIMED, "best")
+"""Presets with timed generation."""
+
 
 def task(options: Options) -> Task:
     """Return the task of the corpus."""

@@ -34,9 +34,6 @@ from reproduction.benchmarks import inputs, options
 from reproduction.benchmarks.timing import alternate, paired_ratio, significant
 from reproduction.paper_shape.options import METHODS, Setting, Shape, kept_layers
 
-GENERATING = (*inputs.TIMED, "best")
-"""Presets whose generation is measured."""
-
 LORA_RANK = 16
 NEIGHBOURS = 1024
 """Number k of neighbours of kNN-LM (Khandelwal et al. 2020)."""
@@ -207,7 +204,7 @@ def owner(shape: Shape, setting: Setting, device: torch.device, _memory: Path, _
         return run
 
     runs: dict[str, Callable[[], object]] = {"represent": represent, "alone": generate}
-    for name in GENERATING:
+    for name in inputs.GENERATING:
         runs[name] = plugged(inputs.random_adapter(name, shape.d, shape.V))
     times = alternate(runs, setting.repeats)
     per_token = {name: statistics.median(t) / setting.new_tokens for name, t in times.items() if name != "represent"}
@@ -216,7 +213,7 @@ def owner(shape: Shape, setting: Setting, device: torch.device, _memory: Path, _
         "parameters": sum(p.numel() for p in model.parameters()),
         "represent_seconds_per_token": significant(statistics.median(times["represent"]) / setting.length),
         "generate_seconds_per_token": {name: significant(value) for name, value in per_token.items()},
-        "ratio": {name: paired_ratio(times[name], times["alone"]) for name in GENERATING},
+        "ratio": {name: paired_ratio(times[name], times["alone"]) for name in inputs.GENERATING},
     }
 
 
