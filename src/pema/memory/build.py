@@ -242,7 +242,8 @@ def _write_shards(
     manifest: Manifest, plm: PLM, examples: Sequence[Example], tokens: Tokens, output: Path, batch_tokens: int
 ) -> None:
     """Request one group from the PLM while the previous one is being written."""
-    plan = Plan.of(manifest.asked, tokens, plm.description.max_length)
+    asked = manifest.asked
+    plan = Plan.of(asked, tokens, plm.description.max_length)
     loss, speller = StorageLoss(plm.head(), manifest.dtype), speller_of(plm.tokenizer)
     pending: Future[Manifest] | None = None
     with (
@@ -252,12 +253,12 @@ def _write_shards(
         advance(float(plan.tokens[: plan.done].sum()), earlier=True)
         for index, group in enumerate(plan.groups(), len(manifest.shards)):
             start, stop = group.start, group.stop
-            journal = Journal(output, index, group, manifest.asked)
+            journal = Journal(output, index, group, asked)
             answers: list[ContextRepresentations | None] = [journal.answers.get(i) for i in range(stop - start)]
             if journal.answers:
                 console.note(f"{start + len(journal.answers):,} of {len(examples):,} examples were answered before.")
                 advance(float(plan.tokens[start:stop][list(journal.answers)].sum()), earlier=True)
-            for answer in _answers(plm, manifest.asked, tokens, plan, group, batch_tokens, journal):
+            for answer in _answers(plm, asked, tokens, plan, group, batch_tokens, journal):
                 answers[answer.index] = answer
                 advance(float(plan.tokens[start + answer.index]), f"example {stop:,} of {len(examples):,}")
             if pending is not None:
