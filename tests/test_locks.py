@@ -38,9 +38,10 @@ def test_threads_that_remove_the_folder_take_turns(tmp_path):
         for _ in range(50):
             with locked(folder):
                 inside.append(1)
+                (folder / "file").touch(exist_ok=False)
                 assert len(inside) == 1
-                remove(folder)
                 inside.pop()
+                remove(folder)  # the lock ends here: the next thread may create the folder anew
         done.append(1)
 
     threads = [threading.Thread(target=work) for _ in range(4)]

@@ -49,7 +49,10 @@ def exclusive(folder: Path, *, private: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(folder: Path, busy: str | None = None, mode: int = PRIVATE) -> Iterator[None]:
-    """Create the folder and lock it; wait for the lock, or raise StorageError(busy) if `busy` is given."""
+    """Create the folder and lock it; wait for the lock, or raise StorageError(busy) if `busy` is given.
+
+    A block may remove the folder as its last step: from then on the next process creates it anew and holds its lock.
+    """
     descriptor = None
     while descriptor is None:
         try:
