@@ -103,7 +103,7 @@ def recovery(api: InProcess, tokenizer: PreTrainedTokenizerBase, output: Path, q
 
 def deviation(api: InProcess, head: Head, texts: Sequence[Sequence[int]]) -> float:
     """Return the deviation of head(f) from the true logits of texts, with f from their likeliest tokens."""
-    f = Reading(api, head, [], "the head").last(texts, False)
+    f = Reading(api, head, []).last(texts, False)
     return deviation_of(head(f), torch.stack([api._all(text) for text in texts]))
 
 

@@ -64,6 +64,8 @@ COMPARISONS = [
     ("range", "", 'method = "lora"\ngrid = {rank = [0]}', 2, "X: lora: rank=0 is too small"),
     ("knn", "", 'method = "knn-lm"\nsettings = {k = 0}', 2, "X: knn-lm: k=0 is too small"),
     ("prompt", "", 'method = "few-shot"\nsettings = {k = 1.5}', 2, "X: few-shot: k=1.5 must be a whole number."),
+    ("prompts", "", 'method = "few-shot"\nsettings = {k = 9999}', 2, "X: few-shot: k=9999 demonstrations need as many"),
+    ("sources", "", 'method = "plm"\nsettings = {examples = 9999}', 2, "X: examples=9,999 is more than the"),
     ("offsite", "", 'method = "offsite"\nsettings = {keep = 2.0}', 2, "X: offsite: keep=2.0 is too large"),
     ("full", "", 'method = "full"\nsettings = {epochs = 0}', 2, "X: full: epochs=0 is too small"),
     ("alone", "", 'method = "plm"\nsettings = {a = 0}', 2, "X: unknown setting 'a' of plm: it has none."),

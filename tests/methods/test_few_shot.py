@@ -211,6 +211,13 @@ def test_errors(plm, tmp_path):
         opened(FewShot(), plm, tmp_path, job(dev=()))
     with pytest.raises(DataError, match="no training example can be a demonstration"):
         opened(FewShot(), plm, tmp_path, job([Example("{source}", "x")]))
+    with pytest.raises(DataError, match="no training example can be a demonstration"):
+        FewShot().require_examples([Example("d", "7", history=(Turn("user", "e"), Turn("assistant", "f")))], DEV)
+    with pytest.raises(ConfigError, match=r"k=3 demonstrations need as many different sources.*have 2: lower k"):
+        RetrievedFewShot(k=3).require_examples([Example("a", "1"), Example("a", "2"), Example("b", "3")], ())
+    with pytest.raises(ConfigError, match="retrieved-few-shot chooses k on dev examples, and there are none"):
+        RetrievedFewShot().require_examples(EXAMPLES, ())
+    FewShot(k=6).require_examples(EXAMPLES, ())
     with pytest.raises(ConfigError, match="few-shot: k"):
         FewShot.of({"k": 0})
     with pytest.raises(DataError, match="source 2: the source is blank"):

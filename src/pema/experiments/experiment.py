@@ -174,12 +174,29 @@ class Experiment:
                 f"choose_by {FORMALITY!r} needs formal and informal references of dev with [F]...[/F] marks: give both "
                 "in data.dev, or choose by another metric."
             )
+        self._require_examples()
         for line in self.lines():
             if line.trainings > self.budget.trials:
                 raise ConfigError(
                     f"{line.label}: {line.trainings} trainings of candidates are more than the budget's trials="
                     f"{self.budget.trials}: remove candidates, or increase trials."
                 )
+
+    def _require_examples(self) -> None:
+        """Refuse settings that the data have too few examples for."""
+        train = self.data.train
+        for line in self.lines():
+            for candidate in line.candidates():
+                count = candidate.get(EXAMPLES)
+                if count is not None and count > len(train):
+                    raise ConfigError(
+                        f"{line.label}: examples={count:,} is more than the {len(train):,} training examples: lower "
+                        "it, or give more."
+                    )
+                try:
+                    build_method(line.method, candidate).require_examples(train[:count], self.data.dev)
+                except PemaError as error:
+                    raise type(error)(f"{line.label}: {error}") from error
 
     def _require_names(self) -> None:
         """Refuse labels whose runs would share a file, or whose file names would be too long."""

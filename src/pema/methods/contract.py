@@ -252,6 +252,13 @@ class Method(ABC):
             ConfigError: a library is missing; the message gives the command that installs it.
         """
 
+    def require_examples(self, train: Sequence[Example], dev: Sequence[Example]) -> None:  # noqa: B027
+        """Refuse settings that do not suit the number of examples, when the configuration is read; no PLM is opened.
+
+        Raises:
+            ConfigError: the message names the setting, and the remedy.
+        """
+
     def require_suited(self, plm: PLM, task: Task) -> None:  # noqa: B027
         """Refuse settings that do not suit a PLM or its prompts for a task, before the first run.
 

@@ -17,7 +17,7 @@ import numpy as np
 from pema.errors import ConfigError, DataError
 from pema.methods.contract import AdaptedModel, Job, Method, Needs, Requirement, TrainingReport
 from pema.schema import option
-from pema.tasks.demonstrations import eligible
+from pema.tasks.demonstrations import eligible, one_of_each_source
 from pema.tasks.example import Example
 from pema.tasks.selection import First, Nearest, Selection
 
@@ -60,6 +60,25 @@ class FewShotMethod(Method):
         """Nothing: the number of demonstrations only affects `open`."""
         return {}
 
+    def require_examples(self, train: Sequence[Example], dev: Sequence[Example]) -> None:
+        """See `Method.require_examples`; which examples are text is known with the tokenizer only."""
+        self._require(len(one_of_each_source(each for each in train if not each.history)), dev)
+
+    def _require(self, sources: int, dev: Sequence[Example]) -> None:
+        """Refuse a k that this number of demonstrations does not suffice for, or that nothing can choose."""
+        if not sources:
+            raise DataError(
+                f"{self.name}: no training example can be a demonstration, because all have earlier turns, or contain "
+                "'{source}' or control tokens of the PLM: change the examples, or leave the method out."
+            )
+        if self.k is not None and self.k > sources:
+            raise ConfigError(
+                f"{self.name}: k={self.k} demonstrations need as many different sources, and the training examples "
+                f"have {sources}: lower k."
+            )
+        if self.k is None and not dev:
+            raise ConfigError(f"{self.name} chooses k on dev examples, and there are none: give dev examples, or k.")
+
     def train(self, job: Job, prepared: Path, output: Path) -> TrainingReport:
         """Return an empty report; there is nothing to train."""
         return TrainingReport(0, 0.0)
@@ -75,16 +94,7 @@ class FewShotMethod(Method):
         from pema.methods.adapted.prompted import Prompted
 
         examples = eligible(job.train, job.task.template, plm.tokenizer)
-        if not examples:
-            raise DataError(
-                f"{self.name}: no training example can be a demonstration, because all have earlier turns, or contain "
-                "'{source}' or control tokens of the PLM: change the examples, or leave the method out."
-            )
-        if self.k is not None and self.k > len(examples):
-            raise ConfigError(
-                f"{self.name}: k={self.k} demonstrations need as many different sources, and the training examples "
-                f"have {len(examples)}: lower k."
-            )
+        self._require(len(examples), job.dev)
         reserved = int(Tokens.encode(plm, job.task.template, examples).target_lengths.max())
 
         def prompted(k: int) -> Prompted:
@@ -93,8 +103,6 @@ class FewShotMethod(Method):
         selection = self.selection(job, examples)
         if self.k is not None:
             return prompted(self.k)
-        if not job.dev:
-            raise ConfigError(f"{self.name} chooses k on dev examples, and there are none: give dev examples, or k.")
         dev = job.dev[:: -(-len(job.dev) // DEV)]
         best, lowest = prompted(1), math.inf
         for k in KS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pema.methods.knn_index import Index
     from pema.methods.knn_mixture import MixtureSettings
     from pema.owner.contract import PLM
+    from pema.tasks.example import Example
 
 INDEX = "index"
 KS = tuple(2**power for power in range(11))
@@ -64,6 +65,14 @@ class KNN(MemoryMethod):
         """All settings except those chosen on dev: one index serves all values of k, temperature and weight."""
         return {n: value for n, value in self.settings().items() if n not in ("k", "temperature", "weight")}
 
+    def require_examples(self, train: Sequence[Example], dev: Sequence[Example]) -> None:
+        """See `Method.require_examples`."""
+        if None in (self.k, self.temperature, self.weight) and not dev:
+            raise ConfigError(
+                "knn-lm chooses k, temperature and weight on dev examples, and there are none: give dev examples, or "
+                "all three settings."
+            )
+
     def train(self, job: Job, prepared: Path, output: Path) -> TrainingReport:
         """Index the memory; there is nothing to train."""
         from pema.memory.reader import Memory
@@ -89,16 +98,16 @@ class KNN(MemoryMethod):
         return Neighbouring(plm, job, index, self.choose(plm, job, index), trained / INDEX)
 
     def choose(self, plm: PLM, job: Job, index: Index) -> MixtureSettings:
-        """Return the given settings; choose the others to maximise the likelihood of `job.dev`."""
+        """Return the given settings; choose the others to maximise the likelihood of `job.dev`.
+
+        Raises:
+            ConfigError: a setting must be chosen, and there are no dev examples.
+        """
         from pema.methods.adapted.neighbouring import measure
         from pema.methods.knn_mixture import MixtureSettings, choose
 
         if self.k is not None and self.temperature is not None and self.weight is not None:
             return MixtureSettings(self.k, self.temperature, self.weight)
-        if not job.dev:
-            raise ConfigError(
-                "knn-lm chooses k, temperature and weight on dev examples, and there are none: give dev examples, or "
-                "all three settings."
-            )
+        self.require_examples(job.train, job.dev)
         ks = [k for k in KS if k <= len(index)] if self.k is None else [self.k]
         return choose(measure(plm, job, job.dev, index, max(ks)), ks, self.temperature, self.weight)

@@ -82,7 +82,7 @@ def accepted(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _open_served(name: str) -> PLM:
     if name.startswith(LOGPROBS):
-        return LogProbPLM(served(name))
+        return LogProbPLM.connect(served(name))
     return open_engine(name) if name.startswith((VLLM, SGLANG)) else LlamaCppPLM(served(name))
 
 

@@ -28,7 +28,7 @@ def open_one(connect, folder):
 
 def open_completing(connect, folder):
     """The server that completes, with its log-probabilities alone."""
-    return LogProbPLM(Served("head", folder, COMPLETIONS), connect(COMPLETIONS))
+    return LogProbPLM.connect(Served("head", folder, COMPLETIONS), connect(COMPLETIONS))
 
 
 def teacher(plm):

@@ -122,4 +122,4 @@ def recover(api, output, queries=100, tokenizer=None, **settings):
 
 
 def connect(api, folder):
-    return LogProbPLM(Served(folder.name, folder, URL), connected(api))
+    return LogProbPLM.connect(Served(folder.name, folder, URL), connected(api))

@@ -84,10 +84,26 @@ def test_f_is_determined_by_d_and_two_likeliest_tokens(local, recovered, texts, 
 
 
 @pytest.mark.parametrize("most", [33, 20, 5])
-def test_fewer_are_refused(local, recovered, most):
+def test_fewer_are_refused_before_anything_is_paid_for(local, recovered, most):
     match = rf"{URL} returns the log-probabilities of {most} tokens, and those of 34 or more determine the 32 numbers"
+    api = FakeAPI(local, most=most)
     with pytest.raises(OwnerError, match=match):
-        connect(FakeAPI(local, most=most), recovered)
+        connect(api, recovered)
+    assert not api.completions()
+
+
+@pytest.mark.parametrize(("most", "said"), [(34, True), (49, True), (50, False), (None, False)])
+def test_few_that_enlarge_rounding_are_named_before_anything_is_paid_for(local, recovered, most, said, capsys):
+    class Stopping(FakeAPI):
+        """Stops to answer at the first request that costs something."""
+
+        def complete(self, body):
+            return super().complete(body) if body["logprobs"] > self.most else (404, {"detail": "Not Found"})
+
+    with pytest.raises(OwnerError):
+        connect(Stopping(local, most=most), recovered)
+    words = f"returns the log-probabilities of {most} tokens: they determine the 32 numbers of f, and enlarge the roun"
+    assert (words in capsys.readouterr().err) == said
 
 
 TASK = pema.Task("letters", pema.Template("{source} ="), ("bleu",), "")
@@ -158,8 +174,8 @@ def test_a_server_of_several_models_needs_a_name(local, recovered):
     with pytest.raises(OwnerError, match=r"has 2 models \('tiny', 'large'\): append \?model=NAME to the address"):
         connect(api, recovered)
     with pytest.raises(ConfigError, match=r"unknown model 'tini' of http://127\.0\.0\.1:9: use .*did you mean .tiny"):
-        LogProbPLM(Served("head", recovered, f"{URL}?model=tini"), connected(api))
-    plm = LogProbPLM(Served("head", recovered, f"{URL}?model=tiny"), connected(api))
+        LogProbPLM.connect(Served("head", recovered, f"{URL}?model=tini"), connected(api))
+    plm = LogProbPLM.connect(Served("head", recovered, f"{URL}?model=tiny"), connected(api))
     assert plm._api.about.model == "tiny"
 
 

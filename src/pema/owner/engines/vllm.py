@@ -18,7 +18,7 @@ from pema.owner.engines.plm import EnginePLM, VectorServer
 from pema.owner.llamacpp.material import Material
 from pema.owner.logprobs.api import TopK
 from pema.owner.logprobs.completions import CompletionsAPI
-from pema.owner.logprobs.reading import Reading
+from pema.owner.logprobs.reading import Reading, require_enough
 
 START = """start it with --runner pooling --convert embed --pooler-config '{"task": "token_embed"}'"""
 
@@ -111,7 +111,8 @@ class VllmPLM(EnginePLM):
     def _prepare_steps(self) -> bool:
         if self._completions is None or self._head.soft_cap is not None:
             return False
-        self._reading = Reading(self._completions, self._head, [], self._at_hand.name)
+        require_enough(self._completions, self._head, self._at_hand.name)
+        self._reading = Reading(self._completions, self._head, [])
         return True
 
     def _last(self, contexts: Sequence[Sequence[int]], cached: bool) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -22,9 +24,9 @@ from pema.owner.llamacpp.probe import TEXTS as PROBED
 from pema.owner.llamacpp.recovery import enough
 from pema.owner.llamacpp.sequential import SequentialPLM
 from pema.owner.llamacpp.tokenisation import end_tokens, ordinary_tokens
-from pema.owner.logprobs.api import ReadsSequences
+from pema.owner.logprobs.api import LogProbAPI, ReadsSequences
 from pema.owner.logprobs.opening import open_api, read_tokenizer
-from pema.owner.logprobs.reading import Reading
+from pema.owner.logprobs.reading import Reading, require_enough
 from pema.owner.sources.served import Served
 
 
@@ -35,11 +37,28 @@ class LogProbPLM(SequentialPLM):
     solution of its log-probabilities against the head. Only f is stored.
 
     Attributes:
-        deviation: how much head(f) differs from the API's log-probabilities of the likeliest tokens.
+        deviation: how much head(f) differs from the API's log-probabilities of the likeliest tokens; not a number until
+            it is probed.
     """
 
-    def __init__(self, served: Served, connection: Connection | None = None) -> None:
-        """Connect to the API and probe it.
+    def __init__(self, name: str, head: Head, tokenizer: PreTrainedTokenizerBase, api: LogProbAPI) -> None:
+        """Put the parts together; `connect` checks and probes them.
+
+        Args:
+            name: name of the PLM.
+            head: the recovered or released LM head.
+            tokenizer: the PLM's tokenizer.
+            api: the API.
+        """
+        self._name, self._head, self._tokenizer, self._api = name, head, tokenizer, api
+        self._ends = end_tokens(tokenizer, [])
+        ordinary = ordinary_tokens(tokenizer, self._ends, head.vocabulary_size, enough(head.d))
+        self._reading = Reading(api, head, ordinary)
+        self.deviation = math.nan
+
+    @classmethod
+    def connect(cls, served: Served, connection: Connection | None = None) -> Self:
+        """Connect to an API, and probe it.
 
         Args:
             served: the address, and the folder with the head bundle and the tokenizer's files.
@@ -55,28 +74,28 @@ class LogProbPLM(SequentialPLM):
                 f"{served.model} contains no LM head: recover it with `pema recover {url} --tokenizer {served.model} "
                 "-o HEAD`, then give the folder HEAD."
             )
-        self._name, self._head = served.name, Head.load(served.model)
-        if self._head.norm is not None:
+        head = Head.load(served.model)
+        if head.norm is not None:
             raise OwnerError(
                 f"the head bundle {served.model} begins before the final norm, and log-probabilities show what comes "
                 "after it: release it with tap 'head_input'."
             )
-        self._tokenizer = read_tokenizer(served.model)
-        self._api = open_api(url, self._tokenizer, connection)
-        about, V = self._api.about, self._head.vocabulary_size
+        tokenizer = read_tokenizer(served.model)
+        api = open_api(url, tokenizer, connection)
+        about, V = api.about, head.vocabulary_size
         if (about.vocabulary_size or V) != V:
             raise MismatchError(
-                f"{self._api.where} runs another model than {self._name}: {about.vocabulary_size:,} tokens, expected "
+                f"{api.where} runs another model than {served.name}: {about.vocabulary_size:,} tokens, expected "
                 f"{V:,}. Give the head of the model that runs there."
             )
-        self._ends = end_tokens(self._tokenizer, [])
-        ordinary = ordinary_tokens(self._tokenizer, self._ends, V, enough(self._head.d))
-        self._reading = Reading(self._api, self._head, ordinary, self._name)
-        self.deviation = self._probe()
+        require_enough(api, head, served.name)
+        plm = cls(served.name, head, tokenizer, api)
+        plm.deviation = plm._probe()
         note(
-            f"{self._name}: head(f) differs from the log-probabilities of {self._api.where} by {self.deviation:.2%} "
-            f"(at most {TOLERANCE:.0%} is accepted)."
+            f"{served.name}: head(f) differs from the log-probabilities of {api.where} by {plm.deviation:.2%} (at most "
+            f"{TOLERANCE:.0%} is accepted)."
         )
+        return plm
 
     def _probe(self) -> float:
         """Compare head(f) with the API's log-probabilities, read anew and after a shorter context."""

@@ -7,10 +7,41 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pema.console import note
 from pema.errors import OwnerError
 from pema.owner.head import Head
 from pema.owner.llamacpp.recovery import Recovery, enough
 from pema.owner.logprobs.api import LogProbAPI, ReadsSequences, TopK
+
+
+def require_enough(api: LogProbAPI, head: Head, name: str) -> None:
+    """Refuse what does not determine f, and say so if it does only while nothing is rounded; nothing is requested.
+
+    Args:
+        api: the API.
+        head: the LM head.
+        name: name of the head, for messages.
+
+    Raises:
+        OwnerError: the logits have a soft cap, or the API returns too few log-probabilities.
+    """
+    if head.soft_cap is not None:
+        raise OwnerError(
+            f"{name} has a soft cap on its logits, so f cannot be recovered from log-probabilities: use an owner that "
+            "gives representations (docs/owners.md)."
+        )
+    if api.most <= head.d + 1 or head.vocabulary_size <= head.d + 1:
+        raise OwnerError(
+            f"{api.where} returns the log-probabilities of {api.most:,} tokens, and those of {head.d + 2:,} or more "
+            f"determine the {head.d:,} numbers of f: start vLLM with --max-logprobs -1, or use another way "
+            "(docs/owners.md)."
+        )
+    if api.most < min(enough(head.d), head.vocabulary_size):
+        note(
+            f"{api.where} returns the log-probabilities of {api.most:,} tokens: they determine the {head.d:,} numbers "
+            f"of f, and enlarge the rounding of log-probabilities; {enough(head.d):,} or more do not (vLLM: "
+            f"--max-logprobs {enough(head.d)})."
+        )
 
 
 class Reading:
@@ -20,32 +51,16 @@ class Reading:
         count: number of log-probabilities of a position.
     """
 
-    def __init__(self, api: LogProbAPI, head: Head, ordinary: Sequence[int], name: str) -> None:
-        """Choose the tokens, and refuse what does not determine f.
+    def __init__(self, api: LogProbAPI, head: Head, ordinary: Sequence[int]) -> None:
+        """Choose the tokens.
 
         Args:
             api: the API.
             head: the LM head.
             ordinary: tokens that are complete texts, at most `enough(head.d)` of them.
-            name: name of the head, for messages.
-
-        Raises:
-            OwnerError: the logits have a soft cap, or the API returns too few log-probabilities.
         """
-        if head.soft_cap is not None:
-            raise OwnerError(
-                f"{name} has a soft cap on its logits, so f cannot be recovered from log-probabilities: use an owner "
-                "that gives representations (docs/owners.md)."
-            )
         self._api, self._head = api, head
-        self.count = enough(head.d)
-        if api.most <= head.d + 1 or head.vocabulary_size <= head.d + 1:
-            raise OwnerError(
-                f"{api.where} returns the log-probabilities of {api.most:,} tokens, and those of {head.d + 2:,} or "
-                f"more determine the {head.d:,} numbers of f: start vLLM with --max-logprobs -1, or use another way "
-                "(docs/owners.md)."
-            )
-        self.count = min(self.count, api.most, head.vocabulary_size)
+        self.count = min(enough(head.d), api.most, head.vocabulary_size)
         self._chosen = None
         if not isinstance(api, ReadsSequences):
             tokens = list(ordinary)
