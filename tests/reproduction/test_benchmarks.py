@@ -255,7 +255,7 @@ def test_gradient_descent_learns_and_never_gets_below_the_closed_form(options, f
     f = rows_of(memory.view())
     how = published.Procedure(32, 0, 3, scaled=False, dropout=0.0, shuffled=True, epochs=30)
     torch.manual_seed(0)
-    learnt = published.learn_reconstruction(f, f, 4, how, 20.0)
+    learnt = published.learn_reconstruction(f, f, 4, how, 300.0)
     A, B_rct, _ = closed_form(memory.view(), 4, memory.d)
     lowest = reconstruction_error(memory.view(), A, B_rct)
     assert lowest <= learnt.held_out_error < 0.7 * float(f.square().mean())
