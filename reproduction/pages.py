@@ -20,6 +20,7 @@ from reproduction.tables import (
     owners,
     paper_shape,
     privacy,
+    server_load,
     settings,
     slots,
     unrolling,
@@ -84,6 +85,7 @@ def origins() -> list[Origin]:
         Origin("log-probabilities alone", DOCS / "owners.md", log_probabilities.COMMAND, (log_probabilities.FILE,)),
         Origin("masked heads", DOCS / "masked-head.md", privacy.MASKED_HEAD_COMMAND, (privacy.MASKED_HEAD,)),
         Origin("what comes back from a memory", DOCS / "privacy.md", privacy.INVERSION_COMMAND, (privacy.INVERSION,)),
+        Origin("load of the server", DOCS / "serving.md", server_load.COMMAND, (server_load.FILE,)),
         Origin("attacks", SECURITY, attack.COMMAND, (attack.FILE,)),
         Origin("private training", DOCS / "private-training.md", privacy.PRIVATE_COMMAND, (privacy.PRIVATE,)),
         Origin("a million pairs", DOCS / "scaling.md", million_pairs.COMMAND, (million_pairs.FILE,)),
@@ -126,6 +128,7 @@ BLOCKS: dict[Path, Callable[[], str]] = {
     DOCS / "private-training.md": privacy.private,
     DOCS / "reproduction.md": table,
     DOCS / "scaling.md": million_pairs.million_pairs,
+    DOCS / "serving.md": server_load.server_load,
     DOCS / "settings.md": settings.settings,
     unrolling.PAGE: unrolling.unrolling,
 }

@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 from rich.console import Console
 
 from pema.signature import signature
-from reproduction.attack import client, server
+from reproduction.attack import client, server, workers
 from reproduction.lines import put_run, read_runs
 from reproduction.paths import ROOT
 from reproduction.tables.attack import AFTER, FILE
@@ -48,7 +48,7 @@ FILES = {
 def attack(code: Path, chosen: list[str]) -> dict[str, Any]:
     """Attack a checkout; return for each attack what held, what fell, and figures."""
     results: dict[str, Any] = {}
-    for name, run in server.ATTACKS.items():
+    for name, run in (server.ATTACKS | workers.ATTACKS).items():
         if not chosen or name in chosen:
             with _timed(name):
                 results[name] = run(code)

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ class Server:
         process: the process.
     """
 
-    def __init__(self, url: str, process: subprocess.Popen[str], log: Path) -> None:
-        self.url, self.process, self._log = url, process, log
+    def __init__(self, url: str, process: subprocess.Popen[str], folder: Path) -> None:
+        self.url, self.process, self._folder, self._log = url, process, folder, folder / "log"
 
     def client(self, key: str | None = None) -> httpx2.Client:
         """Return a client with a key."""
@@ -73,18 +74,53 @@ class Server:
         """Return the lines of its log."""
         return self._log.read_text(encoding="utf-8").splitlines()
 
+    def workers(self) -> list[Worker]:
+        """Return its workers that run, in the order in which they were started."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(encoding="ascii")
+        lines = [(int(child), Path(f"/proc/{child}/cmdline").read_text(encoding="utf-8")) for child in children.split()]
+        return [Worker(child, json.loads(line.split("\0")[-2])["socket"]) for child, line in sorted(lines)]
+
+    def reread(self, policy: str) -> None:
+        """Change the policy and have it reread."""
+        (self._folder / "policy.toml").write_text(policy, encoding="utf-8")
+        self.process.send_signal(signal.SIGHUP)
+
     def foreign_lines(self) -> int:
         """Return the number of lines of the log that are not JSON."""
         return sum(not _is_json(line) for line in self.lines())
 
 
+@dataclass(frozen=True)
+class Worker:
+    """A process of a server with several.
+
+    Attributes:
+        number: of the process.
+        socket: path of the socket at which it listens.
+    """
+
+    number: int
+    socket: str
+
+    def kill(self) -> None:
+        """Kill it."""
+        os.kill(self.number, signal.SIGKILL)
+
+
 @contextlib.contextmanager
-def serving(code: Path, policy: str = "") -> Iterator[Server]:
-    """Run the server of a checkout; yield it when it is ready."""
+def serving(code: Path, policy: str = "", *options: str, folder: Path | None = None) -> Iterator[Server]:
+    """Run the server of a checkout; yield it when it is ready.
+
+    Args:
+        code: the checkout.
+        policy: content of the policy file.
+        options: further options of `pema serve`.
+        folder: working folder, which is kept.
+    """
     with tempfile.TemporaryDirectory(prefix="pema-attack-") as name:
-        folder = Path(name)
+        folder = folder or Path(name)
         (folder / "policy.toml").write_text(policy, encoding="utf-8")
-        command = [sys.executable, "-m", "pema", "serve", "embedded", "--port", "0"]
+        command = [sys.executable, "-m", "pema", "serve", "embedded", "--port", "0", *options]
         environment = os.environ | {"PYTHONPATH": str(code / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with (folder / "log").open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
@@ -96,7 +132,7 @@ def serving(code: Path, policy: str = "") -> Iterator[Server]:
             line = process.stdout.readline()
             if not line.startswith("serving "):
                 raise SystemExit(f"no server comes up: {(folder / 'log').read_text(encoding='utf-8')}")
-            server = Server(line.split()[-1], process, folder / "log")
+            server = Server(line.split()[-1], process, folder)
             with server.client() as client:
                 deadline = time.monotonic() + 2 * PATIENCE
                 while client.get("/readyz").status_code != 200:
@@ -188,8 +224,8 @@ def malformed_bodies(code: Path) -> Held:
 def padded_steps(code: Path) -> Held:
     """Step one session of 500 tokens and many of 2 at once; expand one row to 256."""
     with serving(code) as server, server.client() as client:
-        sessions = [_open(client, [[1] * 500])]
-        sessions += [_open(client, [[1, 2]] * 256) for _ in range(7)]
+        sessions = [opened(client, [[1] * 500])]
+        sessions += [opened(client, [[1, 2]] * 256) for _ in range(7)]
         with HealthWatch(server) as watched, ThreadPoolExecutor(9) as pool:
             blocking = pool.submit(client.post, "/v1/represent", json=LARGE)
             time.sleep(0.1)
@@ -202,7 +238,7 @@ def padded_steps(code: Path) -> Held:
             blocking.result()
         joined = watched.grown
     with serving(code, "[limits]\nsession_bytes = 20_000_000\n") as server, server.client() as client:
-        path = _open(client, [[1] * 500])
+        path = opened(client, [[1] * 500])
         with HealthWatch(server) as watched:
             grown = client.post(f"{path}/advance", json={"step": 1, "tokens": [5] * 256, "parents": [0] * 256})
             after = client.post(f"{path}/advance", json={"step": 1, "tokens": [5]})
@@ -216,7 +252,7 @@ def crowding_out(code: Path) -> Held:
     """Open sessions with one key until those of another key are gone."""
     policy = KEYED + "[limits]\nsession_bytes = 20_000_000\nsessions = 100\n"
     with serving(code, policy) as server, server.client("quiet") as quiet, server.client("greedy") as greedy:
-        paths = [_open(quiet, [[1] * 100]) for _ in range(10)]
+        paths = [opened(quiet, [[1] * 100]) for _ in range(10)]
         for _ in range(60):
             greedy.post("/v1/sessions", json={"prompts": [[1] * 100]})
         steps = [quiet.post(f"{path}/advance", json={"step": 1, "tokens": [5]}) for path in paths]
@@ -361,7 +397,8 @@ ATTACKS: dict[str, Callable[[Path], Held]] = {
 }
 
 
-def _open(client: httpx2.Client, prompts: list[list[int]]) -> str:
+def opened(client: httpx2.Client, prompts: list[list[int]]) -> str:
+    """Open a session and return its path."""
     answer = client.post("/v1/sessions", json={"prompts": prompts})
     if answer.status_code != 201:
         raise SystemExit(f"a session cannot be opened: {answer.text}")

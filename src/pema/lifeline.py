@@ -33,14 +33,13 @@ def child(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
 
     It imports from the same folders as this process. Its standard error can be read; its standard output is discarded.
     """
-    path = os.pathsep.join(str(Path(each).resolve()) for each in sys.path if each)
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": path},
+        env=environment(),
     )
     try:
         yield process
@@ -50,6 +49,12 @@ def child(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
         for pipe in (process.stdin, process.stderr):
             if pipe is not None:
                 pipe.close()
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a child that imports from the same folders as this process."""
+    path = os.pathsep.join(str(Path(each).resolve()) for each in sys.path if each)
+    return os.environ | {"PYTHONPATH": path}
 
 
 def end_with_parent(*, by_kernel: bool = True) -> None:

@@ -485,7 +485,7 @@ class Days:
         server, token = limited(self.plm, endpoints=get_args(Endpoint), **self.rules)
         with server as client:
             now = [1e6]
-            client.app.state.lifecycle.service().accounts["acme"].quota._clock = lambda: now[0]
+            client.app.state.lifecycle.service().store.clock = lambda: now[0]
             for _ in range(20):
                 with contextlib.suppress(OwnerError):
                     try:
@@ -531,7 +531,7 @@ def test_a_quota_per_minute_is_waited_for(plm, tmp_path, monkeypatch, capsys):
     server, token = limited(plm, tokens_per_minute=60)
     with server as client:
         now = [1e6]
-        client.app.state.lifecycle.service().accounts["acme"].quota._clock = lambda: now[0]
+        client.app.state.lifecycle.service().store.clock = lambda: now[0]
         slept = []
 
         def sleep(seconds):

@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -5,6 +7,7 @@ from served import key
 
 from pema.serving.quota import SLICES, Quota, Rate, Window
 from pema.serving.refusal import Refusal
+from pema.serving.store import Store
 
 
 @given(
@@ -12,7 +15,7 @@ from pema.serving.refusal import Refusal
     asks=st.lists(st.tuples(st.floats(0, 30), st.integers(1, 40)), max_size=60),
 )
 def test_no_window_ever_holds_more_than_it_may(most, asks):
-    window, now, spent = Window(most, 60.0), 0.0, []
+    window, now, spent = Window(Store(), "acme", "minute", 60.0, most), 0.0, []
     for pause, tokens in asks:
         now += pause
         wait = window.wait(tokens, now)
@@ -31,7 +34,7 @@ def test_no_window_ever_holds_more_than_it_may(most, asks):
 
 @given(rate=st.floats(0.1, 50), pauses=st.lists(st.floats(0, 2), min_size=1, max_size=100))
 def test_the_rate_holds_over_any_time(rate, pauses):
-    bucket, now, taken = Rate(rate, 0.0), 0.0, []
+    bucket, now, taken = Rate(Store(), "acme", rate), 0.0, []
     for pause in pauses:
         now += pause
         wait = bucket.take(now)
@@ -40,12 +43,13 @@ def test_the_rate_holds_over_any_time(rate, pauses):
             taken.append(now)
     for i, begin in enumerate(taken):
         for j in range(i, len(taken)):
-            assert j - i + 1 <= bucket.capacity + rate * (taken[j] - begin) + 1e-6
+            assert j - i + 1 <= max(1.0, rate) + rate * (taken[j] - begin) + 1e-6
 
 
 def test_refusals_say_when_to_come_back():
     now = [1000.0]
-    quota = Quota(key(requests_per_second=2.0, tokens_per_minute=100, tokens_per_day=150), lambda: now[0])
+    rules = key(requests_per_second=2.0, tokens_per_minute=100, tokens_per_day=150)
+    quota = Quota(rules, Store(clock=lambda: now[0]))
     quota.request()
     quota.request()
     with pytest.raises(Refusal, match="2 requests per second") as caught:
@@ -71,7 +75,7 @@ def test_refusals_say_when_to_come_back():
 
 
 def test_without_quotas_everything_goes():
-    quota = Quota(key())
+    quota = Quota(key(), Store())
     for _ in range(1000):
         quota.request()
         quota.tokens(10**9)
@@ -79,7 +83,7 @@ def test_without_quotas_everything_goes():
 
 def test_what_is_left_and_when_it_renews():
     now = [86400.0]
-    quota = Quota(key(tokens_per_minute=100, tokens_per_day=1000), lambda: now[0], heads_per_hour=2)
+    quota = Quota(key(tokens_per_minute=100, tokens_per_day=1000), Store(clock=lambda: now[0]), heads_per_hour=2)
     minute, day, heads = quota.remaining()
     assert [(r.unit, r.seconds, r.limit, r.left) for r in (minute, day, heads)] == [
         ("tokens", 60.0, 100, 100),
@@ -104,7 +108,7 @@ def test_what_is_left_and_when_it_renews():
 
 def test_a_change_of_the_limits_keeps_what_is_spent():
     now = [1000.0]
-    quota = Quota(key(requests_per_second=2.0), lambda: now[0], heads_per_hour=5)
+    quota = Quota(key(requests_per_second=2.0), Store(clock=lambda: now[0]), heads_per_hour=5)
     quota.request()
     quota.request()
     quota.tokens(80)
@@ -126,3 +130,50 @@ def test_a_change_of_the_limits_keeps_what_is_spent():
     quota.change(key(requests_per_second=1.0), heads_per_hour=1)
     quota.request()
     quota.tokens(10**9)
+
+
+RULES = key(tokens_per_minute=100, tokens_per_day=1000, requests_per_second=2.0)
+
+
+def test_two_processes_and_a_restart_count_as_one_server(tmp_path):
+    """Any process, at any time, sees what a server that was never stopped would."""
+    now, path = [1e9], tmp_path / "quotas.sqlite"
+    alone, first = Quota(RULES, Store(clock=lambda: now[0])), Quota(RULES, Store(path, lambda: now[0]))
+    second = Quota(RULES, Store(path, lambda: now[0]))
+    for i in range(200):
+        for quotas in ((alone,), (first, second)):
+            (quota,) = quotas[i % len(quotas) :][:1]
+            with contextlib.suppress(Refusal):
+                quota.request()
+                refund = quota.tokens(7 + i % 5)
+                if i % 3 == 0:
+                    refund()
+            with contextlib.suppress(Refusal):
+                quota.head()
+        assert first.remaining() == second.remaining() == alone.remaining()
+        if i % 50 == 49:  # a restart
+            first = Quota(RULES, Store(path, lambda: now[0]))
+        now[0] += 7.3 if i % 20 else 3000.0
+    now[0] += 86400 * (1 + 1 / SLICES)
+    assert [rest.left for rest in second.remaining()] == [100, 1000, 60]
+
+
+def test_a_clock_that_was_set_back_or_on_gives_nothing_back_and_keeps_nothing_for_ever():
+    now = [1e9]
+    quota = Quota(key(tokens_per_day=100, requests_per_second=1.0), Store(clock=lambda: now[0]))
+    quota.request()
+    refund = quota.tokens(60)
+    quota.tokens(30)
+    now[0] -= 1e6
+    with pytest.raises(Refusal, match="1 requests per second"):
+        quota.request()
+    (day, _) = quota.remaining()
+    assert (day.left, day.more_in) == (10, day.full_in)
+    assert day.full_in <= 86400 * (1 + 1 / SLICES)
+    with pytest.raises(Refusal, match="20 more do not fit yet"):
+        quota.tokens(20)
+    refund()  # of a time that is to come: it is void
+    assert quota.remaining()[0].left == 10
+    now[0] += day.full_in
+    assert quota.remaining()[0].left == 100
+    quota.request()

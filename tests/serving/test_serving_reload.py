@@ -131,6 +131,7 @@ def test_what_a_removed_key_has_sent_is_answered_but_opens_no_session(plm, tmp_p
         (entry("other") + "tokens_per_dya = 5\n", "unknown setting 'keys[0].tokens_per_dya'"),
         (entry("other") + entry("acme", 'head = "masked"', 'mask_secret = "nowhere"'), "nowhere does not exist"),
         ("", "has no keys any more, which would let everybody in"),
+        ('quota_file = "b"\n' + entry("other"), "names another quota_file, and a running server keeps the one"),
     ],
 )
 def test_a_policy_that_is_invalid_changes_nothing(plm, tmp_path, caplog, text, why):

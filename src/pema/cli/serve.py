@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pema.cli.options import AsJSON, LocalPLMName, integer, loading, require_plm, show
 from pema.cli.settings import declared
+
+if TYPE_CHECKING:
+    from pema.serving.connections import Connections
+    from pema.serving.policy import Policy
+    from pema.serving.server import Address
 
 
 @declared(loaded=loading("tap", "dtype", "device_map", "revision"))
@@ -27,6 +34,9 @@ def serve(
         bool,
         typer.Option("--insecure-network", help="Listen on a network without keys or TLS, behind a proxy with both."),
     ] = False,
+    workers: Annotated[
+        int, integer("--workers", "Number of processes that have the PLM; they share the GPUs.", least=1, most=256)
+    ] = 1,
 ) -> None:
     """Serve representations of a frozen PLM to data owners over HTTP.
 
@@ -49,26 +59,61 @@ def serve(
     rules = Policy() if policy is None else Policy.read(policy)
     require_plm(plm, loaded.get("revision"))
 
-    from pema.owner.local import LocalPLM
-    from pema.serving.app import create_app
     from pema.serving.connections import Connections
-    from pema.serving.logs import log_to_stderr
-    from pema.serving.metrics import Metrics
     from pema.serving.server import Address
     from pema.serving.server import serve as run
-    from pema.serving.service import Service
 
     address = Address(host, port, tls_cert, tls_key)
     address.check(rules, insecure=insecure_network)
+    connections, local_only = Connections(rules.limits.connections), address.local_only(rules)
+    if workers > 1:
+        _serve_with_workers(workers, plm, loaded, policy, rules, address, connections, local_only)
+        return
+
+    from pema.owner.local import LocalPLM
+    from pema.serving.app import create_app
+    from pema.serving.logs import log_to_stderr
+    from pema.serving.metrics import Metrics
+    from pema.serving.service import Service
 
     def load(metrics: Metrics) -> Service:
         return Service(LocalPLM.load(plm, **loaded), rules, metrics)
 
     listener = address.listen()
     log_to_stderr()
-    connections = Connections(rules.limits.connections)
-    app = create_app(load, connections, policy=policy, local_only=address.local_only(rules))
-    run(app, address, listener, connections, plm)
+    app = create_app(load, connections, policy=policy, local_only=local_only)
+    run(app, app.state.lifecycle, app.state.reloader.request, address, listener, connections, plm)
+
+
+def _serve_with_workers(
+    workers: int,
+    plm: str,
+    loaded: Mapping[str, Any],
+    policy: Path | None,
+    rules: Policy,
+    address: Address,
+    connections: Connections,
+    local_only: bool,
+) -> None:
+    import tempfile
+
+    from pema.serving.logs import log_to_stderr
+    from pema.serving.router import create_router
+    from pema.serving.server import serve as run
+    from pema.serving.store import Store
+    from pema.serving.workers import Fleet, Plan, environments, visible_cores, visible_devices
+
+    on_gpu = loaded.get("device_map") not in (None, "cpu")
+    divided = environments(workers, visible_cores(), visible_devices() if on_gpu else [], os.environ)
+    with tempfile.TemporaryDirectory(prefix="pema-serve-") as name:
+        folder = Path(name)
+        file = folder / "quotas.sqlite" if rules.quota_file is None else Path(rules.quota_file)
+        store = Store(file)
+        listener = address.listen()
+        log_to_stderr()
+        fleet = Fleet(Plan(plm, loaded, policy, file, folder, divided), store)
+        app = create_router(fleet, connections, local_only=local_only)
+        run(app, fleet, fleet.request_reread, address, listener, connections, plm)
 
 
 def serve_key(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pema.errors import DataError
+from pema.owner.contract import PLMDescription
 from pema.schema import among
 
 VERSION = 1
@@ -23,6 +25,19 @@ TENSORS = "application/vnd.safetensors"
 
 WireDtype = Literal["float32", "float16", "bfloat16"]
 """Precision of representations on the network."""
+
+
+ROUTE = "Pema-Route"
+"""Header of a request by whose hash a proxy may choose the replica: constant for a session, random for all others."""
+
+IDENTITY = "Pema-PLM"
+"""Header of a request that must not be answered by another PLM than the one with this identity."""
+
+
+def identity(description: PLMDescription) -> str:
+    """Return the identity of a PLM on the network: equal for two with the same outputs, tokenizer, head and tap."""
+    parts = description.fingerprint, description.tokenizer_fingerprint, description.head_fingerprint, description.tap
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def pack(tensors: Mapping[str, Tensor], texts: Mapping[str, str] | None = None) -> bytes:

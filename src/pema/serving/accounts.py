@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from pema.owner.contract import PLM
+from pema.owner.wire import identity
 from pema.serving.pending import PendingBytes
 from pema.serving.policy import Key
 from pema.serving.quota import Quota
@@ -25,3 +27,8 @@ class Account:
     plm: PLM
     quota: Quota
     pending: PendingBytes
+
+    @cached_property
+    def identity(self) -> str:
+        """Identity of the PLM as this key sees it; see `wire.identity`."""
+        return identity(self.plm.description)

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from pema.errors import DataError
 from pema.owner.contract import PLM, Contexts
 from pema.owner.mask import MaskedPLM
+from pema.owner.wire import IDENTITY
 from pema.serving import bodies
 from pema.serving.accounts import Account
 from pema.serving.batcher import Sequences
@@ -147,6 +148,14 @@ def admit(endpoint: Endpoint, *, counted: bool = True) -> Callable[..., Coroutin
             raise _forbidden(f"This key may not use {endpoint}.")
         if counted:
             account.quota.request()
+        expected = request.headers.get(IDENTITY)
+        if expected is not None and expected != account.identity:
+            raise Refusal(
+                412,
+                "another_plm",
+                "This server has another PLM than the one that the request is for, or this key sees it otherwise now.",
+                "Ask GET /v1/plm, and begin again with this PLM.",
+            )
         return Caller(service, account, record)
 
     return admitted

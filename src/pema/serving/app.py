@@ -18,10 +18,10 @@ from pema import __version__
 from pema.errors import DataError
 from pema.serving import contexts_api, operations_api, sessions_api
 from pema.serving.connections import Connections
-from pema.serving.gate import Gate
+from pema.serving.gate import Gate, log
 from pema.serving.lifecycle import Lifecycle
 from pema.serving.metrics import Metrics
-from pema.serving.record import RECORD
+from pema.serving.record import RECORD, Record
 from pema.serving.refusal import Refusal
 from pema.serving.reload import Reloader
 from pema.serving.service import Service
@@ -69,7 +69,12 @@ def create_app(
     app.state.lifecycle, app.state.metrics, app.state.reloader = lifecycle, metrics, reloader
     for api in (contexts_api, sessions_api, operations_api):
         app.include_router(api.router)
-    app.add_middleware(Gate, lifecycle=lifecycle, metrics=metrics, connections=connections, local_only=local_only)
+
+    def answered(record: Record, status: int, seconds: float) -> None:
+        metrics.request(record, status, seconds)
+        log(record, status, seconds)
+
+    app.add_middleware(Gate, state=lifecycle, answered=answered, connections=connections, local_only=local_only)
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, refusal: Refusal) -> JSONResponse:

@@ -9,15 +9,13 @@ from typing import TypeVar
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 
+from pema.serving.connections import BODY_SECONDS
 from pema.serving.messages import Message
 from pema.serving.pending import PendingBytes
 from pema.serving.policy import Limits
-from pema.serving.refusal import Refusal
+from pema.serving.refusal import Refusal, disconnected, slow_body
 
 M = TypeVar("M", bound=Message)
-BODY_SECONDS = 30.0
-"""Maximum seconds in which a request's body arrives."""
-
 _FIELDS, _LISTS, _MORE = 8, 8, 64
 """Upper bounds of the fields, lists and values that a request has beside its sequences."""
 
@@ -61,18 +59,13 @@ async def read(request: Request, model: type[M], limits: Limits, pending: Pendin
             return model.model_validate_json(bytes(body))
         return await asyncio.get_running_loop().run_in_executor(_PARSER, model.model_validate_json, bytes(body))
     except TimeoutError:
-        raise Refusal(408, "slow_body", f"The body took over {BODY_SECONDS:g} seconds.", "Send it again.") from None
+        raise slow_body(BODY_SECONDS) from None
     except ClientDisconnect:
         raise disconnected() from None
     except ValidationError as error:
         raise _malformed(error) from None
     finally:
         pending.give(len(body))
-
-
-def disconnected() -> Refusal:
-    """Return the refusal for a client that has left."""
-    return Refusal(400, "disconnected", "The client left.", "Send the request again.")
 
 
 def _require_bounded(body: bytearray, limits: Limits) -> None:

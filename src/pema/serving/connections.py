@@ -19,6 +19,9 @@ from typing import Any
 IDLE_SECONDS = 10.0
 """Maximum seconds without a complete request, since a connection was opened or since its last answer."""
 
+BODY_SECONDS = 30.0
+"""Maximum seconds in which a request's body arrives."""
+
 Peer = tuple[str, int]
 """Address and port of a client: no two live connections share them."""
 

@@ -17,6 +17,7 @@ _MEANINGS = {
     408: "The body arrived too slowly.",
     409: "Not the session's next step, nor its last one again.",
     410: "The session was closed: idle for too long, deleted, or it made room for others (code session_expired).",
+    412: "The server has another PLM than the one that the header Pema-PLM names.",
     413: "Too much for one request; GET /v1/plm shows the limits.",
     415: "The content type of the body is not application/json.",
     422: "A malformed body, or one that requests what the PLM cannot do.",
@@ -28,7 +29,7 @@ _RETRY = {"Retry-After": {"description": "Seconds until it may succeed.", "schem
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Document these errors, and those of every endpoint with a key."""
-    return only(401, 403, 429, 503, *statuses)
+    return only(401, 403, 412, 429, 503, *statuses)
 
 
 def only(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -17,10 +17,9 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pema.serving.connections import Connections, Peer, host_of, is_loopback
-from pema.serving.lifecycle import Lifecycle
-from pema.serving.metrics import Metrics
 from pema.serving.record import RECORD, Record
 from pema.serving.refusal import Refusal
+from pema.serving.state import State
 
 logger = logging.getLogger("pema.serving.requests")
 WRITE_SECONDS = 30.0
@@ -39,19 +38,24 @@ class Gate:
 
     Args:
         app: the application.
-        lifecycle: counts what is in flight.
-        metrics: counts requests.
+        state: counts what is in flight.
+        answered: called with the record of each request, its status and seconds.
         connections: of the process.
         local_only: whether to refuse requests that were not sent to the loopback by name: without keys, a web page
             whose name was rebound to this machine (DNS rebinding) could read everything that a local program can.
     """
 
     def __init__(
-        self, app: ASGIApp, lifecycle: Lifecycle, metrics: Metrics, connections: Connections, local_only: bool
+        self,
+        app: ASGIApp,
+        state: State,
+        answered: Callable[[Record, int, float], None],
+        connections: Connections,
+        local_only: bool,
     ) -> None:
         self._app = app
-        self._lifecycle = lifecycle
-        self._metrics = metrics
+        self._state = state
+        self._answered = answered
         self._connections = connections
         self._local_only = local_only
 
@@ -67,7 +71,7 @@ class Gate:
         begun = time.perf_counter()
         # Requests for the server's own state do not keep it from stopping.
         work = scope["path"].startswith("/v1/")
-        self._lifecycle.in_flight += work
+        self._state.in_flight += work
         self._connections.begin(peer)
         try:
             if self._local_only and not _is_local(scope):
@@ -88,14 +92,10 @@ class Gate:
                 await _refuse(answer.send, record, Refusal(500, "internal", message, remedy))
         finally:
             self._connections.end(peer)
-            self._lifecycle.in_flight -= work
+            self._state.in_flight -= work
             for end in record.ends:
                 end()
-            seconds = time.perf_counter() - begun
-            self._metrics.request(record, answer.status, seconds)
-            # A health check every second would fill the log.
-            level = logging.DEBUG if record.endpoint in ("healthz", "readyz", "metrics") else logging.INFO
-            logger.log(level, "request", extra={"fields": _fields(record, answer.status, seconds)})
+            self._answered(record, answer.status, time.perf_counter() - begun)
 
 
 class _UnreadError(Exception):
@@ -136,12 +136,11 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self._closes = not self._body.complete
-            message["headers"] = [
-                *message.get("headers", []),
-                (b"x-request-id", self._record.request.encode()),
-                (b"cache-control", b"no-store"),
-                *([(b"connection", b"close")] if self._closes else []),
-            ]
+            headers = [*message.get("headers", [])]
+            # The answer of a worker has its own.
+            own = ((b"x-request-id", self._record.request.encode()), (b"cache-control", b"no-store"))
+            headers += [header for header in own if header[0] not in dict(headers)]
+            message["headers"] = [*headers, *([(b"connection", b"close")] if self._closes else [])]
             await self._piece(message)
             return
         content, more = message.get("body", b""), message.get("more_body", False)
@@ -172,9 +171,13 @@ def _is_local(scope: Scope) -> bool:
     return is_loopback(host_of(headers.get(b"host", ""))) and site in ("none", "same-origin")
 
 
-def _fields(record: Record, status: int, seconds: float) -> dict[str, object]:
+def log(record: Record, status: int, seconds: float) -> None:
+    """Log an answered request."""
+    # A health check every second would fill the log.
+    level = logging.DEBUG if record.endpoint in ("healthz", "readyz", "metrics") else logging.INFO
     values = vars(record) | {"status": status, "milliseconds": round(1000 * seconds, 1)}
-    return {name: value for name, value in values.items() if value is not None and name != "ends"}
+    fields = {name: value for name, value in values.items() if value is not None and name != "ends"}
+    logger.log(level, "request", extra={"fields": fields})
 
 
 async def _refuse(send: Send, record: Record, refusal: Refusal) -> None:

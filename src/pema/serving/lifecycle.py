@@ -5,43 +5,44 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import logging
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from pema.serving.refusal import Refusal
+from transformers.utils.logging import disable_progress_bar
+
+from pema.errors import PemaError
+from pema.serving.refusal import draining, loading
 from pema.serving.service import Service
-from pema.serving.spent import SECONDS as SAVE_SECONDS
+from pema.serving.state import State
 from pema.serving.usage import Usage
 
+logger = logging.getLogger(__name__)
 CLOSE_SECONDS = 10.0
 """Maximum seconds for which an abandoned call of the PLM keeps the process from ending."""
 
+
+REPORT_SECONDS = 2.0
+"""Seconds between two reports to the other processes of the service."""
 
 LARGE_BYTES = 1 << 26
 """Pending bytes after which freed memory is returned to the system."""
 
 
-class Lifecycle:
+class Lifecycle(State):
     """The state of a server, which loads the service outside the event loop.
 
     Args:
         load: makes the service; runs in a thread, for it can take minutes.
-
-    Attributes:
-        in_flight: requests that are being answered.
-        draining: whether the server is about to stop.
-        failure: what loading failed with, or None.
     """
 
     def __init__(self, load: Callable[[], Service], usage: Usage) -> None:
+        super().__init__()
         self._load = load
         self._usage = usage
         self._service: Service | None = None
-        self.in_flight = 0
-        self.draining = False
-        self.failure: BaseException | None = None
 
     async def run(self) -> None:
         """Load the service, then close idle sessions until cancelled."""
@@ -49,6 +50,7 @@ class Lifecycle:
 
         def load() -> None:
             loaded.set_running_or_notify_cancel()
+            disable_progress_bar()  # the log is JSON
             try:
                 loaded.set_result(self._load())
             except BaseException as error:
@@ -61,14 +63,14 @@ class Lifecycle:
         except Exception as error:
             self.failure = error
             return
-        large, saved = False, time.monotonic()
+        large, reported = False, time.monotonic()
         while True:
             await asyncio.sleep(min(1.0, service.policy.limits.session_idle_seconds / 4))
             service.sessions.sweep()
             self._usage.roll()
-            if time.monotonic() - saved >= SAVE_SECONDS:
-                saved = time.monotonic()
-                await _save(service)
+            if time.monotonic() - reported >= REPORT_SECONDS:
+                reported = time.monotonic()
+                _report(service)
             pending = service.pending_bytes
             large = large or pending > LARGE_BYTES
             if large and not pending:
@@ -82,9 +84,9 @@ class Lifecycle:
             Refusal: 503, it is loading or about to stop.
         """
         if self.draining:
-            raise Refusal(503, "draining", "The server is stopping.", "Try again after its restart.", retry_after=10)
+            raise draining()
         if self._service is None:
-            raise Refusal(503, "loading", "The PLM is being loaded.", "Try again in a moment.", retry_after=5)
+            raise loading()
         return self._service
 
     @property
@@ -112,14 +114,14 @@ class Lifecycle:
         self._usage.close()
         if self._service is not None:
             await asyncio.to_thread(self._service.batcher.close, CLOSE_SECONDS)
-            self._service.sessions.close_all()
-            await _save(self._service)
+            self._service.close()
 
 
-async def _save(service: Service) -> None:
-    write = service.save_quotas()
-    if write is not None:
-        await asyncio.to_thread(write)
+def _report(service: Service) -> None:
+    try:
+        service.report()
+    except PemaError as error:
+        logger.error("the service has no common state", extra={"fields": {"why": str(error)}})
 
 
 def _give_back() -> None:

@@ -6,17 +6,23 @@ import json
 import logging
 import sys
 import traceback
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-
-from transformers.utils.logging import disable_progress_bar
 
 
 class JSONLines(logging.Formatter):
     """Formatter of a record as one JSON object, with the fields of `extra={"fields": {...}}`.
 
     Of an exception it contains the type and the place: its message and values may contain what a client sent.
+
+    Args:
+        always: fields of every line.
     """
+
+    def __init__(self, always: Mapping[str, object] | None = None) -> None:
+        super().__init__()
+        self._always = dict(always or {})
 
     def format(self, record: logging.LogRecord) -> str:
         """Format one line."""
@@ -26,7 +32,7 @@ class JSONLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= getattr(record, "fields", {})
+        line |= self._always | getattr(record, "fields", {})
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
             frames = traceback.extract_tb(error.__traceback__)[-3:]
@@ -56,11 +62,10 @@ class RateFilter(logging.Filter):
         return True
 
 
-def log_to_stderr() -> None:
-    """Write all records of the process to stderr as JSON lines, and nothing else."""
-    disable_progress_bar()
+def log_to_stderr(always: Mapping[str, object] | None = None) -> None:
+    """Write all records of the process to stderr as JSON lines, with the fields `always`, and nothing else."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JSONLines())
+    handler.setFormatter(JSONLines(always))
     handler.addFilter(RateFilter())
     logging.captureWarnings(True)
     # The root logger takes the records of all libraries, asyncio and Python's warnings included.

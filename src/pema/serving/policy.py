@@ -132,7 +132,7 @@ class Policy(_Table):
 
     quota_file: str | None = Field(
         default=None,
-        description="File that carries spent quotas over a restart, relative to the policy file.",
+        description="File of spent quotas, relative to the policy file; servers of one machine may share it.",
     )
 
     @model_validator(mode="after")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pema.serving.policy import Key
 from pema.serving.refusal import Refusal
+from pema.serving.store import Store
 
 SLICES = 60
 """Parts of a rolling window. Tokens leave the window one part at a time, never early."""
@@ -18,103 +17,113 @@ PERIODS = {"minute": 60.0, "day": 86400.0}
 
 
 class Rate:
-    """A bucket that fills with `per_second` requests and has a capacity of one second's worth, at least one request."""
+    """A bucket that fills with `per_second` requests and has a capacity of one second's worth, at least one request.
 
-    def __init__(self, per_second: float, now: float) -> None:
+    Every method but the constructor runs inside a transaction of the store.
+
+    Args:
+        store: has the requests that are missing from the bucket.
+        key: name of the key.
+
+    Attributes:
+        per_second: mean rate; None for no limit.
+    """
+
+    def __init__(self, store: Store, key: str, per_second: float | None = None) -> None:
+        self._store, self._key = store, key
         self.per_second = per_second
-        self.capacity = max(1.0, per_second)
-        self._level = self.capacity
-        self._at = now
 
     def take(self, now: float) -> float:
         """Take one request; return 0, or the seconds until there is one (nothing is taken then)."""
-        self._fill(now)
-        if self._level < 1 - 1e-9:
-            return (1 - self._level) / self.per_second
-        self._level -= 1
+        if self.per_second is None:
+            return 0.0
+        capacity = max(1.0, self.per_second)
+        taken, at = next(
+            iter(self._store.execute("SELECT taken, at FROM rates WHERE key = ?", (self._key,))), (0.0, now)
+        )
+        # After a change of the limit more may be taken than the bucket has; a clock may be set back.
+        taken = max(0.0, min(taken, capacity) - max(0.0, now - at) * self.per_second)
+        over = taken + 1 - capacity
+        if over > 1e-9:
+            return float(over / self.per_second)
+        self._store.execute("INSERT OR REPLACE INTO rates VALUES (?, ?, ?)", (self._key, taken + 1, now))
         return 0.0
-
-    def change(self, per_second: float, now: float) -> None:
-        """Set another rate; requests already taken stay taken."""
-        self._fill(now)
-        taken = self.capacity - self._level
-        self.per_second, self.capacity = per_second, max(1.0, per_second)
-        self._level = max(0.0, self.capacity - taken)
-
-    def _fill(self, now: float) -> None:
-        self._level = min(self.capacity, self._level + (now - self._at) * self.per_second)
-        self._at = now
 
 
 class Window:
-    """A maximum of `most` in any `seconds`; None is no maximum, and what is spent is counted all the same."""
+    """A maximum of `most` in any `seconds`; None is no maximum, and what is spent is counted all the same.
 
-    def __init__(self, most: int | None, seconds: float) -> None:
-        self.most = most
-        self.seconds = seconds
-        self._slices: deque[list[float]] = deque()  # [leaves at, tokens], the oldest first
-        self._held = 0.0
+    Every method but the constructor runs inside a transaction of the store.
 
-    def spent(self, now: float) -> int:
-        """Return how much the window contains."""
-        self._drop(now)
-        return int(self._held)
+    Args:
+        store: has what is spent.
+        key: name of the key.
+        name: name of the window.
 
-    def renewal(self, now: float) -> tuple[float, float]:
-        """Return the seconds until the first part of what is spent leaves the window, and until all of it has left."""
-        self._drop(now)
-        times = [leaves - now for leaves, held in self._slices if held > 0]
-        return (times[0], times[-1]) if times else (0.0, 0.0)
+    Attributes:
+        seconds: length.
+        most: maximum.
+    """
+
+    def __init__(self, store: Store, key: str, name: str, seconds: float, most: int | None = None) -> None:
+        self._store, self._place = store, (key, name)
+        self.seconds, self.most = seconds, most
+
+    def slices(self, now: float) -> list[tuple[float, int]]:
+        """Return what is spent as (time at which it leaves the window, amount), the oldest first."""
+        rows = self._store.execute(
+            "SELECT leaves, amount FROM spent WHERE key = ? AND window = ? AND leaves > ? ORDER BY leaves",
+            (*self._place, now),
+        )
+        latest = self._leaves(now)
+        late = sum(amount for leaves, amount in rows if leaves > latest)
+        if late:
+            # The clock was set back: what was spent later than now is spent now, and leaves after one window.
+            self._store.execute("DELETE FROM spent WHERE key = ? AND window = ? AND leaves > ?", (*self._place, latest))
+            self._add(late, latest)
+            return self.slices(now)
+        return [(leaves, amount) for leaves, amount in rows if amount > 0]
 
     def wait(self, tokens: int, now: float) -> float:
         """Return the seconds until so many tokens fit: 0 if they do, infinity if they never will."""
-        self._drop(now)
         if self.most is None:
             return 0.0
-        over = self._held + tokens - self.most
+        slices = self.slices(now)
+        over = sum(amount for _, amount in slices) + tokens - self.most
         if over <= 0:
             return 0.0
         if tokens > self.most:
             return float("inf")
-        for leaves, held in self._slices:
-            over -= held
+        for leaves, amount in slices:
+            over -= amount
             if over <= 0:
                 return leaves - now
         return float("inf")
 
-    def spend(self, tokens: int, now: float) -> Callable[[], None]:
-        """Count tokens; return a function that takes them back."""
+    def spend(self, tokens: int, now: float) -> float:
+        """Count tokens; return the time at which they leave the window, for `give`."""
+        self._store.execute("DELETE FROM spent WHERE key = ? AND window = ? AND leaves <= ?", (*self._place, now))
+        leaves = self._leaves(now)
+        self._add(tokens, leaves)
+        return leaves
+
+    def give(self, tokens: int, leaves: float) -> None:
+        """Take back what `spend` counted, unless it has left the window."""
+        self._store.execute(
+            "UPDATE spent SET amount = amount - ? WHERE key = ? AND window = ? AND leaves = ?",
+            (tokens, *self._place, leaves),
+        )
+
+    def _leaves(self, now: float) -> float:
         width = self.seconds / SLICES
-        leaves = (now // width + 1) * width + self.seconds
-        if not self._slices or self._slices[-1][0] < leaves:
-            self._slices.append([leaves, 0.0])
-        part = self._slices[-1]
-        part[1] += tokens
-        self._held += tokens
+        return (now // width + 1) * width + self.seconds
 
-        def refund() -> None:
-            part[1] -= tokens
-            if any(other is part for other in self._slices):
-                self._held -= tokens
-
-        return refund
-
-    def save(self, now: float) -> list[list[float]]:
-        """Return what is spent as [seconds until it leaves, tokens], the oldest first."""
-        self._drop(now)
-        return [[leaves - now, tokens] for leaves, tokens in self._slices if tokens > 0]
-
-    def restore(self, spent: list[list[float]], passed: float, now: float) -> None:
-        """Count what `save` returned `passed` seconds ago."""
-        for remaining, tokens in spent:
-            if remaining > passed:
-                # A clock that was set back cannot make it stay longer than a window.
-                self._slices.append([now + min(remaining - passed, self.seconds * (1 + 1 / SLICES)), tokens])
-                self._held += tokens
-
-    def _drop(self, now: float) -> None:
-        while self._slices and self._slices[0][0] <= now:
-            self._held -= self._slices.popleft()[1]
+    def _add(self, tokens: int, leaves: float) -> None:
+        self._store.execute(
+            "INSERT INTO spent VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (key, window, leaves) DO UPDATE SET amount = amount + excluded.amount",
+            (*self._place, leaves, tokens),
+        )
 
 
 @dataclass(frozen=True)
@@ -139,48 +148,36 @@ class Remaining:
 
 
 class Quota:
-    """The quotas of one key, in memory; `save` and `restore` carry them over a restart of the server."""
+    """The quotas of one key; every process that uses the same store counts in the same ones.
 
-    def __init__(self, key: Key, clock: Callable[[], float] = time.monotonic, *, heads_per_hour: int = 60) -> None:
-        self._clock = clock
-        self._heads = Window(heads_per_hour, 3600.0)
-        self._rate: Rate | None = None
-        self._windows = {name: Window(None, seconds) for name, seconds in PERIODS.items()}
+    Raises:
+        Refusal: from every method but `change`: 503, the store is unavailable.
+    """
+
+    def __init__(self, key: Key, store: Store, heads_per_hour: int = 60) -> None:
+        self._store = store
+        self._rate = Rate(store, key.name)
+        self._heads = Window(store, key.name, "heads", 3600.0)
+        self._windows = {name: Window(store, key.name, name, seconds) for name, seconds in PERIODS.items()}
         self.change(key, heads_per_hour)
 
     def change(self, key: Key, heads_per_hour: int) -> None:
         """Set the limits of a policy; what is spent stays spent."""
         self._heads.most = heads_per_hour
         self._windows["minute"].most, self._windows["day"].most = key.tokens_per_minute, key.tokens_per_day
-        if key.requests_per_second is None:
-            self._rate = None
-        elif self._rate is None:
-            self._rate = Rate(key.requests_per_second, self._clock())
-        else:
-            self._rate.change(key.requests_per_second, self._clock())
+        self._rate.per_second = key.requests_per_second
 
     def remaining(self) -> list[Remaining]:
         """Return the rest of every quota that has a limit."""
-        now, rests = self._clock(), []
-        for unit, window in (*(("tokens", window) for window in self._windows.values()), ("heads", self._heads)):
-            if window.most is not None:
-                left = max(0, window.most - window.spent(now))
-                rests.append(Remaining(unit, window.seconds, window.most, left, *window.renewal(now)))
+        rests = []
+        with self._store.transaction() as now:
+            for unit, window in (*(("tokens", window) for window in self._windows.values()), ("heads", self._heads)):
+                if window.most is not None:
+                    slices = window.slices(now)
+                    left = max(0, window.most - sum(amount for _, amount in slices))
+                    times = [leaves - now for leaves, _ in slices] or [0.0]
+                    rests.append(Remaining(unit, window.seconds, window.most, left, times[0], times[-1]))
         return rests
-
-    def save(self) -> dict[str, list[list[float]]]:
-        """Return what is spent in each window; see `Window.save`."""
-        now = self._clock()
-        return {name: window.save(now) for name, window in self._saved().items()}
-
-    def restore(self, spent: Mapping[str, list[list[float]]], passed: float) -> None:
-        """Count what `save` returned `passed` seconds ago."""
-        now = self._clock()
-        for name, window in self._saved().items():
-            window.restore(spent.get(name, []), passed, now)
-
-    def _saved(self) -> dict[str, Window]:
-        return self._windows | {"heads": self._heads}
 
     def request(self) -> None:
         """Count one request.
@@ -188,8 +185,11 @@ class Quota:
         Raises:
             Refusal: 429, requests are too frequent.
         """
-        wait = self._rate.take(self._clock()) if self._rate else 0.0
-        if self._rate is not None and wait > 0:
+        if self._rate.per_second is None:
+            return
+        with self._store.transaction() as now:
+            wait = self._rate.take(now)
+        if wait > 0:
             raise Refusal(
                 429,
                 "too_many_requests",
@@ -204,31 +204,31 @@ class Quota:
         Raises:
             Refusal: 429, they do not fit yet; 413, they never will.
         """
-        now = self._clock()
-        for name, window in self._windows.items():
-            wait = window.wait(count, now)
-            if wait == float("inf"):
-                raise Refusal(
-                    413,
-                    "larger_than_quota",
-                    f"{count} tokens are requested, the quota of this key is {window.most} tokens per {name}.",
-                    "Request fewer at a time.",
-                )
-            if wait > 0:
-                raise Refusal(
-                    429,
-                    "quota_spent",
-                    f"The quota of this key is {window.most} tokens per {name}; {count} more do not fit yet.",
-                    "Wait as long as Retry-After says; GET /v1/plm shows what is left.",
-                    retry_after=wait,
-                )
-        refunds = [window.spend(count, now) for window in self._windows.values()]
+        with self._store.transaction() as now:
+            for name, window in self._windows.items():
+                wait = window.wait(count, now)
+                if wait == float("inf"):
+                    raise Refusal(
+                        413,
+                        "larger_than_quota",
+                        f"{count} tokens are requested, the quota of this key is {window.most} tokens per {name}.",
+                        "Request fewer at a time.",
+                    )
+                if wait > 0:
+                    raise Refusal(
+                        429,
+                        "quota_spent",
+                        f"The quota of this key is {window.most} tokens per {name}; {count} more do not fit yet.",
+                        "Wait as long as Retry-After says; GET /v1/plm shows what is left.",
+                        retry_after=wait,
+                    )
+            charged = [(window, window.spend(count, now)) for window in self._windows.values()]
+        return lambda: self._give(count, charged)
 
-        def refund() -> None:
-            for each in refunds:
-                each()
-
-        return refund
+    def _give(self, count: int, charged: Sequence[tuple[Window, float]]) -> None:
+        with self._store.transaction():
+            for window, leaves in charged:
+                window.give(count, leaves)
 
     def head(self) -> None:
         """Count one download of the LM head, which costs no token and as much as many requests.
@@ -236,8 +236,10 @@ class Quota:
         Raises:
             Refusal: 429, it was downloaded too often.
         """
-        now = self._clock()
-        wait = self._heads.wait(1, now)
+        with self._store.transaction() as now:
+            wait = self._heads.wait(1, now)
+            if wait == 0:
+                self._heads.spend(1, now)
         if wait > 0:
             raise Refusal(
                 429,
@@ -246,4 +248,3 @@ class Quota:
                 "Keep it, or wait as long as Retry-After says.",
                 retry_after=wait,
             )
-        self._heads.spend(1, now)

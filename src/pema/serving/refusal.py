@@ -53,6 +53,26 @@ POLICY_CHANGED = "the policy of this key changed"
 """A reason for which a session is closed."""
 
 
+def disconnected() -> Refusal:
+    """Return the refusal for a client that has left."""
+    return Refusal(400, "disconnected", "The client left.", "Send the request again.")
+
+
+def draining() -> Refusal:
+    """Return the refusal of a server that is about to stop."""
+    return Refusal(503, "draining", "The server is stopping.", "Try again after its restart.", retry_after=10)
+
+
+def loading() -> Refusal:
+    """Return the refusal of a server that is not ready yet."""
+    return Refusal(503, "loading", "The PLM is being loaded.", "Try again in a moment.", retry_after=5)
+
+
+def slow_body(seconds: float) -> Refusal:
+    """Return the refusal of a body that did not arrive in time."""
+    return Refusal(408, "slow_body", f"The body took over {seconds:g} seconds.", "Send it again.")
+
+
 def session_expired(reason: str) -> Refusal:
     """Return the refusal for a session that was closed, with the reason."""
     return Refusal(

@@ -1,12 +1,13 @@
 """Rereading the policy file while the server runs, on SIGHUP.
 
 On a signal and not when the file changes: a policy that an editor has half written can be valid, and would lock out
-the keys that are not in the file yet.
+the keys that are not in the file yet. A signal to one process reaches all that share its store, which counts them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pema.errors import ConfigError, PemaError
 from pema.serving.connections import Connections
 from pema.serving.lifecycle import Lifecycle
 from pema.serving.policy import Policy
-from pema.serving.refusal import POLICY_CHANGED
+from pema.serving.refusal import POLICY_CHANGED, Refusal
 from pema.serving.service import Service
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Reloader:
     def __init__(self, path: Path | None, lifecycle: Lifecycle, connections: Connections) -> None:
         self._path, self._lifecycle, self._connections = path, lifecycle, connections
         self._requested = False
+        self._number: int | None = None  # of requests in the store, as of the last reread
 
     def request(self) -> None:
         """Ask for the policy to be reread soon; safe in a signal handler."""
@@ -47,9 +49,23 @@ class Reloader:
             await asyncio.sleep(_SECONDS)
             # While the PLM is being loaded, the request waits.
             service = self._lifecycle.loaded
-            if self._requested and service is not None:
-                self._requested = False
-                await self._reread(service)
+            if service is not None:
+                with contextlib.suppress(Refusal):  # the store is unavailable, which is logged; the next time
+                    await self._watch(service)
+
+    async def _watch(self, service: Service) -> None:
+        store = service.store
+        if self._number is None:
+            # Another process may have requested it after the policy was read here, and before the store was opened.
+            shared = self._path is not None and store.path is not None
+            self._number = -1 if shared else store.rereads()
+        if self._requested:
+            store.request_reread()
+            self._requested = False
+        number = store.rereads()
+        if number != self._number:
+            self._number = number
+            await self._reread(service)
 
     async def _reread(self, service: Service) -> None:
         try:
@@ -79,5 +95,10 @@ class Reloader:
             raise ConfigError(
                 f"the policy {self._path} has no keys any more, which would let everybody in: add a key, or stop the "
                 "server."
+            )
+        if policy.quota_file != service.policy.quota_file:
+            raise ConfigError(
+                f"the policy {self._path} names another quota_file, and a running server keeps the one that it counts "
+                "in: start it again."
             )
         return policy

@@ -8,19 +8,19 @@ import signal
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from pema.console import stdout
 from pema.errors import ConfigError
 from pema.serving.connections import Connections, Listener, is_loopback
-from pema.serving.lifecycle import Lifecycle
 from pema.serving.policy import Policy
-from pema.serving.reload import Reloader
+from pema.serving.state import State
 
 logger = logging.getLogger(__name__)
 DRAIN_SECONDS = 60.0
@@ -113,28 +113,28 @@ class Address:
 class _Server(uvicorn.Server):
     """A server that stops on SIGTERM and SIGINT after the requests in flight; a second signal ends it at once."""
 
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
+    def __init__(self, config: uvicorn.Config, state: State) -> None:
         super().__init__(config)
-        self._lifecycle = lifecycle
+        self._state = state
         self._deadline = float("inf")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # The base class raises the signal again at the end, and the exit code would be the signal's.
-        if self._lifecycle.draining:
+        if self._state.draining:
             # The PLM's thread cannot be stopped, and an end of the interpreter under it is an abort.
-            logger.warning("stopped at once, with %d requests unanswered", self._lifecycle.in_flight)
+            logger.warning("stopped at once, with %d requests unanswered", self._state.in_flight)
             os._exit(128 + sig)
-        self._lifecycle.draining = True
+        self._state.draining = True
         self._deadline = time.monotonic() + DRAIN_SECONDS
 
     async def on_tick(self, counter: int) -> bool:
-        finished = self._lifecycle.draining and not self._lifecycle.in_flight
-        if finished or self._lifecycle.failure is not None or time.monotonic() > self._deadline:
+        finished = self._state.draining and not self._state.in_flight
+        if finished or self._state.failure is not None or time.monotonic() > self._deadline:
             self.should_exit = True
         return await super().on_tick(counter)
 
 
-def configuration(app: FastAPI, address: Address) -> uvicorn.Config:
+def configuration(app: ASGIApp, address: Address) -> uvicorn.Config:
     """Return the configuration of uvicorn."""
     return uvicorn.Config(
         app,
@@ -152,25 +152,53 @@ def configuration(app: FastAPI, address: Address) -> uvicorn.Config:
     )
 
 
-def serve(app: FastAPI, address: Address, listener: Listener, connections: Connections, name: str) -> None:
-    """Print the address at which `name` is served, then answer requests until SIGTERM or SIGINT.
+def serve(
+    app: ASGIApp,
+    state: State,
+    reread: Callable[[], None],
+    address: Address,
+    listener: Listener,
+    connections: Connections,
+    name: str,
+) -> None:
+    """Print the address at which `name` is served, then run the server; see `run`.
 
     Raises:
         PemaError: the PLM could not be loaded.
     """
-    lifecycle: Lifecycle = app.state.lifecycle
     listener.connections = connections
     connections.resize(connections.most)
-    server = _Server(configuration(app, address), lifecycle)
+    stdout.print(f"serving {name} at {address.url(listener)}", markup=False)
+    run(app, state, reread, listener, address)
+
+
+def run(
+    app: ASGIApp,
+    state: State,
+    reread: Callable[[], None],
+    listener: socket.socket,
+    address: Address = Address(),
+) -> None:
+    """Answer requests at a listening socket until SIGTERM or SIGINT.
+
+    Args:
+        app: the application.
+        state: its state.
+        reread: called on SIGHUP.
+        listener: the socket.
+        address: has the certificate for TLS, if there is one.
+
+    Raises:
+        PemaError: the PLM could not be loaded.
+    """
+    server = _Server(configuration(app, address), state)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
     if hasattr(signal, "SIGHUP"):
-        reloader: Reloader = app.state.reloader
-        signal.signal(signal.SIGHUP, lambda *_: reloader.request())
-    stdout.print(f"serving {name} at {address.url(listener)}", markup=False)
+        signal.signal(signal.SIGHUP, lambda *_: reread())
     server.run(sockets=[listener])
-    if lifecycle.failure is not None:
-        raise lifecycle.failure
-    if lifecycle.stuck:
+    if state.failure is not None:
+        raise state.failure
+    if state.stuck:
         # A thread that loads or runs the PLM cannot be stopped, and an end of the interpreter under it is an abort.
-        os._exit(0 if lifecycle.loading else 1)
+        os._exit(0 if state.loading else 1)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from pema.owner.contract import PLM, STEP_BUCKET, PLMDescription
-from pema.owner.wire import VERSION, WireDtype
-from pema.serving import spent
+from pema.owner.wire import VERSION, WireDtype, identity
 from pema.serving.accounts import Account
 from pema.serving.batcher import Batcher
 from pema.serving.checks import Checks
@@ -20,7 +21,9 @@ from pema.serving.metrics import Metrics
 from pema.serving.pending import PendingBytes
 from pema.serving.policy import ANYBODY, CONTEXTS_OF, Policy
 from pema.serving.quota import Quota
+from pema.serving.refusal import Refusal
 from pema.serving.sessions import Cost, Sessions
+from pema.serving.store import Store
 from pema.serving.tokenizer import tokenizer_files
 from pema.serving.views import Views
 
@@ -43,6 +46,13 @@ class Rules:
 class Service:
     """Common state of the endpoints.
 
+    Args:
+        plm: the PLM in its own coordinates.
+        policy: the rules.
+        metrics: counts batches and evictions.
+        store: the state shared with other processes; by default that of the policy's `quota_file`, or one in memory.
+        worker: name of this process among the workers of one server, with which its sessions' names begin.
+
     Attributes:
         plm: the PLM in its own coordinates.
         policy: the rules in force.
@@ -54,14 +64,20 @@ class Service:
         heads: packed LM heads.
         representation_bytes: size of one representation on the network, in the widest precision.
         tokenizer_files: the tokenizer, as it is sent.
+        store: the state shared with other processes.
 
     Raises:
         OwnerError: the tokenizer cannot be sent, or a mask's secret cannot be read.
-        ConfigError: the policy asks for what this PLM cannot do.
+        ConfigError: the policy asks for what this PLM cannot do, or the store belongs to servers of another PLM.
     """
 
-    def __init__(self, plm: PLM, policy: Policy, metrics: Metrics) -> None:
+    def __init__(
+        self, plm: PLM, policy: Policy, metrics: Metrics, store: Store | None = None, worker: str = ""
+    ) -> None:
         self.plm = plm
+        self.store = Store(None if policy.quota_file is None else Path(policy.quota_file)) if store is None else store
+        self._replica = secrets.token_hex(8)
+        self.report()
         self._views = Views(plm)
         self._quotas: dict[str, Quota] = {}
         self._pending: dict[str, PendingBytes] = {}
@@ -71,7 +87,7 @@ class Service:
         self.representation_bytes = 4 * plm.description.d_tap
         self.heads = PackedHeads()
         limits = policy.limits
-        self.sessions = Sessions(limits, metrics.eviction)
+        self.sessions = Sessions(limits, metrics.eviction, worker=worker)
         self.session_cost = Cost.measure(plm)
         self.batcher = Batcher(
             window=policy.batching.window_ms / 1000,
@@ -80,9 +96,17 @@ class Service:
             seen=metrics.batch,
         )
         self.apply(rules)
-        if policy.quota_file is not None:
-            spent.restore(Path(policy.quota_file), self._quotas)
         metrics.watch(lambda: self.batcher.waiting, lambda: len(self.sessions), lambda: self.sessions.held)
+
+    def report(self) -> None:
+        """Tell the store that this process is alive, and which PLM it has.
+
+        Raises:
+            ConfigError: a live process that uses the store has another PLM.
+            Refusal: the store is unavailable.
+        """
+        description = self.plm.description
+        self.store.join(self._replica, identity(description), description.name)
 
     def prepare(self, policy: Policy) -> Rules:
         """Check a policy against the PLM, without changing anything that requests see; may run in any thread.
@@ -104,7 +128,7 @@ class Service:
         self.policy, self.checks = policy, rules.checks
         accounts = {}
         for key in policy.keys or (ANYBODY,):
-            quota = self._quotas.setdefault(key.name, Quota(key, heads_per_hour=limits.heads_per_hour))
+            quota = self._quotas.setdefault(key.name, Quota(key, self.store))
             quota.change(key, limits.heads_per_hour)
             pending = self._pending.setdefault(key.name, PendingBytes(limits.pending_bytes))
             pending.most = limits.pending_bytes
@@ -118,12 +142,12 @@ class Service:
         same = {name for name, account in accounts.items() if name in before and before[name].plm is account.plm}
         return frozenset(before.keys() - same)
 
-    def save_quotas(self) -> Callable[[], None] | None:
-        """Return a function that writes the spent quotas, for any thread; None if the policy has no quota_file."""
-        if self.policy.quota_file is None:
-            return None
-        path, values = Path(self.policy.quota_file), {name: quota.save() for name, quota in self._quotas.items()}
-        return lambda: spent.write(path, values)
+    def close(self) -> None:
+        """Close the sessions, and leave the store to the others."""
+        self.sessions.close_all()
+        with contextlib.suppress(Refusal):
+            self.store.leave(self._replica)
+        self.store.close()
 
     @property
     def pending_bytes(self) -> int:

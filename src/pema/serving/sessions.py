@@ -92,6 +92,7 @@ class Sessions:
         evicted: called with the reason, idle or memory, if a session is closed that its client did not close.
         clock: returns monotonic seconds.
         keys: number of keys that share the memory.
+        worker: name of the process, with which the sessions' names begin; empty if it has none.
     """
 
     def __init__(
@@ -100,7 +101,9 @@ class Sessions:
         evicted: Callable[[str], None] = lambda reason: None,
         clock: Callable[[], float] = time.monotonic,
         keys: int = 1,
+        worker: str = "",
     ) -> None:
+        self._prefix = f"{worker}-" if worker else ""
         self._limits = limits
         self._share = limits.session_bytes / keys
         self._evicted = evicted
@@ -167,7 +170,8 @@ class Sessions:
         except Refusal:
             session.close()
             raise
-        entry = Entry(secrets.token_urlsafe(24), key, session, dtype, lengths, held, self._clock(), max(lengths))
+        name = self._prefix + secrets.token_urlsafe(24)
+        entry = Entry(name, key, session, dtype, lengths, held, self._clock(), max(lengths))
         self._live[entry.name] = entry
         self._keep(entry)
         return entry

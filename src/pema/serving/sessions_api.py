@@ -15,10 +15,9 @@ from pema.owner.local.session import Step
 from pema.owner.wire import narrow, pack
 from pema.serving import documented
 from pema.serving.admission import Caller, admit
-from pema.serving.bodies import disconnected
 from pema.serving.contexts_api import TensorResponse
 from pema.serving.messages import AdvanceRequest, OpenRequest
-from pema.serving.refusal import POLICY_CHANGED, Refusal, session_expired
+from pema.serving.refusal import POLICY_CHANGED, Refusal, disconnected, session_expired
 from pema.serving.sessions import Entry
 from pema.serving.waiting import answered
 

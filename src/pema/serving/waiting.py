@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
-from pema.serving.bodies import disconnected
+from pema.serving.refusal import disconnected
 
 T = TypeVar("T")
 

@@ -12,13 +12,15 @@ import logging
 import math
 import os
 import random
+import secrets
 import ssl
 import time
 from typing import Any
 
 import httpx2
 
-from pema.errors import ConfigError, DataError, OwnerError
+from pema.errors import ConfigError, DataError, MismatchError, OwnerError
+from pema.owner.wire import IDENTITY, ROUTE
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,11 @@ SMALL_ANSWER = 1 << 20
 """Maximum bytes of an answer whose size does not follow from the request."""
 
 _AGAIN = (429, 502, 503, 504)
+_GATEWAY = (502, 504)
+"""Answers of a proxy whose replica has ended or does not answer."""
+SESSIONS = "/v1/sessions/"
+"""Beginning of the paths of open sessions."""
+
 _QUOTAS = ("quota_spent", "too_many_requests")
 _QUOTA_PAUSE = 90.0
 """Maximum seconds that a request waits for a quota at a time: enough for one per minute."""
@@ -41,7 +48,15 @@ _SLOWEST = 1 << 14
 
 
 class LostSessionError(OwnerError):
-    """A decoding session that the server no longer knows."""
+    """A decoding session that no longer exists, because it was closed or has gone with the server's replica.
+
+    Attributes:
+        unknown: whether the replica that answered never had it.
+    """
+
+    def __init__(self, message: str, *, unknown: bool = False) -> None:
+        super().__init__(message)
+        self.unknown = unknown
 
 
 class Connection:
@@ -52,6 +67,7 @@ class Connection:
 
     Attributes:
         url: the server's address, without a trailing slash.
+        plm: identity of the PLM that has to answer (see `wire.identity`); None for any.
     """
 
     def __init__(
@@ -68,6 +84,7 @@ class Connection:
         key = key or os.environ.get(KEY)
         if key and not (key.isascii() and key.isprintable()):
             raise ConfigError(f"the API key contains invalid characters: check {KEY}.")
+        self.plm: str | None = None
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._patience, self._timeout = patience, timeout
         self._client = httpx2.Client(
@@ -89,22 +106,40 @@ class Connection:
                 f"{where} answered with something that is not JSON: check that a pema server runs there."
             ) from error
 
-    def request(self, method: str, path: str, body: dict[str, Any] | None = None, *, most: int = SMALL_ANSWER) -> bytes:
-        """Send a request and return the body of the answer, of at most `most` bytes.
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        most: int = SMALL_ANSWER,
+        route: str | None = None,
+    ) -> bytes:
+        """Send a request and return the body of the answer.
+
+        Args:
+            method: its method.
+            path: its path.
+            body: its body, for JSON.
+            most: maximum bytes of the answer.
+            route: constant in a session, so that a proxy may send its requests to one replica; see `wire.ROUTE`.
 
         Raises:
             OwnerError: the server cannot be reached, refuses, or sends more; the message names the request and the
                 answer.
             DataError: the server does not accept the content of the request.
+            MismatchError: the server has another PLM than it had.
             LostSessionError: the decoding session no longer exists.
         """
+        in_session = path.startswith(SESSIONS)
         where = f"{method} {self.url}{path}"
         started, pause, attempts, waited = time.monotonic(), _FIRST_PAUSE, 0, 0.0
         while True:
             attempts += 1
             wait = pause * random.uniform(0.5, 1.0)
+            headers = {ROUTE: route or secrets.token_hex(8)} | ({IDENTITY: self.plm} if self.plm else {})
             try:
-                with self._client.stream(method, path, json=body) as response:
+                with self._client.stream(method, path, json=body, headers=headers) as response:
                     bound = most if response.is_success else _ERROR_BYTES
                     content = self._read(response, bound, where)
             except httpx2.TransportError as error:
@@ -119,6 +154,8 @@ class Connection:
                     _require_success(response.status_code, content, where)
                     return content
                 code, reason = _said(content)
+                if in_session and (response.status_code in _GATEWAY or code == "draining"):
+                    raise LostSessionError(f"{where}: the server answered {response.status_code}: {reason}")
                 with contextlib.suppress(KeyError, ValueError):
                     wait = max(wait, float(response.headers["retry-after"]))
                 if code in _QUOTAS:
@@ -187,8 +224,13 @@ def _require_success(status: int, content: bytes, where: str) -> None:
         return
     code, reason = _said(content)
     message = f"{where}: the server refused with {status}: {reason}"
+    if status == 412 and code == "another_plm":
+        raise MismatchError(
+            f"{where}: the server now has another PLM than it had at the beginning, or shows it to this key in another "
+            "form: run the same command again, which says whether what exists fits the new one."
+        )
     if status in (404, 410) and code in ("session_expired", "unknown_session"):
-        raise LostSessionError(message)
+        raise LostSessionError(message, unknown=code == "unknown_session")
     if status in (401, 403):
         remedy = f" Set {KEY} to a key that the owner gave you." if status == 401 else ""
         raise OwnerError(message + remedy)

@@ -23,7 +23,7 @@ from pema.owner.contract import BATCH_TOKENS, ContextRepresentations, Contexts, 
 from pema.owner.decoding import DecodesInSessions
 from pema.owner.head import Head
 from pema.owner.requests import require_prompts, require_sequences
-from pema.owner.wire import VERSION, WireDtype, unpack
+from pema.owner.wire import VERSION, WireDtype, identity, unpack
 
 IN_FLIGHT = 2
 """Number of concurrent requests: the server processes one while the answer to the other is transmitted."""
@@ -49,6 +49,7 @@ class RemotePLM(DecodesInSessions):
         self.dtype = dtype
         self._connection = connection or Connection(url)
         self._description, self._rules = self._ask_rules()
+        self._connection.plm = identity(self._description)
         if self._description.tap != tap:
             raise ConfigError(
                 f"{self._connection.url} reads representations at tap {self._description.tap!r}, not at {tap!r}."

@@ -5,26 +5,31 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import secrets
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pema.errors import DataError, OwnerError
-from pema.owner.client.connection import SMALL_ANSWER, Connection, LostSessionError
+from pema.owner.client.connection import SESSIONS, SMALL_ANSWER, Connection, LostSessionError
 from pema.owner.contract import PLMDescription
-from pema.owner.wire import WireDtype, unpack
+from pema.owner.wire import ROUTE, WireDtype, unpack
 
 logger = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """Valid names of sessions, which become part of a URL."""
 
 
+OFTEN = 4
+"""Replicas in a row that do not know a session which was just opened: its requests do not reach the one that does."""
+
+
 class RemoteSession:
     """A decoding session on a server; see `contract.Session`.
 
-    If the server has lost the session (after a restart, or because it expired), it is opened again with the current
-    contexts, so that generation continues.
+    If the server has lost the session (it expired, or has gone with a replica of the server), it is opened again with
+    the current contexts, so that generation continues with the same text.
     """
 
     def __init__(
@@ -34,6 +39,8 @@ class RemoteSession:
         self._contexts = [list(prompt) for prompt in prompts]
         self._id: str | None = None
         self._step = 0
+        self._unknown = 0  # times in a row that it was lost because a replica did not know it
+        self._route = ""
         self._representations = self._open()
 
     @property
@@ -51,12 +58,17 @@ class RemoteSession:
         if self._id is None:
             raise DataError("the session is closed: open another.")
         body = {"step": self._step + 1, "tokens": list(tokens), "parents": None if parents is None else list(parents)}
-        path = f"/v1/sessions/{self._id}/advance"
+        path = f"{SESSIONS}{self._id}/advance"
         rows = range(len(self._contexts)) if parents is None else parents
         try:
-            content = self._connection.request("POST", path, body, most=self._most(len(tokens)))
+            content = self._connection.request("POST", path, body, most=self._most(len(tokens)), route=self._route)
         except LostSessionError as error:
-            logger.warning("%s Opening it again with %d contexts.", error, len(tokens))
+            self._require_replica(error)
+            logger.warning(
+                "A decoding session is lost (%s) and begun again with its %d contexts; the text does not change.",
+                error,
+                len(tokens),
+            )
             contexts = [[*self._contexts[row], token] for row, token in zip(rows, tokens, strict=True)]
             self._contexts = contexts
             self._representations = self._open()
@@ -64,18 +76,32 @@ class RemoteSession:
         self._representations = self._read(content, len(tokens))[0]
         self._contexts = [[*self._contexts[row], token] for row, token in zip(rows, tokens, strict=True)]
         self._step += 1
+        self._unknown = 0
 
     def close(self) -> None:
         """Close the session; see `contract.Session.close`. If the server is unreachable, the session expires there."""
         if self._id is not None:
             with contextlib.suppress(OwnerError, DataError):
-                self._connection.request("DELETE", f"/v1/sessions/{self._id}")
+                self._connection.request("DELETE", f"{SESSIONS}{self._id}", route=self._route)
             self._id = None
+
+    def _require_replica(self, error: LostSessionError) -> None:
+        """Refuse to go on if the session is lost at every step: each token would cost its whole context."""
+        self._unknown = self._unknown + 1 if error.unknown else 0
+        if self._unknown == OFTEN:
+            raise OwnerError(
+                f"the requests of a decoding session do not reach the replica of {self._connection.url} that has it: "
+                "ask the PLM's owner to send all requests of a session to one replica, for example by the hash of the "
+                f"header {ROUTE}."
+            ) from error
 
     def _open(self) -> Tensor:
         rows = len(self._contexts)
         body = {"prompts": self._contexts, "dtype": self._dtype}
-        f, texts = self._read(self._connection.request("POST", "/v1/sessions", body, most=self._most(rows)), rows)
+        # Another one than before: the replica of a lost session may be gone.
+        self._route = secrets.token_hex(8)
+        content = self._connection.request("POST", SESSIONS[:-1], body, most=self._most(rows), route=self._route)
+        f, texts = self._read(content, rows)
         name = texts.get("session", "")
         if not _NAME.fullmatch(name):
             raise OwnerError(f"{self._connection.url} opened a session without a valid name.")
