@@ -358,9 +358,12 @@ def test_what_the_server_hands_out_must_be_what_it_describes(client):
         description = about["description"] | {name: "other"}
         told = httpx2.Response(200, json=about | {"description": description})
         across, wire = remote(client, before=lambda n, _, told=told: told if n == 1 else None)
+        with pytest.raises(MismatchError, match=r"GET .*: the server now has another PLM than it had at the beginning"):
+            get(across)
+        across._connection.plm = None  # as if the server were an older one, which does not know the header
         with pytest.raises(MismatchError, match="from the one that it describes"):
             get(across)
-        assert len(wire.requests) == 2
+        assert len(wire.requests) == 3
 
 
 @pytest.mark.parametrize("name", ["../evil.json", "/etc/evil", "a/b"])

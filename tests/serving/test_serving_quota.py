@@ -128,6 +128,9 @@ def test_a_change_of_the_limits_keeps_what_is_spent():
     for _ in range(10):
         quota.request()
     quota.change(key(requests_per_second=1.0), heads_per_hour=1)
+    with pytest.raises(Refusal, match="1 requests per second"):
+        quota.request()
+    now[0] += 1
     quota.request()
     quota.tokens(10**9)
 

@@ -44,10 +44,10 @@ class Rate:
         # After a change of the limit more may be taken than the bucket has; a clock may be set back.
         taken = max(0.0, min(taken, capacity) - max(0.0, now - at) * self.per_second)
         over = taken + 1 - capacity
-        if over > 1e-9:
-            return float(over / self.per_second)
-        self._store.execute("INSERT OR REPLACE INTO rates VALUES (?, ?, ?)", (self._key, taken + 1, now))
-        return 0.0
+        refused = over > 1e-9
+        values = (self._key, taken if refused else taken + 1, now)
+        self._store.execute("INSERT OR REPLACE INTO rates VALUES (?, ?, ?)", values)
+        return float(over / self.per_second) if refused else 0.0
 
 
 class Window:
