@@ -20,6 +20,7 @@ from reproduction.tables import (
     owners,
     paper_shape,
     privacy,
+    rounding,
     server_load,
     settings,
     slots,
@@ -53,6 +54,11 @@ def results() -> str:
     return comparisons.summaries() + slots.slots() + "\n" + owners.owners() + "\n" + comparisons.comparisons()
 
 
+def recoveries() -> str:
+    """Return the figures of docs/owners.md."""
+    return log_probabilities.log_probabilities() + "\n" + rounding.rounding()
+
+
 SECURITY = ROOT / "SECURITY.md"
 README = ROOT / "README.md"
 
@@ -83,6 +89,7 @@ def origins() -> list[Origin]:
         Origin("other owners of the PLM", DOCS / "results.md", owners.COMMAND, (owners.FILE,)),
         Origin("vocabularies of training", DOCS / "presets.md", vocabulary.COMMAND, (vocabulary.FILE,)),
         Origin("log-probabilities alone", DOCS / "owners.md", log_probabilities.COMMAND, (log_probabilities.FILE,)),
+        Origin("adapters from them", DOCS / "owners.md", rounding.COMMAND, (rounding.FILE,)),
         Origin("masked heads", DOCS / "masked-head.md", privacy.MASKED_HEAD_COMMAND, (privacy.MASKED_HEAD,)),
         Origin("what comes back from a memory", DOCS / "privacy.md", privacy.INVERSION_COMMAND, (privacy.INVERSION,)),
         Origin("load of the server", DOCS / "serving.md", server_load.COMMAND, (server_load.FILE,)),
@@ -121,7 +128,7 @@ BLOCKS: dict[Path, Callable[[], str]] = {
     DOCS / "benchmarks.md": benchmarks.benchmarks,
     DOCS / "results.md": results,
     DOCS / "presets.md": vocabulary.vocabulary,
-    DOCS / "owners.md": log_probabilities.log_probabilities,
+    DOCS / "owners.md": recoveries,
     DOCS / "masked-head.md": privacy.masked_head,
     DOCS / "paper-shape.md": paper_shape.paper_shape,
     DOCS / "privacy.md": privacy.inversion,

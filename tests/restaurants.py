@@ -1,6 +1,7 @@
 """SmolLM2 adapted to a small part of the bundled descriptions of restaurants, and scored: minutes of a core."""
 
 from dataclasses import replace
+from statistics import mean
 
 import pytest
 
@@ -22,17 +23,23 @@ def require_packaged():
         pytest.skip(str(error))
 
 
-def adapt_and_score(plm, folder, texts, dev, generated):
+def adapt_and_score(plm, folder, texts, dev, generated, seeds=1):
     """Metrics of the PLM alone and of PEMA, whose schedule is chosen on dev, and its perplexity on dev.
 
-    `texts`, `dev` and `generated` are the numbers of examples to learn from, to choose on and to generate for.
+    `texts`, `dev` and `generated` are the numbers of examples to learn from, to choose on and to generate for. The
+    perplexity is the mean of `seeds` trainings; the texts are those of the first.
     """
     data, task = restaurant_data(), replace(pema.get_task("data-to-text"), template=TEMPLATE)
     memory = pema.build_memory(plm, data.train[:texts], task, folder / "memory", contexts="teacher")
-    adapter, _ = pema.train(memory, pema.preset("best"), folder / "adapter")
     held_out = pema.build_memory(plm, data.dev[:dev], task, folder / "dev", contexts="teacher")
-    schedules = [pema.Constant(weight) for weight in (0.7, 0.9, 1.0)]
-    perplexities = {schedule: pema.perplexity(held_out.view(), plm.head(), adapter, schedule) for schedule in schedules}
+    adapters = [
+        pema.train(memory, pema.preset("best", seed=seed), folder / f"adapter-{seed}")[0] for seed in range(seeds)
+    ]
+
+    def perplexity(schedule):
+        return mean(pema.perplexity(held_out.view(), plm.head(), adapter, schedule) for adapter in adapters)
+
+    perplexities = {schedule: perplexity(schedule) for schedule in map(pema.Constant, (0.7, 0.9, 1.0))}
     test = data.test[:generated]
     sources, references = [each.source for each in test], [[each.target, *each.alternatives] for each in test]
 
@@ -43,6 +50,6 @@ def adapt_and_score(plm, folder, texts, dev, generated):
     best = min(perplexities, key=perplexities.get)
     return (
         score(pema.generate(plm, None, sources, task, **STOP)),
-        score(pema.generate(plm, adapter, sources, task, best, **STOP)),
+        score(pema.generate(plm, adapters[0], sources, task, best, **STOP)),
         perplexities[best],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import mean, stdev
 from typing import Any
 
+from pema.evaluation.notation import NOTHING
 from reproduction.lines import read_runs
 from reproduction.paths import RESULTS
 from reproduction.tables.markdown import head, row, signature_of, source
@@ -21,13 +22,13 @@ LINES: tuple[tuple[str, int | None], ...] = (
     ("2 decimals", None),
     (EXACT, 866),
     ("2 decimals", 866),
-    ("2 decimals", 634),
     ("2 decimals", 578),
     (EXACT, 578),
     (EXACT, 432),
     (EXACT, 288),
     ("4 decimals", None),
     ("4 decimals", 578),
+    ("2 decimals", 634),
 )
 """Roundings and numbers of likeliest tokens, in the order in which they are run; None: 1.5 (d + 1) chosen tokens."""
 
@@ -40,24 +41,28 @@ def label(rounding: str, k: int | None) -> str:
 def rounding() -> str:
     """Return a table of the recoveries, and one of the adapters."""
     runs = read_runs(FILE)
-    text = head(["SmolLM2-135M, log-probabilities", "gap", "requests", "deviation", "largest error"])
+    text = "SmolLM2-135M (Q4_1; d = 576, V = 49,152) through llama.cpp's server:\n\n"
+    text += head(["log-probabilities", "gap", "requests", "deviation", "largest error"])
     for name in (name for name in ROUNDINGS if name in runs):
         run = runs[name]
         text += row([name, f"{run['gap']:,.1f}", f"{run['queries']:,}", share(run["deviation"]), error(run)])
-    text += "\n" + head(["f from", "log-probabilities", "deviation", "PLM alone", "PEMA", "seeds"])
+    seeds = max(len(run["perplexities"]) for run in runs.values() if "perplexities" in run)
+    text += "\n" + head(
+        ["f from", "log-probabilities", "deviation", "PLM alone", *(f"PEMA, seed {i}" for i in range(seeds)), "mean"]
+    )
     true = runs[label(TRUE, None)]
-    text += row(["transformers, bfloat16", "none", *_figures(true)])
+    text += row(["transformers, bfloat16", NOTHING, *_figures(true, seeds)])
     for rounded, k in sorted((line for line in LINES if line[0] != TRUE), key=_order):
         if label(rounded, k) in runs:
             tokens = "866 chosen tokens" if k is None else f"the {k} likeliest tokens"
-            text += row([tokens, rounded, *_figures(runs[label(rounded, k)])])
+            text += row([tokens, rounded, *_figures(runs[label(rounded, k)], seeds)])
     config = signature_of(true).config
     return (
         text
         + (
             f"\nPerplexity of the targets of {config['dev']} dev texts ({true['dev_pairs']:,} contexts), "
             f"{config['train']} texts to learn from ({true['pairs']:,} contexts), preset `best`, constant weight 0.9, "
-            f"mean of {len(true['perplexities'])} seeds of training with its standard deviation; plain prompts. "
+            "plain prompts; mean and standard deviation over seeds of training. "
         )
         + source(signature_of(true), COMMAND)
     )
@@ -78,7 +83,8 @@ def _order(line: tuple[str, int | None]) -> tuple[int, int]:
     return -(k or 1 << 20), ROUNDINGS.index(rounded)
 
 
-def _figures(run: dict[str, Any]) -> list[str]:
+def _figures(run: dict[str, Any], seeds: int) -> list[str]:
     values = run["perplexities"]
-    seeds = ", ".join(f"{value:.2f}" for value in values)
-    return [share(run["deviation"]), f"{run['alone']:.2f}", f"{mean(values):.2f} ± {stdev(values):.2f}", seeds]
+    cells = [f"{value:.2f}" for value in values] + [NOTHING] * (seeds - len(values))
+    average = f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else NOTHING
+    return [share(run["deviation"]), f"{run['alone']:.2f}", *cells, average]
