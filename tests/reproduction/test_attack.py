@@ -5,12 +5,12 @@ import sys
 import pytest
 
 from reproduction.attack import __main__ as command
-from reproduction.attack import client, server
+from reproduction.attack import client, server, workers
 from reproduction.lines import read_runs
 from reproduction.paths import ROOT
 from reproduction.tables.attack import AFTER, BEFORE, FILE
 
-NAMES = {*server.ATTACKS, *client.ATTACKS, *command.FILES}
+NAMES = {*server.ATTACKS, *workers.ATTACKS, *client.ATTACKS, *command.FILES}
 
 
 def test_every_attack_has_its_figures_and_nothing_falls():

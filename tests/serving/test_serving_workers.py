@@ -139,6 +139,21 @@ def test_a_later_worker_that_cannot_start_is_tried_again_with_growing_pauses(sho
     ]
 
 
+def test_a_system_without_a_free_process_is_waited_for(short, caplog):
+    plan, failures = Programs(short, 1), [OSError(11, "Resource temporarily unavailable")] * 2
+    start = plan.start
+    plan.start = lambda index: start(index) if not failures else _raise(failures.pop())
+    fleet = Fleet(plan, Store())
+    watched(fleet, lambda: fleet.ready)
+    lines = [record.fields for record in caplog.records if "started again" in record.getMessage()]
+    assert [line["seconds"] for line in lines] == [0.05, 0.1]
+    assert "temporarily unavailable" in lines[0]["why"]
+
+
+def _raise(error):
+    raise error
+
+
 def test_a_worker_whose_plm_does_not_run_is_replaced(short, monkeypatch):
     monkeypatch.setattr(workers, "HEALTH_SECONDS", 0.1)
     plan = Programs(short, 1, "broken")

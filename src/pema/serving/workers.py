@@ -241,7 +241,10 @@ class Fleet(State):
             return
         for index, place in enumerate(self._places if self._begun else self._places[:1]):
             if place.worker is None and time.monotonic() >= place.empty_until:
-                place.worker = self._plan.start(index)
+                try:
+                    place.worker = self._plan.start(index)
+                except OSError as error:  # the system has no process or no file left
+                    self._wait(place, worked=False, fields={"worker": index, "why": str(error)})
 
     async def _look(self, place: _Place, worker: Worker) -> None:
         code = worker.process.poll()
@@ -268,9 +271,14 @@ class Fleet(State):
         if not self._begun:
             self.failure = ProcessError(f"a worker ended with exit code {code} before it was ready, see above.")
             return
-        place.pause = FIRST_PAUSE if worker.ready else min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * place.pause))
+        fields = {"worker": worker.index, "code": code, "unanswered": worker.unanswered}
+        self._wait(place, worked=worker.ready, fields=fields)
+
+    def _wait(self, place: _Place, *, worked: bool, fields: dict[str, object]) -> None:
+        """Leave a place empty for some time, longer after each start that did not work."""
+        place.pause = FIRST_PAUSE if worked else min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * place.pause))
         place.empty_until = time.monotonic() + place.pause
-        fields = {"worker": worker.index, "code": code, "unanswered": worker.unanswered, "seconds": place.pause}
+        fields = fields | {"seconds": place.pause}
         logger.error("a worker has ended and is started again", extra={"fields": fields})
 
 
