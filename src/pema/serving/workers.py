@@ -274,11 +274,11 @@ class Fleet(State):
         fields = {"worker": worker.index, "code": code, "unanswered": worker.unanswered}
         self._wait(place, worked=worker.ready, fields=fields)
 
-    def _wait(self, place: _Place, *, worked: bool, fields: dict[str, object]) -> None:
+    def _wait(self, place: _Place, *, worked: bool, fields: Mapping[str, object]) -> None:
         """Leave a place empty for some time, longer after each start that did not work."""
         place.pause = FIRST_PAUSE if worked else min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * place.pause))
         place.empty_until = time.monotonic() + place.pause
-        fields = fields | {"seconds": place.pause}
+        fields = {**fields, "seconds": place.pause}
         logger.error("a worker has ended and is started again", extra={"fields": fields})
 
 
