@@ -37,7 +37,8 @@ def test_it_is_adapted_as_with_the_true_representations(tmp_path, monkeypatch):
     finally:
         server.stop()
     *_, expected = adapt_and_score(local, tmp_path / "local", *COUNTS, SEEDS)
-    # Trained along another path, because its numbers are uncorrelated; texts of adapters from so few examples differ
-    # more than those of the two ways.
+    # 5.13 beside 5.33 was measured: it is trained along another path, because its numbers are uncorrelated. Texts of
+    # adapters from so few examples differ more than those of the two ways, so they are compared with the PLM's only:
+    # 30 and 9 BLEU.
     assert 0.88 * expected < perplexity < 1.05 * expected
     assert ours["bleu"] > alone["bleu"] + 10
