@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import types
 from contextlib import suppress
 
 from torch.distributed import TCPStore
@@ -13,7 +14,7 @@ LIMIT = 240
 """Seconds that the processes may take on a busy machine; a hang is longer."""
 
 
-def run(rank, count, port, files, arguments, plant):
+def run(rank, count, port, files, arguments, plant, program):
     """Run the command line as process `rank`; `plant`: (rank, name of a method of JointRun, its call, what to do)."""
     os.dup2(os.open(files / f"out-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     os.dup2(os.open(files / f"err-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
@@ -26,12 +27,16 @@ def run(rank, count, port, files, arguments, plant):
     import torch
 
     torch.set_num_threads(1)
-    from pema.cli import main
+    from pema import cli
 
     if plant is not None and plant[0] == rank:
         set_plant(*plant[1:])
-    sys.argv = ["pema", *(argument.format(rank=rank) for argument in arguments)]
-    main()
+    sys.argv = ["pema"]
+    if program is None:
+        sys.argv += [argument.format(rank=rank) for argument in arguments]
+    else:  # with the command line's exit codes and messages
+        sys.modules["pema.cli.app"] = types.SimpleNamespace(app=lambda **_: program(rank, *arguments))
+    cli.main()
 
 
 def set_plant(name, call, action):
@@ -52,10 +57,11 @@ def set_plant(name, call, action):
     setattr(JointRun, name, planted)
 
 
-def launch(files, count, *arguments, plant=None):
+def launch(files, count, *arguments, plant=None, program=None):
     """Run a command in `count` processes; returns their exit codes, and what each printed on stdout and stderr.
 
-    In an argument `{rank}` is the number of the process.
+    In an argument `{rank}` is the number of the process. `program`: a function of a module that is called with the
+    number and the arguments instead of the command.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("forkserver")
@@ -65,7 +71,8 @@ def launch(files, count, *arguments, plant=None):
         context.set_forkserver_preload(modules)
     files.mkdir(exist_ok=True)
     children = [
-        context.Process(target=run, args=(rank, count, store.port, files, arguments, plant)) for rank in range(count)
+        context.Process(target=run, args=(rank, count, store.port, files, arguments, plant, program))
+        for rank in range(count)
     ]
     for child in children:
         child.start()

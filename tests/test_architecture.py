@@ -12,6 +12,7 @@ FOUNDATION = frozenset(
     {
         "cache",
         "errors",
+        "exchange",
         "devices",
         "extras",
         "files",

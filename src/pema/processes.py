@@ -52,6 +52,11 @@ class Processes:
         """Whether this process writes files."""
         return self.rank == 0
 
+    @property
+    def runs_on_accelerator(self) -> bool:
+        """Whether this process has an accelerator of its own, beside those of the others."""
+        return self.device is not None and self.device.type != "cpu"
+
     def part(self, n: int) -> slice:
         """Return this process's part of n items: contiguous, and of the same size as the others' up to one item."""
         return slice(n * self.rank // self.count, n * (self.rank + 1) // self.count)
@@ -65,7 +70,7 @@ class Processes:
         if self.count > 1:
             from torch import distributed
 
-            with _connected():
+            with connected():
                 moved = tensor.to(self.device)
                 distributed.all_reduce(moved)
                 if moved is not tensor:
@@ -105,7 +110,7 @@ class Processes:
 
         layout = {name: (str(each.dtype).removeprefix("torch."), list(each.shape)) for name, each in tensors.items()}
         text = json.dumps([shared, layout]).encode()
-        with _connected():
+        with connected():
             length = torch.tensor([len(text)], device=self.device)
             distributed.broadcast(length, 0)
             written = torch.frombuffer(bytearray(text if self.is_writer else int(length)), dtype=torch.uint8)
@@ -154,7 +159,7 @@ def join() -> Processes:
     """
     if not launched():
         return ALONE
-    require_library("training with several processes", "accelerate", "parallel")
+    require_library("a command of several processes", "accelerate", "parallel")
     import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
@@ -171,6 +176,7 @@ def join() -> Processes:
     return processes
 
 
+@functools.cache
 def is_first_to_fail() -> bool:
     """Return whether this process, which fails, is the first one: it tells the user why, and no other does.
 
@@ -189,7 +195,12 @@ def is_first_to_fail() -> bool:
 
 
 @contextlib.contextmanager
-def _connected() -> Iterator[None]:
+def connected() -> Iterator[None]:
+    """Turn what torch raises in the block, where processes wait for one another, into an error of ours.
+
+    Raises:
+        ProcessError: another process has ended.
+    """
     try:
         yield
     except RuntimeError as error:

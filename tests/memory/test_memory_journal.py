@@ -76,7 +76,7 @@ def test_a_group_whose_answers_are_all_there_asks_for_nothing(tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(journal_module, "SECONDS", 0.0)
-        patch.setattr("pema.memory.build.write_shard", refuse)
+        patch.setattr("pema.memory.engines.in_process.write_shard", refuse)
         with pytest.raises(StorageError, match="the disk is full"):
             build(tmp_path / "m", 8)
     plm = FakePLM()

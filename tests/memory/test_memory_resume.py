@@ -177,7 +177,7 @@ def test_writing_overlaps_computing(tmp_path, monkeypatch):
             asked.release()
         return answer
 
-    monkeypatch.setattr("pema.memory.build.write_shard", waiting)
+    monkeypatch.setattr("pema.memory.engines.in_process.write_shard", waiting)
     assert build(tmp_path / "m", 24, plm=FakePLM(change=change)).examples == 24
 
 

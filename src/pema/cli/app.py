@@ -47,7 +47,7 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-PARALLEL = ("train",)
+PARALLEL = ("build", "train")
 """The commands that a launcher may start in several processes."""
 
 

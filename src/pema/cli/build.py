@@ -58,20 +58,25 @@ def build(
 ) -> None:
     """Build an external memory: (context representation, target token) pairs on your own disk.
 
-    The same command resumes a build that was interrupted.
+    The same command resumes a build that was interrupted. `accelerate launch -m pema build ...` builds the same memory
+    on several devices.
 
     Example: pema build --plm embedded --task translation --source train.en --target train.de -o memory
     """
     from pema.console import keeping, note
     from pema.memory.manifest import require_path
-    from pema.memory.places import MEMORY
+    from pema.memory.places import MEMORY, require_folder
+    from pema.processes import join
     from pema.storage.publishing import destination
     from pema.tasks.readers import read
     from pema.tasks.registry import get_task
 
+    processes = join()
     config = BuildConfig(**building)
+    require_folder(output, processes)
     with destination(output, MEMORY) as folder:
-        require_path(folder, append=append)
+        if processes.is_writer:
+            require_path(folder, append=append)
         chosen = get_task(task, template, chat=chat, system=system)
         fields = {"source_field": source_field, "target_field": target_field}
         reading = read(data, source=source, target=target, **fields, limit=config.limit)
@@ -81,10 +86,12 @@ def build(
         from pema.adapter.module import Adapter
         from pema.generation.on_policy import OnPolicy
         from pema.memory.build import build_memory
-        from pema.owner.opening import open_plm
+        from pema.owner.opening import accepted, open_plm
 
         writer = None if adapter is None else Adapter.from_pretrained(adapter)
         with keeping(f"what the PLM has answered is kept in {folder}: the same command continues after it"):
+            if processes.runs_on_accelerator and loaded.get("device_map") in (None, "auto"):
+                loaded |= accepted(plm, {"device_map": str(processes.device)})
             opened = open_plm(plm, **loaded)
             answering = opened if writer is None else OnPolicy(opened, writer)
             memory = build_memory(answering, reading.examples, chosen, folder, config, append=append)

@@ -8,52 +8,35 @@ uninterrupted build.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pema import console
-from pema.errors import (
-    ConfigError,
-    DataError,
-    ExternalMemoryError,
-    MismatchError,
-    OwnerError,
-    PemaError,
-    StorageError,
-)
+from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError
 from pema.locks import exclusive
 from pema.memory.config import BuildConfig
+from pema.memory.encoder import Encoder
 from pema.memory.encoding import Tokens
+from pema.memory.engines.in_process import Work
+from pema.memory.engines.launched import Team
+from pema.memory.groups import Group
 from pema.memory.journal import Journal, clear_journals
 from pema.memory.manifest import FILE, HEAD, FileEntry, Input, Manifest, require_path
-from pema.memory.pairing import NO_TARGET, agreeing, pair
-from pema.memory.places import MEMORY
+from pema.memory.places import MEMORY, require_folder
 from pema.memory.planning import Plan
-from pema.memory.precision import StorageLoss
 from pema.memory.reader import Memory
-from pema.memory.shard import (
-    Contents,
-    ShardFile,
-    StoredPrompts,
-    channel_scales_of,
-    restore,
-    store,
-    write_shard,
-)
-from pema.owner.contract import PLM, ContextRepresentations, Contexts, Metered, PLMDescription
+from pema.memory.register import Register, clear_receipts, read_receipts
+from pema.memory.shard import ShardFile
+from pema.owner.contract import PLM, Metered
+from pema.processes import join
 from pema.schema import known
 from pema.storage.publishing import destination
 from pema.tasks.example import Example, one_target_each
-from pema.tasks.spelling import Speller, speller_of
 from pema.tasks.target_statistics import TargetStatistics
 
 if TYPE_CHECKING:
@@ -61,12 +44,6 @@ if TYPE_CHECKING:
     from pema.tasks.template import Template
 
 DEFAULT = BuildConfig()
-
-LEAST_AGREEMENT = 0.15
-"""Share of tokens on which the PLM's own text and the target agree; `predicted` contexts with less are warned of.
-
-It lies between what was measured (docs/memory-format.md): 23 to 68 % for translation and rewriting, 5 to 7 % for texts
-that the PLM alone does not write."""
 
 
 @runtime_checkable
@@ -90,6 +67,9 @@ def build_memory(
 ) -> Memory:
     """Store (f(c_i), y_i) for every target token of every example.
 
+    Called in each of several processes that a launcher has started (`pema.processes`), it builds one memory in all of
+    them, on a file system that they share: its files are those of one process.
+
     Called again with the same arguments, it resumes where it was interrupted; if the memory is complete, it is
     returned unchanged. All examples are encoded and checked before the first request to the PLM.
 
@@ -108,8 +88,9 @@ def build_memory(
         The complete memory, opened.
 
     Raises:
-        ConfigError: invalid settings; `teacher` contexts of an adapter; `output` contains something else; a value is
-            too large for `dtype`, or `dtype` raises the perplexity of the PLM by more than `precision.MOST`.
+        ConfigError: invalid settings; `teacher` contexts of an adapter; `output` contains something else; several
+            processes have no common folder; a value is too large for `dtype`, or `dtype` raises the perplexity of the
+            PLM by more than `precision.MOST`.
         DataError: there are no examples, or one cannot be used (named by `Example.where`).
         MismatchError: the memory in `output` was started with another PLM, setting or input.
         ExternalMemoryError: the memory in `output` is damaged, or incomplete and cannot be appended to.
@@ -118,18 +99,101 @@ def build_memory(
     """
     known(BuildConfig, changes)
     config = replace(config, **changes)
-    with destination(output, MEMORY) as folder:
-        _build(plm, examples, task, folder, config, append)
-    return Memory.open(output)
-
-
-def _build(plm: PLM, examples: Iterable[Example], task: Task, output: Path, config: BuildConfig, append: bool) -> None:
     examples = list(one_target_each(islice(examples, config.limit)))
     if not examples:
         raise DataError("there are no examples to build a memory from: check the input files.")
+    processes = join()
+    require_folder(output, processes)
+    with Team(processes) as team:
+        if team.processes.is_writer:
+            with destination(output, MEMORY) as folder:
+                _lead(plm, examples, task, folder, config, append, team)
+        else:
+            _follow(plm, examples, task, config, team)
+        team.finish()
+    return Memory.open(output)
+
+
+def _lead(
+    plm: PLM, examples: Sequence[Example], task: Task, output: Path, config: BuildConfig, append: bool, team: Team
+) -> None:
+    """Begin the memory, or take it up, write this process's share of its shards and enter all."""
     template = _settled(task.template, plm, output)
+    team.say("chat", template.chat)
+    wanted = _wanted(plm, examples, task, template, config)
+    require_path(output, append=append)
+    with exclusive(output, private=True):
+        manifest = _begin(wanted, output, append)
+        if config.contexts == "teacher" and wanted.inputs[0].policy is not None and len(manifest.inputs) == 1:
+            raise ConfigError(
+                "contexts='teacher' of an adapter's text: it is appended to a memory of the targets' contexts. Build "
+                "that first, or use contexts='predicted'."
+            )
+        clear_journals(output, len(manifest.shards))
+        clear_receipts(output, len(manifest.shards))
+        if manifest.complete:
+            console.note(f"{output} already contains these {len(examples):,} examples: nothing to do.")
+            team.begin(Register(output, manifest, {}))
+            return
+        tokens = Tokens.encode(plm, template, examples, apart=config.contexts == "predicted")
+        targets = (example.target for example in examples)
+        manifest = manifest.with_statistics(TargetStatistics.of(tokens.target_lengths, targets))
+        shards = [ShardFile(output, entry, manifest) for entry in manifest.shards]
+        for shard in shards:  # never extend a damaged memory
+            shard.require_whole()
+        plan = Plan.of(manifest.asked, tokens, plm.description.max_length)
+        groups = dict(enumerate(plan.groups(), len(manifest.shards)))
+        waiting = read_receipts(output, manifest, groups)
+        remaining = {index: group for index, group in groups.items() if index not in waiting}
+        _forecast(manifest, plm, examples, plan, remaining, output)
+        manifest.write(output)
+        manifest = _with_head(manifest, plm, output)
+        team.begin(Register(output, manifest, waiting))
+        with console.progress("building", float(plan.tokens.sum()), "tokens") as show:
+            written = np.delete(plan.tokens, [i for group in remaining.values() for i in group])
+            show(float(written.sum()), earlier=True)
+            team.showing(show)
+            _work(plm, examples, tokens, plan, remaining, config, team)
+            team.complete()
+
+
+def _follow(plm: PLM, examples: Sequence[Example], task: Task, config: BuildConfig, team: Team) -> None:
+    """Write the share of a process that is not the writer."""
+    template, chat = task.template, team.hear("chat")
+    template = (template if template.chat == chat else replace(template, chat=chat)).settled(plm.tokenizer)
+    wanted = _wanted(plm, examples, task, template, config)
+    tokens = Tokens.encode(plm, template, examples, apart=config.contexts == "predicted")
+    register = team.join()
+    manifest, what = register.manifest, f"the memory of process 0, seen from process {team.processes.rank},"
+    wanted.require_same(manifest, what)
+    if manifest.inputs[-1] != wanted.inputs[0]:
+        raise MismatchError(f"{what} is built from another input: give all processes the same arguments.")
+    plan = Plan.of(manifest.asked, tokens, plm.description.max_length)
+    groups = enumerate(plan.groups(), len(manifest.shards))
+    remaining = {index: group for index, group in groups if index not in register}
+    _work(plm, examples, tokens, plan, remaining, config, team)
+    team.complete()
+
+
+def _work(
+    plm: PLM,
+    examples: Sequence[Example],
+    tokens: Tokens,
+    plan: Plan,
+    remaining: Mapping[int, range],
+    config: BuildConfig,
+    team: Team,
+) -> None:
+    """Write this process's share of the remaining shards."""
+    encoder = Encoder(plm, team.register.manifest, config.batch_tokens)
+    share = team.share(list(remaining.items()))
+    Work(encoder, team, len(examples)).do(Group.of(index, group, tokens, plan, examples) for index, group in share)
+
+
+def _wanted(plm: PLM, examples: Sequence[Example], task: Task, template: Template, config: BuildConfig) -> Manifest:
+    """Return the manifest of a memory of these examples, without content."""
     policy = plm.policy if isinstance(plm, FollowsPolicy) else None
-    wanted = Manifest(
+    return Manifest(
         plm=plm.description,
         task=task.name,
         template=template.text,
@@ -140,39 +204,26 @@ def _build(plm: PLM, examples: Iterable[Example], task: Task, output: Path, conf
         dtype=config.dtype,
         inputs=(Input.of(examples, config.examples_per_shard, policy),),
     )
-    require_path(output, append=append)
-    with exclusive(output, private=True):
-        manifest = _begin(wanted, output, append)
-        if config.contexts == "teacher" and policy is not None and len(manifest.inputs) == 1:
-            raise ConfigError(
-                "contexts='teacher' of an adapter's text: it is appended to a memory of the targets' contexts. Build "
-                "that first, or use contexts='predicted'."
-            )
-        clear_journals(output, len(manifest.shards))
-        if manifest.complete:
-            console.note(f"{output} already contains these {len(examples):,} examples: nothing to do.")
-            return
-        tokens = Tokens.encode(plm, template, examples, apart=config.contexts == "predicted")
-        targets = (example.target for example in examples)
-        manifest = manifest.with_statistics(TargetStatistics.of(tokens.target_lengths, targets))
-        shards = [ShardFile(output, entry, manifest) for entry in manifest.shards]
-        for shard in shards:  # never extend a damaged memory
-            shard.require_whole()
-        _forecast(manifest, plm, examples, tokens, output)
-        manifest.write(output)
-        manifest = _with_head(manifest, plm, output)
-        _write_shards(manifest, plm, examples, tokens, output, config.batch_tokens)
 
 
-def _forecast(manifest: Manifest, plm: PLM, examples: Sequence[Example], tokens: Tokens, output: Path) -> None:
+def _forecast(
+    manifest: Manifest,
+    plm: PLM,
+    examples: Sequence[Example],
+    plan: Plan,
+    remaining: Mapping[int, range],
+    output: Path,
+) -> None:
     """Refuse what the PLM's owner does not allow, and say what the rest of the build takes of its quotas."""
     if not isinstance(plm, Metered):
         return
     asked = manifest.asked
-    plan = Plan.of(asked, tokens, plm.description.max_length)
-    group = next(plan.groups(), range(0))
-    answered = [group[i] for i in Journal(output, len(manifest.shards), group, asked).answers]
-    notes = plm.forecast(asked.contexts, np.delete(plan.tokens, [*range(plan.done), *answered]).tolist())
+    left = [
+        i
+        for index, group in remaining.items()
+        for i in np.delete(group, list(Journal(output, index, group, asked).answers))
+    ]
+    notes = plm.forecast(asked.contexts, plan.tokens[left].tolist())
     replies = sum(any(turn.role == "assistant" for turn in example.history) for example in examples)
     if manifest.contexts == "predicted" and replies:
         notes.append(
@@ -236,200 +287,3 @@ def _with_head(manifest: Manifest, plm: PLM, output: Path) -> Manifest:
         manifest = replace(manifest, head=listed())
         manifest.write(output)
     return manifest
-
-
-def _write_shards(
-    manifest: Manifest, plm: PLM, examples: Sequence[Example], tokens: Tokens, output: Path, batch_tokens: int
-) -> None:
-    """Request one group from the PLM while the previous one is being written."""
-    asked = manifest.asked
-    plan = Plan.of(asked, tokens, plm.description.max_length)
-    loss, speller = StorageLoss(plm.head(), manifest.dtype), speller_of(plm.tokenizer)
-    pending: Future[Manifest] | None = None
-    with (
-        console.progress("building", float(plan.tokens.sum()), "tokens") as advance,
-        ThreadPoolExecutor(1, "pema-memory-writer") as writer,
-    ):
-        advance(float(plan.tokens[: plan.done].sum()), earlier=True)
-        for index, group in enumerate(plan.groups(), len(manifest.shards)):
-            start, stop = group.start, group.stop
-            journal = Journal(output, index, group, asked)
-            answers: list[ContextRepresentations | None] = [journal.answers.get(i) for i in range(stop - start)]
-            if journal.answers:
-                console.note(f"{start + len(journal.answers):,} of {len(examples):,} examples were answered before.")
-                advance(float(plan.tokens[start:stop][list(journal.answers)].sum()), earlier=True)
-            for answer in _answers(plm, asked, tokens, plan, group, batch_tokens, journal):
-                answers[answer.index] = answer
-                advance(float(plan.tokens[start + answer.index]), f"example {stop:,} of {len(examples):,}")
-            if pending is not None:
-                manifest = pending.result()
-            pending = writer.submit(_write, manifest, answers, examples, tokens, start, output, loss, speller, journal)
-        if pending is not None:
-            pending.result()
-
-
-def _answers(
-    plm: PLM, manifest: Manifest, tokens: Tokens, plan: Plan, group: range, batch_tokens: int, journal: Journal
-) -> Iterator[ContextRepresentations]:
-    """Yield the answers for a group that are missing from the journal, and write them into it, however this ends."""
-    answered = set(journal.answers)
-    if len(answered) == len(group):
-        return
-    try:
-        for answer in _ask(plm, manifest.contexts, tokens, plan, group, batch_tokens, frozenset(answered)):
-            if not 0 <= answer.index < len(group) or answer.index in answered:
-                raise OwnerError(
-                    f"{manifest.plm.name} answered for sequence {answer.index} of {len(group)}, "
-                    "which was not requested or was already answered."
-                )
-            answered.add(answer.index)
-            journal.add(answer)
-            yield answer
-    except BaseException:
-        with contextlib.suppress(StorageError):
-            journal.flush()
-        raise
-
-
-def _ask(
-    plm: PLM,
-    contexts: Contexts,
-    tokens: Tokens,
-    plan: Plan,
-    group: range,
-    batch_tokens: int,
-    skip: frozenset[int],
-) -> Iterator[ContextRepresentations]:
-    if contexts == "teacher":
-        cuts = [int(tokens.cuts[i] - tokens.starts[i]) for i in group]
-        return plm.represent([tokens.sequence(i) for i in group], cuts, batch_tokens=batch_tokens, skip=skip)
-    steps = plan.contexts[group.start : group.stop].tolist()
-    return plm.predict([tokens.prompt(i) for i in group], steps, batch_tokens=batch_tokens, skip=skip)
-
-
-def _write(
-    manifest: Manifest,
-    answers: Sequence[ContextRepresentations | None],
-    examples: Sequence[Example],
-    tokens: Tokens,
-    start: int,
-    output: Path,
-    loss: StorageLoss,
-    speller: Speller,
-    journal: Journal,
-) -> Manifest:
-    """Write one group as a shard, and return the manifest with it."""
-    try:
-        contents = _contents(manifest, answers, examples, tokens, start, output, loss, speller)
-    except PemaError:  # the PLM may answer differently next time: in float32, or with another server
-        journal.remove()
-        raise
-    manifest = manifest.add(write_shard(output, len(manifest.shards), contents))
-    manifest.write(output)
-    journal.remove()
-    if len(manifest.shards) == 1:
-        _warn(manifest)
-    return manifest
-
-
-def _warn(manifest: Manifest) -> None:
-    """Warn if the PLM's own texts have too little in common with the targets for `predicted` contexts."""
-    share = manifest.agreement
-    if manifest.inputs[0].policy is None and share is not None and share < LEAST_AGREEMENT:
-        console.note(
-            f"The PLM's own texts agree with the targets on {share:.0%} of their tokens, less than "
-            f"{LEAST_AGREEMENT:.0%}: predicted contexts teach little here. If the PLM's owner may see the targets, "
-            "build with teacher contexts."
-        )
-
-
-def _contents(
-    manifest: Manifest,
-    answers: Sequence[ContextRepresentations | None],
-    examples: Sequence[Example],
-    tokens: Tokens,
-    start: int,
-    output: Path,
-    loss: StorageLoss,
-    speller: Speller,
-) -> Contents:
-    """Pair the answers for one group with their targets, and convert them to the storage type."""
-    plm, asked = manifest.plm, manifest.asked
-    teacher = asked.contexts == "teacher"
-    golds, rows, texts, agree = [], [], [], 0
-    for i, answer in enumerate(answers, start):
-        if answer is None:
-            raise OwnerError(f"{plm.name} did not answer for {_name(examples, i)}.")
-        generated = None if teacher else _generated(answer, plm)
-        gold = pair(tokens.target(i), generated, asked.targets)
-        if generated is not None:
-            agree += agreeing(tokens.target(i), generated[: len(gold)])
-        f = answer.representations
-        # A teacher context exists for every target token, a predicted one only until the PLM ends the text.
-        fits = len(f) == len(gold) if teacher else len(f) >= len(gold) > 0
-        if f.ndim != 2 or f.shape[1] != plm.d_tap or not fits:
-            raise OwnerError(
-                f"{plm.name} answered for {_name(examples, i)} with representations of shape {tuple(f.shape)}, "
-                f"expected ({len(gold)}, {plm.d_tap})."
-            )
-        golds.append(gold)
-        if generated is not None:
-            texts += generated[: len(gold)]
-        rows.append(f[: len(gold)])
-    offsets = np.concatenate([[0], np.cumsum([len(gold) for gold in golds])])
-
-    def where(row: int) -> str:
-        return _name(examples, start + int(np.searchsorted(offsets, row, side="right")) - 1)
-
-    f = torch.cat(rows)
-    channel_scales = _channel_scales(manifest, f, output)
-    stored, scales = store(f, manifest.dtype, where, channel_scales)
-    targets = torch.from_numpy(np.concatenate(golds))
-    measured = loss.sample((targets != NO_TARGET).nonzero()[:, 0])
-    read = restore(stored[measured], None if scales is None else scales[measured], channel_scales)
-    loss.add(f[measured], read, targets[measured])
-    return Contents(
-        representations=stored,
-        scales=scales,
-        channel_scales=channel_scales,
-        targets=targets.to(torch.int32),
-        example_offsets=torch.from_numpy(offsets),
-        source_lengths=torch.from_numpy(tokens.source_lengths[start : start + len(answers)]).to(torch.int32),
-        agreeing=None if teacher else agree,
-        on_policy=asked is not manifest,
-        sources=None if tokens.sources is None else torch.from_numpy(tokens.sources[start : start + len(answers)]),
-        prompts=_prompts(tokens, range(start, start + len(answers)), speller, None if teacher else texts),
-    )
-
-
-def _prompts(tokens: Tokens, group: range, speller: Speller, texts: Sequence[int] | None) -> StoredPrompts:
-    """Return the tokens of the prompts of a group, whose `predicted` contexts end with `texts`."""
-    prompts = [tokens.prompt(i) for i in group]
-    spelled = [spelling for prompt in prompts for spelling in speller(prompt)]
-    return StoredPrompts(
-        tokens=np.concatenate([np.array(prompt, np.int32) for prompt in prompts]),
-        spellings=np.array([spelling.token for spelling in spelled], np.int32),
-        spans=np.array([spelling.span for spelling in spelled], np.uint8),
-        offsets=np.cumsum([0, *map(len, prompts)]).astype(np.int64),
-        written=None if texts is None else np.array(texts, np.int32),
-    )
-
-
-def _channel_scales(manifest: Manifest, f: Tensor, output: Path) -> Tensor | None:
-    """Return the channel scales of the memory's first shard (int8 only), so that all shards have the same."""
-    if manifest.dtype != "int8":
-        return None
-    if manifest.shards:
-        return ShardFile(output, manifest.shards[0], manifest).channel_scales
-    return channel_scales_of(f)
-
-
-def _generated(answer: ContextRepresentations, plm: PLMDescription) -> list[int]:
-    generated: Tensor | None = answer.generated
-    if generated is None or len(generated) != len(answer.representations):
-        raise OwnerError(f"{plm.name} did not return one generated token per predicted context.")
-    return [int(token) for token in generated.tolist()]
-
-
-def _name(examples: Sequence[Example], i: int) -> str:
-    return examples[i].where or f"example {i + 1}"

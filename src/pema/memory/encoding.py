@@ -77,6 +77,18 @@ class Tokens:
         """(e,): number n of target tokens of each example."""
         return self.starts[1:] - self.cuts
 
+    def part(self, examples: range) -> Tokens:
+        """Return the tokens of consecutive examples; the ids are not copied."""
+        first, last = self.starts[examples.start], self.starts[examples.stop]
+        here = slice(examples.start, examples.stop)
+        return Tokens(
+            self.ids[first:last],
+            self.starts[examples.start : examples.stop + 1] - first,
+            self.cuts[here] - first,
+            self.source_lengths[here],
+            None if self.sources is None else self.sources[here],
+        )
+
     def sequence(self, i: int) -> list[int]:
         """Return prompt and target of example i."""
         return [int(token) for token in self.ids[self.starts[i] : self.starts[i + 1]]]

@@ -51,7 +51,13 @@ class Journal:
         self._count, self._d_tap = len(group), manifest.plm.d_tap
         self._predicted = manifest.contexts == "predicted"
         self._first = json.dumps(
-            {"format": FORMAT, "version": VERSION, "of": _identity(manifest), "first": group.start, "count": len(group)}
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "of": identity_of(manifest),
+                "first": group.start,
+                "count": len(group),
+            }
         ).encode()
         self.answers: dict[int, ContextRepresentations] = {}
         self._pending: list[ContextRepresentations] = []
@@ -163,7 +169,7 @@ def journal_name(index: int) -> str:
     return f"answers-{index:05d}{SUFFIX}"
 
 
-def _identity(manifest: Manifest) -> str:
+def identity_of(manifest: Manifest) -> str:
     """Return the digest of everything that the answers depend on."""
     values = manifest.to_dict()
     grows = ("complete", "pairs", "examples", "head", "shards", "digest")

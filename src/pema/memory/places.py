@@ -5,13 +5,27 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pema.errors import ExternalMemoryError
+from pema.errors import ConfigError, ExternalMemoryError
 from pema.files import JSON_BYTES
 from pema.memory.manifest import FILE, HEAD, Manifest, parse_manifest, require_complete
 from pema.owner.bundle import SETTINGS_FILE, TENSORS_FILE
-from pema.storage.address import is_address
+from pema.processes import Processes
+from pema.storage.address import is_address, shown
 from pema.storage.artifact import Artifact, Part
 from pema.storage.remote import Remote
+
+
+def require_folder(output: Path | str, processes: Processes) -> None:
+    """Refuse an address in object storage as the place that several processes write to.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if processes.count > 1 and is_address(output):
+        raise ConfigError(
+            f"{shown(str(output))} with {processes.count} processes: they write into one folder, and what goes to an "
+            "address is written on the local disk first. Build into a folder that all processes share."
+        )
 
 
 def read_manifest(place: Path | str) -> Manifest:
