@@ -32,7 +32,7 @@ KINDS = {
 
 
 def answers(folder):
-    """The sequences that the PLM answered for, each as often as it did."""
+    """The sequences that the PLM was asked for, each as often as it was."""
     path = folder.with_name(folder.name + ".answers")
     return [line.split(maxsplit=1)[1] for line in path.read_text().splitlines()]
 
@@ -69,7 +69,7 @@ def test_killed_builds_resume_with_any_number_of_processes_and_ask_for_nothing_t
     codes, _, err = launch(tmp_path / "printed", 1, tmp_path / "m", KINDS[kind], program=build_as)
     assert codes == [0], err
     assert files(tmp_path / "m") == alone[kind]
-    assert sorted(answers(tmp_path / "m")) == sorted(set(answers(tmp_path / "m")))
+    assert len(answers(tmp_path / "m")) == EXAMPLES
 
 
 def test_a_complete_memory_is_appended_to_and_then_left_alone(alone, tmp_path):
