@@ -21,6 +21,7 @@ from pema.cli import main
 from pema.errors import PemaError
 from pema.experiments.data import support_data
 from pema.extras import installs
+from pema.memory.engines.ray import replicas
 from pema.memory.reader import Memory
 from pema.methods.knn_index import faiss_library
 from pema.methods.peft_methods import LoRA
@@ -57,6 +58,7 @@ CALLS = {
     "llamacpp": ("xllamacpp", lambda folder: start(Settings(str(gguf_file(folder)), 64, 64, 1))),
     "openai": ("openai", lambda folder: Client(APIConfig(base_url="https://a/v1", model="m", tokenizer="t"))),
     "parallel": ("accelerate", join_as_one_of_two),
+    "ray": ("ray", lambda folder: replicas("embedded").__enter__()),
     "peft": ("peft", lambda folder: LoRA().config()),
     "private": ("opacus", lambda folder: noise_multiplier(8.0, 1e-3, 0.1, 10)),
     "s3": ("s3fs", lambda folder: Memory.open("s3://bucket/memory")),

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pema.generation.plugin import attach
     from pema.memory.build import build_memory
     from pema.memory.config import BuildConfig
+    from pema.memory.engines.ray import replicas
     from pema.memory.reader import Memory
     from pema.owner.client.remote import RemotePLM
     from pema.owner.config import LoadConfig
@@ -75,6 +76,7 @@ _HOMES = {
     "generation.plugin": ("attach",),
     "memory.build": ("build_memory",),
     "memory.config": ("BuildConfig",),
+    "memory.engines.ray": ("replicas",),
     "memory.reader": ("Memory",),
     "owner.client.remote": ("RemotePLM",),
     "owner.config": ("LoadConfig",),
@@ -132,6 +134,7 @@ __all__ = [
     "read_examples",
     "read_lines",
     "recover_head",
+    "replicas",
     "train",
     "tune",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,14 +24,21 @@ from pema.cli.options import (
     show,
 )
 from pema.cli.settings import Options, declared
-from pema.memory.config import BuildConfig
+from pema.errors import ConfigError
+from pema.extras import require_library
+from pema.memory.config import BuildConfig, EngineConfig
 from pema.storage.address import shown
 
+if TYPE_CHECKING:
+    from pema.memory.engines.ray import Replicas
+    from pema.owner.contract import PLM
+
 BUILDING = Options(BuildConfig, ("contexts", "targets", "dtype", "limit", "batch_tokens"), rest=True)
+RUNNING = Options(EngineConfig, ("engine", "workers", "address"))
 LOADING = loading("tap", "dtype", "device_map", "revision", "mask_secret")
 
 
-@declared(building=BUILDING, loaded=LOADING)
+@declared(building=BUILDING, running=RUNNING, loaded=LOADING)
 def build(
     plm: PLMName,
     task: TaskName,
@@ -38,6 +46,7 @@ def build(
         str, typer.Option("-o", "--output", help="Folder for the memory, or its address (s3://...).", metavar="MEMORY")
     ],
     building: dict[str, Any],
+    running: dict[str, Any],
     loaded: dict[str, Any],
     source: SourceLines = None,
     target: TargetLines = None,
@@ -72,8 +81,12 @@ def build(
     from pema.tasks.registry import get_task
 
     processes = join()
-    config = BuildConfig(**building)
+    config, engine = BuildConfig(**building), EngineConfig(**running)
     require_folder(output, processes)
+    if engine.engine == "ray":
+        require_library("--engine ray", "ray", "ray")
+        if adapter is not None or processes.count > 1:
+            raise ConfigError("engine='ray' is for one process without an adapter: omit the launcher and --adapter.")
     with destination(output, MEMORY) as folder:
         if processes.is_writer:
             require_path(folder, append=append)
@@ -86,13 +99,20 @@ def build(
         from pema.adapter.module import Adapter
         from pema.generation.on_policy import OnPolicy
         from pema.memory.build import build_memory
+        from pema.memory.engines.ray import replicas
         from pema.owner.opening import accepted, open_plm
 
         writer = None if adapter is None else Adapter.from_pretrained(adapter)
         with keeping(f"what the PLM has answered is kept in {folder}: the same command continues after it"):
             if processes.runs_on_accelerator and loaded.get("device_map") in (None, "auto"):
                 loaded |= accepted(plm, {"device_map": str(processes.device)})
-            opened = open_plm(plm, **loaded)
-            answering = opened if writer is None else OnPolicy(opened, writer)
-            memory = build_memory(answering, reading.examples, chosen, folder, config, append=append)
+            answering: PLM | Replicas
+            with ExitStack() as stack:
+                if engine.engine == "ray":
+                    pool = replicas(plm, workers=engine.workers, address=engine.address, **loaded)
+                    answering = stack.enter_context(pool)
+                else:
+                    opened = open_plm(plm, **loaded)
+                    answering = opened if writer is None else OnPolicy(opened, writer)
+                memory = build_memory(answering, reading.examples, chosen, folder, config, append=append)
     show({"memory": shown(output), "examples": memory.examples, "pairs": memory.pairs, "bytes": memory.bytes}, as_json)

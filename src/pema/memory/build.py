@@ -24,6 +24,7 @@ from pema.memory.encoder import Encoder
 from pema.memory.encoding import Tokens
 from pema.memory.engines.in_process import Work
 from pema.memory.engines.launched import Team
+from pema.memory.engines.ray import Replicas
 from pema.memory.groups import Group
 from pema.memory.journal import Journal, clear_journals
 from pema.memory.manifest import FILE, HEAD, FileEntry, Input, Manifest, require_path
@@ -56,7 +57,7 @@ class FollowsPolicy(Protocol):
 
 
 def build_memory(
-    plm: PLM,
+    plm: PLM | Replicas,
     examples: Iterable[Example],
     task: Task,
     output: Path | str,
@@ -74,7 +75,8 @@ def build_memory(
     returned unchanged. All examples are encoded and checked before the first request to the PLM.
 
     Args:
-        plm: the frozen language model; or `OnPolicy`, for the contexts that an adapter reaches.
+        plm: the frozen language model; or `OnPolicy`, for the contexts that an adapter reaches; or `replicas` of a PLM
+            on a Ray cluster.
         examples: the pairs of texts; each of several targets of a source (`Example.alternatives`) is a pair.
         task: its template builds the prompts. If it leaves open whether they are a chat, those of a memory in `output`
             decide, or else the PLM's tokenizer.
@@ -104,18 +106,26 @@ def build_memory(
         raise DataError("there are no examples to build a memory from: check the input files.")
     processes = join()
     require_folder(output, processes)
+    if processes.count > 1 and isinstance(plm, Replicas):
+        raise ConfigError(f"replicas on a Ray cluster with {processes.count} processes: start one, without a launcher.")
     with Team(processes) as team:
         if team.processes.is_writer:
             with destination(output, MEMORY) as folder:
                 _lead(plm, examples, task, folder, config, append, team)
-        else:
+        elif not isinstance(plm, Replicas):
             _follow(plm, examples, task, config, team)
         team.finish()
     return Memory.open(output)
 
 
 def _lead(
-    plm: PLM, examples: Sequence[Example], task: Task, output: Path, config: BuildConfig, append: bool, team: Team
+    plm: PLM | Replicas,
+    examples: Sequence[Example],
+    task: Task,
+    output: Path,
+    config: BuildConfig,
+    append: bool,
+    team: Team,
 ) -> None:
     """Begin the memory, or take it up, write this process's share of its shards and enter all."""
     template = _settled(task.template, plm, output)
@@ -176,7 +186,7 @@ def _follow(plm: PLM, examples: Sequence[Example], task: Task, config: BuildConf
 
 
 def _work(
-    plm: PLM,
+    plm: PLM | Replicas,
     examples: Sequence[Example],
     tokens: Tokens,
     plan: Plan,
@@ -185,12 +195,18 @@ def _work(
     team: Team,
 ) -> None:
     """Write this process's share of the remaining shards."""
-    encoder = Encoder(plm, team.register.manifest, config.batch_tokens)
     share = team.share(list(remaining.items()))
-    Work(encoder, team, len(examples)).do(Group.of(index, group, tokens, plan, examples) for index, group in share)
+    groups = (Group.of(index, group, tokens, plan, examples) for index, group in share)
+    if isinstance(plm, Replicas):
+        plm.write(groups, config.batch_tokens, team)
+    else:
+        encoder = Encoder(plm, team.register.manifest, config.batch_tokens)
+        Work(encoder, team, len(examples)).do(groups)
 
 
-def _wanted(plm: PLM, examples: Sequence[Example], task: Task, template: Template, config: BuildConfig) -> Manifest:
+def _wanted(
+    plm: PLM | Replicas, examples: Sequence[Example], task: Task, template: Template, config: BuildConfig
+) -> Manifest:
     """Return the manifest of a memory of these examples, without content."""
     policy = plm.policy if isinstance(plm, FollowsPolicy) else None
     return Manifest(
@@ -208,7 +224,7 @@ def _wanted(plm: PLM, examples: Sequence[Example], task: Task, template: Templat
 
 def _forecast(
     manifest: Manifest,
-    plm: PLM,
+    plm: PLM | Replicas,
     examples: Sequence[Example],
     plan: Plan,
     remaining: Mapping[int, range],
@@ -234,7 +250,7 @@ def _forecast(
         console.note(text)
 
 
-def _settled(template: Template, plm: PLM, output: Path) -> Template:
+def _settled(template: Template, plm: PLM | Replicas, output: Path) -> Template:
     """Return the template with a choice between chat and plain prompts, by default that of `output`."""
     if template.chat is None and template.system is None and (output / FILE).exists():
         template = replace(template, chat=Manifest.read(output).chat_template is not None)
@@ -275,7 +291,7 @@ def _text_of(given: Input) -> str:
     return "the PLM's own text" if given.policy is None else f"the text of the adapter {given.policy[:12]}"
 
 
-def _with_head(manifest: Manifest, plm: PLM, output: Path) -> Manifest:
+def _with_head(manifest: Manifest, plm: PLM | Replicas, output: Path) -> Manifest:
     """Save the head bundle next to the shards, unless it is already complete, and list its files."""
 
     def listed() -> tuple[FileEntry, ...]:

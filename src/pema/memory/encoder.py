@@ -33,14 +33,14 @@ class Encoder:
         self._dtype, self._on_policy = manifest.dtype, self.asked is not manifest
         self._loss, self._speller = StorageLoss(plm.head(), manifest.dtype), speller_of(plm.tokenizer)
 
-    def answers(self, group: Group, journal: Journal) -> Iterator[ContextRepresentations]:
+    def answers(self, group: Group, journal: Journal | None = None) -> Iterator[ContextRepresentations]:
         """Yield the answers for a group that are missing from the journal, and write them into it, however this ends.
 
         Raises:
             OwnerError: an answer was not requested, or already given.
             StorageError: the journal cannot be written.
         """
-        answered = set(journal.answers)
+        answered = set(() if journal is None else journal.answers)
         if len(answered) == len(group):
             return
         try:
@@ -51,11 +51,13 @@ class Encoder:
                         "which was not requested or was already answered."
                     )
                 answered.add(answer.index)
-                journal.add(answer)
+                if journal is not None:
+                    journal.add(answer)
                 yield answer
         except BaseException:
-            with contextlib.suppress(StorageError):
-                journal.flush()
+            if journal is not None:
+                with contextlib.suppress(StorageError):
+                    journal.flush()
             raise
 
     def _ask(self, group: Group, skip: frozenset[int]) -> Iterator[ContextRepresentations]:

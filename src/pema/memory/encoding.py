@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from pema import console
 from pema.errors import DataError
 from pema.memory.shard import Integers
-from pema.owner.contract import PLM, PLMDescription
+from pema.owner.contract import PLMDescription
 from pema.tasks.example import Example
 from pema.tasks.held_out import sources_of
 
@@ -21,6 +21,18 @@ if TYPE_CHECKING:
     from pema.tasks.template import Template
 
 ENCODED_AT_ONCE = 4096
+
+
+class Described(Protocol):
+    """A PLM as far as encoding needs it."""
+
+    @property
+    def description(self) -> PLMDescription:
+        """Description of the PLM."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The PLM's tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class Tokens:
     sources: Integers | None = None
 
     @classmethod
-    def encode(cls, plm: PLM, template: Template, examples: Sequence[Example], *, apart: bool = False) -> Tokens:
+    def encode(cls, plm: Described, template: Template, examples: Sequence[Example], *, apart: bool = False) -> Tokens:
         """Encode and check every example.
 
         Args:

@@ -229,12 +229,16 @@ def write_shard(folder: Path, index: int, contents: Contents) -> ShardEntry:
     Raises:
         StorageError: the write failed.
     """
-    file = file_name(index)
+    entry, data = packed(index, contents)
+    write_packed(folder, entry, data)
+    return entry
+
+
+def packed(index: int, contents: Contents) -> tuple[ShardEntry, bytes]:
+    """Return the entry and the bytes of shard number `index`."""
     data = safetensors.torch.save(contents.tensors())
-    with writing(folder / file, private=True) as temporary:
-        temporary.write_bytes(data)
-    return ShardEntry(
-        file=file,
+    entry = ShardEntry(
+        file=file_name(index),
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         pairs=len(contents.targets),
@@ -244,6 +248,17 @@ def write_shard(folder: Path, index: int, contents: Contents) -> ShardEntry:
         sources=contents.sources is not None,
         prompts=None if contents.prompts is None else PromptsEntry(PROMPTS_VERSION, len(contents.prompts.tokens)),
     )
+    return entry, data
+
+
+def write_packed(folder: Path, entry: ShardEntry, data: bytes) -> None:
+    """Write the bytes of a shard into `folder`, atomically.
+
+    Raises:
+        StorageError: the write failed.
+    """
+    with writing(folder / entry.file, private=True) as temporary:
+        temporary.write_bytes(data)
 
 
 class ShardFile:
