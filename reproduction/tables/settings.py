@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from pema.adapter.presets import PRESETS
-from pema.cli.build import BUILDING, LOADING
+from pema.cli.build import BUILDING, LOADING, RUNNING
 from pema.cli.generate import GENERATING
 from pema.cli.recover import RECOVERING
 from pema.cli.settings import Options
@@ -23,6 +23,7 @@ STAGES: dict[str, tuple[str, Options]] = {
     ),
     "Recovering an LM head": ("`pema.recover_head(url, tokenizer, output, ...)`; `pema recover`", RECOVERING),
     "Building a memory": ("`pema.build_memory(...)`; `pema build`", BUILDING),
+    "Running the PLM of a build": ("`pema.replicas(name, workers=..., address=...)`; `pema build`", RUNNING),
     "Training an adapter": ("`pema.TrainConfig(...)`, `pema.preset(name, ...)`; `pema train`", TRAINING),
     "Generating": ("`pema.generate(...)`; `pema generate`", GENERATING),
 }

@@ -31,6 +31,7 @@ def ray():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # by default workers get little of a busy processor
         path = os.pathsep.join(str(Path(each).resolve()) for each in sys.path if each)
         patch.setenv("PYTHONPATH", path)
         library.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
@@ -99,6 +100,7 @@ def cluster(monkeypatch):
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(Path(each).resolve()) for each in sys.path if each))
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20})
     try:
