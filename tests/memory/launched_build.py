@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from dataclasses import replace
 
 import torch
@@ -9,6 +10,7 @@ from fake_plm import FakePLM, build, some_examples
 
 from pema import exchange
 from pema.memory import journal
+from pema.memory.engines.launched import Team
 from pema.memory.reader import Memory
 
 
@@ -32,6 +34,14 @@ def build_as(rank, folder, settings, fault=None):
             file.write(f"{rank} {' '.join(map(str, sequence))}\n")
         return answer
 
+    if fault is not None and fault[2] == "late" and rank == fault[0]:
+        join = Team.join
+
+        def late(team):
+            time.sleep(1.0)
+            return join(team)
+
+        Team.join = late
     # The pace of the processes differs, so that shards are written out of order.
     plm = FakePLM(seconds=0.003 * (1 + rank), change=change)
     if fault is not None and fault[2] == "other input" and rank == fault[0]:

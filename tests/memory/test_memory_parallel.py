@@ -54,6 +54,13 @@ def test_the_files_are_those_of_one_process(kind, count, alone, tmp_path):
     assert err[1:] == [""] * (count - 1)
 
 
+def test_a_process_that_begins_late_leaves_none_of_its_shards_to_the_others(alone, tmp_path):
+    codes, _, err = launch(tmp_path / "printed", 2, tmp_path / "m", KINDS["teacher"], (1, 0, "late"), program=build_as)
+    assert codes == [0, 0], err
+    assert files(tmp_path / "m") == alone["teacher"]
+    assert len(answers(tmp_path / "m")) == EXAMPLES
+
+
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_killed_builds_resume_with_any_number_of_processes_and_ask_for_nothing_twice(kind, alone, tmp_path):
     for count, fault in ((2, (1, 3, "kill")), (3, (0, 2, "kill")), (2, (1, 1, "interrupt"))):
@@ -138,7 +145,7 @@ class Told(Exchange):
 def test_a_folder_that_is_not_shared_is_refused(tmp_path):
     build(tmp_path / "m", 20)
     build(tmp_path / "other", 20, plm=FakePLM(name="other"))
-    begun = {"manifest": Manifest.read(tmp_path / "m").to_dict(), "waiting": []}
+    begun = {"manifest": Manifest.read(tmp_path / "m").to_dict(), "waiting": [], "remaining": []}
     for name in ("missing", "other"):
         team = Team(Processes(1, 2))
         team._exchange = Told(team.processes, dict, print)
@@ -152,7 +159,7 @@ def test_what_another_process_enters_before_this_one_has_begun_is_kept(tmp_path)
     empty = Manifest.from_dict(manifest.to_dict() | {"shards": [], "complete": False})
     team = Team(Processes(1, 2))
     team._exchange = Told(team.processes, dict, print)
-    begun = {"manifest": empty.to_dict(), "waiting": [], "folder": str(tmp_path / "m")}
+    begun = {"manifest": empty.to_dict(), "waiting": [], "remaining": [], "folder": str(tmp_path / "m")}
     team._receive(0, {"said": {"begun": begun}, "shards": [[0, manifest.shards[0].to_dict()]]})
     assert team.join().manifest.shards == manifest.shards[:1]
 

@@ -52,6 +52,7 @@ def test_the_files_are_those_of_one_process(ray, alone, tmp_path):
             assert files(tmp_path / name) == alone[name]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(ray, alone, tmp_path, capsys):
     with replicas(partial(open_mortal, str(tmp_path / "flag"), 12), workers=2) as plm:
         build(tmp_path / "m", EXAMPLES, plm=plm)
@@ -60,11 +61,13 @@ def test_a_worker_that_is_killed_is_replaced(ray, alone, tmp_path, capsys):
     assert files(tmp_path / "m") == alone["teacher"]
 
 
+@pytest.mark.slow
 def test_examples_that_end_every_worker_are_named(ray, tmp_path):
     with replicas(open_fatal, workers=1) as plm, pytest.raises(ProcessError, match="3 workers ended at the examples d"):
         build(tmp_path / "m", 8, plm=plm)
 
 
+@pytest.mark.slow
 def test_an_error_of_the_plm_ends_the_build_and_it_resumes_without_ray(ray, alone, tmp_path):
     with (
         replicas(open_refusing, workers=1) as plm,
@@ -78,11 +81,13 @@ def test_an_error_of_the_plm_ends_the_build_and_it_resumes_without_ray(ray, alon
     assert files(tmp_path / "m") == alone["teacher"]
 
 
+@pytest.mark.slow
 def test_a_plm_that_cannot_be_opened_is_told(ray):
     with pytest.raises(OwnerError, match="the PLM is not on this machine"), replicas(open_nothing, workers=2):
         pass
 
 
+@pytest.mark.slow
 def test_workers_with_different_plms_are_refused(ray, tmp_path):
     def admit():
         with replicas(partial(open_numbered, str(tmp_path)), workers=2) as plm:
@@ -118,11 +123,13 @@ def test_the_death_of_a_machine_is_survived(cluster, alone, tmp_path):
         class Removing(Replicas):
             def _step(self):
                 ended = super()._step()
-                if ended and not removed and not self._starting:
+                if ended and not removed:
                     removed.append(node)
                     cluster.remove_node(node, allow_graceful=False)
                 return ended
 
+        while plm._starting:
+            plm._step()
         plm.__class__ = Removing
         build(tmp_path / "m", EXAMPLES, plm=plm)
     assert removed
@@ -150,7 +157,7 @@ def test_the_death_of_the_driver_is_survived(cluster, alone, tmp_path, with_ray)
     else:
         plm = FakePLM()
         build(tmp_path / "m", EXAMPLES, plm=plm)
-        assert len(plm.calls) <= 5
+        assert len(plm.calls) <= 6  # the third shard may have been written without its receipt
     assert files(tmp_path / "m") == alone["teacher"]
 
 

@@ -143,7 +143,7 @@ def _lead(
         clear_receipts(output, len(manifest.shards))
         if manifest.complete:
             console.note(f"{output} already contains these {len(examples):,} examples: nothing to do.")
-            team.begin(Register(output, manifest, {}))
+            team.begin(Register(output, manifest, {}), ())
             return
         tokens = Tokens.encode(plm, template, examples, apart=config.contexts == "predicted")
         targets = (example.target for example in examples)
@@ -158,7 +158,7 @@ def _lead(
         _forecast(manifest, plm, examples, plan, remaining, output)
         manifest.write(output)
         manifest = _with_head(manifest, plm, output)
-        team.begin(Register(output, manifest, waiting))
+        team.begin(Register(output, manifest, waiting), list(remaining))
         with console.progress("building", float(plan.tokens.sum()), "tokens") as show:
             written = np.delete(plan.tokens, [i for group in remaining.values() for i in group])
             show(float(written.sum()), earlier=True)
@@ -179,9 +179,7 @@ def _follow(plm: PLM, examples: Sequence[Example], task: Task, config: BuildConf
     if manifest.inputs[-1] != wanted.inputs[0]:
         raise MismatchError(f"{what} is built from another input: give all processes the same arguments.")
     plan = Plan.of(manifest.asked, tokens, plm.description.max_length)
-    groups = enumerate(plan.groups(), len(manifest.shards))
-    remaining = {index: group for index, group in groups if index not in register}
-    _work(plm, examples, tokens, plan, remaining, config, team)
+    _work(plm, examples, tokens, plan, dict(enumerate(plan.groups(), len(manifest.shards))), config, team)
     team.complete()
 
 
@@ -190,18 +188,17 @@ def _work(
     examples: Sequence[Example],
     tokens: Tokens,
     plan: Plan,
-    remaining: Mapping[int, range],
+    groups: Mapping[int, range],
     config: BuildConfig,
     team: Team,
 ) -> None:
-    """Write this process's share of the remaining shards."""
-    share = team.share(list(remaining.items()))
-    groups = (Group.of(index, group, tokens, plan, examples) for index, group in share)
+    """Write this process's share of the shards."""
+    share = (Group.of(index, group, tokens, plan, examples) for index, group in team.share(groups))
     if isinstance(plm, Replicas):
-        plm.write(groups, config.batch_tokens, team)
+        plm.write(share, config.batch_tokens, team)
     else:
         encoder = Encoder(plm, team.register.manifest, config.batch_tokens)
-        Work(encoder, team, len(examples)).do(groups)
+        Work(encoder, team, len(examples)).do(share)
 
 
 def _wanted(

@@ -7,10 +7,10 @@ shards and receipts into the same folder.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -21,8 +21,6 @@ from pema.memory.manifest import FILE, Manifest, ShardEntry
 from pema.memory.register import Register
 from pema.processes import Processes
 from pema.schema import from_json
-
-Value = TypeVar("Value")
 
 
 class Team:
@@ -40,6 +38,7 @@ class Team:
         self._show: Callable[..., None] = lambda *_, **__: None
         self._news: dict[str, Any] = {}
         self._said: dict[str, Any] = {}
+        self._remaining: Sequence[int] = ()
         self._heard: list[tuple[int, ShardEntry]] = []
 
     def __enter__(self) -> Self:
@@ -65,14 +64,15 @@ class Team:
         (value,) = self._exchange.wait(lambda: [self._said[name]] if name in self._said else None)
         return value
 
-    def begin(self, register: Register) -> None:
-        """Tell the others what the memory contains; the writer calls it before the first group."""
+    def begin(self, register: Register, remaining: Sequence[int]) -> None:
+        """Tell the others what the memory contains, and which shards are to be written; the writer calls it."""
         with self._lock:
-            self._register = register
+            self._register, self._remaining = register, remaining
         begun = {
             "folder": str(register.folder.resolve()),
             "manifest": register.manifest.to_dict(),
             "waiting": _listed(register.waiting.items()),
+            "remaining": list(remaining),
         }
         self.say("begun", begun)
 
@@ -92,14 +92,17 @@ class Team:
             )
         register = Register(folder, manifest, dict(_entries(begun["waiting"])), writes=False)
         with self._lock:
-            self._register = register
+            self._register, self._remaining = register, begun["remaining"]
             for index, entry in self._heard:
                 register.accept(index, entry)
         return register
 
-    def share(self, items: list[Value]) -> list[Value]:
-        """Return this process's share of the items."""
-        return items[self.processes.rank :: self.processes.count]
+    def share(self, groups: Mapping[int, range]) -> list[tuple[int, range]]:
+        """Return this process's share of the groups, by the numbers that the writer told at the beginning.
+
+        What is written by now must not count: the processes begin at different times.
+        """
+        return [(index, groups[index]) for index in self._remaining[self.processes.rank :: self.processes.count]]
 
     def advance(self, tokens: float, note: str = "", *, earlier: bool = False) -> None:
         """Report progress of this process.
