@@ -144,7 +144,7 @@ def test_the_death_of_the_driver_is_survived(cluster, alone, tmp_path, with_ray)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
         try:
             deadline = time.monotonic() + LIMIT
-            while len(list((tmp_path / "m").glob("shard-*"))) < 3:
+            while len(list((tmp_path / "m").glob("shard-*.safetensors"))) < 3:
                 assert time.monotonic() < deadline
                 assert driver.poll() is None
                 time.sleep(0.02)
