@@ -16,6 +16,7 @@ from reproduction.tables import (
     comparisons,
     demo,
     log_probabilities,
+    middle_layer,
     million_pairs,
     owners,
     paper_shape,
@@ -102,6 +103,7 @@ def origins() -> list[Origin]:
             for name in studies.finished()
         ),
         Origin("study of Gradual Unrolling", unrolling.PAGE, unrolling.COMMAND, (unrolling.FILE,)),
+        Origin("study of a middle layer", middle_layer.PAGE, middle_layer.COMMAND, (middle_layer.FILE,)),
         Origin("the embedded PLM's BLEU", PLM_CARD, "python -m reproduction.models.embedded_plm PAIRS -o FOLDER"),
         Origin(
             "the inspector's example",
@@ -138,6 +140,7 @@ BLOCKS: dict[Path, Callable[[], str]] = {
     DOCS / "serving.md": server_load.server_load,
     DOCS / "settings.md": settings.settings,
     unrolling.PAGE: unrolling.unrolling,
+    middle_layer.PAGE: middle_layer.middle_layer,
 }
 """Writers of the generated part of each page."""
 

@@ -25,14 +25,10 @@ COMPARED = {"LoRA, which changes every layer": "lora-seed0", "the PLM": "plm-alo
 def middle_layer() -> str:
     """Return a table of held-out cross-entropies, with those of LoRA and the PLM from the comparison."""
     runs = read_runs(FILE)
-    if not runs:
-        return ""
     text = "WebNLG, SmolLM2-135M-Instruct, 1,000 texts, one seed; mean over the tokens of 50 dev texts, in nats:\n\n"
     text += head(["the adapter reads", "trained parameters", "held out"])
     for name in KINDS:
-        if name in runs:
-            run = runs[name]
-            text += row([name, f"{run['parameters'] / 1e6:.1f} M", f"{run['held_out_cross_entropy']:.3f}"])
+        text += row([name, f"{runs[name]['parameters'] / 1e6:.1f} M", f"{runs[name]['held_out_cross_entropy']:.3f}"])
     compared = read_runs(FOLDER / "webnlg-seen.jsonl")
     for name, run_name in COMPARED.items():
         text += row([name, "", f"{math.log(compared[run_name]['dev_perplexity']):.3f}"])
