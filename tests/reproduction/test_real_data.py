@@ -131,7 +131,7 @@ def test_what_is_written_is_read_again(given, tmp_path):
     assert str(given) not in (folder / "train.jsonl").read_text(encoding="utf-8")
 
 
-BASE = {"e2e-nlg-rounds": "e2e-nlg-2-texts"}
+BASE = {"e2e-nlg-rounds": "e2e-nlg-2-texts", "multi30k-small-lm": "multi30k"}
 
 
 def show(folder, config):
@@ -161,7 +161,7 @@ def test_the_command_writes_what_the_comparisons_name(given, tmp_path, monkeypat
             assert [each.source for each in data.test] == [each.source for each in wanted.test]
             assert all(len(each.history) == 6 for each in data.test)
             continue
-        # On-policy rounds were run on the data of another comparison.
+        # Some comparisons were run on the data of another one.
         wanted = made[BASE.get(data.name, data.name.removesuffix("-rounds"))]
         whole = replace(wanted, train=tuple(one_target_each(wanted.train)))
         assert data.digest() == whole.digest(), config
