@@ -5,7 +5,7 @@ from fake_plm import FakePLM, FakeTask, build, g, some_examples
 from tests.hostile import change_tensors, read, sign_manifest, sign_memory
 
 from pema.errors import ExternalMemoryError
-from pema.memory import build as building
+from pema.memory import encoder
 from pema.memory.merge import merge
 from pema.memory.prompts import BLANK
 from pema.memory.reader import Memory
@@ -113,7 +113,7 @@ def test_append_merge_and_sample_keep_the_prompts(tmp_path):
 
 
 def test_memories_of_earlier_versions_have_no_prompts(tmp_path, monkeypatch):
-    monkeypatch.setattr(building, "_prompts", lambda *_: None)
+    monkeypatch.setattr(encoder.Encoder, "_prompts", lambda *_: None)
     old = build(tmp_path / "old", 12)
     monkeypatch.undo()
     assert "prompts" not in (tmp_path / "old" / "manifest.json").read_text()

@@ -69,7 +69,7 @@ class Proxy(httpx2.BaseTransport):
         return steps
 
     def plm(self):
-        return RemotePLM(URL, dtype="float32", connection=Connection(URL, patience=2.0, transport=self))
+        return RemotePLM(URL, dtype="float32", connection=Connection(URL, transport=self))
 
 
 def by_hash(request):

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -243,11 +244,18 @@ def children(number):
     return [int(child) for child in Path(f"/proc/{number}/task/{number}/children").read_text().split()]
 
 
+@pytest.fixture
+def sockets(monkeypatch):
+    """A folder for sockets, whose paths may have about 100 characters; those of `tmp_path` are longer."""
+    with tempfile.TemporaryDirectory(prefix="pema-") as name:
+        monkeypatch.setenv("TMPDIR", name)
+        yield Path(name)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_texts_outlive_a_worker_and_the_end_leaves_nothing(folder, tmp_path, monkeypatch):
+def test_texts_outlive_a_worker_and_the_end_leaves_nothing(folder, tmp_path, sockets, monkeypatch):
     """Three clients generate, and one of two workers is killed: every text is that of the PLM in the process."""
     monkeypatch.setenv("PEMA_API_KEY", KEYS["acme"])
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     (tmp_path / "policy.toml").write_text('quota_file = "quotas.sqlite"\n' + POLICY + MORE, encoding="utf-8")
     command = [*PEMA, "serve", str(folder / "plm"), "--port", "0", "--workers", "2", "--policy", "policy.toml"]
     with (tmp_path / "out").open("w") as out, (tmp_path / "log").open("w") as log:
@@ -286,7 +294,7 @@ def test_texts_outlive_a_worker_and_the_end_leaves_nothing(folder, tmp_path, mon
             line.get("worker") for line in lines if line["message"] == "request" and line["endpoint"] == "sessions"
         } <= {0, 1}
         assert sum(line["message"] == "a worker has ended and is started again" for line in lines) == 1
-        assert not list(tmp_path.glob("pema-serve-*"))
+        assert not list(sockets.iterdir())
         quota = Store(tmp_path / "quotas.sqlite").execute("SELECT SUM(amount) FROM spent WHERE window = 'day'")
         assert quota[0][0] > len(SOURCES) * 3
     finally:

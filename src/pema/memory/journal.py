@@ -107,8 +107,15 @@ class Journal:
         self._written = time.monotonic()
 
     def remove(self) -> None:
-        """Remove the file, if it exists."""
-        self.path.unlink(missing_ok=True)
+        """Remove the file, if it exists.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot remove {self.path}: {error.strerror or error}.") from error
 
     def _read(self) -> None:
         """Read the complete records; truncated or changed records and those of another group are ignored."""

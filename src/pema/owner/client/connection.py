@@ -15,6 +15,7 @@ import random
 import secrets
 import ssl
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -57,6 +58,11 @@ class LostSessionError(OwnerError):
     def __init__(self, message: str, *, unknown: bool = False) -> None:
         super().__init__(message)
         self.unknown = unknown
+
+
+def any_route() -> str:
+    """Return a route at random: a try after one that failed may reach another replica."""
+    return secrets.token_hex(8)
 
 
 class Connection:
@@ -113,7 +119,7 @@ class Connection:
         body: dict[str, Any] | None = None,
         *,
         most: int = SMALL_ANSWER,
-        route: str | None = None,
+        route: Callable[[], str] = any_route,
     ) -> bytes:
         """Send a request and return the body of the answer.
 
@@ -122,7 +128,8 @@ class Connection:
             path: its path.
             body: its body, for JSON.
             most: maximum bytes of the answer.
-            route: constant in a session, so that a proxy may send its requests to one replica; see `wire.ROUTE`.
+            route: gives the route of each try, constant in a session, so that a proxy may send its requests to one
+                replica; see `wire.ROUTE`.
 
         Raises:
             OwnerError: the server cannot be reached, refuses, or sends more; the message names the request and the
@@ -137,7 +144,7 @@ class Connection:
         while True:
             attempts += 1
             wait = pause * random.uniform(0.5, 1.0)
-            headers = {ROUTE: route or secrets.token_hex(8)} | ({IDENTITY: self.plm} if self.plm else {})
+            headers = {ROUTE: route()} | ({IDENTITY: self.plm} if self.plm else {})
             try:
                 with self._client.stream(method, path, json=body, headers=headers) as response:
                     bound = most if response.is_success else _ERROR_BYTES

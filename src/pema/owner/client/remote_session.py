@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import secrets
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pema.errors import DataError, OwnerError
-from pema.owner.client.connection import SESSIONS, SMALL_ANSWER, Connection, LostSessionError
+from pema.owner.client.connection import SESSIONS, SMALL_ANSWER, Connection, LostSessionError, any_route
 from pema.owner.contract import PLMDescription
 from pema.owner.wire import ROUTE, WireDtype, unpack
 
@@ -61,7 +60,7 @@ class RemoteSession:
         path = f"{SESSIONS}{self._id}/advance"
         rows = range(len(self._contexts)) if parents is None else parents
         try:
-            content = self._connection.request("POST", path, body, most=self._most(len(tokens)), route=self._route)
+            content = self._connection.request("POST", path, body, most=self._most(len(tokens)), route=self._same_route)
         except LostSessionError as error:
             self._require_replica(error)
             logger.warning(
@@ -82,7 +81,7 @@ class RemoteSession:
         """Close the session; see `contract.Session.close`. If the server is unreachable, the session expires there."""
         if self._id is not None:
             with contextlib.suppress(OwnerError, DataError):
-                self._connection.request("DELETE", f"{SESSIONS}{self._id}", route=self._route)
+                self._connection.request("DELETE", f"{SESSIONS}{self._id}", route=self._same_route)
             self._id = None
 
     def _require_replica(self, error: LostSessionError) -> None:
@@ -98,15 +97,21 @@ class RemoteSession:
     def _open(self) -> Tensor:
         rows = len(self._contexts)
         body = {"prompts": self._contexts, "dtype": self._dtype}
-        # Another one than before: the replica of a lost session may be gone.
-        self._route = secrets.token_hex(8)
-        content = self._connection.request("POST", SESSIONS[:-1], body, most=self._most(rows), route=self._route)
+        content = self._connection.request("POST", SESSIONS[:-1], body, most=self._most(rows), route=self._new_route)
         f, texts = self._read(content, rows)
         name = texts.get("session", "")
         if not _NAME.fullmatch(name):
             raise OwnerError(f"{self._connection.url} opened a session without a valid name.")
         self._id, self._step = name, 0
         return f
+
+    def _new_route(self) -> str:
+        """Take another route at each try: the replica of a lost session may be gone."""
+        self._route = any_route()
+        return self._route
+
+    def _same_route(self) -> str:
+        return self._route
 
     def _most(self, rows: int) -> int:
         return 4 * rows * self._description.d_tap + SMALL_ANSWER
