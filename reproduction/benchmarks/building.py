@@ -30,7 +30,7 @@ from pema.owner.batching import length_batches, pad_right
 from pema.owner.causal_lm import state_argument
 from pema.owner.local import LocalPLM
 from pema.owner.local import plm as local
-from reproduction.benchmarks.inputs import examples, task
+from reproduction.benchmarks.inputs import examples, requested, task
 from reproduction.benchmarks.options import Options
 from reproduction.benchmarks.timing import SHORTEST, Run, breakdown, least_ratio, rate, row, seconds, significant
 
@@ -46,8 +46,7 @@ class BuildingCase:
         self.examples = examples(options)
         self.output = folder / "building"
         self.tokens = Tokens.encode(self.plm, self.task.template, self.examples)
-        self.sequences = [self.tokens.sequence(i) for i in range(len(self.examples))]
-        self.starts = [int(cut - start) for cut, start in zip(self.tokens.cuts, self.tokens.starts, strict=False)]
+        self.sequences, self.starts = requested(self.tokens)
         self.read = sum(len(sequence) - 1 for sequence in self.sequences)
 
     @cached_property

@@ -16,6 +16,7 @@ from pema.adapter.module import Adapter
 from pema.adapter.presets import PRESETS
 from pema.experiments.data import restaurant_data
 from pema.memory.build import build_memory
+from pema.memory.encoding import Tokens
 from pema.memory.manifest import HEAD, FileEntry, Input, Manifest
 from pema.memory.reader import Memory, View
 from pema.memory.shard import Contents, write_shard
@@ -55,6 +56,12 @@ def examples(options: Options) -> list[Example]:
         return list(restaurant_data().train[: options.examples])
     demo = Path(str(resources.files("pema"))) / "demo_data" / "support_train.tsv"
     return read_examples(data=demo if options.corpus == DEMO else options.corpus, limit=options.examples)
+
+
+def requested(tokens: Tokens) -> tuple[list[list[int]], list[int]]:
+    """Return prompt and target of each example, and the length of each prompt, as `represent` takes them."""
+    count = len(tokens.cuts)
+    return [tokens.sequence(i) for i in range(count)], [len(tokens.prompt(i)) for i in range(count)]
 
 
 def plm_memory(options: Options, folder: Path, plm: LocalPLM | None = None) -> Memory:

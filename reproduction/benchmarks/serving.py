@@ -13,7 +13,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +28,8 @@ from pema.memory.encoding import Tokens
 from pema.owner.client.connection import Connection
 from pema.owner.client.remote import RemotePLM
 from pema.owner.local import LocalPLM
-from reproduction.benchmarks.inputs import examples, task
+from reproduction.benchmarks.clients import Request, load
+from reproduction.benchmarks.inputs import examples, requested, task
 from reproduction.benchmarks.options import Options
 from reproduction.benchmarks.timing import Run, alternate, paired_ratio, row, significant, timing
 
@@ -81,12 +81,11 @@ def run(options: Options, folder: Path) -> dict[str, Any]:
     plm = LocalPLM.load(options.plm)
     corpus = examples(options)
     tokens = Tokens.encode(plm, task(options).template, corpus)
-    sequences = [tokens.sequence(i) for i in range(len(corpus))]
-    starts = [int(cut - start) for cut, start in zip(tokens.cuts, tokens.starts, strict=False)]
+    sequences, starts = requested(tokens)
     requests = [(sequences[i : i + SEQUENCES], starts[i : i + SEQUENCES]) for i in range(0, len(corpus), SEQUENCES)]
     bare = bare_rate(plm, sequences, starts)
     with serving(options.plm) as url:
-        load = [under_load(url, requests, count, bare, options.serve_seconds) for count in CLIENTS]
+        loads = [under_load(url, requests, count, bare, options.serve_seconds) for count in CLIENTS]
         building = build(plm, url, options, folder)
         generating = generation(plm, url, options)
         sessions = session_bytes(url, sequences)
@@ -99,7 +98,7 @@ def run(options: Options, folder: Path) -> dict[str, Any]:
             one["of_bare"],
             "",
         )
-        for one in load
+        for one in loads
     ]
     summary.append(row("build through the server", building["seconds"], "s", "local build", building["ratio"], ""))
     for one in generating:
@@ -111,7 +110,7 @@ def run(options: Options, folder: Path) -> dict[str, Any]:
         "d": plm.description.d_tap,
         "bare_representations_per_second": bare,
         "sequences_per_request": SEQUENCES,
-        "load": load,
+        "load": loads,
         "building": building,
         "generation": generating,
         "sessions": sessions,
@@ -132,40 +131,25 @@ def bare_rate(plm: LocalPLM, sequences: list[list[int]], starts: list[int]) -> f
 
 def under_load(url: str, requests: list[Any], clients: int, bare: float, serve_seconds: float) -> dict[str, Any]:
     """Measure the rate and latency of a number of clients that send requests continuously."""
-    latencies: list[float] = []
-    count = 0
-    end = time.perf_counter() + serve_seconds
-    lock = threading.Lock()
 
-    def client(number: int) -> None:
-        nonlocal count
+    def connect(_number: int) -> Request:
         plm = RemotePLM(url)
-        k = number
-        while time.perf_counter() < end or k < 2 * clients:
-            asked, starts = requests[k % len(requests)]
-            began = time.perf_counter()
-            got = sum(len(r.representations) for r in plm.represent(asked, starts))
-            with lock:
-                latencies.append(time.perf_counter() - began)
-                count += got
-            k += clients
 
-    started = time.perf_counter()
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    seconds = time.perf_counter() - started
-    quantiles = statistics.quantiles(latencies, n=100)
+        def request(k: int) -> int:
+            asked, starts = requests[k % len(requests)]
+            return sum(len(r.representations) for r in plm.represent(asked, starts))
+
+        return request
+
+    measured = load(connect, clients, serve_seconds)
     return {
         "clients": clients,
-        "requests": len(latencies),
-        "requests_per_second": significant(len(latencies) / seconds),
-        "representations_per_second": significant(count / seconds),
-        "of_bare": significant(count / seconds / bare),
-        "p50_ms": significant(1e3 * quantiles[49]),
-        "p99_ms": significant(1e3 * quantiles[98]),
+        "requests": len(measured.latencies),
+        "requests_per_second": measured.per_second(len(measured.latencies)),
+        "representations_per_second": measured.per_second(measured.representations),
+        "of_bare": measured.per_second(measured.representations / bare),
+        "p50_ms": measured.latency_ms(50),
+        "p99_ms": measured.latency_ms(99),
     }
 
 

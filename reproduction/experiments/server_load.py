@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,7 +32,8 @@ from pema.owner.client.remote import RemotePLM
 from pema.owner.local import LocalPLM
 from pema.serving.keys import digest, new_key
 from pema.signature import signature
-from reproduction.benchmarks.inputs import examples, task
+from reproduction.benchmarks.clients import load
+from reproduction.benchmarks.inputs import examples, requested, task
 from reproduction.benchmarks.options import Options
 from reproduction.benchmarks.timing import significant
 from reproduction.lines import put_run
@@ -44,9 +44,6 @@ PATIENCE = 600.0
 """Maximum seconds until all workers are ready."""
 
 ENDPOINTS = '["plm", "represent", "sessions", "metrics"]'
-
-Request = Callable[[RemotePLM, int], int]
-"""Makes the k-th request of a client, or one session, and returns the number of representations."""
 
 
 @dataclass(frozen=True)
@@ -86,42 +83,23 @@ def serving(plm: str, workers: int) -> Iterator[Served]:
             process.wait(PATIENCE)
 
 
-def load(served: Served, request: Request, clients: int, seconds: float) -> dict[str, float]:
-    """Measure a number of clients that send requests continuously."""
-    latencies: list[float] = []
-    representations = 0
-    lock = threading.Lock()
+def under_load(
+    served: Served, request: Callable[[RemotePLM, int], int], clients: int, seconds: float
+) -> dict[str, Any]:
+    """Measure rate, latency and processor time of a number of clients that send requests continuously."""
     plms = [RemotePLM(served.url) for _ in range(clients)]
-    begun, before, own = time.perf_counter(), served.seconds(), time.process_time()
-
-    def client(number: int) -> None:
-        nonlocal representations
-        k = number
-        while time.perf_counter() < begun + seconds or k < 2 * clients:
-            started = time.perf_counter()
-            count = request(plms[number], k)
-            with lock:
-                latencies.append(time.perf_counter() - started)
-                representations += count
-            k += clients
-
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    passed = time.perf_counter() - begun
+    before, own = served.seconds(), time.process_time()
+    measured = load(lambda number: functools.partial(request, plms[number]), clients, seconds)
     spent = {part: value - before[part] for part, value in served.seconds().items()} | {
         "clients": time.process_time() - own
     }
-    quantiles = statistics.quantiles(latencies, n=100)
     return {
-        "requests": len(latencies),
-        "representations_per_second": significant(representations / passed),
-        "p50_ms": significant(1e3 * quantiles[49]),
-        "p99_ms": significant(1e3 * quantiles[98]),
-        **{f"{part}_ms": significant(1e3 * value / representations) for part, value in spent.items()},
-        "cores": significant(sum(spent.values()) / passed),
+        "requests": len(measured.latencies),
+        "representations_per_second": measured.per_second(measured.representations),
+        "p50_ms": measured.latency_ms(50),
+        "p99_ms": measured.latency_ms(99),
+        **{f"{part}_ms": significant(1e3 * value / measured.representations) for part, value in spent.items()},
+        "cores": measured.per_second(sum(spent.values())),
     }
 
 
@@ -129,8 +107,7 @@ def measure(plm_name: str, workers: int, seconds: float) -> dict[str, Any]:
     """Measure a server with a number of workers, for each kind of request and number of clients."""
     plm, options = LocalPLM.load(plm_name), Options()
     tokens = Tokens.encode(plm, task(options).template, examples(options))
-    sequences = [tokens.sequence(i) for i in range(len(tokens.cuts))]
-    starts = [int(cut - start) for cut, start in zip(tokens.cuts, tokens.starts, strict=False)]
+    sequences, starts = requested(tokens)
 
     def represent(remote: RemotePLM, k: int) -> int:
         first = SEQUENCES * k % (len(sequences) - SEQUENCES)
@@ -146,7 +123,7 @@ def measure(plm_name: str, workers: int, seconds: float) -> dict[str, Any]:
 
     with serving(plm_name, workers) as served:
         return {
-            name: {str(clients): load(served, request, clients, seconds) for clients in CLIENTS}
+            name: {str(clients): under_load(served, request, clients, seconds) for clients in CLIENTS}
             for name, request in (("represent", represent), ("session", decode))
         }
 

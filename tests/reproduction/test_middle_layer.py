@@ -2,16 +2,12 @@
 
 import pytest
 import torch
+from test_inversion import EXAMPLES, TASK
 
 from pema.adapter import sampled
 from pema.adapter.presets import preset
 from pema.memory.build import build_memory
-from pema.tasks.example import Example
-from pema.tasks.registry import get_task
 from reproduction.experiments import middle_layer
-
-TASK = get_task("translation")
-EXAMPLES = [Example("the house", "das Haus ist klein"), Example("the dog", "hier ist das Haus"), Example("a", "klein")]
 
 
 @pytest.fixture(scope="module")
