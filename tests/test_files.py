@@ -21,6 +21,7 @@ from pema.files import (
     clear_below,
     create,
     digest,
+    discard,
     parse_json,
     read_bytes,
     read_json,
@@ -445,3 +446,13 @@ def test_a_seal_covers_exactly_its_values():
     for broken in (values, sealed | {"b": [1, "o"]}, sealed | {"c": 1}, sealed | {"digest": "0" * 64}):
         with pytest.raises(DataError, match="its digest does not match"):
             unseal(broken)
+
+
+def test_a_file_is_discarded_and_one_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    for _ in range(2):
+        discard(tmp_path / "file")
+        assert not (tmp_path / "file").exists()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match=r"cannot remove .*folder: "):
+        discard(tmp_path / "folder")

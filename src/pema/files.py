@@ -299,6 +299,18 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def discard(path: Path) -> None:
+    """Remove a file, if it exists.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot remove {path}: {_reason(error)}.") from error
+
+
 def _settle(new: Path, private: bool) -> None:
     """Set the mode of the new file or folder, and flush it to the disk."""
     for path in (*(new.rglob("*") if new.is_dir() else ()), new):

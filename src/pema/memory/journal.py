@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pema.errors import StorageError
-from pema.files import PRIVATE_FILE, digest, open_regular
+from pema.files import PRIVATE_FILE, digest, discard, open_regular
 from pema.memory.manifest import Manifest
 from pema.owner.contract import ContextRepresentations
 
@@ -112,10 +112,7 @@ class Journal:
         Raises:
             StorageError: it cannot be removed.
         """
-        try:
-            self.path.unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot remove {self.path}: {error.strerror or error}.") from error
+        discard(self.path)
 
     def _read(self) -> None:
         """Read the complete records; truncated or changed records and those of another group are ignored."""
@@ -165,10 +162,14 @@ class Journal:
 
 
 def clear_journals(folder: Path, shards: int) -> None:
-    """Remove the journals of the first `shards` shards, which a killed build has left."""
+    """Remove the journals of the first `shards` shards, which a killed build has left.
+
+    Raises:
+        StorageError: one cannot be removed.
+    """
     for path in folder.glob(f"answers-*{SUFFIX}"):
         if path.name < journal_name(shards):
-            path.unlink(missing_ok=True)
+            discard(path)
 
 
 def journal_name(index: int) -> str:

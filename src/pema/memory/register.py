@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pema import console
 from pema.errors import ConfigError, DataError, ExternalMemoryError
-from pema.files import read_json, seal, unseal, write_json
+from pema.files import discard, read_json, seal, unseal, write_json
 from pema.memory.journal import identity_of
 from pema.memory.manifest import Manifest, ShardEntry, file_name
 from pema.memory.shard import ShardFile
@@ -96,7 +96,7 @@ class Register:
         if self._writes and len(self.manifest.shards) > before:
             self.manifest.write(self.folder)
             for k in range(before, len(self.manifest.shards)):
-                (self.folder / receipt_name(k)).unlink(missing_ok=True)
+                discard(self.folder / receipt_name(k))
             if before == 0:
                 _warn(self.manifest)
 
@@ -136,10 +136,14 @@ def read_receipts(folder: Path, manifest: Manifest, groups: Mapping[int, range])
 
 
 def clear_receipts(folder: Path, shards: int) -> None:
-    """Remove the receipts of the first `shards` shards, which a killed build has left."""
+    """Remove the receipts of the first `shards` shards, which a killed build has left.
+
+    Raises:
+        StorageError: one cannot be removed.
+    """
     for index, path in _receipts(folder):
         if index < shards:
-            path.unlink(missing_ok=True)
+            discard(path)
 
 
 def receipt_name(index: int) -> str:
