@@ -7,6 +7,8 @@
 import logging
 import os
 import signal
+import sys
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -67,3 +69,34 @@ def tiny_plm():
         return LocalPLM(build_model(family, seed=seed, dtype=dtype), build_tokenizer(bos=bos), tap=tap)
 
     return build
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """Ray, with a cluster of one machine."""
+    library = pytest.importorskip("ray", reason="the extra ray is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # by default workers get little of a busy processor
+        path = os.pathsep.join(str(Path(each).resolve()) for each in sys.path if each)
+        patch.setenv("PYTHONPATH", path)
+        library.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+        yield library
+        library.shutdown()
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A cluster of two machines with a CPU each."""
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(Path(each).resolve()) for each in sys.path if each))
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20})
+    try:
+        yield made
+    finally:
+        made.shutdown()

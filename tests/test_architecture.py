@@ -42,17 +42,18 @@ ROOMS = {
     "owner.openai_api": {"owner", "owner.client", "owner.models", "owner.sources", "tasks"},
     "owner.mask": {"owner"},
     "serving": {"owner", "owner.local", "owner.client", "owner.mask"},
-    "memory": {"owner", "storage", "tasks"},
+    "cluster": {"owner"},
+    "memory": {"cluster", "owner", "storage", "tasks"},
     "adapter": {"memory", "owner", "storage", "tasks"},
-    "generation": {"adapter", "owner", "storage", "tasks"},
-    "evaluation": {"generation", "adapter", "memory", "owner", "owner.models", "owner.sources", "tasks"},
+    "generation": {"adapter", "cluster", "owner", "storage", "tasks"},
+    "evaluation": {"generation", "adapter", "cluster", "memory", "owner", "owner.models", "owner.sources", "tasks"},
     "methods": {"evaluation", "generation", "adapter", "memory", "owner", "owner.local", "owner.models", "tasks"},
     "experiments": {"methods", "evaluation", "tasks"},
     "privacy": {"evaluation", "adapter", "memory", "owner"},
     "pages": {"experiments", "evaluation", "generation", "adapter", "owner", "tasks"},
     "cli": {
-        *("pages", "privacy", "experiments", "evaluation", "generation", "adapter", "memory", "owner", "storage"),
-        "tasks",
+        *("pages", "privacy", "experiments", "evaluation", "generation", "adapter", "memory", "cluster", "owner"),
+        *("storage", "tasks"),
     },
 }
 """The rooms that each room may import, itself and the foundation aside.
@@ -70,6 +71,7 @@ EDGES = {
     "__init__": {
         "api",
         "adapter",
+        "cluster",
         "evaluation",
         "generation",
         "memory",
@@ -93,6 +95,7 @@ EDGES = {
         "owner.sources",
     },
     "generation.decoding": {"owner.models"},  # batches of one length, where positions depend on it
+    "generation.replicated": {"owner.models"},  # as generation.decoding
     "generation.rounds": {"memory"},  # builds memories of the contexts that adapters reach
     "generation.classification": {"owner.models"},  # as generation.decoding
     "experiments.description": {"owner", "memory", "generation"},  # settings of the PLM, of building and generation

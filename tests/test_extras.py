@@ -18,10 +18,10 @@ import pema
 from pema.adapter.accounting import noise_multiplier
 from pema.adapter.log import Log
 from pema.cli import main
+from pema.cluster.opening import replicas
 from pema.errors import PemaError
 from pema.experiments.data import support_data
 from pema.extras import installs
-from pema.memory.engines.ray import replicas
 from pema.memory.reader import Memory
 from pema.methods.knn_index import faiss_library
 from pema.methods.peft_methods import LoRA

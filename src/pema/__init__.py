@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pema.adapter.schedule import Constant, Fitted, GradualUnrolling, Linear, NoAdapter, Schedule
     from pema.adapter.training import train
     from pema.api import PLM
+    from pema.cluster.opening import replicas
     from pema.errors import (
         AdapterError,
         ConfigError,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from pema.generation.plugin import attach
     from pema.memory.build import build_memory
     from pema.memory.config import BuildConfig
-    from pema.memory.engines.ray import replicas
     from pema.memory.reader import Memory
     from pema.owner.client.remote import RemotePLM
     from pema.owner.config import LoadConfig
@@ -63,6 +63,7 @@ _HOMES = {
     "adapter.schedule": ("Constant", "Fitted", "GradualUnrolling", "Linear", "NoAdapter", "Schedule"),
     "adapter.training": ("train",),
     "api": ("PLM",),
+    "cluster.opening": ("replicas",),
     "errors": (
         *("AdapterError", "ConfigError", "DataError", "ExternalMemoryError", "MismatchError", "OwnerError"),
         *("PemaError", "ProcessError", "StorageError"),
@@ -76,7 +77,6 @@ _HOMES = {
     "generation.plugin": ("attach",),
     "memory.build": ("build_memory",),
     "memory.config": ("BuildConfig",),
-    "memory.engines.ray": ("replicas",),
     "memory.reader": ("Memory",),
     "owner.client.remote": ("RemotePLM",),
     "owner.config": ("LoadConfig",),

@@ -9,7 +9,8 @@ from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
 from pema.adapter.schedule import Constant, NoAdapter
 from pema.errors import ConfigError, MismatchError
-from pema.generation.decoding import decode, generate, generate_counted, plain
+from pema.generation.batches import plain
+from pema.generation.decoding import decode, generate, generate_counted
 from pema.generation.settings import HONOURED, REFUSED, without_own_settings
 from pema.owner.session_model import SessionModel
 from pema.tasks.registry import Task

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fake_plm import FakePLM, build
 
+from pema.cluster.opening import replicas
 from pema.errors import OwnerError
-from pema.memory.engines.ray import replicas
 
 EXAMPLES = 64
 

@@ -1,6 +1,5 @@
 """Builds on a Ray cluster: the bytes of one process, whichever of its processes dies."""
 
-import os
 import subprocess
 import sys
 import time
@@ -11,32 +10,15 @@ import pytest
 from fake_plm import FakePLM, build, files
 from ray_builds import EXAMPLES, open_fatal, open_mortal, open_nothing, open_numbered, open_refusing, open_slow
 
-from pema import errors
 from pema.cli import main
+from pema.cluster.opening import replicas
+from pema.cluster.replicas import Replicas
 from pema.errors import ConfigError, MismatchError, OwnerError, ProcessError
-from pema.memory.config import EngineConfig
-from pema.memory.engines import ray as engine
-from pema.memory.engines.ray import Replicas, replicas
 from pema.memory.manifest import Manifest
 from pema.processes import Processes
 
 LIMIT = 240
 KINDS = {"teacher": {}, "int8": {"dtype": "int8"}, "predicted": {"contexts": "predicted", "targets": "aligned"}}
-
-
-@pytest.fixture(scope="module")
-def ray():
-    """Ray, with a cluster of one machine."""
-    library = pytest.importorskip("ray", reason="the extra ray is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_worker_niceness", "0")  # by default workers get little of a busy processor
-        path = os.pathsep.join(str(Path(each).resolve()) for each in sys.path if each)
-        patch.setenv("PYTHONPATH", path)
-        library.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
-        yield library
-        library.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +39,7 @@ def test_a_worker_that_is_killed_is_replaced(ray, alone, tmp_path, capsys):
     with replicas(partial(open_mortal, str(tmp_path / "flag"), 12), workers=2) as plm:
         build(tmp_path / "m", EXAMPLES, plm=plm)
     assert (tmp_path / "flag").exists()
-    assert "A worker has ended, its examples are given to another" in capsys.readouterr().err
+    assert "A worker has ended, its work is given to another" in capsys.readouterr().err
     assert files(tmp_path / "m") == alone["teacher"]
 
 
@@ -92,26 +74,10 @@ def test_workers_with_different_plms_are_refused(ray, tmp_path):
     def admit():
         with replicas(partial(open_numbered, str(tmp_path)), workers=2) as plm:
             while plm._starting:
-                plm._step()
+                plm._step({})
 
     with pytest.raises(MismatchError, match="the PLM of another worker belongs to another PLM"):
         admit()
-
-
-@pytest.fixture
-def cluster(monkeypatch):
-    """A cluster of two machines with a CPU each."""
-    pytest.importorskip("ray", reason="the extra ray is not installed")
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_worker_niceness", "0")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(Path(each).resolve()) for each in sys.path if each))
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20})
-    try:
-        yield made
-    finally:
-        made.shutdown()
 
 
 @pytest.mark.slow
@@ -121,15 +87,15 @@ def test_the_death_of_a_machine_is_survived(cluster, alone, tmp_path):
         removed = []
 
         class Removing(Replicas):
-            def _step(self):
-                ended = super()._step()
+            def _step(self, running):
+                ended = super()._step(running)
                 if ended and not removed:
                     removed.append(node)
                     cluster.remove_node(node, allow_graceful=False)
                 return ended
 
         while plm._starting:
-            plm._step()
+            plm._step({})
         plm.__class__ = Removing
         build(tmp_path / "m", EXAMPLES, plm=plm)
     assert removed
@@ -161,30 +127,10 @@ def test_the_death_of_the_driver_is_survived(cluster, alone, tmp_path, with_ray)
     assert files(tmp_path / "m") == alone["teacher"]
 
 
-def test_a_cluster_that_cannot_be_reached_is_told(monkeypatch):
-    pytest.importorskip("ray", reason="the extra ray is not installed")
-    import ray
-
-    def refuse(**_):
-        raise ConnectionError("no route to host")
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", refuse)
-    message = r"the Ray cluster at 10\.0\.0\.9:6379 cannot be used: no route to host"
-    with pytest.raises(ProcessError, match=message), replicas(FakePLM, address="10.0.0.9:6379"):
-        pass
-
-
 def test_a_launcher_and_ray_are_one_too_many(tmp_path, monkeypatch):
     monkeypatch.setattr("pema.memory.build.join", lambda: Processes(0, 2))
     with pytest.raises(ConfigError, match="replicas on a Ray cluster with 2 processes: start one"):
         build(tmp_path / "m", 8, plm=object.__new__(Replicas))
-
-
-@pytest.mark.parametrize("name", ["workers", "address"])
-def test_settings_of_ray_need_it(name):
-    with pytest.raises(ConfigError, match=rf"{name}=3 is a setting of engine='ray': give that, or omit it"):
-        EngineConfig(**{name: 3 if name == "workers" else "3"})
 
 
 def test_ray_with_an_adapter_is_refused(monkeypatch, capsys, tmp_path):
@@ -195,34 +141,3 @@ def test_ray_with_an_adapter_is_refused(monkeypatch, capsys, tmp_path):
         main()
     assert stop.value.code == 2
     assert "pema: --engine ray is for one process without an adapter" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("nodes", "workers", "on_gpu", "expected"),
-    [
-        ([{"CPU": 8.0}, {"CPU": 8.0}], None, False, (2, 8, 0)),
-        ([{"CPU": 8.0}, {"CPU": 8.0}], 4, False, (4, 4, 0)),
-        ([{"CPU": 2.0}], 5, False, (5, 1, 0)),
-        ([{"CPU": 2.0}, {"CPU": 30.0}], 2, False, (2, 2, 0)),
-        ([{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 4.0}], None, True, (8, 2, 1)),
-    ],
-)
-def test_replicas_divide_a_cluster(nodes, workers, on_gpu, expected):
-    count, options = engine._resources(nodes, workers, on_gpu)
-    assert (count, options["num_cpus"], options["num_gpus"]) == expected
-
-
-def test_a_cluster_without_gpus_is_refused_for_a_plm_on_gpus():
-    with pytest.raises(ConfigError, match="device_map is set, but the machines of the Ray cluster have no GPU"):
-        engine._resources([{"CPU": 8.0}], None, True)
-
-
-def test_an_error_keeps_its_kind_and_its_text():
-    def fail():
-        raise error
-
-    for kind in (OwnerError, errors.DataError, errors.StorageError):
-        error = type("Special", (kind,), {"__module__": "elsewhere"})("why")
-        with pytest.raises(kind, match=r"^why$"):
-            engine._value(engine._told(fail))
-    assert engine._value(engine._told(lambda: {"a": 1})) == {"a": 1}

@@ -8,7 +8,8 @@ import torch
 from tests.tiny import build_model, build_tokenizer
 
 from pema.errors import ConfigError, DataError
-from pema.generation.decoding import decode, plain
+from pema.generation.batches import plain
+from pema.generation.decoding import decode
 from pema.methods.contract import Budget, Job
 from pema.methods.few_shot import FewShot, RetrievedFewShot
 from pema.methods.registry import get_method

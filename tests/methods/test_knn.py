@@ -14,7 +14,8 @@ from tests.tiny import build_model, build_tokenizer
 
 from pema.errors import ConfigError, ExternalMemoryError, MismatchError, StorageError
 from pema.files import digest, sha256, size
-from pema.generation.decoding import decode, plain
+from pema.generation.batches import plain
+from pema.generation.decoding import decode
 from pema.generation.texts import text_of
 from pema.memory.reader import Memory
 from pema.methods import knn_index, knn_mixture

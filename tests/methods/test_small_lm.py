@@ -11,7 +11,8 @@ from tests.tiny import BOS, EOS, build_model, build_tokenizer
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from pema.errors import AdapterError, ConfigError, MismatchError, OwnerError
-from pema.generation.decoding import decode, plain
+from pema.generation.batches import plain
+from pema.generation.decoding import decode
 from pema.generation.texts import text_of
 from pema.methods.emulator import MODEL
 from pema.methods.full import FullFineTuning

@@ -11,7 +11,8 @@ from transformers import cache_utils
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
 from pema.adapter.schedule import Constant
-from pema.generation.decoding import decode, generate, plain
+from pema.generation.batches import plain
+from pema.generation.decoding import decode, generate
 from pema.owner.local import LocalPLM
 from pema.tasks.registry import get_task
 from tiny import HYBRID_FAMILIES, PAD, VARYING_FAMILIES, build_model, build_tokenizer

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -24,14 +23,11 @@ from pema.cli.options import (
     show,
 )
 from pema.cli.settings import Options, declared
+from pema.cluster.config import EngineConfig
 from pema.errors import ConfigError
 from pema.extras import require_library
-from pema.memory.config import BuildConfig, EngineConfig
+from pema.memory.config import BuildConfig
 from pema.storage.address import shown
-
-if TYPE_CHECKING:
-    from pema.memory.engines.ray import Replicas
-    from pema.owner.contract import PLM
 
 BUILDING = Options(BuildConfig, ("contexts", "targets", "dtype", "limit", "batch_tokens"), rest=True)
 RUNNING = Options(EngineConfig, ("engine", "workers", "address"))
@@ -97,22 +93,17 @@ def build(
         require_plm(plm, loaded.get("revision"))
 
         from pema.adapter.module import Adapter
+        from pema.cluster.opening import opened
+        from pema.cluster.replicas import Replicas
         from pema.generation.on_policy import OnPolicy
         from pema.memory.build import build_memory
-        from pema.memory.engines.ray import replicas
-        from pema.owner.opening import accepted, open_plm
+        from pema.owner.opening import accepted
 
         writer = None if adapter is None else Adapter.from_pretrained(adapter)
         with keeping(f"what the PLM has answered is kept in {folder}: the same command continues after it"):
             if processes.runs_on_accelerator and loaded.get("device_map") in (None, "auto"):
                 loaded |= accepted(plm, {"device_map": str(processes.device)})
-            answering: PLM | Replicas
-            with ExitStack() as stack:
-                if engine.engine == "ray":
-                    pool = replicas(plm, workers=engine.workers, address=engine.address, **loaded)
-                    answering = stack.enter_context(pool)
-                else:
-                    opened = open_plm(plm, **loaded)
-                    answering = opened if writer is None else OnPolicy(opened, writer)
+            with opened(plm, engine, **loaded) as asked:
+                answering = asked if writer is None or isinstance(asked, Replicas) else OnPolicy(asked, writer)
                 memory = build_memory(answering, reading.examples, chosen, folder, config, append=append)
     show({"memory": shown(output), "examples": memory.examples, "pairs": memory.pairs, "bytes": memory.bytes}, as_json)

@@ -20,11 +20,13 @@ from pema.cli.options import (
     PLMName,
     TemplateText,
     loading,
+    require_generating,
     require_plm,
     show,
 )
 from pema.cli.settings import Options, declared
 from pema.cli.sources import read_inputs
+from pema.cluster.config import EngineConfig
 from pema.generation.config import GenerateConfig, with_own_ending
 
 GENERATING = Options(
@@ -33,9 +35,10 @@ GENERATING = Options(
     rest=True,
     further="and settings of transformers' generate, such as temperature",
 )
+RUNNING = Options(EngineConfig, ("engine", "workers", "address"))
 
 
-@declared(settings=GENERATING, loaded=loading(*FURTHER))
+@declared(settings=GENERATING, running=RUNNING, loaded=loading(*FURTHER))
 def generate(
     adapter: AdapterPlace,
     plm: PLMName,
@@ -49,6 +52,7 @@ def generate(
         ),
     ],
     settings: dict[str, Any],
+    running: dict[str, Any],
     loaded: dict[str, Any],
     inputs: InputLines = None,
     data: InputData = None,
@@ -74,6 +78,8 @@ def generate(
     from pema.evaluation.outputs import require_writable, write_hypotheses
 
     GenerateConfig.split(settings)
+    engine = EngineConfig(**running)
+    require_generating(engine, plm)
     require_writable(output)
     sources = read_inputs(inputs, data, source_field)
     config = read_config(adapter)
@@ -87,11 +93,12 @@ def generate(
     require_plm(plm, loaded.get("revision"))
 
     from pema.adapter.module import Adapter
+    from pema.cluster.opening import opened
     from pema.generation.decoding import generate_counted
-    from pema.owner.opening import open_plm
 
     used = None if no_adapter else Adapter.from_pretrained(adapter)
-    result = generate_counted(open_plm(plm, **loaded), used, sources, chosen, **settings)
+    with opened(plm, engine, **loaded) as writing:
+        result = generate_counted(writing, used, sources, chosen, **settings)
     details = [
         {"source": each if isinstance(each, str) else each.source, "finish_reason": reason}
         for each, reason in zip(sources, result.finish_reasons, strict=True)

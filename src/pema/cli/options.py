@@ -11,7 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from pema.cli.settings import Options, with_line_breaks
+from pema.cluster.config import EngineConfig
 from pema.console import printable, stdout
+from pema.errors import ConfigError
+from pema.extras import require_library
 from pema.owner.config import LoadConfig
 from pema.owner.openai_api.config import APIConfig, is_described
 from pema.owner.sources.names import CAUSAL, require_model
@@ -142,6 +145,21 @@ def require_plm(name: str, revision: str | None = None) -> None:
     is_gguf = Path(name).suffix.lower() == ".gguf" and Path(name).is_file()  # is converted when it is opened
     if not is_gguf and not name.startswith(("http://", "https://")):
         require_model(name, CAUSAL, revision)
+
+
+def require_generating(engine: EngineConfig, plm: str) -> None:
+    """Refuse replicas that could not generate, before torch is imported.
+
+    Raises:
+        ConfigError: Ray is not installed, or the PLM is described as an API.
+    """
+    if engine.engine != "ray":
+        return
+    require_library("--engine ray", "ray", "ray")
+    if is_described(plm):
+        raise ConfigError(
+            f"{plm} describes an API: one process sends its requests side by side and keeps its budget. Omit --engine."
+        )
 
 
 def show(result: Mapping[str, Any], as_json: bool) -> None:

@@ -17,6 +17,7 @@ from pema.tasks.held_out import spread
 
 if TYPE_CHECKING:
     from pema.adapter.module import Adapter
+    from pema.cluster.replicas import Replicas
     from pema.owner.contract import PLM
     from pema.tasks.example import Example
     from pema.tasks.registry import Task
@@ -78,7 +79,7 @@ class Tuning:
 
 
 def tune(
-    plm: PLM,
+    plm: PLM | Replicas,
     adapter: Adapter,
     examples: Sequence[Example],
     *,
@@ -94,7 +95,7 @@ def tune(
     reported on. `adapter.config` is replaced; `adapter.save_pretrained` stores it.
 
     Args:
-        plm: the PLM.
+        plm: the PLM, or `replicas` of one on a Ray cluster.
         adapter: the adapter.
         examples: dev examples, with all their references.
         metric: name of the metric; None: the task's first one.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from pema import console
+from pema.cluster.replicas import Replicas
 from pema.errors import ConfigError, DataError, ExternalMemoryError, MismatchError
 from pema.locks import exclusive
 from pema.memory.config import BuildConfig
@@ -24,7 +25,7 @@ from pema.memory.encoder import Encoder
 from pema.memory.encoding import Tokens
 from pema.memory.engines.in_process import Work
 from pema.memory.engines.launched import Team
-from pema.memory.engines.ray import Replicas
+from pema.memory.engines.ray import write_with
 from pema.memory.groups import Group
 from pema.memory.journal import Journal, clear_journals
 from pema.memory.manifest import FILE, HEAD, FileEntry, Input, Manifest, require_path
@@ -195,7 +196,7 @@ def _work(
     """Write this process's share of the shards."""
     share = (Group.of(index, group, tokens, plan, examples) for index, group in team.share(groups))
     if isinstance(plm, Replicas):
-        plm.write(share, config.batch_tokens, team)
+        write_with(plm, share, config.batch_tokens, team)
     else:
         encoder = Encoder(plm, team.register.manifest, config.batch_tokens)
         Work(encoder, team, len(examples)).do(share)

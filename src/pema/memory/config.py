@@ -18,10 +18,6 @@ subsequence with the target, the one that follows it there, and none elsewhere."
 Dtype = Literal["float32", "float16", "bfloat16", "int8"]
 """Storage type of representations."""
 
-
-Engine = Literal["process", "ray"]
-"""What runs the PLM of a build: this process (or those of a launcher), or replicas on a Ray cluster."""
-
 MOST_ROUNDS = 100
 """Maximum number of on-policy rounds; see `pema.generation.rounds`."""
 
@@ -61,39 +57,6 @@ class BuildConfig:
     def __post_init__(self) -> None:
         check(self)
         require_pairing(self.contexts, self.targets)
-
-
-@documented
-@dataclass(frozen=True)
-class EngineConfig:
-    """Where the PLM of a build runs.
-
-    Raises:
-        ConfigError: a value is outside its limits, or a setting of `ray` is given without it.
-    """
-
-    engine: Engine = option(
-        "process", "What runs the PLM: this process (or those of a launcher), or replicas on a Ray cluster."
-    )
-    workers: int | None = option(
-        None,
-        "Number of replicas on the Ray cluster; default: one for each GPU if the PLM is placed on GPUs, else one for "
-        "each machine.",
-        least=1,
-        most=1 << 20,
-    )
-    address: str | None = option(
-        None,
-        "Address of the Ray cluster; default: that in RAY_ADDRESS, or else Ray is started on this machine.",
-        line=True,
-        longest=512,
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
-        for name in ("workers", "address"):
-            if self.engine != "ray" and getattr(self, name) is not None:
-                raise ConfigError(f"{name}={getattr(self, name)} is a setting of engine='ray': give that, or omit it.")
 
 
 def require_rounds(rounds: int, building: BuildConfig, dp_epsilon: float | None) -> None:

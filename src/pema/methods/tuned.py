@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from pema.errors import AdapterError, MismatchError, OwnerError
 from pema.files import writing
+from pema.generation.batches import plain
 from pema.generation.classification import Classification, choose_labels
-from pema.generation.decoding import GeneratedTexts, decode, plain
+from pema.generation.decoding import GeneratedTexts, decode
 from pema.methods.contract import AdaptedModel, Job
 from pema.methods.targets import encode, mean_cross_entropy, perplexity_of
 from pema.owner.local import LocalPLM

@@ -11,8 +11,9 @@ import torch
 from pema.adapter.likelihood import log_p
 from pema.evaluation.perplexity import LOGITS_BYTES
 from pema.files import size
+from pema.generation.batches import plain
 from pema.generation.classification import Classification, choose_labels
-from pema.generation.decoding import GeneratedTexts, decode, plain
+from pema.generation.decoding import GeneratedTexts, decode
 from pema.methods.contract import AdaptedModel, Job
 from pema.methods.knn_index import Index, Neighbours
 from pema.methods.knn_mixture import MixtureSettings, TokenMeasurements, log_p_mixed, plugged

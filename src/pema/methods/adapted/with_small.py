@@ -12,8 +12,9 @@ from transformers import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pema.evaluation.perplexity import LOGITS_BYTES
+from pema.generation.batches import plain
 from pema.generation.classification import Classification, choose_labels
-from pema.generation.decoding import GeneratedTexts, decode, plain
+from pema.generation.decoding import GeneratedTexts, decode
 from pema.methods.contract import AdaptedModel, Job
 from pema.methods.on_memory import head_on_device, memory_of
 from pema.methods.small_models import combine

@@ -1,0 +1,60 @@
+"""Replicas on a Ray cluster: their settings, their share of a cluster, and how their errors arrive."""
+
+import pytest
+
+from pema import errors
+from pema.cluster.config import EngineConfig
+from pema.cluster.opening import replicas, resources
+from pema.cluster.worker import told, value
+from pema.errors import ConfigError, OwnerError, ProcessError
+
+
+def test_a_cluster_that_cannot_be_reached_is_told(monkeypatch):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    import ray
+
+    def refuse(**_):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    message = r"the Ray cluster at 10\.0\.0\.9:6379 cannot be used: no route to host"
+    with pytest.raises(ProcessError, match=message), replicas("embedded", address="10.0.0.9:6379"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["workers", "address"])
+def test_settings_of_ray_need_it(name):
+    with pytest.raises(ConfigError, match=rf"{name}=3 is a setting of engine='ray': give that, or omit it"):
+        EngineConfig(**{name: 3 if name == "workers" else "3"})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "on_gpu", "expected"),
+    [
+        ([{"CPU": 8.0}, {"CPU": 8.0}], None, False, (2, 8, 0)),
+        ([{"CPU": 8.0}, {"CPU": 8.0}], 4, False, (4, 4, 0)),
+        ([{"CPU": 2.0}], 5, False, (5, 1, 0)),
+        ([{"CPU": 2.0}, {"CPU": 30.0}], 2, False, (2, 2, 0)),
+        ([{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 4.0}], None, True, (8, 2, 1)),
+    ],
+)
+def test_replicas_divide_a_cluster(nodes, workers, on_gpu, expected):
+    count, options = resources(nodes, workers, on_gpu)
+    assert (count, options["num_cpus"], options["num_gpus"]) == expected
+
+
+def test_a_cluster_without_gpus_is_refused_for_a_plm_on_gpus():
+    with pytest.raises(ConfigError, match="device_map is set, but the machines of the Ray cluster have no GPU"):
+        resources([{"CPU": 8.0}], None, True)
+
+
+def test_an_error_keeps_its_kind_and_its_text():
+    def fail():
+        raise error
+
+    for kind in (OwnerError, errors.DataError, errors.StorageError):
+        error = type("Special", (kind,), {"__module__": "elsewhere"})("why")
+        with pytest.raises(kind, match=r"^why$"):
+            value(told(fail))
+    assert value(told(lambda: {"a": 1})) == {"a": 1}

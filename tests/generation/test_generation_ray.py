@@ -1,0 +1,105 @@
+"""Texts of replicas on a Ray cluster: those of one process, whichever replica writes them, or dies."""
+
+import random
+from functools import partial
+
+import pytest
+from ray_texts import open_fatal, open_mortal, open_refusing, open_tiny
+from test_copying_generation import make as make_copying
+from test_decoding import TASK, make_adapter
+
+from pema.adapter.schedule import Constant, GradualUnrolling
+from pema.cluster.opening import replicas
+from pema.errors import ConfigError, DataError, MismatchError, OwnerError, ProcessError
+from pema.evaluation.tuning import tune
+from pema.generation.decoding import generate, generate_counted
+from pema.tasks.example import Example
+
+WORDS = ("the", "house", "is", "small", "a", "dog", "here", "and")
+SOURCES = [" ".join(random.Random(i).choices(WORDS, k=1 + i % 9)) for i in range(30)]
+SETTINGS = [
+    {},
+    {"num_beams": 3},
+    {"do_sample": True, "seed": 3, "temperature": 1.3, "top_p": 0.95},
+    {"do_sample": True, "num_beams": 2},
+    {"repetition_penalty": 1.5},
+    {"stop": ("e", "!"), "max_new_tokens": 9, "min_new_tokens": 2},
+]
+
+
+def test_the_texts_are_those_of_one_process(ray, tiny_plm):
+    alone = open_tiny()
+    adapter, copying = make_adapter(alone), make_copying(tiny_plm)[1]
+    with replicas(open_tiny, workers=2) as plm:
+        for settings in SETTINGS:
+            arguments = SOURCES, TASK, Constant(0.5)
+            expected = generate_counted(alone, adapter, *arguments, batch_size=4, **settings)
+            assert generate_counted(plm, adapter, *arguments, batch_size=4, **settings) == expected
+        for which, schedule in ((None, None), (copying, GradualUnrolling(0.9))):
+            expected = generate(alone, which, SOURCES, TASK, schedule, batch_size=7)
+            assert generate(plm, which, SOURCES, TASK, schedule, batch_size=7) == expected
+        assert generate(plm, adapter, [], TASK, Constant(0.5)) == []
+        assert generate(plm, adapter, SOURCES[:1], TASK) == generate(alone, adapter, SOURCES[:1], TASK)
+        chosen = [tune(each, adapter, EXAMPLES, metric="chrf", task=TASK) for each in (alone, plm)]
+        assert chosen[0] == chosen[1]
+        _refusals(plm, adapter)
+
+
+EXAMPLES = [Example(source, source) for source in SOURCES[:5]]
+
+
+def _refusals(plm, adapter):
+    for settings, message in (
+        ({"logits_processor": [print]}, "logits_processor is an object of this process, which replicas cannot have"),
+        ({"num_return_sequences": 2}, "num_return_sequences is not a setting of pema.generate"),
+        ({"temperature": 2.0}, "temperature has no effect without do_sample=True"),
+        ({"do_sample": True, "temperature": -1.0}, "the model cannot generate with .*temperature=-1.0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            generate(plm, adapter, SOURCES, TASK, Constant(0.5), **settings)
+
+    class Own:
+        def weights(self, step, input_length):
+            return step * 0.0
+
+    with pytest.raises(ConfigError, match=r"the schedule .* is an object of this process, which replicas cannot have"):
+        generate(plm, adapter, SOURCES, TASK, Own())
+    with pytest.raises(DataError, match="source 2"):
+        generate(plm, adapter, ["the house", " "], TASK)
+    with pytest.raises(MismatchError, match="belongs to another PLM"):
+        generate(plm, make_adapter(open_tiny("opt")), SOURCES, TASK)
+
+
+@pytest.mark.slow
+def test_positions_that_depend_on_the_batch_are_decoded_as_in_one_process(ray):
+    alone = open_tiny("phi3-longrope")
+    adapter = make_adapter(alone)
+    with replicas(partial(open_tiny, "phi3-longrope"), workers=2) as plm:
+        expected = generate(alone, adapter, SOURCES, TASK, Constant(0.5), batch_size=8)
+        assert generate(plm, adapter, SOURCES, TASK, Constant(0.5), batch_size=8) == expected
+
+
+def test_a_replica_that_is_killed_is_replaced(ray, tmp_path, capsys):
+    settings = {"task": TASK, "batch_size": 3, "do_sample": True}
+    with replicas(partial(open_mortal, str(tmp_path / "flag"), 4), workers=2) as plm:
+        texts = generate(plm, None, SOURCES, **settings)
+    assert (tmp_path / "flag").exists()
+    assert "A worker has ended, its work is given to another" in capsys.readouterr().err
+    assert texts == generate(open_tiny(), None, SOURCES, **settings)
+
+
+@pytest.mark.slow
+def test_sources_that_end_every_replica_are_named(ray):
+    message = "3 workers ended at the sources 9, 18, 27: .* If memory was short, give a smaller batch_size"
+    with replicas(open_fatal, workers=1) as plm, pytest.raises(ProcessError, match=message):
+        generate(plm, None, SOURCES, TASK, batch_size=3)
+
+
+@pytest.mark.slow
+def test_an_error_of_the_plm_arrives_and_the_replicas_go_on(ray):
+    with replicas(open_refusing, workers=2) as plm:
+        with pytest.raises(OwnerError, match=r"^429: over the quota of the day$"):
+            generate(plm, None, SOURCES, TASK, batch_size=1)
+        while plm._left:
+            plm._step({})
+        assert generate(plm, None, SOURCES[:3], TASK, batch_size=3) == generate(open_tiny(), None, SOURCES[:3], TASK)
