@@ -81,7 +81,7 @@ def ray():
         patch.setenv("RAY_worker_niceness", "0")  # by default workers get little of a busy processor
         path = os.pathsep.join(str(Path(each).resolve()) for each in sys.path if each)
         patch.setenv("PYTHONPATH", path)
-        library.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+        library.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
         yield library
         library.shutdown()
 

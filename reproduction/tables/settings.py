@@ -6,8 +6,9 @@ import dataclasses
 import math
 
 from pema.adapter.presets import PRESETS
-from pema.cli.build import BUILDING, LOADING, RUNNING
+from pema.cli.build import BUILDING, LOADING
 from pema.cli.generate import GENERATING
+from pema.cli.options import RUNNING
 from pema.cli.recover import RECOVERING
 from pema.cli.settings import Options
 from pema.cli.train import TRAINING
@@ -23,7 +24,10 @@ STAGES: dict[str, tuple[str, Options]] = {
     ),
     "Recovering an LM head": ("`pema.recover_head(url, tokenizer, output, ...)`; `pema recover`", RECOVERING),
     "Building a memory": ("`pema.build_memory(...)`; `pema build`", BUILDING),
-    "Running the PLM of a build": ("`pema.replicas(name, workers=..., address=...)`; `pema build`", RUNNING),
+    "Running the PLM elsewhere": (
+        "`pema.replicas(name, workers=..., address=...)`; `pema build`, `pema generate`",
+        RUNNING,
+    ),
     "Training an adapter": ("`pema.TrainConfig(...)`, `pema.preset(name, ...)`; `pema train`", TRAINING),
     "Generating": ("`pema.generate(...)`; `pema generate`", GENERATING),
 }

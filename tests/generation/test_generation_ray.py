@@ -2,6 +2,7 @@
 
 import random
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from ray_texts import open_fatal, open_mortal, open_refusing, open_tiny
@@ -9,14 +10,18 @@ from test_copying_generation import make as make_copying
 from test_decoding import TASK, make_adapter
 
 from pema.adapter.schedule import Constant, GradualUnrolling
+from pema.cli import main
 from pema.cluster.opening import replicas
 from pema.errors import ConfigError, DataError, MismatchError, OwnerError, ProcessError
 from pema.evaluation.tuning import tune
 from pema.generation.decoding import generate, generate_counted
+from pema.generation.replicated import require_batches
+from pema.owner.opening import open_plm
 from pema.tasks.example import Example
 
+EXAMPLES = [Example(word, word) for word in ("the house", "a dog", "small")]
 WORDS = ("the", "house", "is", "small", "a", "dog", "here", "and")
-SOURCES = [" ".join(random.Random(i).choices(WORDS, k=1 + i % 9)) for i in range(30)]
+SOURCES = [" ".join(random.Random(i).choices(WORDS, k=1 + i % 9)) for i in range(20)]
 SETTINGS = [
     {},
     {"num_beams": 3},
@@ -27,25 +32,24 @@ SETTINGS = [
 ]
 
 
-def test_the_texts_are_those_of_one_process(ray, tiny_plm):
+def test_the_texts_are_those_of_one_process_though_a_replica_is_killed(ray, tiny_plm, tmp_path, capsys):
     alone = open_tiny()
     adapter, copying = make_adapter(alone), make_copying(tiny_plm)[1]
-    with replicas(open_tiny, workers=2) as plm:
+    with replicas(partial(open_mortal, str(tmp_path / "flag"), 6), workers=2) as plm:
         for settings in SETTINGS:
             arguments = SOURCES, TASK, Constant(0.5)
             expected = generate_counted(alone, adapter, *arguments, batch_size=4, **settings)
             assert generate_counted(plm, adapter, *arguments, batch_size=4, **settings) == expected
+        assert (tmp_path / "flag").exists()
+        assert "A worker has ended, its work is given to another" in capsys.readouterr().err
         for which, schedule in ((None, None), (copying, GradualUnrolling(0.9))):
             expected = generate(alone, which, SOURCES, TASK, schedule, batch_size=7)
             assert generate(plm, which, SOURCES, TASK, schedule, batch_size=7) == expected
         assert generate(plm, adapter, [], TASK, Constant(0.5)) == []
         assert generate(plm, adapter, SOURCES[:1], TASK) == generate(alone, adapter, SOURCES[:1], TASK)
-        chosen = [tune(each, adapter, EXAMPLES, metric="chrf", task=TASK) for each in (alone, plm)]
-        assert chosen[0] == chosen[1]
+        tunings = [tune(each, make_adapter(alone), EXAMPLES, metric="chrf", task=TASK) for each in (alone, plm)]
+        assert tunings[0] == tunings[1]
         _refusals(plm, adapter)
-
-
-EXAMPLES = [Example(source, source) for source in SOURCES[:5]]
 
 
 def _refusals(plm, adapter):
@@ -79,18 +83,9 @@ def test_positions_that_depend_on_the_batch_are_decoded_as_in_one_process(ray):
         assert generate(plm, adapter, SOURCES, TASK, Constant(0.5), batch_size=8) == expected
 
 
-def test_a_replica_that_is_killed_is_replaced(ray, tmp_path, capsys):
-    settings = {"task": TASK, "batch_size": 3, "do_sample": True}
-    with replicas(partial(open_mortal, str(tmp_path / "flag"), 4), workers=2) as plm:
-        texts = generate(plm, None, SOURCES, **settings)
-    assert (tmp_path / "flag").exists()
-    assert "A worker has ended, its work is given to another" in capsys.readouterr().err
-    assert texts == generate(open_tiny(), None, SOURCES, **settings)
-
-
 @pytest.mark.slow
 def test_sources_that_end_every_replica_are_named(ray):
-    message = "3 workers ended at the sources 9, 18, 27: .* If memory was short, give a smaller batch_size"
+    message = r"3 workers ended at the sources \d+, \d+, \d+: .* If memory was short, give a smaller batch_size"
     with replicas(open_fatal, workers=1) as plm, pytest.raises(ProcessError, match=message):
         generate(plm, None, SOURCES, TASK, batch_size=3)
 
@@ -103,3 +98,41 @@ def test_an_error_of_the_plm_arrives_and_the_replicas_go_on(ray):
         while plm._left:
             plm._step({})
         assert generate(plm, None, SOURCES[:3], TASK, batch_size=3) == generate(open_tiny(), None, SOURCES[:3], TASK)
+
+
+def _run(monkeypatch, *words):
+    monkeypatch.setattr("sys.argv", ["pema", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return stop.value.code
+
+
+@pytest.mark.slow
+def test_the_command_writes_the_file_of_one_process(ray, tmp_path, monkeypatch):
+    make_adapter(open_plm("embedded")).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "in.txt").write_text("\n".join(SOURCES), encoding="utf-8")
+    common = ("generate", tmp_path / "adapter", "--plm", "embedded", "--task", "translation", "--batch-size", 4)
+    common += ("--input", tmp_path / "in.txt", "--set", "do_sample=true", "--set", "temperature=0.7")
+    assert _run(monkeypatch, *common, "-o", tmp_path / "alone.jsonl") == 0
+    assert _run(monkeypatch, *common, "--engine", "ray", "--workers", 2, "-o", tmp_path / "ray.jsonl") == 0
+    assert (tmp_path / "ray.jsonl").read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+
+
+def test_an_api_is_refused_before_anything_starts(monkeypatch, capsys):
+    monkeypatch.setattr("pema.cli.options.require_library", lambda *_: None)
+    assert _run(monkeypatch, "generate", "adapter", "--plm", "api.toml", "--engine", "ray", "-o", "out.txt") == 2
+    assert "pema: api.toml describes an API: one process sends its requests side by side" in capsys.readouterr().err
+
+
+def test_replicas_of_an_api_are_refused():
+    class API:
+        proposer = object()
+
+    pool = SimpleNamespace(description=SimpleNamespace(name="gpt"), ask=lambda function: function(API()))
+    with pytest.raises(ConfigError, match=r"gpt gives its likeliest tokens only: .* Generate without replicas"):
+        require_batches(pool)
+
+
+def test_settings_of_ray_need_it_on_the_command_line(monkeypatch, capsys):
+    assert _run(monkeypatch, "generate", "adapter", "--plm", "embedded", "--workers", 2, "-o", "out.txt") == 2
+    assert "pema: --workers 2 is a setting of --engine ray: give that, or omit it" in capsys.readouterr().err

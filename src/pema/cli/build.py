@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pema.cli.options import (
+    RUNNING,
     AsJSON,
     ChatPrompts,
     PairsData,
@@ -30,7 +31,6 @@ from pema.memory.config import BuildConfig
 from pema.storage.address import shown
 
 BUILDING = Options(BuildConfig, ("contexts", "targets", "dtype", "limit", "batch_tokens"), rest=True)
-RUNNING = Options(EngineConfig, ("engine", "workers", "address"))
 LOADING = loading("tap", "dtype", "device_map", "revision", "mask_secret")
 
 

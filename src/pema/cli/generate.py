@@ -9,6 +9,7 @@ import typer
 
 from pema.cli.options import (
     FURTHER,
+    RUNNING,
     AdapterPlace,
     AsJSON,
     InputColumn,
@@ -35,7 +36,6 @@ GENERATING = Options(
     rest=True,
     further="and settings of transformers' generate, such as temperature",
 )
-RUNNING = Options(EngineConfig, ("engine", "workers", "address"))
 
 
 @declared(settings=GENERATING, running=RUNNING, loaded=loading(*FURTHER))

@@ -126,6 +126,9 @@ def loading(*names: str) -> Options:
 FURTHER = ("dtype", "device_map", "revision", "mask_secret")
 """Settings for loading a PLM whose tap is that of an adapter."""
 
+RUNNING = Options(EngineConfig, ("engine", "workers", "address"))
+"""Where the PLM runs."""
+
 AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 AdapterPlace = Annotated[str, typer.Argument(help="Folder, address or hub name of the adapter.", metavar="ADAPTER")]
 MemoryPlace = Annotated[str, typer.Argument(help="Folder or address of the external memory.", metavar="MEMORY")]

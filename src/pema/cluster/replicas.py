@@ -237,5 +237,5 @@ def _forecast(plm: PLM, contexts: Contexts, lengths: Sequence[int]) -> Answer:
 
 def last_line(error: Exception) -> str:
     """Return the last line of what an error of Ray says: the cause comes after the names of the parts."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:LONGEST] if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if len(lines[-1]) <= LONGEST else f"{lines[-1][:LONGEST]} ..."
