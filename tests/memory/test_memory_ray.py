@@ -73,8 +73,7 @@ def test_a_plm_that_cannot_be_opened_is_told(ray):
 def test_workers_with_different_plms_are_refused(ray, tmp_path):
     def admit():
         with replicas(partial(open_numbered, str(tmp_path)), workers=2) as plm:
-            while plm._starting:
-                plm._step({})
+            plm.wait_for_all()
 
     with pytest.raises(MismatchError, match="the PLM of another worker belongs to another PLM"):
         admit()
@@ -94,8 +93,7 @@ def test_the_death_of_a_machine_is_survived(cluster, alone, tmp_path):
                     cluster.remove_node(node, allow_graceful=False)
                 return ended
 
-        while plm._starting:
-            plm._step({})
+        plm.wait_for_all()
         plm.__class__ = Removing
         build(tmp_path / "m", EXAMPLES, plm=plm)
     assert removed

@@ -75,6 +75,15 @@ class Replicas:
         face = self.ask(_face)
         self.tokenizer, self._head = face["tokenizer"], face["head"]
 
+    def wait_for_all(self) -> None:
+        """Wait until every replica has opened the PLM; without it, work begins with the first.
+
+        Raises:
+            PemaError: see `__init__`.
+        """
+        while self._starting:
+            self._step({})
+
     def head(self) -> Head:
         """Return the head bundle."""
         head: Head = self._head
