@@ -24,6 +24,7 @@ FOUNDATION = frozenset(
         "signature",
         "own",
         "processes",
+        "relay",
     }
 )
 """Modules below all rooms."""
@@ -44,7 +45,7 @@ ROOMS = {
     "serving": {"owner", "owner.local", "owner.client", "owner.mask"},
     "cluster": {"owner"},
     "memory": {"cluster", "owner", "storage", "tasks"},
-    "adapter": {"memory", "owner", "storage", "tasks"},
+    "adapter": {"cluster", "memory", "owner", "storage", "tasks"},
     "generation": {"adapter", "cluster", "owner", "storage", "tasks"},
     "evaluation": {"generation", "adapter", "cluster", "memory", "owner", "owner.models", "owner.sources", "tasks"},
     "methods": {"evaluation", "generation", "adapter", "memory", "owner", "owner.local", "owner.models", "tasks"},

@@ -24,6 +24,9 @@ UNLIMITED = 1 << 16
 LINE_SECONDS = 30.0
 """Seconds between lines of progress in a log."""
 
+_listener: Callable[..., None] | None = None
+"""What is told of notes and progress instead of printing them; see `redirect`."""
+
 
 class _Rate(ProgressColumn):
     """A column that shows units per second, on average since the bar was drawn.
@@ -81,6 +84,13 @@ def progress(description: str, total: float | None, unit: str) -> Iterator[Calla
     it. Units of an `earlier` run do not count for the rate. If stderr is not a terminal, a line is printed every
     `LINE_SECONDS` instead.
     """
+    if (tell := _listener) is not None:
+        tell("begin", description, total, unit)
+        try:
+            yield lambda n, note="", *, earlier=False: tell("advance", float(n), note, earlier)
+        finally:
+            tell("end")
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=32),
@@ -117,6 +127,12 @@ def keeping(text: str) -> Iterator[None]:
         raise
 
 
+def redirect(listener: Callable[..., None]) -> None:
+    """Print no notes and no progress from here on, but tell `listener` of them, which `pema.relay` describes."""
+    global _listener
+    _listener = listener
+
+
 def silence() -> None:
     """Print nothing from here on: another process of this command does."""
     stderr.quiet = stdout.quiet = True
@@ -133,6 +149,9 @@ def print_table(table: Table) -> None:
 
 def note(text: str) -> None:
     """Print a note for the user, which is not a result, to stderr."""
+    if _listener is not None:
+        _listener("note", text)
+        return
     stderr.print(printable(text), markup=False, soft_wrap=True)
 
 
