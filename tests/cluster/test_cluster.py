@@ -4,7 +4,8 @@ import pytest
 
 from pema import errors
 from pema.cluster.config import EngineConfig
-from pema.cluster.opening import replicas, resources
+from pema.cluster.connection import resources
+from pema.cluster.opening import replicas
 from pema.cluster.worker import told, value
 from pema.errors import ConfigError, OwnerError, ProcessError
 
@@ -40,13 +41,13 @@ def test_settings_of_ray_need_it(name):
     ],
 )
 def test_replicas_divide_a_cluster(nodes, workers, on_gpu, expected):
-    count, options = resources(nodes, workers, on_gpu)
+    count, options = resources(nodes, workers, on_gpu, "device_map")
     assert (count, options["num_cpus"], options["num_gpus"]) == expected
 
 
 def test_a_cluster_without_gpus_is_refused_for_a_plm_on_gpus():
     with pytest.raises(ConfigError, match="device_map is set, but the machines of the Ray cluster have no GPU"):
-        resources([{"CPU": 8.0}], None, True)
+        resources([{"CPU": 8.0}], None, True, "device_map")
 
 
 def test_an_error_keeps_its_kind_and_its_text():

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pema import __version__, console
+from pema.cluster.connection import last_line
 from pema.cluster.worker import Answer, Begin, Worker, value
 from pema.errors import MismatchError, ProcessError
 from pema.owner.contract import PLM, Contexts, Metered, PLMDescription
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 
 MOST_DEATHS = 3
 """Number of actors that may die with one unit of work before the work ends."""
-
-LONGEST = 300
-"""Maximum length of what a message repeats of an error of Ray."""
 
 SECONDS = 30.0
 """Time between notes that no replica is ready."""
@@ -242,9 +240,3 @@ def _face(plm: PLM) -> Answer:
 
 def _forecast(plm: PLM, contexts: Contexts, lengths: Sequence[int]) -> Answer:
     return {"notes": plm.forecast(contexts, lengths) if isinstance(plm, Metered) else []}
-
-
-def last_line(error: Exception) -> str:
-    """Return the last line of what an error of Ray says: the cause comes after the names of the parts."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[-1] if len(lines[-1]) <= LONGEST else f"{lines[-1][:LONGEST]} ..."

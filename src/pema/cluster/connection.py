@@ -1,0 +1,75 @@
+"""The connection to a Ray cluster, and what each worker takes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from pema.errors import ConfigError, ProcessError
+from pema.extras import require_library
+
+LONGEST = 300
+"""Maximum length of what a message repeats of an error of Ray."""
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[list[dict[str, float]]]:
+    """Connect with a Ray cluster while the block runs, and yield the resources of its machines, by Ray's names.
+
+    Args:
+        address: its address; None is that in RAY_ADDRESS, or else Ray is started on this machine. A program that has
+            called `ray.init` stays connected to its cluster.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        ProcessError: the cluster cannot be reached.
+    """
+    require_library("engine='ray'", "ray", "ray")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its maker otherwise
+    import ray
+
+    own = not ray.is_initialized()
+    if own:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=None)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ProcessError(
+                f"the Ray cluster at {address or os.environ.get('RAY_ADDRESS', 'this machine')} cannot be used: "
+                f"{last_line(error)}"
+            ) from error
+    try:
+        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def resources(
+    nodes: list[dict[str, float]], workers: int | None, on_gpu: bool, setting: str
+) -> tuple[int, dict[str, Any]]:
+    """Return the number of workers, and what each takes of a cluster's machines.
+
+    Args:
+        nodes: the resources of each machine, by Ray's names.
+        workers: the number of workers; None is one for each GPU, or for each machine.
+        on_gpu: whether each takes a GPU.
+        setting: the setting that says so, for the message.
+
+    Raises:
+        ConfigError: they take GPUs, and there are none.
+    """
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    if on_gpu and not gpus:
+        raise ConfigError(f"{setting} is set, but the machines of the Ray cluster have no GPU: omit it.")
+    count = workers or (gpus if on_gpu else len(nodes))
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    each = max(1, min(sum(cpus) // count, min((n for n in cpus if n), default=1)))
+    return count, {"num_cpus": each, "num_gpus": 1 if on_gpu else 0, "scheduling_strategy": "SPREAD"}
+
+
+def last_line(error: Exception) -> str:
+    """Return the last line of what an error of Ray says: the cause comes after the names of the parts."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if len(lines[-1]) <= LONGEST else f"{lines[-1][:LONGEST]} ..."
