@@ -17,6 +17,7 @@ from pema.files import read_json, seal, write_json
 from pema.memory import register as register_module
 from pema.memory.engines.launched import Team
 from pema.memory.manifest import Manifest
+from pema.memory.places import require_folder
 from pema.memory.reader import Memory
 from pema.memory.register import Register, read_receipts, receipt_name
 from pema.processes import ALONE, Processes
@@ -152,6 +153,13 @@ def test_a_folder_that_is_not_shared_is_refused(tmp_path):
         team._receive(0, {"said": {"begun": begun | {"folder": str(tmp_path / name)}}})
         with pytest.raises(ConfigError, match=r"process 1 does not see the manifest.json that process 0 has written"):
             team.join()
+
+
+def test_an_address_is_refused_as_the_folder_of_several_processes():
+    with pytest.raises(ConfigError, match=r"s3://bucket/memory with 2 processes: they write into one folder, and what"):
+        require_folder("s3://bucket/memory", Processes(1, 2))
+    require_folder("s3://bucket/memory", ALONE)
+    require_folder("memory", Processes(1, 2))
 
 
 def test_what_another_process_enters_before_this_one_has_begun_is_kept(tmp_path):
