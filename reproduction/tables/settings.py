@@ -24,8 +24,9 @@ STAGES: dict[str, tuple[str, Options]] = {
     ),
     "Recovering an LM head": ("`pema.recover_head(url, tokenizer, output, ...)`; `pema recover`", RECOVERING),
     "Building a memory": ("`pema.build_memory(...)`; `pema build`", BUILDING),
-    "Running the PLM elsewhere": (
-        "`pema.replicas(name, workers=..., address=...)`; `pema build`, `pema generate`",
+    "Running on a cluster": (
+        "`pema.replicas(name, workers=..., address=...)`, `pema.train_on_ray(..., workers=..., address=...)`; "
+        "`pema build`, `train`, `generate`",
         RUNNING,
     ),
     "Training an adapter": ("`pema.TrainConfig(...)`, `pema.preset(name, ...)`; `pema train`", TRAINING),

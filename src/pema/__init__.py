@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pema.adapter.fitted import fit_schedule
     from pema.adapter.module import Adapter
     from pema.adapter.presets import preset
+    from pema.adapter.ray import train_on_ray
     from pema.adapter.schedule import Constant, Fitted, GradualUnrolling, Linear, NoAdapter, Schedule
     from pema.adapter.training import train
     from pema.api import PLM
@@ -60,6 +61,7 @@ _HOMES = {
     "adapter.fitted": ("fit_schedule",),
     "adapter.module": ("Adapter",),
     "adapter.presets": ("preset",),
+    "adapter.ray": ("train_on_ray",),
     "adapter.schedule": ("Constant", "Fitted", "GradualUnrolling", "Linear", "NoAdapter", "Schedule"),
     "adapter.training": ("train",),
     "api": ("PLM",),
@@ -136,6 +138,7 @@ __all__ = [
     "recover_head",
     "replicas",
     "train",
+    "train_on_ray",
     "tune",
 ]
 

@@ -15,6 +15,9 @@ from fake_plm import build, files, some_examples
 
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
+from pema.adapter.presets import preset
+from pema.adapter.ray import train_on_ray
+from pema.adapter.training import train
 from pema.errors import ExternalMemoryError, StorageError
 from pema.memory.places import MEMORY
 from pema.memory.reader import Memory
@@ -185,3 +188,18 @@ def test_missing_credentials_are_named(s3, monkeypatch):
         StorageError, match=r"\(NoCredentialsError: .*\): give credentials that allow it in the environ"
     ):
         Memory.open(AT)
+
+
+@pytest.mark.slow
+def test_workers_on_a_cluster_train_from_an_address_to_an_address(s3, memory, cluster, tmp_path):
+    publish(memory, AT, MEMORY)
+    shutil.rmtree(tmp_path / "cache")
+    s3.requests.clear()
+    cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+    config = preset("residual", rank=4, epochs=1, batch_size=16, precision="float32")
+    adapter, _ = train_on_ray(AT, config, "s3://bucket/trained", workers=2, address=cluster.address)
+    expected, _ = train(Memory.open(memory), config, tmp_path / "expected")
+    assert s3.count("GET", "shard-00001") == 1  # both workers have one cache here
+    assert adapter.name == "trained"
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(adapter.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)

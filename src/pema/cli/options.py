@@ -127,7 +127,7 @@ FURTHER = ("dtype", "device_map", "revision", "mask_secret")
 """Settings for loading a PLM whose tap is that of an adapter."""
 
 RUNNING = Options(EngineConfig, ("engine", "workers", "address"))
-"""Where the PLM runs."""
+"""Where the work is done."""
 
 AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 AdapterPlace = Annotated[str, typer.Argument(help="Folder, address or hub name of the adapter.", metavar="ADAPTER")]

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009  (`option` is `dataclasses.field` with the meaning and limits beside the default)
-"""The settings of where the PLM runs (`EngineConfig`)."""
+"""The settings of where work is done (`EngineConfig`)."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from pema.errors import ConfigError
 from pema.schema import check, documented, option
 
 Engine = Literal["process", "ray"]
-"""What runs the PLM: this process (of a build, or those of a launcher), or replicas on a Ray cluster."""
+"""What does the work: this process (or those of a launcher), or workers on a Ray cluster."""
 
 
 @documented
 @dataclass(frozen=True)
 class EngineConfig:
-    """Where the PLM of a build, or of a generation of texts, runs.
+    """Where a memory is built, an adapter is trained, or texts are generated.
 
     Raises:
         ConfigError: a value is outside its limits, or a setting of `ray` is given without it.
     """
 
     engine: Engine = option(
-        "process", "What runs the PLM: this process (or those of a launcher), or replicas on a Ray cluster."
+        "process", "What does the work: this process (or those of a launcher), or workers on a Ray cluster."
     )
     workers: int | None = option(
         None,
-        "Number of replicas on the Ray cluster; default: one for each GPU if the PLM is placed on GPUs, else one for "
-        "each machine.",
+        "Number of workers on the Ray cluster; default: one for each GPU if GPUs are used, else one for each machine.",
         least=1,
         most=1 << 20,
     )
