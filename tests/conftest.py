@@ -89,9 +89,10 @@ def ray():
 @pytest.fixture
 def cluster(monkeypatch):
     """A cluster of two machines with a CPU each."""
-    pytest.importorskip("ray", reason="the extra ray is not installed")
+    library = pytest.importorskip("ray", reason="the extra ray is not installed")
     from ray.cluster_utils import Cluster
 
+    library.shutdown()  # a process stays connected to a cluster that it has: to that of `ray`
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_worker_niceness", "0")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(Path(each).resolve()) for each in sys.path if each))
@@ -99,4 +100,5 @@ def cluster(monkeypatch):
     try:
         yield made
     finally:
+        library.shutdown()
         made.shutdown()
