@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import ray_trainings
 from made_memories import make_memory
-from ray_trainings import CONFIG, TRAINING, work_counted, work_planted
+from ray_trainings import CONFIG, TRAINING, work_counted, work_planted, work_slowly
 from test_parallel import assert_same
 
 from pema import console
@@ -21,6 +21,7 @@ from pema.adapter.training import train
 from pema.cli import main
 from pema.errors import AdapterError, ConfigError, ExternalMemoryError, MismatchError, ProcessError, StorageError
 from pema.locks import locked
+from pema.relay import Repeater
 
 LIMIT = 240
 
@@ -119,6 +120,57 @@ def test_the_death_of_the_command_is_survived(address, memory, alone, tmp_path):
             command.kill()
     with locked(tmp_path / "adapter"):
         pass  # Ray has noticed the death of the command, and has ended its workers
+    train(memory, CONFIG, tmp_path / "adapter", resume=True)
+    assert_same(tmp_path / "adapter", alone)
+
+
+class AtStep(Repeater):
+    """Calls `act` once, at the first step of the training that is told."""
+
+    act = None
+
+    def __call__(self, events):
+        super().__call__(events)
+        if self.act and any(event[0] == "advance" and event[2].startswith("epoch") for event in events):
+            act, AtStep.act = AtStep.act, None
+            act()
+
+
+@pytest.mark.slow
+def test_the_death_of_a_machine_is_survived(cluster, memory, alone, tmp_path, monkeypatch, capsys):
+    nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 << 20) for _ in range(2)]
+    (tmp_path / "places").mkdir()
+
+    def remove():
+        used = {place.read_text() for place in (tmp_path / "places").iterdir()}
+        cluster.remove_node(next(node for node in nodes if node.node_id in used), allow_graceful=False)
+
+    monkeypatch.setattr(AtStep, "act", staticmethod(remove))
+    monkeypatch.setattr(engine, "Repeater", AtStep)
+    monkeypatch.setattr(engine, "work", partial(work_slowly, folder=str(tmp_path / "places")))
+    train_on_ray(memory.path, CONFIG, tmp_path / "adapter", workers=2, address=cluster.address)
+    assert AtStep.act is None
+    assert capsys.readouterr().err.count("A worker has ended") == 1
+    assert_same(tmp_path / "adapter", alone)
+
+
+@pytest.mark.slow
+def test_an_interrupted_program_that_stays_connected_leaves_no_workers(address, memory, alone, tmp_path, monkeypatch):
+    import ray
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AtStep, "act", staticmethod(interrupt))
+    monkeypatch.setattr(engine, "Repeater", AtStep)
+    monkeypatch.setattr(engine, "work", work_slowly)
+    ray.init(address=address, log_to_driver=False)
+    with pytest.raises(KeyboardInterrupt):
+        train_on_ray(memory.path, CONFIG, tmp_path / "adapter", workers=2)
+    deadline = time.monotonic() + LIMIT
+    while ray.available_resources().get("CPU", 0) < 2:  # Ray counts what is free a little later
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     train(memory, CONFIG, tmp_path / "adapter", resume=True)
     assert_same(tmp_path / "adapter", alone)
 

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ RESTARTS = 3
 """Number of times that the workers are started again after one of them has died, before the training ends."""
 
 SECONDS = 30.0
-"""Time after which the user is told what the workers wait for."""
+"""Time after which the user is told what the workers wait for, and in which workers end that are stopped."""
 
 MARK = f"ray{TEMPORARY}"
 """Folder in that of the adapter while a training runs: a worker that sees it sees the folder of the command."""
@@ -235,12 +235,15 @@ class _Run:
                     failure_config=self._train.FailureConfig(max_failures=0, max_preemption_failures=0),
                 ),
             )
+            ended = _started(trainer.fit)
             try:
-                self._listen(news, repeat, ended := _started(trainer.fit))
+                self._listen(news, repeat, ended)
                 figures: dict[str, Any] = ended.result().return_value
                 return figures
             finally:
-                news.shutdown(force=True)  # the writer cannot go on without it, if the user has stopped the command
+                # The writer cannot go on without it, if the user has stopped the command: the workers end.
+                news.shutdown(force=True)
+                wait([ended], SECONDS)
 
     def _listen(self, news: Any, repeat: Repeater, ended: Future[Any]) -> None:  # noqa: ANN401
         """Print what the first worker tells, until all have ended."""
