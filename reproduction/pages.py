@@ -22,6 +22,7 @@ from reproduction.tables import (
     paper_shape,
     privacy,
     rounding,
+    scaling,
     server_load,
     settings,
     slots,
@@ -58,6 +59,11 @@ def results() -> str:
 def recoveries() -> str:
     """Return the figures of docs/owners.md."""
     return log_probabilities.log_probabilities() + "\n" + rounding.rounding()
+
+
+def scaled() -> str:
+    """Return the figures of docs/scaling.md."""
+    return million_pairs.million_pairs() + scaling.scaling()
 
 
 SECURITY = ROOT / "SECURITY.md"
@@ -97,6 +103,11 @@ def origins() -> list[Origin]:
         Origin("attacks", SECURITY, attack.COMMAND, (attack.FILE,)),
         Origin("private training", DOCS / "private-training.md", privacy.PRIVATE_COMMAND, (privacy.PRIVATE,)),
         Origin("a million pairs", DOCS / "scaling.md", million_pairs.COMMAND, (million_pairs.FILE,)),
+        *(
+            Origin("one and two workers", DOCS / "scaling.md", scaling.COMMAND, (file,))
+            for file in (scaling.FILE,)
+            if file.exists()
+        ),
         Origin("the paper's shape", DOCS / "paper-shape.md", paper_shape.COMMAND, (paper_shape.FILE,)),
         *(
             Origin(f"study `{name}`", studies.PAGES / f"{name}.md", studies.command(name), (studies.results_of(name),))
@@ -136,7 +147,7 @@ BLOCKS: dict[Path, Callable[[], str]] = {
     DOCS / "privacy.md": privacy.inversion,
     DOCS / "private-training.md": privacy.private,
     DOCS / "reproduction.md": table,
-    DOCS / "scaling.md": million_pairs.million_pairs,
+    DOCS / "scaling.md": scaled,
     DOCS / "serving.md": server_load.server_load,
     DOCS / "settings.md": settings.settings,
     unrolling.PAGE: unrolling.unrolling,
