@@ -46,8 +46,9 @@ def measure(stage: Stage, output: Path, before: Path) -> dict[str, Any]:
     result = output.with_suffix(".json")
     command = [sys.executable, "-m"]
     if stage.engine == LAUNCHED:
-        command += ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
-        command += ["--num_processes", str(stage.workers), "--main_process_port", "0", "--dynamo_backend", "no", "-m"]
+        command += ["accelerate.commands.launch", "--num_machines", "1", "--num_processes", str(stage.workers)]
+        command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+        command += [*(["--multi_gpu"] if stage.workers > 1 else []), "-m"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment |= {"ACCELERATE_USE_CPU": "true", "RAY_AUTH_MODE": "disabled"}
     command += ["reproduction.experiments.scaled", json.dumps(asdict(stage)), *map(str, (output, before, result))]
@@ -71,7 +72,7 @@ def main() -> None:
     config = {name: getattr(args, name) for name in ("plm", "examples", "texts", "epochs")}
     stages = [Stage(name, engine, workers, **config) for name, ways in STAGES.items() for engine, workers in ways]
     runs: dict[Stage, list[dict[str, Any]]] = {stage: [] for stage in stages}
-    idle = os.getloadavg()[0]
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="pema-scaling-") as name:
         for number in range(args.repeats):
             before = latest = Path(name)
@@ -80,11 +81,10 @@ def main() -> None:
                 if stage.engine == PROCESS:  # comes first of its stage; the stages after it use what it makes
                     before, latest = latest, output
                 runs[stage].append(measure(stage, output, before))
-    load = round((idle + os.getloadavg()[0]) / 2, 1)
-    for stage, repeats in runs.items():
-        result = {"start": [each.pop("start") for each in repeats], "work": [each.pop("work") for each in repeats]}
-        result |= repeats[0] | {"load_average": load, "signature": signature(asdict(stage), 0)}
-        put_run(args.output, stage.run, result)
+                times = {key: [each[key] for each in runs[stage]] for key in ("start", "work")}
+                made = {key: value for key, value in runs[stage][-1].items() if key not in times}
+                result = times | made | {"load_average": round(load, 1), "signature": signature(asdict(stage), 0)}
+                put_run(args.output, stage.run, result)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ def scaling() -> str:
             rate = one["count"] / work
             text += row([*cells, f"{rate:{',.0f' if rate >= 100 else '.3g'}} {UNITS[stage]}", f"{alone / work:.2f}"])
     text += f"\nShortest of {len(one['work'])} times on the clock, one thread a process; *start* lasts until all have "
-    text += f"loaded the PLM, or the memory. {_sameness(runs)} Load average of the machine: {one['load_average']:g}. "
-    return text + source(signature_of(one), COMMAND)
+    text += f"loaded the PLM, or the memory. {_sameness(runs)} Load average of the machine before: "
+    return text + f"{one['load_average']:g}. {source(signature_of(one), COMMAND)}"
 
 
 def _run(stage: str, engine: str, workers: int) -> str:
