@@ -26,7 +26,7 @@ STAGES: dict[str, tuple[str, Options]] = {
     "Building a memory": ("`pema.build_memory(...)`; `pema build`", BUILDING),
     "Running on a cluster": (
         "`pema.replicas(name, workers=..., address=...)`, `pema.train_on_ray(..., workers=..., address=...)`; "
-        "`pema build`, `train`, `generate`",
+        "`pema build`, `train`, `generate`, `classify`",
         RUNNING,
     ),
     "Training an adapter": ("`pema.TrainConfig(...)`, `pema.preset(name, ...)`; `pema train`", TRAINING),

@@ -10,7 +10,7 @@ from tests.generation.test_decoding import make_adapter
 from pema.adapter.schedule import Constant, Fitted, GradualUnrolling, Linear, NoAdapter
 from pema.errors import ConfigError, DataError, MismatchError
 from pema.evaluation.perplexity import target_log_probs
-from pema.generation import classification
+from pema.generation import classification, search
 from pema.generation.classification import choose_labels, classify
 from pema.generation.labels import LabelTree, label_trees
 from pema.generation.plugin import attach
@@ -146,13 +146,13 @@ def test_each_beginning_is_read_once(plm, monkeypatch):
 @pytest.mark.parametrize("width", [1, 2, 3])
 def test_a_narrow_first_search_is_corrected(plm, one_by_one, monkeypatch, width):
     monkeypatch.setattr(classification, "WIDTH", width)
-    searches, search = [], classification.search
+    searches, original = [], search.search
 
     def searching(*given, **named):
         searches.append(named["floor"])
-        return search(*given, **named)
+        return original(*given, **named)
 
-    monkeypatch.setattr(classification, "search", searching)
+    monkeypatch.setattr(search, "search", searching)
     corrected = 0
     for strength in (0.0, 1.0, 3.0):
         adapter = make_adapter(plm, strength=strength)

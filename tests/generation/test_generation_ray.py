@@ -5,6 +5,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import torch
 from ray_texts import open_fatal, open_mortal, open_refusing, open_tiny
 from test_copying_generation import make as make_copying
 from test_decoding import TASK, make_adapter
@@ -14,12 +15,14 @@ from pema.cli import main
 from pema.cluster.opening import replicas
 from pema.errors import ConfigError, DataError, MismatchError, OwnerError, ProcessError
 from pema.evaluation.tuning import tune
+from pema.generation.classification import classify
 from pema.generation.decoding import generate, generate_counted
-from pema.generation.replicated import require_batches
+from pema.generation.replicated import require_decoding
 from pema.owner.opening import open_plm
 from pema.tasks.example import Example
 
 EXAMPLES = [Example(word, word) for word in ("the house", "a dog", "small")]
+LABELS = ["a house", "a dog", "the small dog", "the house is here", "small"]
 WORDS = ("the", "house", "is", "small", "a", "dog", "here", "and")
 SOURCES = [" ".join(random.Random(i).choices(WORDS, k=1 + i % 9)) for i in range(20)]
 SETTINGS = [
@@ -49,6 +52,11 @@ def test_the_texts_are_those_of_one_process_though_a_replica_is_killed(ray, tiny
         assert generate(plm, adapter, SOURCES[:1], TASK) == generate(alone, adapter, SOURCES[:1], TASK)
         tunings = [tune(each, make_adapter(alone), EXAMPLES, metric="chrf", task=TASK) for each in (alone, plm)]
         assert tunings[0] == tunings[1]
+        for every in (True, False):
+            expected = classify(alone, adapter, SOURCES, LABELS, TASK, batch_size=4, probabilities=every)
+            labels = classify(plm, adapter, SOURCES, LABELS, TASK, batch_size=4, probabilities=every)
+            assert labels.choices == expected.choices
+            assert (labels.log_probs is None) if not every else torch.equal(labels.log_probs, expected.log_probs)
         _refusals(plm, adapter)
 
 
@@ -68,6 +76,10 @@ def _refusals(plm, adapter):
 
     with pytest.raises(ConfigError, match=r"the schedule .* is an object of this process, which replicas cannot have"):
         generate(plm, adapter, SOURCES, TASK, Own())
+    with pytest.raises(ConfigError, match=r"the schedule .* is an object of this process, which replicas cannot have"):
+        classify(plm, adapter, SOURCES, LABELS, TASK, Own())
+    with pytest.raises(MismatchError, match="belongs to another PLM"):
+        classify(plm, make_adapter(open_tiny("opt")), SOURCES, LABELS, TASK)
     with pytest.raises(DataError, match="source 2"):
         generate(plm, adapter, ["the house", " "], TASK)
     with pytest.raises(MismatchError, match="belongs to another PLM"):
@@ -108,19 +120,25 @@ def _run(monkeypatch, *words):
 
 
 @pytest.mark.slow
-def test_the_command_writes_the_file_of_one_process(ray, tmp_path, monkeypatch):
+def test_the_commands_write_the_files_of_one_process(ray, tmp_path, monkeypatch):
     make_adapter(open_plm("embedded")).save_pretrained(tmp_path / "adapter")
     (tmp_path / "in.txt").write_text("\n".join(SOURCES), encoding="utf-8")
-    common = ("generate", tmp_path / "adapter", "--plm", "embedded", "--task", "translation", "--batch-size", 4)
-    common += ("--input", tmp_path / "in.txt", "--set", "do_sample=true", "--set", "temperature=0.7")
-    assert _run(monkeypatch, *common, "-o", tmp_path / "alone.jsonl") == 0
-    assert _run(monkeypatch, *common, "--engine", "ray", "--workers", 2, "-o", tmp_path / "ray.jsonl") == 0
-    assert (tmp_path / "ray.jsonl").read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS), encoding="utf-8")
+    common = (tmp_path / "adapter", "--plm", "embedded", "--task", "translation", "--batch-size", 4)
+    common += ("--input", tmp_path / "in.txt")
+    for verb in (
+        ("generate", *common, "--set", "do_sample=true", "--set", "temperature=0.7"),
+        ("classify", *common, "--labels", tmp_path / "labels.txt"),
+    ):
+        assert _run(monkeypatch, *verb, "-o", tmp_path / "alone.jsonl") == 0
+        assert _run(monkeypatch, *verb, "--engine", "ray", "--workers", 2, "-o", tmp_path / "ray.jsonl") == 0
+        assert (tmp_path / "ray.jsonl").read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
 
 
-def test_an_api_is_refused_before_anything_starts(monkeypatch, capsys):
+@pytest.mark.parametrize("verb", [("generate",), ("classify", "--labels", "labels.txt")])
+def test_an_api_is_refused_before_anything_starts(monkeypatch, capsys, verb):
     monkeypatch.setattr("pema.cli.options.require_library", lambda *_: None)
-    assert _run(monkeypatch, "generate", "adapter", "--plm", "api.toml", "--engine", "ray", "-o", "out.txt") == 2
+    assert _run(monkeypatch, *verb, "adapter", "--plm", "api.toml", "--engine", "ray", "-o", "out.txt") == 2
     assert "pema: api.toml describes an API: one process sends its requests side by side" in capsys.readouterr().err
 
 
@@ -130,7 +148,7 @@ def test_replicas_of_an_api_are_refused():
 
     pool = SimpleNamespace(description=SimpleNamespace(name="gpt"), ask=lambda function: function(API()))
     with pytest.raises(ConfigError, match=r"gpt gives its likeliest tokens only: .* Generate without replicas"):
-        require_batches(pool)
+        require_decoding(pool)
 
 
 def test_settings_of_ray_need_it_on_the_command_line(monkeypatch, capsys):

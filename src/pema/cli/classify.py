@@ -9,6 +9,7 @@ import typer
 
 from pema.cli.options import (
     FURTHER,
+    RUNNING,
     AdapterPlace,
     AsJSON,
     InputColumn,
@@ -20,17 +21,19 @@ from pema.cli.options import (
     PLMName,
     TemplateText,
     loading,
+    require_generating,
     require_plm,
     show,
 )
 from pema.cli.settings import Options, declared
 from pema.cli.sources import read_inputs
+from pema.cluster.config import EngineConfig
 from pema.generation.config import GenerateConfig
 
 CLASSIFYING = Options(GenerateConfig, ("schedule", "lambda_max", "batch_size"))
 
 
-@declared(settings=CLASSIFYING, loaded=loading(*FURTHER))
+@declared(settings=CLASSIFYING, running=RUNNING, loaded=loading(*FURTHER))
 def classify(
     adapter: AdapterPlace,
     plm: PLMName,
@@ -48,6 +51,7 @@ def classify(
         ),
     ],
     settings: dict[str, Any],
+    running: dict[str, Any],
     loaded: dict[str, Any],
     inputs: InputLines = None,
     data: InputData = None,
@@ -72,6 +76,8 @@ def classify(
     from pema.tasks.readers import read_lines
 
     GenerateConfig.split(settings)
+    engine = EngineConfig(**running)
+    require_generating(engine, plm)
     require_writable(output)
     names = require_labels(read_lines(labels))
     sources = read_inputs(inputs, data, source_field)
@@ -85,13 +91,13 @@ def classify(
     require_plm(plm, loaded.get("revision"))
 
     from pema.adapter.module import Adapter
+    from pema.cluster.opening import opened
     from pema.generation import classification
-    from pema.owner.opening import open_plm
 
     used = None if no_adapter else Adapter.from_pretrained(adapter)
-    result = classification.classify(
-        open_plm(plm, **loaded), used, sources, names, chosen, **settings, probabilities=is_json_lines(output)
-    )
+    settings["probabilities"] = is_json_lines(output)
+    with opened(plm, engine, **loaded) as choosing:
+        result = classification.classify(choosing, used, sources, names, chosen, **settings)
     details = None
     if result.log_probs is not None:
         details = [

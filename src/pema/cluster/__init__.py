@@ -1,1 +1,1 @@
-"""Replicas of a PLM on a Ray cluster, which build memories and generate texts."""
+"""Replicas of a PLM on a Ray cluster, which build memories, generate texts and choose labels."""

@@ -16,7 +16,7 @@ Engine = Literal["process", "ray"]
 @documented
 @dataclass(frozen=True)
 class EngineConfig:
-    """Where a memory is built, an adapter is trained, or texts are generated.
+    """Where a memory is built, an adapter is trained, texts are generated or labels chosen.
 
     Raises:
         ConfigError: a value is outside its limits, or a setting of `ray` is given without it.

@@ -24,7 +24,7 @@ def replicas(
 ) -> Iterator[Replicas]:
     """Start replicas of a PLM on a Ray cluster, which end with the block.
 
-    `build_memory`, `generate` and `tune` accept them as the PLM.
+    `build_memory`, `generate`, `classify` and `tune` accept them as the PLM.
 
     Args:
         plm: its name or address, as `open_plm` takes it, in the workers; or a function that opens it there.

@@ -33,7 +33,7 @@ Unit = TypeVar("Unit")
 
 
 class Replicas:
-    """Replicas of one PLM; `build_memory`, `generate` and `tune` accept them as the PLM.
+    """Replicas of one PLM; `build_memory`, `generate`, `classify` and `tune` accept them as the PLM.
 
     Attributes:
         description: description of the PLM.

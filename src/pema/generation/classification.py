@@ -7,22 +7,25 @@ model in its current state: the distribution at each step, and the adapter's wei
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pema.adapter.schedule import Schedule
 from pema.adapter.task import require_task
+from pema.cluster.replicas import Replicas
 from pema.console import progress
 from pema.errors import ConfigError, DataError
 from pema.generation.config import LARGEST, GenerateConfig
 from pema.generation.decoding import adapters_task, schedule_of
 from pema.generation.labels import LabelTree, label_trees
 from pema.generation.plugin import attach_to
-from pema.generation.search import RowInputs, search
+from pema.generation.replicated import requires_alike, search_with
+from pema.generation.search import Part, RowInputs, Scores, search_part
 from pema.generation.settings import without_own_settings
 from pema.owner.contract import BATCH_TOKENS
 from pema.owner.positions import PositionEncoding
@@ -76,7 +79,7 @@ class Classification:
 
 
 def classify(
-    plm: PLM,
+    plm: PLM | Replicas,
     adapter: Adapter | None,
     sources: Sequence[str | Example],
     labels: Sequence[str],
@@ -92,7 +95,7 @@ def classify(
     A choice depends on its own source only, not on the rest of its batch, to rounding as in `pema.generate`.
 
     Args:
-        plm: the PLM.
+        plm: the PLM, or `replicas` of one on a Ray cluster.
         adapter: the adapter, or None for the PLM alone.
         sources: the texts that fill the template's slot; an example stands for its source and its history.
         labels: the labels to choose from, as they are written in the targets of training.
@@ -111,10 +114,17 @@ def classify(
     """
     task = task or adapters_task(adapter)
     mixture = schedule_of(adapter, schedule, lambda_max)
+    if adapter is not None:
+        task = require_task(adapter.config, task, plm.tokenizer)
+    if isinstance(plm, Replicas):
+        if adapter is not None:
+            adapter.require(plm.description)
+        searched = partial(search_with, plm, adapter, mixture, every=probabilities)
+        settings: dict[str, Any] = {"batch_size": batch_size, "probabilities": probabilities}
+        return _choose(plm, sources, labels, task, searched, alike=requires_alike(plm), **settings)
     with contextlib.ExitStack() as stack:
         inputs: RowInputs | None = None
         if adapter is not None:
-            task = require_task(adapter.config, task, plm.tokenizer)
             inputs = stack.enter_context(attach_to(plm, adapter, mixture)).inputs
         return choose_labels(
             plm, plm.generator, sources, labels, task, inputs, batch_size=batch_size, probabilities=probabilities
@@ -151,6 +161,29 @@ def choose_labels(
         DataError: see `classify`.
         ConfigError: see `classify`.
     """
+
+    def searched(parts: Sequence[Part]) -> Iterator[tuple[Part, Scores]]:
+        return ((part, search_part(model, part, inputs, probabilities)) for part in parts)
+
+    # A model whose position encoding depends on the longest row of a batch gets rows of equal length only.
+    settings: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size, "probabilities": probabilities}
+    with without_own_settings(model):
+        return _choose(plm, sources, labels, task, searched, alike=PositionEncoding(model).varies, **settings)
+
+
+def _choose(
+    plm: PLM | Replicas,
+    sources: Sequence[str | Example],
+    labels: Sequence[str],
+    task: Task,
+    searched: Callable[[Sequence[Part]], Iterable[tuple[Part, Scores]]],
+    *,
+    alike: bool,
+    max_length: int | None = None,
+    batch_size: int,
+    probabilities: bool,
+) -> Classification:
+    """Choose labels by the scores of `searched`, which searches in this process or elsewhere; see `choose_labels`."""
     require("batch_size", batch_size, int, least=1, most=LARGEST)
     labels = require_labels(labels)
     prompts = task.template.encode_prompts(plm.tokenizer, list(sources))
@@ -162,21 +195,25 @@ def choose_labels(
                 f"source {number}: its prompt has {len(prompt.prompt)} tokens and the longest label "
                 f"{len(tree.levels)}, and the PLM takes {window} together: shorten it."
             )
-    # A model whose position encoding depends on the longest row of a batch gets rows of equal length only.
-    alike = PositionEncoding(model).varies
     scores = torch.empty(len(prompts), len(labels), dtype=torch.float64)
     width, pending = None if probabilities else WIDTH, list(range(len(prompts)))
     floors: Tensor | None = None
-    with progress("Classifying", len(prompts), "texts") as advance, without_own_settings(model):
+    with progress("Classifying", len(prompts), "texts") as advance:
         while pending:
             missed = torch.full((len(prompts),), -torch.inf, dtype=torch.float64)
-            for batch in _batches(prompts, trees, pending, batch_size, width, alike=alike):
-                floor = None if floors is None else floors[batch]
-                chosen = [prompts[i] for i in batch]
-                scores[batch], missed[batch] = search(
-                    model, trees[batch[0]], chosen, inputs, width=width, floor=floor, every=probabilities
+            parts = [
+                Part(
+                    batch,
+                    trees[batch[0]],
+                    [prompts[i] for i in batch],
+                    width,
+                    None if floors is None else floors[batch],
                 )
-                advance(len(batch) if floors is None else 0)
+                for batch in _batches(prompts, trees, pending, batch_size, width, alike=alike)
+            ]
+            for part, scored in searched(parts):
+                scores[part.sources], missed[part.sources] = scored
+                advance(len(part.sources) if floors is None else 0)
             # A first search of a few beginnings is right unless one that it left out was as probable as its best label:
             # a label is at most as probable as its beginning. Those sources are searched once more, without a limit,
             # for labels that are at least as probable as the best one so far.

@@ -16,7 +16,7 @@ from pema.generation.batches import Batch, Decoding, Inputs, batches, plain, sha
 from pema.generation.config import GenerateConfig, with_own_ending
 from pema.generation.plugin import attach_to
 from pema.generation.proposed import write_proposed
-from pema.generation.replicated import require_batches, write_with
+from pema.generation.replicated import require_decoding, requires_alike, write_with
 from pema.generation.settings import OF_THE_HISTORY, check, without_own_settings
 from pema.generation.texts import FinishReason, finished
 from pema.owner.contract import GivesProposals
@@ -269,8 +269,9 @@ def _decode_with(
     if adapter is not None:
         adapter.require(replicas.description)
     call = _Call.of(replicas, sources, task, max_length, settings)
-    alike = require_batches(replicas)
-    written = write_with(replicas, adapter, schedule, call.batches(alike=alike), call.decoding)
+    require_decoding(replicas)
+    formed = call.batches(alike=requires_alike(replicas))
+    written = write_with(replicas, adapter, schedule, formed, call.decoding)
     with progress("Generating", len(call.prompts), "texts") as advance:
         return call.texts(replicas.tokenizer, written, advance)
 

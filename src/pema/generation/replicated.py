@@ -1,4 +1,4 @@
-"""Generation on a Ray cluster: replicas of the PLM decode the batches that one process would decode.
+"""Generation and classification on a Ray cluster: replicas of the PLM run the batches that one process would run.
 
 A replica gets the adapter's weights as bytes in the format of its file, so that only this process reads the adapter's
 folder. Batches, their order, their seeds and the prompts' common prefix are those of one process, so the tokens are.
@@ -21,6 +21,7 @@ from pema.cluster.worker import Answer
 from pema.errors import ConfigError
 from pema.generation.batches import Batch, Decoding, Inputs, plain, shared_prefix, write_batch
 from pema.generation.plugin import attach_to
+from pema.generation.search import Part, RowInputs, Scores, search_part
 from pema.generation.settings import without_own_settings
 from pema.owner.contract import PLM, GivesProposals
 from pema.owner.positions import PositionEncoding
@@ -70,19 +71,22 @@ class Job:
     count: int
 
 
-def require_batches(replicas: Replicas) -> bool:
-    """Return whether the PLM requires batches of rows of equal length.
+def require_decoding(replicas: Replicas) -> None:
+    """Refuse replicas that do not decode.
 
     Raises:
         ConfigError: the PLM is an API that gives its likeliest tokens only.
     """
-    traits = replicas.ask(_traits)
-    if traits["proposes"]:
+    if replicas.ask(_proposes)["proposes"]:
         raise ConfigError(
             f"{replicas.description.name} gives its likeliest tokens only: one process sends its requests side by side "
             "and keeps its budget. Generate without replicas, engine='process'."
         )
-    return bool(traits["varies"])
+
+
+def requires_alike(replicas: Replicas) -> bool:
+    """Return whether the PLM's position encoding requires batches of rows of equal length."""
+    return bool(replicas.ask(_varies)["varies"])
 
 
 def write_with(
@@ -94,24 +98,24 @@ def write_with(
         ConfigError: the schedule or a setting cannot be sent.
         ProcessError: a batch ended several replicas, or there are none left.
     """
-    if not isinstance(schedule, NamedSchedule):
-        raise ConfigError(
-            f"the schedule {schedule!r} is an object of this process, which replicas cannot have: give one of "
-            "pema's own, or generate in one process."
-        )
     for name, value in decoding.settings.items():
         try:
             json.dumps(value)
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"{name} is an object of this process, which replicas cannot have: give numbers, texts and lists only, "
-                "or generate in one process."
+                "or leave the replicas out."
             ) from error
     prompts = [prompt.prompt for batch in batches for prompt in batch.prompts]
     ends = [min(prompts), max(prompts), min(prompts, key=len)] if prompts else []
-    job = Job(None if adapter is None else Sent.of(adapter, schedule), decoding, ends[: len(prompts)], len(prompts))
+    job = Job(_sent(adapter, schedule), decoding, ends[: len(prompts)], len(prompts))
     answers = replicas.work(
-        decoded, job, batches, lambda batch: (batch,), name=_name, remedy="give a smaller batch_size"
+        decoded,
+        job,
+        batches,
+        lambda batch: (batch,),
+        name=lambda batch: _name(batch.sources),
+        remedy="give a smaller batch_size",
     )
     for batch, answer in answers:
         yield batch, answer["rows"]
@@ -131,13 +135,67 @@ def decoded(plm: PLM, job: Job) -> Iterator[Callable[[Batch], Answer]]:
         yield lambda batch: {"rows": write_batch(plm, model, batch, job.decoding, inputs, prefix)}
 
 
-def _traits(plm: PLM) -> Answer:
-    if isinstance(plm, GivesProposals) and plm.proposer is not None:
-        return {"proposes": True, "varies": False}
-    return {"proposes": False, "varies": PositionEncoding(plm.generator).varies}
+@dataclass(frozen=True)
+class LabelJob:
+    """What all parts of a classification have in common: the adapter, and whether every label is scored."""
+
+    adapter: Sent | None
+    every: bool
 
 
-def _name(batch: Batch) -> str:
-    numbers = [str(i + 1) for i in sorted(batch.sources)]
+def search_with(
+    replicas: Replicas, adapter: Adapter | None, schedule: Schedule, parts: Sequence[Part], *, every: bool
+) -> Iterator[tuple[Part, Scores]]:
+    """Yield parts of a classification, as they are searched, with their scores; see `search`.
+
+    Raises:
+        ConfigError: the schedule cannot be sent.
+        ProcessError: a part ended several replicas, or there are none left.
+    """
+    answers = replicas.work(
+        searched,
+        LabelJob(_sent(adapter, schedule), every),
+        parts,
+        lambda part: (part,),
+        name=lambda part: _name(part.sources),
+        remedy="give a smaller batch_size",
+    )
+    for part, answer in answers:
+        yield part, answer["scores"]
+
+
+@contextlib.contextmanager
+def searched(plm: PLM, job: LabelJob) -> Iterator[Callable[[Part], Answer]]:
+    """Yield a function of a part that searches its labels, in a replica."""
+    model = plm.generator
+    with contextlib.ExitStack() as stack:
+        inputs: RowInputs | None = None
+        if job.adapter is not None:
+            inputs = stack.enter_context(attach_to(plm, *job.adapter.received())).inputs
+        stack.enter_context(without_own_settings(model))
+        yield lambda part: {"scores": search_part(model, part, inputs, job.every)}
+
+
+def _sent(adapter: Adapter | None, schedule: Schedule) -> Sent | None:
+    if adapter is None:
+        return None
+    if not isinstance(schedule, NamedSchedule):
+        raise ConfigError(
+            f"the schedule {schedule!r} is an object of this process, which replicas cannot have: give one of "
+            "pema's own, or leave the replicas out."
+        )
+    return Sent.of(adapter, schedule)
+
+
+def _proposes(plm: PLM) -> Answer:
+    return {"proposes": isinstance(plm, GivesProposals) and plm.proposer is not None}
+
+
+def _varies(plm: PLM) -> Answer:
+    return {"varies": PositionEncoding(plm.generator).varies}
+
+
+def _name(sources: Sequence[int]) -> str:
+    numbers = [str(i + 1) for i in sorted(sources)]
     rest = f" and {len(numbers) - NAMED:,} others" if len(numbers) > NAMED else ""
     return f"the source{'s' if len(numbers) > 1 else ''} {', '.join(numbers[:NAMED])}{rest}"

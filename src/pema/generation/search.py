@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,34 @@ RowInputs = Callable[[list[int], int], AbstractContextManager[object]]
 around the pass, as `attached.inputs` does."""
 
 
+Scores = tuple[Tensor, Tensor]
+"""What `search` returns."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A batch of prompts to search labels for; see `search`.
+
+    Attributes:
+        sources: the places of its sources.
+        tree: the labels.
+        prompts: the prompts.
+        width: see `search`.
+        floor: see `search`.
+    """
+
+    sources: list[int]
+    tree: LabelTree
+    prompts: list[EncodedExample]
+    width: int | None
+    floor: Tensor | None
+
+
+def search_part(model: PreTrainedModel, part: Part, inputs: RowInputs | None, every: bool) -> Scores:
+    """Search labels for a batch; see `search`."""
+    return search(model, part.tree, part.prompts, inputs, width=part.width, floor=part.floor, every=every)
+
+
 @torch.no_grad()
 def search(
     model: PreTrainedModel,
@@ -34,7 +63,7 @@ def search(
     width: int | None = None,
     floor: Tensor | None = None,
     every: bool = True,
-) -> tuple[Tensor, Tensor]:
+) -> Scores:
     """Compute log P(label | prompt) of the labels of a tree.
 
     The prompts are read once. The rows of a further pass are the beginnings of labels of one length, with the state of
