@@ -29,7 +29,7 @@ from pema.memory.encoding import Tokens
 from pema.processes import join
 from reproduction.tables.scaling import RAY
 
-SHARD, BATCH, NEW_TOKENS = 16, 8, 64
+SHARD, BATCH, NEW_TOKENS = 16, 16, 48
 """Examples of a shard, texts of a batch, and maximum number of tokens of a text: several units for each worker."""
 
 Clock = Callable[[], None]

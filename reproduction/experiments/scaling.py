@@ -63,8 +63,8 @@ def main() -> None:
     """Measure every stage with every engine, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plm", default="smollm2-135m", help="name of the PLM")
-    parser.add_argument("--examples", type=int, default=192, help="to build a memory of")
-    parser.add_argument("--texts", type=int, default=80, help="to generate")
+    parser.add_argument("--examples", type=int, default=128, help="to build a memory of")
+    parser.add_argument("--texts", type=int, default=96, help="to generate")
     parser.add_argument("--epochs", type=int, default=4, help="of training")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--output", type=Path, default=FILE, help="file of the results")
