@@ -1,5 +1,10 @@
 """Replicas on a Ray cluster: their settings, their share of a cluster, and how their errors arrive."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from pema import errors
@@ -59,3 +64,32 @@ def test_an_error_keeps_its_kind_and_its_text():
         with pytest.raises(kind, match=r"^why$"):
             value(told(fail))
     assert value(told(lambda: {"a": 1})) == {"a": 1}
+
+
+TERMINATED = """
+import os, signal, time
+from pema.cluster.connection import connected
+
+class Terminated(BaseException):
+    pass
+
+def terminate(number, frame):
+    raise Terminated
+
+signal.signal(signal.SIGTERM, terminate)
+try:
+    with connected(None):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+except Terminated:
+    print("put away")
+"""
+
+
+@pytest.mark.slow
+def test_signals_are_those_of_the_program(monkeypatch):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(Path(each).resolve()) for each in sys.path if each))
+    done = subprocess.run([sys.executable, "-c", TERMINATED], capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode, done.stdout) == (0, "put away\n"), done.stderr

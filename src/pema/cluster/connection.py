@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,7 +35,8 @@ def connected(address: str | None) -> Iterator[list[dict[str, float]]]:
     own = not ray.is_initialized()
     if own:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=None)
+            with _own_signals():
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=None)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ProcessError(
                 f"the Ray cluster at {address or os.environ.get('RAY_ADDRESS', 'this machine')} cannot be used: "
@@ -44,6 +47,19 @@ def connected(address: str | None) -> Iterator[list[dict[str, float]]]:
     finally:
         if own:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Restore what this process does on signals after the block; Ray would print a stack and abort on SIGTERM."""
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # not Python's
+                signal.signal(number, handler)
 
 
 def resources(
