@@ -21,6 +21,7 @@ from reproduction.tables import (
     owners,
     paper_shape,
     privacy,
+    refinements,
     rounding,
     scaling,
     server_load,
@@ -115,6 +116,7 @@ def origins() -> list[Origin]:
         ),
         Origin("study of Gradual Unrolling", unrolling.PAGE, unrolling.COMMAND, (unrolling.FILE,)),
         Origin("study of a middle layer", middle_layer.PAGE, middle_layer.COMMAND, (middle_layer.FILE,)),
+        Origin("study of refinements", refinements.PAGE, refinements.COMMAND, (refinements.FILE,)),
         Origin("the embedded PLM's BLEU", PLM_CARD, "python -m reproduction.models.embedded_plm PAIRS -o FOLDER"),
         Origin(
             "the inspector's example",
@@ -152,6 +154,7 @@ BLOCKS: dict[Path, Callable[[], str]] = {
     DOCS / "settings.md": settings.settings,
     unrolling.PAGE: unrolling.unrolling,
     middle_layer.PAGE: middle_layer.middle_layer,
+    refinements.PAGE: refinements.refinements,
 }
 """Writers of the generated part of each page."""
 
