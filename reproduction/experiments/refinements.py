@@ -138,9 +138,9 @@ class Trial:
 
 
 def _pairs(memory: Memory) -> tuple[Tensor, Tensor]:
+    """Return all f, (n, d), and targets, (n,), in the order of the memory."""
     batches = list(memory.view().batches(1 << 12))
-    order = torch.cat([batch.rows for batch in batches]).argsort()
-    f, targets = (torch.cat([getattr(b, name) for b in batches])[order] for name in ("representations", "targets"))
+    f, targets = (torch.cat([getattr(b, name) for b in batches]) for name in ("representations", "targets"))
     return f, targets
 
 

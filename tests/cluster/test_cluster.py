@@ -9,7 +9,7 @@ import pytest
 
 from pema import errors
 from pema.cluster.config import EngineConfig
-from pema.cluster.connection import resources
+from pema.cluster.connection import resources, wanted
 from pema.cluster.opening import replicas
 from pema.cluster.worker import told, value
 from pema.errors import ConfigError, OwnerError, ProcessError
@@ -93,3 +93,10 @@ def test_signals_are_those_of_the_program(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(Path(each).resolve()) for each in sys.path if each))
     done = subprocess.run([sys.executable, "-c", TERMINATED], capture_output=True, text=True, timeout=240, check=False)
     assert (done.returncode, done.stdout) == (0, "put away\n"), done.stderr
+
+
+def test_workers_that_wait_are_told_what_they_take_and_what_is_free(monkeypatch):
+    library = pytest.importorskip("ray", reason="the extra ray is not installed")
+    monkeypatch.setattr(library, "available_resources", lambda: {"CPU": 1.5})
+    told_of = wanted({"num_cpus": 2, "num_gpus": 1})
+    assert told_of == "each takes 2 CPUs and 1 GPUs, of which 1.5 and 0 are free."

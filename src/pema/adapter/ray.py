@@ -22,7 +22,7 @@ from pema.adapter.config import TrainConfig
 from pema.adapter.module import Adapter
 from pema.adapter.training import train
 from pema.cluster.config import EngineConfig
-from pema.cluster.connection import connected, last_line, resources
+from pema.cluster.connection import connected, last_line, resources, wanted
 from pema.errors import ConfigError, MismatchError, PemaError, ProcessError
 from pema.extras import installs
 from pema.files import TEMPORARY, remove
@@ -254,12 +254,7 @@ class _Run:
                 heard = True
             if not heard and time.monotonic() - since > SECONDS:
                 since = time.monotonic()
-                free, each = self._ray.available_resources(), self._each
-                console.note(
-                    f"waiting for {self._count} workers of the Ray cluster to begin; each takes "
-                    f"{each['num_cpus']} CPUs and {each['num_gpus']} GPUs, of which {free.get('CPU', 0):g} and "
-                    f"{free.get('GPU', 0):g} are free."
-                )
+                console.note(f"waiting for {self._count} workers of the Ray cluster to begin; {wanted(self._each)}")
 
 
 def _started(function: Callable[[], Any]) -> Future[Any]:

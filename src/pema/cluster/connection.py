@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pema.errors import ConfigError, ProcessError
@@ -83,6 +83,21 @@ def resources(
     cpus = [int(node.get("CPU", 0)) for node in nodes]
     each = max(1, min(sum(cpus) // count, min((n for n in cpus if n), default=1)))
     return count, {"num_cpus": each, "num_gpus": 1 if on_gpu else 0, "scheduling_strategy": "SPREAD"}
+
+
+def wanted(each: Mapping[str, Any]) -> str:
+    """Return what each worker takes of the cluster, and how much of it is free, for a note that workers wait.
+
+    Args:
+        each: as `resources` returns it.
+    """
+    import ray
+
+    free = ray.available_resources()
+    return (
+        f"each takes {each['num_cpus']} CPUs and {each['num_gpus']} GPUs, of which {free.get('CPU', 0):g} and "
+        f"{free.get('GPU', 0):g} are free."
+    )
 
 
 def last_line(error: Exception) -> str:

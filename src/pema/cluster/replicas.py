@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pema import __version__, console
-from pema.cluster.connection import last_line
+from pema.cluster.connection import last_line, wanted
 from pema.cluster.worker import Answer, Begin, Worker, value
 from pema.errors import MismatchError, ProcessError
 from pema.owner.contract import PLM, Contexts, Metered, PLMDescription
@@ -187,12 +187,7 @@ class Replicas:
         while not (ready := self._ray.wait(references, num_returns=1, timeout=1.0)[0]):
             if not running and time.monotonic() - since > SECONDS:
                 since = time.monotonic()
-                free = self._ray.available_resources()
-                console.note(
-                    f"waiting for a worker of the Ray cluster to open the PLM; each takes {self._options['num_cpus']} "
-                    f"CPUs and {self._options['num_gpus']} GPUs, of which {free.get('CPU', 0):g} and "
-                    f"{free.get('GPU', 0):g} are free."
-                )
+                console.note(f"waiting for a worker of the Ray cluster to open the PLM; {wanted(self._options)}")
         for reference in ready:
             if reference not in running:
                 self._receive(reference)

@@ -19,9 +19,9 @@ from pema.adapter.module import Adapter
 from pema.adapter.schedule import NamedSchedule, Schedule
 from pema.cluster.worker import Answer
 from pema.errors import ConfigError
-from pema.generation.batches import Batch, Decoding, Inputs, plain, shared_prefix, write_batch
-from pema.generation.plugin import attach_to
-from pema.generation.search import Part, RowInputs, Scores, search_part
+from pema.generation.batches import Batch, Decoding, plain, shared_prefix, write_batch
+from pema.generation.plugin import AttachedAdapter, attach_to
+from pema.generation.search import Part, Scores, search_part
 from pema.generation.settings import without_own_settings
 from pema.owner.contract import PLM, GivesProposals
 from pema.owner.positions import PositionEncoding
@@ -125,11 +125,8 @@ def write_with(
 def decoded(plm: PLM, job: Job) -> Iterator[Callable[[Batch], Answer]]:
     """Yield a function of a batch that decodes it, in a replica."""
     model = plm.generator
-    with contextlib.ExitStack() as stack:
-        inputs: Inputs = plain
-        if job.adapter is not None:
-            inputs = stack.enter_context(attach_to(plm, *job.adapter.received())).inputs
-        stack.enter_context(without_own_settings(model))
+    with _attached(plm, job.adapter) as attached:
+        inputs = plain if attached is None else attached.inputs
         prompts = [*job.prompts, *job.prompts[-1:] * (job.count - len(job.prompts))]
         prefix = shared_prefix(plm, model, prompts, job.decoding.settings)
         yield lambda batch: {"rows": write_batch(plm, model, batch, job.decoding, inputs, prefix)}
@@ -167,13 +164,17 @@ def search_with(
 @contextlib.contextmanager
 def searched(plm: PLM, job: LabelJob) -> Iterator[Callable[[Part], Answer]]:
     """Yield a function of a part that searches its labels, in a replica."""
-    model = plm.generator
-    with contextlib.ExitStack() as stack:
-        inputs: RowInputs | None = None
-        if job.adapter is not None:
-            inputs = stack.enter_context(attach_to(plm, *job.adapter.received())).inputs
-        stack.enter_context(without_own_settings(model))
-        yield lambda part: {"scores": search_part(model, part, inputs, job.every)}
+    with _attached(plm, job.adapter) as attached:
+        inputs = None if attached is None else attached.inputs
+        yield lambda part: {"scores": search_part(plm.generator, part, inputs, job.every)}
+
+
+@contextlib.contextmanager
+def _attached(plm: PLM, sent: Sent | None) -> Iterator[AttachedAdapter | None]:
+    """Attach an adapter that was sent, if any, to the PLM's model, whose own settings are ignored in the block."""
+    plugged = contextlib.nullcontext() if sent is None else attach_to(plm, *sent.received())
+    with plugged as attached, without_own_settings(plm.generator):
+        yield attached
 
 
 def _sent(adapter: Adapter | None, schedule: Schedule) -> Sent | None:
