@@ -41,6 +41,11 @@ def device_named(name: str, setting: str = "device") -> torch.device:
     return device
 
 
+def is_asynchronous(device: torch.device) -> bool:
+    """Return whether the program goes on while the device computes: what it waits for then costs time."""
+    return device.type != "cpu"
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """Return whether the device multiplies bfloat16 matrices natively; if not, they are slower than float32."""
     if device.type == "cuda":

@@ -178,10 +178,10 @@ def test_a_resumed_run_draws_the_samples_of_an_unbroken_one(tmp_path, sample, mo
     whole, _ = train(memory, config, tmp_path / "whole")
     step = JointRun.step
 
-    def stop(self, *batch):
+    def stop(self, *given):
         if self.state.step == 7:
             raise KeyboardInterrupt
-        return step(self, *batch)
+        return step(self, *given)
 
     with monkeypatch.context() as patch:
         patch.setattr(JointRun, "step", stop)

@@ -92,9 +92,9 @@ def test_without_held_out_pairs_the_last_weights_stay(memory, tmp_path):
 
 
 def test_pca_starts_as_the_plm_seen_through_the_subspace(memory, tmp_path, monkeypatch):
-    def step(run, batch):
+    def step(run, *given):
         run.state.step += 1
-        return (1.0, 1.0, 1.0), 0.0
+        return torch.ones(3), 0.0
 
     monkeypatch.setattr(joint.JointRun, "step", step)
     adapter, _ = train(memory, preset("paper", init="pca", rank=5, epochs=1), tmp_path / "adapter")
@@ -174,6 +174,48 @@ def test_a_loss_that_is_not_finite_names_the_step_and_a_remedy(memory, tmp_path)
         AdapterError, match=r"the loss is (nan|inf) at step \d+ \(epoch 1\): .* Lower the learning rate"
     ):
         train(memory, config, tmp_path / "adapter")
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """Treat the CPU as a device that the program does not wait for; returns the numbers of steps at readings."""
+    read, steps = joint.JointRun.read, []
+
+    def watching(run, *given):
+        steps.append(run.state.step)
+        read(run, *given)
+
+    monkeypatch.setattr(joint, "is_asynchronous", lambda device: True)
+    monkeypatch.setattr(joint.JointRun, "read", watching)
+    return steps
+
+
+def files_of(folder):
+    """The weights, and the log without what clocks say."""
+    log = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+    timeless = [{k: v for k, v in line.items() if "second" not in k} for line in log]
+    return (folder / "adapter_model.safetensors").read_bytes(), timeless
+
+
+@pytest.mark.parametrize("name", ["paper", "residual"])
+def test_an_accelerator_trains_the_same_adapter_and_is_rarely_waited_for(name, memory, tmp_path, request):
+    config = preset(name, epochs=3, batch_size=8, log_every=50, precision="float32")
+    train(memory, config, tmp_path / "here")
+    steps = request.getfixturevalue("accelerator")
+    train(memory, config, tmp_path / "there")
+    assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
+    per_epoch = -(-memory.split(config.dev_fraction, config.seed)[0].pairs // 8)
+    assert per_epoch > 2 * joint.READ_EVERY
+    ends = [per_epoch * epoch for epoch in (1, 2, 3)]
+    due = [step for step in range(1, ends[-1] + 1) if step % joint.READ_EVERY == 0 or step % 50 == 0]
+    assert sorted(steps) == sorted(due + ends)
+
+
+def test_a_loss_on_an_accelerator_that_is_not_finite(memory, tmp_path, accelerator):
+    config = preset("paper", learning_rate=1e30, dev_fraction=0.0, kappa=0.0, batch_size=64, checkpoint_every=2)
+    with pytest.raises(AdapterError, match=r"the loss is (nan|inf) by step 2 \(epoch 1\): .* Lower the learning rate"):
+        train(memory, config, tmp_path / "adapter")
+    assert accelerator == [2]
 
 
 def test_a_held_out_loss_that_is_not_finite(memory, tmp_path):

@@ -248,10 +248,10 @@ def test_a_resumed_training_is_an_unbroken_one(memory, tmp_path, monkeypatch):
     train(memory, config, tmp_path / "whole")
     steps = joint.JointRun.step
 
-    def step(run, batch):
+    def step(run, *given):
         if run.state.step == 7:
             raise KeyboardInterrupt
-        return steps(run, batch)
+        return steps(run, *given)
 
     monkeypatch.setattr(joint.JointRun, "step", step)
     with pytest.raises(KeyboardInterrupt):

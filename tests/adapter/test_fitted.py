@@ -23,7 +23,8 @@ class Pairs:
     def share(self, processes):
         return self
 
-    def batches(self, batch_size):
+    def batches(self, batch_size, device):
+        assert device == Model.weight.device
         for start in range(0, len(self.columns["targets"]), batch_size):
             yield SimpleNamespace(**{k: v[start : start + batch_size] for k, v in self.columns.items()})
 

@@ -196,10 +196,10 @@ def train_stopped(memory, output):
 
     step, steps = JointRun.step, iter(range(4))
 
-    def limited(self, part):
+    def limited(self, *given):
         if next(steps, None) is None:
             raise AdapterError("stopped")
-        return step(self, part)
+        return step(self, *given)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JointRun, "step", limited)

@@ -99,3 +99,18 @@ def test_several_processes_verify_each_file_once(memories, monkeypatch):
     seen.clear()
     assert reports == [verify(path)] * 3
     assert together == sorted(seen)
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_a_batch_is_restored_on_the_device(memories, name):
+    meta, view = torch.device("meta"), memories[name].view()
+    for how in ({}, {"shuffle_seed": 1}):
+        there = [*view.batches(7, **how, device=meta)]
+        parts = [part for rank in (0, 1) for part in view.parts(7, Processes(rank, 2), **how, device=meta)]
+        for batch in [*there, *(part.batch for part in parts)]:
+            assert batch.representations.device == batch.targets.device == meta
+            assert batch.representations.dtype == torch.float32
+            assert {each.device.type for each in (batch.steps, batch.source_lengths, batch.rows)} == {"cpu"}
+        assert [len(batch.rows) for batch in there] == [len(batch.rows) for batch in view.batches(7, **how)]
+    here = next(view.batches(7))
+    assert {getattr(here, each.name).device.type for each in fields(Batch)} == {"cpu"}

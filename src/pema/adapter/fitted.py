@@ -41,7 +41,7 @@ def fit_schedule(
 
     Args:
         adapter: the adapter, used without dropout.
-        head: the head bundle.
+        head: the head bundle, on the adapter's device.
         view: held-out pairs, on which the adapter was not trained.
         bins: number of equal bins of t / SL in [0, span); the last one is open to the right.
         span: see `Fitted`.
@@ -58,7 +58,7 @@ def fit_schedule(
     was_training = adapter.training
     adapter.eval()
     try:
-        for batch in view.share(processes).batches(batch_size):
+        for batch in view.share(processes).batches(batch_size, device=head.weight.device):
             context = adapter.context(view.memory, batch.rows)
             log_ratios.append(log_ratio(adapter, head, batch.representations, batch.targets, context))
             places.append(relative_bin(batch.steps, batch.source_lengths, bins, span))

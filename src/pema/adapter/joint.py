@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,11 @@ from pema.adapter.reconstruction import (
 )
 from pema.adapter.sampled import SampledCrossEntropy, frequent
 from pema.console import progress
-from pema.devices import device_named
+from pema.devices import device_named, is_asynchronous
 from pema.errors import AdapterError
 from pema.memory.buffer import Part
+from pema.memory.prefetch import prefetch
+from pema.memory.prompts import ContextTokens
 from pema.memory.reader import Memory, View
 from pema.processes import ALONE, Processes
 from pema.schema import from_json
@@ -45,6 +48,9 @@ from pema.signature import signature
 
 MEASURED = 1 << 14
 """Number of held-out pairs, if there are more, on which losses are measured and the schedule is fitted."""
+
+READ_EVERY = 32
+"""Number of steps between two readings of the losses of an accelerator, which wait for it."""
 
 
 class JointRun:
@@ -67,6 +73,7 @@ class JointRun:
         self.train_view, self.held_out = _split(memory, config)
         own = processes.device if config.device == "auto" else None
         self.device = own or device_named(config.device)
+        self.runs_ahead = is_asynchronous(self.device)
         tokens = memory.view().targets_seen() if config.vocabulary in ("seen", "own") else None
         self.adapter = Adapter(adapter_config(memory, config), tokens, seed=config.seed)
         self.parameters = dict(self.adapter.named_parameters())
@@ -134,7 +141,7 @@ class JointRun:
         config, view, d = self.config, self.train_view, self.memory.d
         started = time.perf_counter()
         if config.reconstruction == "closed_form":
-            A, B_rct, error = closed_form(view, config.rank, d, self.processes)
+            A, B_rct, error = closed_form(view, config.rank, d, self.processes, self.device)
         else:
             A, B_rct, error = fit_reconstruction_sgd(
                 view,
@@ -186,43 +193,78 @@ class JointRun:
     def epoch(self, advance: Any) -> None:  # noqa: ANN401
         """Train on the remaining batches of the current epoch."""
         config, state = self.config, self.state
-        started, pairs = time.perf_counter(), 0
-        seed = config.seed * 1_000_003 + state.epoch
-        for k, part in enumerate(self.train_view.parts(config.batch_size, self.processes, shuffle_seed=seed)):
+        started, pairs, note = time.perf_counter(), 0, ""
+        sums = torch.tensor(state.sums, dtype=torch.float64, device=self.device)
+        for k, (part, context) in enumerate(self.parts()):
             if k < state.batch:
                 continue
-            losses, rate = self.step(part)
+            losses, rate = self.step(part, context)
             n = len(part.rows)
-            state.sums = tuple(s + n * x for s, x in zip(state.sums, (1.0, *losses), strict=True))
+            sums[0] += n
+            sums[1:] += n * losses.double()
             state.batch = k + 1
             pairs += n
-            advance(n, note=f"epoch {state.epoch + 1}/{config.epochs} loss {losses[0]:.3f}")
-            if config.log_every and state.step % config.log_every == 0:
+            logs = config.log_every and state.step % config.log_every == 0
+            saves = config.checkpoint_every and state.step % config.checkpoint_every == 0
+            if not self.runs_ahead or logs or saves or state.step % READ_EVERY == 0:
+                total, reconstruction, prediction = losses.tolist()
+                self.read(sums, rate)
+                note = f"epoch {state.epoch + 1}/{config.epochs} loss {total:.3f}"
+            advance(n, note=note)
+            if logs:
                 seconds = time.perf_counter() - started
-                values = _parts(*losses) | {"learning_rate": rate, "pairs_per_second": pairs / seconds}
+                values = _parts(total, reconstruction, prediction)
+                values |= {"learning_rate": rate, "pairs_per_second": pairs / seconds}
                 self.log.write("step", state.step, {"epoch": state.epoch + 1} | values)
-            if config.checkpoint_every and state.step % config.checkpoint_every == 0:
+            if saves:
                 self.save()
+        self.read(sums, learning_rate_at(max(state.step - 1, 0), self.steps, config))
 
-    def step(self, part: Part) -> tuple[tuple[float, float, float], float]:
-        """Take an optimizer step on a batch, of which `part` is this process's; return its losses and learning rate."""
+    def parts(self) -> Iterator[tuple[Part, ContextTokens | None]]:
+        """Yield this process's part of each batch of the epoch, on its device, with what copying reads."""
+        config, processes = self.config, self.processes
+        seed = config.seed * 1_000_003 + self.state.epoch
+
+        def read() -> Iterator[tuple[Part, ContextTokens | None]]:
+            parts = self.train_view.parts(config.batch_size, processes, shuffle_seed=seed, device=self.device)
+            for part in parts:
+                # The masks of copying belong to the tokens of the whole batch.
+                context = self.adapter.context(self.memory, part.rows if self.dropout.cut else part.batch.rows)
+                yield part, None if context is None else context.to(self.device)
+
+        return prefetch(read()) if self.runs_ahead else read()
+
+    def read(self, sums: Tensor, rate: float) -> None:
+        """Read the sums of the epoch from the device.
+
+        Raises:
+            AdapterError: a loss was not finite.
+        """
+        state, when = self.state, "by" if self.runs_ahead else "at"
+        values = tuple(sums.tolist())
+        if not math.isfinite(values[1]):
+            raise AdapterError(
+                where_not_finite(
+                    self.train_view,
+                    f"the loss is {values[1]} {when} step {state.step} (epoch {state.epoch + 1}): training diverged. "
+                    f"Lower the learning rate (now {rate:.3g}) or set clip=1.",
+                )
+            )
+        state.sums = values
+
+    def step(self, part: Part, context: ContextTokens | None) -> tuple[Tensor, float]:
+        """Take an optimizer step on a batch, of which `part` is this process's; return its losses and learning rate.
+
+        The losses of the whole batch, (3,) float32, stay on the device: reading them would wait for it.
+        """
         config, state = self.config, self.state
         rate = learning_rate_at(state.step, self.steps, config)
-        losses = self.losses(part)
+        losses = self.losses(part, context)
         values = torch.zeros(3, device=self.device)
         if losses is not None:
             values = torch.stack(losses).detach()
         if self.processes.count > 1:
             self.processes.add(values.mul_(part.weight))
-        total, reconstruction, prediction = values.tolist()
-        if not math.isfinite(total):
-            raise AdapterError(
-                where_not_finite(
-                    self.train_view,
-                    f"the loss is {total} at step {state.step + 1} (epoch {state.epoch + 1}): training diverged. "
-                    f"Lower the learning rate (now {rate:.3g}) or set clip=1.",
-                )
-            )
         descend(
             self.optimizer,
             None if losses is None else losses.total,
@@ -233,20 +275,16 @@ class JointRun:
             processes=self.processes,
         )
         state.step += 1
-        return (total, reconstruction, prediction), rate
+        return values, rate
 
-    def losses(self, part: Part) -> Losses | None:
+    def losses(self, part: Part, context: ContextTokens | None) -> Losses | None:
         """Return the losses of this process's part of a batch; None if it is empty."""
         batch, pairs = part.batch, len(part.rows)
         if not len(batch.targets):
             return None
         dropout = self.dropout.at(self.state.step, part.first, pairs if self.processes.count > 1 else 0)
-        f = batch.representations.to(self.device, non_blocking=True)
-        targets = batch.targets.to(self.device, non_blocking=True)
         loss = self.loss if self.sampled is None else self.joint(self.sampled.at(self.state.step))
-        # The masks of copying belong to the tokens of the whole batch.
-        context = self.adapter.context(self.memory, batch.rows if dropout is None else part.rows)
-        return loss(self.adapter, f, targets, dropout, context=context, forced=True)
+        return loss(self.adapter, batch.representations, batch.targets, dropout, context=context, forced=True)
 
     def end_epoch(self, seconds: float, pairs: float) -> None:
         """Measure the held-out loss, keep the weights if it is the lowest, and decide whether to continue."""
@@ -290,11 +328,11 @@ class JointRun:
     def measure(self, view: View) -> tuple[float, float, float]:
         """Return the mean losses (total, reconstruction, prediction) of the adapter over the pairs of `view`."""
         sums, pairs = torch.zeros(3, dtype=torch.float64, device=self.device), torch.zeros(1, dtype=torch.int64)
-        for batch in view.share(self.processes).batches(max(self.config.batch_size, 1024)):
-            f, targets = batch.representations.to(self.device), batch.targets.to(self.device)
-            context = self.adapter.context(self.memory, batch.rows)
-            sums += torch.stack(self.loss(self.adapter, f, targets, context=context)).double() * len(targets)
-            pairs += len(targets)
+        for batch in view.share(self.processes).batches(max(self.config.batch_size, 1024), device=self.device):
+            context, n = self.adapter.context(self.memory, batch.rows), len(batch.targets)
+            loss = self.loss(self.adapter, batch.representations, batch.targets, context=context)
+            sums += torch.stack(loss).double() * n
+            pairs += n
         sums /= int(self.processes.add(pairs))
         total, reconstruction, prediction = self.processes.add(sums).tolist()
         if not math.isfinite(total):
@@ -341,10 +379,12 @@ class JointRun:
             "figures": state.figures,
             "signature": signature(config.to_dict(), config.seed),
         }
-        self.adapter.cpu().eval().requires_grad_(False)
+        self.adapter.eval().requires_grad_(False)
         fitted = None
         if self.held_out is not None:
-            fitted = fit_schedule(self.adapter, self.memory.head(), self.held_out, processes=self.processes)
+            head = self.memory.head().to(self.device)
+            fitted = fit_schedule(self.adapter, head, self.held_out, processes=self.processes)
+        self.adapter.cpu()
         training, _ = self.processes.same(training)  # with the writer's clock and machine
         state.figures = training["figures"]
         self.adapter.config = adapter_config(self.memory, config, training, fitted)

@@ -71,7 +71,6 @@ def log_ratio(adapter: Adapter, head: Head, f: Tensor, targets: Tensor, context:
     Returns:
         (n,) float64; -inf if P_PEMA does not cover the token.
     """
-    f, targets = f.to(head.weight.device), targets.to(head.weight.device)
     return (log_p_pema(adapter, head, f, targets, context) - log_p(head, f, targets)).cpu()
 
 

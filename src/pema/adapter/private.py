@@ -128,14 +128,14 @@ class PrivateRun:
         total = {name: torch.zeros_like(parameter, requires_grad=False) for name, parameter in self.parameters.items()}
         for start in range(0, len(examples), EXAMPLES_AT_ONCE):
             view = View(self.memory, examples[start : start + EXAMPLES_AT_ONCE])
-            for batch in view.batches(max(view.pairs, 1)):
+            for batch in view.batches(max(view.pairs, 1), device=self.device):
                 starts = (batch.steps == 0).nonzero()[:, 0].tolist()
                 lengths = [stop - first for first, stop in itertools.pairwise([*starts, len(batch.steps)])]
                 part = clipped_sum(
                     self.adapter,
                     self.cross_entropy,
-                    batch.representations.to(self.device),
-                    batch.targets.to(self.device),
+                    batch.representations,
+                    batch.targets,
                     torch.tensor(lengths, device=self.device),
                     self.config.clip,
                     bfloat16=self.bfloat16,

@@ -9,7 +9,7 @@ from torch.nn.functional import linear, mse_loss
 from pema.adapter.optimisation import EarlyStopping, descend
 from pema.console import progress
 from pema.errors import AdapterError, ConfigError
-from pema.memory.reader import View
+from pema.memory.reader import CPU, View
 from pema.processes import ALONE, Processes
 
 ROWS = 8192
@@ -22,7 +22,9 @@ STRIPES = 4
 """Number of stripes of the symmetric second moment; each is computed from the diagonal on: 5/8 of the products."""
 
 
-def closed_form(view: View, rank: int, d: int, processes: Processes = ALONE) -> tuple[Tensor, Tensor, float]:
+def closed_form(
+    view: View, rank: int, d: int, processes: Processes = ALONE, device: torch.device = CPU
+) -> tuple[Tensor, Tensor, float]:
     """Return the best A and B_rct of rank r: A = U^T and B_rct = U, with U the top r eigenvectors of mean(f f^T).
 
     No pair of matrices of that rank reconstructs the memory better (Eckart-Young). It takes one pass over the memory
@@ -33,19 +35,22 @@ def closed_form(view: View, rank: int, d: int, processes: Processes = ALONE) -> 
         rank: r, at most d.
         d: width of a representation.
         processes: several processes read a part of the view each.
+        device: device of the products and of the eigendecomposition.
 
     Returns:
-        A (r, d), B_rct (d, r), and the error on `view`: the mean over pairs and entries of (f - B_rct A f)^2.
+        A (r, d) and B_rct (d, r), on the CPU, and the error on `view`: the mean over pairs and entries of
+        (f - B_rct A f)^2.
 
     Raises:
         ConfigError: r is larger than d.
         AdapterError: the view is empty, or a representation in it is not finite.
     """
     _check(view, rank, d)
-    moment, pairs = torch.zeros(d, d, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    moment = torch.zeros(d, d, dtype=torch.float64, device=device)
+    pairs = torch.zeros(1, dtype=torch.int64)
     share = view.share(processes)
     with progress("reconstruction", share.pairs, "pairs") as advance:
-        for batch in share.batches(_rows(d)):
+        for batch in share.batches(_rows(d), device=device):
             add_products(moment, batch.representations)
             advance(len(batch.representations))
             pairs += len(batch.representations)
@@ -54,7 +59,7 @@ def closed_form(view: View, rank: int, d: int, processes: Processes = ALONE) -> 
     if not bool(moment.isfinite().all()):
         raise AdapterError(where_not_finite(view))
     values, vectors = torch.linalg.eigh(moment, UPLO="U")
-    U = vectors[:, -rank:].flip(1).float().contiguous()
+    U = vectors[:, -rank:].flip(1).float().cpu().contiguous()
     error = float(values[: d - rank].clamp_min(0).sum()) / d
     return U.T.contiguous(), U, error
 

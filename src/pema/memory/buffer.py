@@ -21,6 +21,8 @@ Flags = npt.NDArray[np.bool_]
 class Batch:
     """A batch of b pairs.
 
+    Representations and targets are on the device of the view, the rest is on the CPU.
+
     Attributes:
         representations: (b, d) float32, the input of W_hd (after the final norm and the projection).
         targets: (b,) int64, y.
@@ -54,6 +56,14 @@ class Part:
     def weight(self) -> float:
         """Return the share of the batch's pairs that this process has."""
         return len(self.batch.targets) / len(self.rows)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on a device, which copies it while the program goes on."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    with torch.cuda.device(device):  # pinned memory belongs to the current device of a thread
+        return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def copy_rows(source: np.ndarray, rows: Integers | slice, out: np.ndarray) -> None:
@@ -112,16 +122,22 @@ class Buffer:
         return Buffer(select(self.representations), scales, shards, *columns)
 
     def batch(self, which: slice | Tensor, head: Head | None, channel_scales: Tensor) -> Batch:
-        """Return the selected pairs as the adapter's input."""
-        taken = self.take(which)
+        """Return the selected pairs as the adapter's input.
+
+        Args:
+            which: the pairs.
+            head: the layers between the tap and W_hd; None if there are none.
+            channel_scales: (k, d_tap), (0, 0) without int8; the pairs are moved, as stored, to their device.
+        """
+        taken, device = self.take(which), channel_scales.device
+        f = moved(taken.representations, device)
         if taken.scales is None or taken.shards is None:
-            f = taken.representations.float()
+            f = f.float()
         else:
-            by_row = channel_scales[0] if len(channel_scales) == 1 else channel_scales[taken.shards]
-            f = restore(taken.representations, taken.scales[:, 0], by_row)
-        return Batch(
-            f if head is None else head.normalise(f).float(), taken.targets, taken.steps, taken.lengths, taken.rows
-        )
+            by_row = channel_scales[0] if len(channel_scales) == 1 else channel_scales[moved(taken.shards, device)]
+            f = restore(f, moved(taken.scales[:, 0], device), by_row)
+        f = f if head is None else head.normalise(f).float()
+        return Batch(f, moved(taken.targets, device), taken.steps, taken.lengths, taken.rows)
 
 
 def needed(cuts: Sequence[slice], order: Tensor | None, n: int, processes: Processes) -> Flags:

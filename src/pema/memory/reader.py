@@ -6,7 +6,7 @@ import copy
 import functools
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ from pema.processes import ALONE, Processes
 from pema.schema import require
 from pema.storage.fetching import local
 from pema.tasks.held_out import draw_held_out, spread
+
+CPU = torch.device("cpu")
 
 BUFFER_BYTES = 1 << 26
 """Maximum bytes of stored representations in RAM for shuffling."""
@@ -207,12 +209,17 @@ class _Block:
     pairs: int
 
 
-def _with_targets(batches: Iterator[Batch]) -> Iterator[Batch]:
+def _with_targets(filled: Iterator[tuple[Buffer, slice | Tensor]]) -> Iterator[tuple[Buffer, slice | Tensor]]:
     """Yield the batches without contexts that have no target, and without batches of these only."""
-    for batch in batches:
-        rows = batch.targets != NO_TARGET
-        if bool(rows.any()):
-            yield Batch(*(getattr(batch, each.name)[rows] for each in fields(Batch)))
+    for buffer, which in filled:
+        places = _places(which)
+        chosen = places[buffer.targets[places] != NO_TARGET]
+        if len(chosen):
+            yield buffer, chosen
+
+
+def _places(which: slice | Tensor) -> Tensor:
+    return torch.arange(which.start, which.stop) if isinstance(which, slice) else which
 
 
 class View:
@@ -269,7 +276,12 @@ class View:
         return self.target_counts().nonzero()[:, 0]
 
     def batches(
-        self, batch_size: int, *, shuffle_seed: int | None = None, buffer_bytes: int = BUFFER_BYTES
+        self,
+        batch_size: int,
+        *,
+        shuffle_seed: int | None = None,
+        buffer_bytes: int = BUFFER_BYTES,
+        device: torch.device = CPU,
     ) -> Iterator[Batch]:
         """Yield every pair once, in batches of `batch_size`; the last one may be smaller.
 
@@ -282,6 +294,7 @@ class View:
             batch_size: pairs per batch.
             shuffle_seed: the same seed gives the same order; None keeps the order of the memory.
             buffer_bytes: size of the shuffled buffer in stored bytes.
+            device: device of the representations and the targets, which restores the stored form.
 
         Raises:
             ConfigError: `batch_size` is below 1.
@@ -289,10 +302,10 @@ class View:
         """
         require("batch_size", batch_size, int, least=1)
         require("shuffle_seed", shuffle_seed, int | None, least=0)
-        head, channel_scales = self.memory._normaliser, self.memory._channel_scales[0]
+        head, channel_scales = self._restoring(device)
         filled = self._filled(batch_size, shuffle_seed, buffer_bytes, ALONE)
-        batches = (buffer.batch(which, head, channel_scales) for buffer, which in filled)
-        return _with_targets(batches) if self.memory.manifest.targets == "matched" else batches
+        filled = _with_targets(filled) if self.memory.manifest.targets == "matched" else filled
+        return (buffer.batch(which, head, channel_scales) for buffer, which in filled)
 
     def parts(
         self,
@@ -301,6 +314,7 @@ class View:
         *,
         shuffle_seed: int | None = None,
         buffer_bytes: int = BUFFER_BYTES,
+        device: torch.device = CPU,
     ) -> Iterator[Part]:
         """Yield one process's part of each batch of `batches`, which are the same for any number of processes.
 
@@ -312,14 +326,15 @@ class View:
             processes: the processes, seen from this one.
             shuffle_seed: see `batches`.
             buffer_bytes: see `batches`.
+            device: see `batches`.
         """
         if processes.count == 1:
-            for batch in self.batches(batch_size, shuffle_seed=shuffle_seed, buffer_bytes=buffer_bytes):
+            for batch in self.batches(batch_size, shuffle_seed=shuffle_seed, buffer_bytes=buffer_bytes, device=device):
                 yield Part(batch, 0, batch.rows)
             return
-        head, channel_scales = self.memory._normaliser, self.memory._channel_scales[0]
+        head, channel_scales = self._restoring(device)
         for buffer, which in self._filled(batch_size, shuffle_seed, buffer_bytes, processes):
-            places = torch.arange(which.start, which.stop) if isinstance(which, slice) else which
+            places = _places(which)
             cut = processes.part(len(places))
             exists = buffer.targets[places] != NO_TARGET
             if bool(exists.any()):
@@ -333,6 +348,13 @@ class View:
             return self
         selected = np.arange(self.memory.examples) if self.selected is None else self.selected
         return View(self.memory, selected[processes.part(len(selected))])
+
+    def _restoring(self, device: torch.device) -> tuple[Head | None, Tensor]:
+        """Return what turns stored pairs into the adapter's input, on a device: see `Buffer.batch`."""
+        head, channel_scales = self.memory._normaliser, self.memory._channel_scales[0]
+        if head is not None and device.type != "cpu":
+            head = copy.deepcopy(head).to(device)  # a module moves in place
+        return head, channel_scales.to(device)
 
     def _filled(
         self, batch_size: int, shuffle_seed: int | None, buffer_bytes: int, processes: Processes
