@@ -1,7 +1,8 @@
 """Command line of the benchmarks: `python -m reproduction.benchmarks`.
 
 Each benchmark writes one line of the results file, which replaces its previous line with the same PLM and corpus.
-With `--corpus none` the sentences are synthetic.
+With `--corpus none` the sentences are synthetic. With `--device cuda` building, training and generation are measured
+there, at the shapes of large PLMs with random weights.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pema.files import read_json
-from reproduction.benchmarks.options import DEMO, Options
-from reproduction.benchmarks.process import NAMES
+from reproduction.benchmarks.options import ON_ACCELERATOR, Options
+from reproduction.benchmarks.process import NAMES, ON_DEVICE
 from reproduction.child import run_module
 from reproduction.lines import put_run
 from reproduction.tables.benchmarks import FILE
@@ -41,11 +42,10 @@ def child(what: str, options: Options, folder: Path, **more: str) -> dict[str, A
 
 
 def name_of(result: Mapping[str, Any]) -> str:
-    """Return the name of the run in the results: the benchmark, with PLM and corpus if they are not the defaults."""
+    """Return the name of the run in the results: the benchmark, with PLM, corpus and device if they are not usual."""
     config, usual = result["signature"]["config"], Options().to_dict()
-    return ", ".join(
-        [result["benchmark"], *(config[name] for name in ("plm", "corpus") if config[name] != usual[name])]
-    )
+    named = ("plm", "corpus", "device")
+    return ", ".join([result["benchmark"], *(config[name] for name in named if config[name] != usual[name])])
 
 
 def table_of(results: list[dict[str, Any]]) -> Table:
@@ -77,23 +77,24 @@ def memory_table_of(results: list[dict[str, Any]]) -> Table:
 def main() -> None:
     """Run the requested benchmarks, and write and print the results."""
     parser = argparse.ArgumentParser(prog="python -m reproduction.benchmarks", description=__doc__)
-    parser.add_argument("--plm", default="embedded", help="the PLM: embedded, or a folder")
-    parser.add_argument("--corpus", default=DEMO, help="TSV of source and target, demo, restaurants, or none")
+    parser.add_argument("--plm", help="the PLM: embedded, a folder, or opt-1.3b (random weights)")
+    parser.add_argument("--corpus", help="TSV of source and target, demo, restaurants, or none")
+    parser.add_argument("--device", default=Options.device, help="device of PLM and training")
     parser.add_argument("-o", "--output", type=Path, default=FILE, help="results file; other results in it are kept")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="run only these")
+    parser.add_argument("--only", nargs="+", choices=NAMES, help="run only these")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of torch")
-    parser.add_argument("--repeats", type=int, default=Options.repeats, help="timed rounds")
-    parser.add_argument("--examples", type=int, default=Options.examples, help="maximum number of examples")
-    parser.add_argument(
-        "--sgd-seconds", type=float, default=Options.sgd_seconds, help="maximum time of a gradient descent"
-    )
+    parser.add_argument("--repeats", type=int, help="timed rounds")
+    parser.add_argument("--examples", type=int, help="maximum number of examples")
+    parser.add_argument("--sgd-seconds", type=float, help="maximum time of a gradient descent")
     parser.add_argument("--options", default="{}", help="JSON of further fields of benchmarks.options.Options")
     given = parser.parse_args()
-    chosen = {name: getattr(given, name) for name in ("plm", "corpus", "threads", "repeats", "examples", "sgd_seconds")}
+    names = ("plm", "corpus", "device", "threads", "repeats", "examples", "sgd_seconds")
+    chosen = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     for name in ("plm", "corpus"):
-        if Path(chosen[name]).exists():
+        if name in chosen and Path(chosen[name]).exists():
             chosen[name] = str(Path(chosen[name]).resolve())
-    options = Options.from_dict(Options().to_dict() | chosen | json.loads(given.options))
+    usual = Options() if given.device == "cpu" else ON_ACCELERATOR
+    options = Options.from_dict(usual.to_dict() | chosen | json.loads(given.options))
     results = []
     with tempfile.TemporaryDirectory(prefix="pema-benchmarks-") as name:
         folder = Path(name)
@@ -101,12 +102,12 @@ def main() -> None:
             child("prepare", options, folder)
             parts = child("list", options, folder)
             imports = child("imports", options, folder)["resident_bytes"]
-            for benchmark in given.only:
+            for benchmark in given.only or (NAMES if given.device == "cpu" else ON_DEVICE):
                 status.update(f"{benchmark}: timing")
                 result = child(benchmark, options, folder)
                 whole = result.pop("resident_bytes") - imports
                 sizes = {}
-                for part in parts[benchmark]:
+                for part in parts[benchmark] if given.device == "cpu" else ():
                     status.update(f"{benchmark}: peak memory of {part}")
                     once = dataclasses.replace(options, repeats=1, published_steps=2)
                     measured = child("part", once, folder, name=benchmark, part=part)

@@ -30,19 +30,19 @@ from pema.owner.batching import length_batches, pad_right
 from pema.owner.causal_lm import state_argument
 from pema.owner.local import LocalPLM
 from pema.owner.local import plm as local
-from reproduction.benchmarks.inputs import examples, requested, task
+from reproduction.benchmarks.inputs import examples, open_plm, requested, task
 from reproduction.benchmarks.options import Options
 from reproduction.benchmarks.timing import SHORTEST, Run, breakdown, least_ratio, rate, row, seconds, significant
 
-BATCH_TOKENS = 8192
-AIM = ">= 0.85"
+AIM, AIM_ON_ACCELERATOR = ">= 0.85", ">= 0.9"
 
 
 class BuildingCase:
     """A PLM and a corpus, and the variants that are timed with them."""
 
     def __init__(self, options: Options, folder: Path) -> None:
-        self.plm, self.task = LocalPLM.load(options.plm), task(options)
+        self.plm, self.task = open_plm(options), task(options)
+        self.batch_tokens = options.batch_tokens
         self.examples = examples(options)
         self.output = folder / "building"
         self.tokens = Tokens.encode(self.plm, self.task.template, self.examples)
@@ -65,7 +65,7 @@ class BuildingCase:
 
     def build(self) -> None:
         """Run `build_memory` into an empty folder."""
-        build_memory(self.plm, self.examples, self.task, self.output, batch_tokens=BATCH_TOKENS)
+        build_memory(self.plm, self.examples, self.task, self.output, batch_tokens=self.batch_tokens)
 
     def build_unshared(self) -> None:
         """Run `build_memory` as `build`, with the instruction computed again in every row."""
@@ -91,7 +91,7 @@ class BuildingCase:
         """Run `represent` for the groups of examples that `build_memory` requests."""
         for group in self.groups():
             asked = [self.sequences[i] for i in group], [self.starts[i] for i in group]
-            for _ in self.plm.represent(*asked, batch_tokens=BATCH_TOKENS):
+            for _ in self.plm.represent(*asked, batch_tokens=self.batch_tokens):
                 pass
 
     def recorded(self) -> list[dict[str, Any]]:
@@ -121,7 +121,7 @@ class BuildingCase:
     def unshared(self) -> None:
         """Run the base model on whole sequences."""
         for group in self.groups():
-            for batch in length_batches([len(self.sequences[i]) - 1 for i in group], BATCH_TOKENS):
+            for batch in length_batches([len(self.sequences[i]) - 1 for i in group], self.batch_tokens):
                 tokens = pad_right([self.sequences[group[i]][:-1] for i in batch])
                 self.base(input_ids=tokens.to(self.plm.model.device), use_cache=False)
 
@@ -172,13 +172,14 @@ def run(options: Options, folder: Path) -> dict[str, Any]:
             times[name].append(seconds(run_one, options.clock))
     building.clear()
     measured = {name: rate(building.read, "tokens", t) for name, t in times.items() if name != "encode"}
+    aim = AIM if options.device == "cpu" else AIM_ON_ACCELERATOR
     least = {name: min(t) for name, t in times.items()}
     summary = [
-        row(name, building.read / least[name], "tokens/s", floor, least_ratio(times[floor], times[name]), aim)
-        for name, floor, aim in (
-            ("represent", "forward, replayed", AIM),
-            ("build_memory", "forward, replayed", AIM),
-            ("build_memory, unshared", "forward, unshared", AIM),
+        row(name, building.read / least[name], "tokens/s", floor, least_ratio(times[floor], times[name]), goal)
+        for name, floor, goal in (
+            ("represent", "forward, replayed", aim),
+            ("build_memory", "forward, replayed", aim),
+            ("build_memory, unshared", "forward, unshared", aim),
             ("build_memory", "forward, unshared", ""),
         )
     ]
@@ -196,7 +197,7 @@ def run(options: Options, folder: Path) -> dict[str, Any]:
         "examples": len(building.examples),
         "tokens": building.read,
         "target_tokens": int(building.tokens.target_lengths.sum()),
-        "batch_tokens": BATCH_TOKENS,
+        "batch_tokens": options.batch_tokens,
         "calls": [list(call["input_ids"].shape) for call in calls],
         "measured": measured,
         "where_it_goes": {

@@ -20,7 +20,7 @@ from pema.adapter.schedule import Constant
 from pema.generation.mixture import mix_logits
 from pema.generation.plugin import attach
 from pema.owner.local import LocalPLM
-from reproduction.benchmarks.inputs import GENERATING, examples, random_adapter, task
+from reproduction.benchmarks.inputs import GENERATING, examples, open_plm, random_adapter, task
 from reproduction.benchmarks.options import Options
 from reproduction.benchmarks.timing import Run, alternate, breakdown, paired_ratio, row, significant, timing
 
@@ -41,8 +41,11 @@ class GenerationCase:
         prompts = [one.prompt for one in task(options).template.encode_prompts(plm.tokenizer, [e.source for e in some])]
         columns = max(map(len, prompts))
         pad = plm.tokenizer.pad_token_id or 0
-        self.ids = torch.tensor([[pad] * (columns - len(prompt)) + list(prompt) for prompt in prompts])
-        self.mask = torch.tensor([[0] * (columns - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        device = plm.model.device
+        self.ids = torch.tensor([[pad] * (columns - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        self.mask = torch.tensor(
+            [[0] * (columns - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device
+        )
         self.pad = pad
 
     @torch.no_grad()
@@ -68,9 +71,9 @@ class GenerationCase:
 
 def run(options: Options, _folder: Path) -> dict[str, Any]:
     """Measure all batch sizes, with and without an adapter."""
-    plm = LocalPLM.load(options.plm)
+    plm = open_plm(options)
     d, V = plm.description.d, plm.description.vocabulary_size
-    adapters = {name: random_adapter(name, d, V, options.seed) for name in GENERATING}
+    adapters = {name: random_adapter(name, d, V, options.seed).to(plm.model.device) for name in GENERATING}
     result: dict[str, Any] = {
         "summary": [],
         "plm": plm.description.name,
@@ -111,8 +114,9 @@ def _with(generating: GenerationCase, adapter: Adapter) -> Run:
 def stages(plm: LocalPLM, adapter: Adapter, batch_size: int, options: Options) -> dict[str, float]:
     """Measure the adapter's parts of a step separately: its own products, the second product with W_hd, the mixture."""
     d, V = plm.description.d, plm.description.vocabulary_size
-    f, logits = torch.randn(batch_size, d), torch.randn(batch_size, 2, V)
-    weight, half = plm.head().weight, torch.full((batch_size, 1, 1), 0.5).log()
+    weight = plm.head().weight
+    f, logits = torch.randn(batch_size, d, device=weight.device), torch.randn(batch_size, 2, V, device=weight.device)
+    half = torch.full((batch_size, 1, 1), 0.5, device=weight.device).log()
     single, double = f.to(weight.dtype), torch.cat((f, f)).to(weight.dtype)
     runs: dict[str, Run] = {
         "adapter": lambda: adapter(f),
@@ -130,7 +134,7 @@ def parts(options: Options, _folder: Path) -> dict[str, Run]:
 
     def one(name: str | None, batch_size: int) -> Run:
         def generate() -> None:
-            plm = LocalPLM.load(options.plm)
+            plm = open_plm(options)
             with contextlib.ExitStack() as stack:
                 if name is not None:
                     described = plm.description

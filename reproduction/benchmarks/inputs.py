@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import OPTConfig, OPTForCausalLM
 
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
 from pema.adapter.presets import PRESETS
+from pema.devices import has_bfloat16
 from pema.experiments.data import restaurant_data
 from pema.memory.build import build_memory
 from pema.memory.encoding import Tokens
@@ -26,10 +28,12 @@ from pema.owner.local import LocalPLM
 from pema.tasks.example import Example
 from pema.tasks.readers import read_examples
 from pema.tasks.registry import Task, get_task
-from reproduction.benchmarks.options import DEMO, NONE, RESTAURANTS, Options, Shape
+from reproduction.benchmarks.options import DEMO, NONE, PLMS, RESTAURANTS, Options, Shape
+from reproduction.million_pairs.source import tokenizer as word_tokenizer
 
 PAIRS_PER_EXAMPLE = 16
 PAIRS_PER_SHARD = 8192
+MOST_TO_LEARN = 1 << 15
 WORDS = "the house order is small please your we will send today parcel when can you tell me if that was a new one"
 
 TIMED = {name: PRESETS[name] for name in ("paper", "residual")}
@@ -37,6 +41,26 @@ TIMED = {name: PRESETS[name] for name in ("paper", "residual")}
 
 GENERATING = (*TIMED, "best")
 """Presets with timed generation."""
+
+
+def open_plm(options: Options) -> LocalPLM:
+    """Open the PLM on its device: from its folder, or with random weights in bfloat16 where that is fast."""
+    if options.plm not in PLMS:
+        return LocalPLM.load(options.plm, device_map=None if options.device == "cpu" else options.device)
+    shape, device = PLMS[options.plm], torch.device(options.device)
+    config = OPTConfig(
+        vocab_size=shape.V,
+        hidden_size=shape.d,
+        word_embed_proj_dim=shape.d,
+        ffn_dim=shape.ffn,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+    )
+    torch.manual_seed(options.seed)
+    with device:
+        dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
+        model = OPTForCausalLM._from_config(config, dtype=dtype)
+    return LocalPLM(model.eval(), word_tokenizer(shape.V), name=shape.name)
 
 
 def task(options: Options) -> Task:
@@ -68,7 +92,7 @@ def plm_memory(options: Options, folder: Path, plm: LocalPLM | None = None) -> M
     """Return the memory of the corpus in `teacher` mode, built on first use."""
     path = folder / "memory"
     if not path.exists():
-        build_memory(plm or LocalPLM.load(options.plm), examples(options), task(options), path)
+        build_memory(plm or open_plm(options), examples(options), task(options), path)
     return Memory.open(path)
 
 
@@ -85,11 +109,13 @@ def synthetic_memory(
         shape: d and V.
         folder: where the memory is written.
         stored: type of W_hd on the disk.
-        to_learn: without it the targets are drawn evenly from all V, which at a large V takes far less time.
+        to_learn: without it, or at a V above `MOST_TO_LEARN`, the targets are drawn evenly from all V, which takes far
+            less time.
     """
     path = folder / f"synthetic-{shape.d}-{shape.V}"
     if path.exists():
         return Memory.open(path)
+    to_learn &= shape.V <= MOST_TO_LEARN
     draw = torch.Generator().manual_seed(options.seed)
     head = Head((torch.randn(shape.V, shape.d, generator=draw) * shape.d**-0.5).to(stored))
     head.save(path / HEAD)

@@ -21,16 +21,31 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class PLMShape(Shape):
+    """Shape of OPT: that of its head, its layers, and the width and heads of each."""
+
+    layers: int
+    ffn: int
+    heads: int
+
+
+PLMS = {shape.name: shape for shape in (PLMShape("opt-1.3b", 2048, 50272, 24, 8192, 32),)}
+"""PLMs with random weights."""
+
+
+@dataclass(frozen=True)
 class Options:
     """Extent of the measurements.
 
     Attributes:
-        plm: the PLM of the benchmarks that need one: "embedded" or a folder.
+        plm: the PLM of the benchmarks that need one: "embedded", a folder, or a name in `PLMS` (random weights).
         corpus: "demo", the sentences that the package ships; "restaurants", its records and texts; a TSV file; or
             "none", made-up sentences.
         examples: most examples of the corpus.
         words: most words a side in a made-up sentence.
         threads: of torch.
+        device: of PLM and training.
+        batch_tokens: most tokens of a batch in `building`.
         repeats: timed rounds.
         clock: of `building` and `prefix`: "wall", or "processor" on a machine that others use meanwhile.
         shapes: d and V of the synthetic representations.
@@ -51,6 +66,8 @@ class Options:
     examples: int = 1000
     words: int = 20
     threads: int = 2
+    device: str = "cpu"
+    batch_tokens: int = 8192
     repeats: int = 5
     clock: str = "wall"
     shapes: tuple[Shape, ...] = (Shape("embedded PLM", 320, 8192), Shape("d 384", 384, 8192))
@@ -74,3 +91,17 @@ class Options:
         """Build the options from the result of `to_dict`."""
         listed = {name: tuple(values[name]) for name in ("ranks", "batch_sizes")}
         return cls(**values | listed | {"shapes": tuple(Shape(**shape) for shape in values["shapes"])})
+
+
+ON_ACCELERATOR = Options(
+    plm="opt-1.3b",
+    corpus=NONE,
+    examples=4000,
+    words=60,
+    batch_tokens=65536,
+    shapes=(Shape("OPT-1.3B", 2048, 50272), Shape("Llama 3 8B", 4096, 128256)),
+    pairs=1 << 18,
+    new_tokens=64,
+    repeats=3,
+)
+"""Options for another device than the CPU: a few minutes on one of 2024's."""

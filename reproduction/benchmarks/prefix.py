@@ -11,9 +11,8 @@ from typing import Any
 
 from pema.methods.contract import AdaptedModel, Budget, Job
 from pema.methods.few_shot import FewShot
-from pema.owner.local import LocalPLM
 from reproduction.benchmarks.building import unshared
-from reproduction.benchmarks.inputs import examples, task
+from reproduction.benchmarks.inputs import examples, open_plm, task
 from reproduction.benchmarks.options import Options
 from reproduction.benchmarks.timing import SHORTEST, Run, alternate, least_ratio, row, timing
 
@@ -26,7 +25,7 @@ class PrefixCase:
     """A PLM with demonstrations in its prompts, and texts to generate and to score."""
 
     def __init__(self, options: Options) -> None:
-        self.plm = LocalPLM.load(options.plm)
+        self.plm = open_plm(options)
         given = examples(options)
         self.texts = given[DEMONSTRATIONS:][:TEXTS]
         self.length = {"max_new_tokens": options.new_tokens, "min_new_tokens": options.new_tokens}

@@ -18,6 +18,9 @@ from reproduction.benchmarks.options import DEMO, NONE, RESTAURANTS, Options
 
 NAMES = ("building", "prefix", "reconstruction", "joint_training", "generation", "serving")
 
+ON_DEVICE = ("building", "joint_training", "generation")
+"""Benchmarks of what runs on an accelerator."""
+
 
 def load(options: Options) -> dict[str, Any]:
     """Import every benchmark, so that each process starts from the same memory, and set torch's threads."""
@@ -40,6 +43,9 @@ def measure(name: str, options: Options, folder: Path) -> dict[str, Any]:
     if config["corpus"] not in (DEMO, RESTAURANTS, NONE):
         config["corpus"] = Path(config["corpus"]).name
     config["plm"] = Path(config["plm"]).name
+    if options.device != "cpu":
+        result["device_bytes"] = torch.cuda.max_memory_allocated()
+        result["device"] = torch.cuda.get_device_name()
     return {
         "benchmark": name,
         "summary": result.pop("summary"),
@@ -56,7 +62,8 @@ def prepare(options: Options, folder: Path) -> None:
     load(options)
     from reproduction.benchmarks.inputs import plm_memory, synthetic_memory
 
-    plm_memory(options, folder)
+    if options.device == "cpu":
+        plm_memory(options, folder)
     for shape in options.shapes:
         synthetic_memory(options, shape, folder)
 

@@ -21,10 +21,18 @@ SHORTEST = "shortest times"
 
 
 def seconds(run: Run, clock: str = "wall") -> float:
-    """Return the seconds of one call."""
+    """Return the seconds of one call, at the end of which an accelerator has finished."""
+    finish()
     started = CLOCKS[clock]()
     run()
+    finish()
     return CLOCKS[clock]() - started
+
+
+def finish() -> None:
+    """Wait for an accelerator, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def alternate(
@@ -102,13 +110,21 @@ KINDS = {
 def breakdown(run: Run) -> dict[str, Any]:
     """Return the shares of a call's time in torch's operators by kind, and the rest as `outside torch`.
 
-    The profiler slows small operators down, so these are shares of its own run, not of the timings.
+    The profiler slows small operators down, so these are shares of its own run, not of the timings. With an accelerator
+    they are its time, and `outside torch` is what it waits.
     """
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    on_device = torch.cuda.is_available()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if on_device:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
         wall = seconds(run)
     spent = dict.fromkeys((*KINDS, "other operators"), 0.0)
     for event in profile.key_averages():
-        spent[kind_of(event.key)] += event.self_cpu_time_total / 1e6
+        if event.device_type.name == "CPU":  # kernels are listed again, beside their operators
+            spent[kind_of(event.key)] += (
+                event.self_device_time_total if on_device else event.self_cpu_time_total
+            ) / 1e6
     # Operators on other threads run beside the caller, so the sum may exceed the wall time.
     spent["outside torch"] = max(0.0, wall - sum(spent.values()))
     whole = sum(spent.values())

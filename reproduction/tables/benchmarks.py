@@ -13,17 +13,18 @@ from reproduction.paths import RESULTS
 from reproduction.tables.markdown import head, row, signature_of, source
 
 FILE = RESULTS / "benchmarks.jsonl"
+SMOLLM2, ACCELERATOR = "SmolLM2", "accelerator"
 
 
 def commands() -> dict[str, str]:
     """Return the commands that produced the results, by what they measure."""
-    measured = {"benchmarks": _runs(of_smollm2=False), "benchmarks on SmolLM2": _runs(of_smollm2=True)}
+    measured = {"benchmarks": _runs(), "benchmarks on SmolLM2": _runs(SMOLLM2), "on an accelerator": _runs(ACCELERATOR)}
     return {name: _command(runs[-1]) for name, runs in measured.items() if runs}
 
 
 def benchmarks() -> str:
     """Return a table of each benchmark against its lower bound, and whether the aim was met; then that of SmolLM2."""
-    usual, larger = _runs(of_smollm2=False), _runs(of_smollm2=True)
+    usual, larger, there = _runs(), _runs(SMOLLM2), _runs(ACCELERATOR)
     shortest = [run["benchmark"] for run in usual if run.get("ratios_of") == SHORTEST]
     text = _table(usual) + "\nMedians" + (f" ({', '.join(shortest)}: shortest times)" if shortest else "")
     text += "; where the rest goes and the peak memory of each are in `reproduction/results/benchmarks.jsonl`. "
@@ -32,11 +33,21 @@ def benchmarks() -> str:
         config = _config(larger[-1])
         text += f"\nSmolLM2-135M-Instruct, {config['examples']} texts of the demo:\n\n" + _table(larger)
         text += f"\nShortest times ({config['clock']} clock). " + _source(larger[-1])
+    if there:
+        text += f"\nPLM and training on one {there[-1]['device']}, random weights:\n\n" + _table(there)
+        text += "\nMedians (building: shortest times). " + _source(there[-1])
     return text + "\n"
 
 
-def _runs(*, of_smollm2: bool) -> list[dict[str, Any]]:
-    return [run for run in read_runs(FILE).values() if (_config(run)["corpus"] == RESTAURANTS) == of_smollm2]
+def _runs(kind: str = "") -> list[dict[str, Any]]:
+    return [run for run in read_runs(FILE).values() if _kind(run) == kind]
+
+
+def _kind(run: Mapping[str, Any]) -> str:
+    config = _config(run)
+    if config.get("device", "cpu") != "cpu":
+        return ACCELERATOR
+    return SMOLLM2 if config["corpus"] == RESTAURANTS else ""
 
 
 def _table(runs: Iterable[Mapping[str, Any]]) -> str:
@@ -58,6 +69,8 @@ def _source(run: Mapping[str, Any]) -> str:
 
 def _command(run: Mapping[str, Any]) -> str:
     settings, usual = _config(run), Options()
+    if _kind(run) == ACCELERATOR:
+        return f"python -m reproduction.benchmarks --device {settings['device']} --threads {settings['threads']}"
     text = f"python -m reproduction.benchmarks --repeats {settings['repeats']}"
     if settings["corpus"] != RESTAURANTS:
         return f"{text} --sgd-seconds {settings['sgd_seconds']:g}"

@@ -1,6 +1,7 @@
 """The benchmarks at toy size: what they report, and that what they measure against is rendered right."""
 
 import json
+import sys
 import time
 from dataclasses import replace
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from pema.adapter.module import Adapter
 from pema.adapter.reconstruction import closed_form, reconstruction_error
 from pema.owner.head import Head
 from pema.owner.local import plm as local
+from reproduction.benchmarks import __main__ as main
 from reproduction.benchmarks import (
     building,
     generation,
@@ -26,8 +28,9 @@ from reproduction.benchmarks import (
     timing,
 )
 from reproduction.benchmarks.__main__ import memory_table_of, name_of, table_of
-from reproduction.benchmarks.inputs import plm_memory, random_adapter, rows_of, synthetic_memory
-from reproduction.benchmarks.options import Options, Shape
+from reproduction.benchmarks.inputs import open_plm, plm_memory, random_adapter, rows_of, synthetic_memory
+from reproduction.benchmarks.options import ON_ACCELERATOR, PLMS, Options, PLMShape, Shape
+from reproduction.tables import benchmarks as tables
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +240,42 @@ def test_the_published_rows_are_those_of_the_memory(options, folder):
     assert torch.equal(torch.stack([rows[i][1] for i in range(len(rows))]), stored.targets)
     assert pairs == len(rows)
     assert loop() < 6
+
+
+def test_a_plm_of_random_weights_has_the_shape_that_its_name_says(options, monkeypatch):
+    monkeypatch.setitem(PLMS, "toy", PLMShape("toy", 16, 48, 2, 24, 4))
+    one = building.BuildingCase(replace(options, plm="toy"), Path("unused"))
+    model = one.plm.model
+    assert (one.plm.description.d, one.plm.description.vocabulary_size) == (16, 48)
+    assert (model.config.num_hidden_layers, model.config.ffn_dim, model.config.num_attention_heads) == (2, 24, 4)
+    one.represent()
+    again = open_plm(replace(options, plm="toy"))
+    assert again.description.fingerprint == one.plm.description.fingerprint
+    shape = PLMS["opt-1.3b"]  # of its config on the hub
+    assert (shape.d, shape.V, shape.layers, shape.ffn, shape.heads) == (2048, 50272, 24, 8192, 32)
+
+
+def test_another_device_is_measured_at_the_shapes_of_large_plms(tmp_path, monkeypatch, results):
+    asked = []
+
+    def child(what, options, _folder, **more):
+        asked.append((what, options, more))
+        if what in results:
+            made = results[what]
+            config = options.to_dict() | {"benchmark": what}
+            named = {"signature": made["signature"] | {"config": config}, "device": "an accelerator"}
+            return {**made, **named, "resident_bytes": 2}
+        return {name: ["a part"] for name in process.NAMES} | {"resident_bytes": 1}
+
+    monkeypatch.setattr(main, "child", child)
+    given = ["--device", "cuda", "-o", str(tmp_path / "results.jsonl"), "--threads", "2"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *given])
+    main.main()
+    assert [what for what, _, _ in asked] == ["prepare", "list", "imports", *process.ON_DEVICE]
+    assert {options for _, options, _ in asked} == {replace(ON_ACCELERATOR, device="cuda", threads=2)}
+    monkeypatch.setattr(tables, "FILE", tmp_path / "results.jsonl")
+    (command,) = tables.commands().values()
+    assert command == "python -m reproduction.benchmarks --device cuda --threads 2"
 
 
 def test_the_bare_products_are_the_gradients_of_the_training_step():
