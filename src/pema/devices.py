@@ -14,6 +14,9 @@ from pema.errors import AdapterError
 CPU_CHECKS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 """Functions of `torch.cpu` that detect it on x86 processors; torch has no public one, and may lack these."""
 
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+"""Words of errors that torch and the libraries of accelerators raise as a plain RuntimeError."""
+
 CPU_INFO = Path("/proc/cpuinfo")
 CPU_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 """Flags of processors that do, as named by Linux, on x86 and (the last one) on ARM."""
@@ -44,6 +47,13 @@ def device_named(name: str, setting: str = "device") -> torch.device:
 def is_asynchronous(device: torch.device) -> bool:
     """Return whether the program goes on while the device computes: what it waits for then costs time."""
     return device.type != "cpu"
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether an error says that a device has no memory left."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from pema.cli import main
 from pema.cli.settings import with_line_breaks
 from pema.evaluation.evaluate import evaluate
 from pema.evaluation.outputs import LINE_ENDS
 from pema.files import read_json
+from pema.memory.reader import Memory
 from pema.tasks.registry import get_task
 
 TEXTS = [
@@ -362,6 +364,18 @@ def test_failure_is_one_line_and_debug_shows_the_rest(run, monkeypatch):
     assert len(err.strip().splitlines()) == 1
     with pytest.raises(Exception, match="nowhere"):
         run("memory", "info", "nowhere", "--debug")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_a_lack_of_memory_has_a_remedy(run, monkeypatch, error):
+    def full(path):
+        raise error
+
+    monkeypatch.setattr(Memory, "open", full)
+    code, _, err = run("memory", "info", "memory")
+    assert code == 1
+    assert "not enough memory: use a smaller batch (--batch-size, --batch-tokens)" in err
+    assert len(err.strip().splitlines()) == 1
 
 
 def test_bad_input_is_named(run, folder):

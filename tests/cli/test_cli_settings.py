@@ -163,7 +163,7 @@ def test_the_help_shows_limits_defaults_and_the_others(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "250")
     for verb, kind, common, rest in (
         ("train", TrainConfig, {"learning_rate": "(at least 0)", "kappa": "(0 to 1)"}, "reconstruction_epochs"),
-        ("build", BuildConfig, {"batch_tokens": "(at least 1; default 8192)"}, "examples_per_shard"),
+        ("build", BuildConfig, {"batch_tokens": "(at least 1)"}, "examples_per_shard"),
         ("generate", GenerateConfig, {"num_beams": "(at least 1; default 1)"}, "do_sample, seed"),
     ):
         assert run(monkeypatch, verb, "--help") == 0

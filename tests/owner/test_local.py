@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pema.errors import ConfigError, DataError
+from pema.errors import ConfigError, DataError, OwnerError
 from pema.owner.batching import common_prefix, length_batches, pad_left, pad_right
 from pema.owner.derivation import find_final_norm
 from pema.owner.local import LocalPLM, growing, running
@@ -107,6 +107,84 @@ def test_what_is_skipped_does_not_change_the_other_answers(tiny_plm, family):
             assert rest.keys() == every.keys() - skip
             for i, answer in rest.items():
                 assert answer.representations.equal(every[i].representations)
+
+
+@pytest.fixture(
+    params=[torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("[enforce fail] not enough memory: 1 GB")]
+)
+def small_device(monkeypatch, request):
+    """A device with memory for a number of rows at a time; returns a function that sets it, and the rows of calls."""
+    calls, most = [], []
+    teacher, greedy = running.Runner.teacher, local.greedy
+
+    def limited(rows):
+        calls.append(rows)
+        if rows > most[-1]:
+            raise request.param
+
+    def teacher_limited(runner, rows, *rest):
+        limited(len(rows))
+        return teacher(runner, rows, *rest)
+
+    def greedy_limited(contexts, limits, eos):
+        limited(len(limits))
+        return greedy(contexts, limits, eos)
+
+    def start(rows):
+        monkeypatch.setattr(running.Runner, "teacher", teacher_limited)
+        monkeypatch.setattr(local, "greedy", greedy_limited)
+        most.append(rows)
+        return calls
+
+    return start
+
+
+def test_batches_are_halved_until_they_fit_the_device(tiny_plm, small_device, capsys):
+    plm, (sequences, starts) = tiny_plm(), examples()
+    prompts = [s[:n] for s, n in zip(sequences, starts, strict=True)]
+    check_teacher(plm, sequences, starts)
+    check_greedy(plm, prompts, STEPS)  # the shortcuts are chosen
+    for check, given in ((check_teacher, (sequences, starts)), (check_greedy, (prompts, STEPS))):
+        plm._fitting = local.Fitting()
+        calls = small_device(2)
+        calls.clear()
+        check(plm, *given, batch_tokens=1000)
+        assert calls[0] == 6
+        assert sum(rows for rows in calls if rows <= 2) == len(sequences)
+        calls.clear()
+        check(plm, *given, batch_tokens=1000)
+        assert max(calls) <= 2
+    assert "no memory for a batch of" in capsys.readouterr().err
+
+
+def test_a_context_for_which_the_device_has_no_memory(tiny_plm, small_device):
+    plm, (sequences, starts) = tiny_plm(), examples()
+    list(plm.represent(sequences, starts))
+    small_device(0)
+    with pytest.raises(OwnerError, match=r"no memory for a context of \d+ tokens\. Use shorter examples, .* memory"):
+        list(plm.represent(sequences, starts))
+
+
+def test_other_errors_of_a_batch_are_not_taken_for_a_lack_of_memory(tiny_plm, monkeypatch):
+    plm, (sequences, starts) = tiny_plm(), examples()
+    list(plm.represent(sequences, starts))
+    calls = []
+
+    def broken(_runner, rows, *_rest):
+        calls.append(len(rows))
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(running.Runner, "teacher", broken)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        list(plm.represent(sequences, starts))
+    assert calls == [6]
+
+
+def test_batches_are_larger_on_an_accelerator(tiny_plm, monkeypatch):
+    plm = tiny_plm()
+    assert plm.batch_tokens == 8192
+    monkeypatch.setattr(local, "is_asynchronous", lambda device: True)
+    assert plm.batch_tokens == 65536
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "bloom", "opt"])

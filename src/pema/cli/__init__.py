@@ -49,8 +49,17 @@ def _run(arguments: list[str], debug: bool) -> None:
             stderr.print(printable(f"pema: {error}"), markup=False, soft_wrap=True)
         else:
             line = " ".join(f"{type(error).__name__}: {error}".split())
-            stderr.print(printable(f"pema: unexpected {line} (--debug shows where)"), markup=False, soft_wrap=True)
+            text = f"unexpected {line} (--debug shows where)"
+            if "torch" in sys.modules and _lacks_memory(error):
+                text = f"there is not enough memory: use a smaller batch (--batch-size, --batch-tokens). {line}"
+            stderr.print(printable(f"pema: {text}"), markup=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    from pema.devices import lacks_memory
+
+    return lacks_memory(error)
 
 
 @contextlib.contextmanager

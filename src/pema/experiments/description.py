@@ -103,7 +103,7 @@ class ExperimentFile:
     plm: str = option("embedded", "The PLM: every name that `--plm` takes (docs/owners.md).")
     plm_dtype: PLMDtype | None = same(LoadConfig, "dtype")
     device: str = option("auto", "Device of PLM and training: cpu, cuda, cuda:1, ...; auto: a GPU if there is one.")
-    batch_tokens: int = same(BuildConfig, "batch_tokens")
+    batch_tokens: int | None = same(BuildConfig, "batch_tokens")
     batch_size: int = same(GenerateConfig, "batch_size")
     seeds: tuple[int, ...] = option((0,), "Random seeds; every reported setting runs with each.", least=0, most=SEED)
     metrics: tuple[str, ...] | None = option(None, "Names of metrics, the main one first; by default the task's own.")

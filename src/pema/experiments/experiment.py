@@ -130,7 +130,7 @@ class Experiment:
             targets; None: the first metric that the dev examples allow.
         choose_texts: maximum number of dev examples for which every candidate generates a text.
         device: device of the PLM and of training.
-        batch_tokens: maximum tokens per PLM batch when a memory is built.
+        batch_tokens: maximum tokens per PLM batch when a memory is built; None: suited to the device.
         batch_size: sequences per batch of generation.
         decoding: settings of generation, common to all methods; see `pema.methods.decoding`.
     """
@@ -150,7 +150,7 @@ class Experiment:
     choose_by: str | None = None
     choose_texts: int = ExperimentFile.choose_texts
     device: str = CPU
-    batch_tokens: int = ExperimentFile.batch_tokens
+    batch_tokens: int | None = ExperimentFile.batch_tokens
     batch_size: int = ExperimentFile.batch_size
     decoding: Mapping[str, Any] = field(default_factory=dict)
 

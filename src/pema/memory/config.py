@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pema.errors import ConfigError
-from pema.owner.contract import BATCH_TOKENS, Contexts
+from pema.owner.contract import ACCELERATOR_TOKENS, BATCH_TOKENS, Contexts
 from pema.schema import check, documented, option, require
 
 Targets = Literal["position", "aligned", "matched"]
@@ -51,7 +51,12 @@ class BuildConfig:
     targets: Targets = option("position", "How predicted contexts are paired with gold tokens.")
     dtype: Dtype = option("float16", "Storage type of representations; int8 has one scale per row.")
     limit: int | None = option(None, "Number of examples to use, from the first on.", least=1)
-    batch_tokens: int = option(BATCH_TOKENS, "Maximum tokens per PLM batch.", least=1)
+    batch_tokens: int | None = option(
+        None,
+        f"Maximum tokens per PLM batch; default: {BATCH_TOKENS}, on a GPU {ACCELERATOR_TOKENS}. A batch that its "
+        "memory does not hold is halved.",
+        least=1,
+    )
     examples_per_shard: int = option(512, "Maximum examples per shard file of the memory.", least=1, most=1 << 40)
 
     def __post_init__(self) -> None:

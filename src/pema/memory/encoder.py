@@ -16,7 +16,7 @@ from pema.memory.manifest import Manifest
 from pema.memory.pairing import NO_TARGET, agreeing, pair
 from pema.memory.precision import StorageLoss
 from pema.memory.shard import Contents, StoredPrompts, channel_scales_of, restore, store
-from pema.owner.contract import PLM, ContextRepresentations, PLMDescription
+from pema.owner.contract import BATCH_TOKENS, PLM, ContextRepresentations, PLMDescription, SizesBatches
 from pema.tasks.spelling import speller_of
 
 
@@ -27,9 +27,17 @@ class Encoder:
         asked: the manifest with what is asked for the last input; its shards are not used.
     """
 
-    def __init__(self, plm: PLM, manifest: Manifest, batch_tokens: int) -> None:
+    def __init__(self, plm: PLM, manifest: Manifest, batch_tokens: int | None) -> None:
+        """Prepare to ask.
+
+        Args:
+            plm: the PLM.
+            manifest: the memory's manifest.
+            batch_tokens: maximum tokens of a batch; None: suited to the PLM's device.
+        """
         self.asked = manifest.asked
-        self._plm, self._batch_tokens = plm, batch_tokens
+        suited = plm.batch_tokens if isinstance(plm, SizesBatches) else BATCH_TOKENS
+        self._plm, self._batch_tokens = plm, batch_tokens or suited
         self._dtype, self._on_policy = manifest.dtype, self.asked is not manifest
         self._loss, self._speller = StorageLoss(plm.head(), manifest.dtype), speller_of(plm.tokenizer)
 

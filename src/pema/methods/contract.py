@@ -98,7 +98,7 @@ class Job:
         seed: random seed of training.
         budget: training budget.
         device: device of training: `auto` (an accelerator if there is one), cpu, cuda, ...
-        batch_tokens: maximum number of tokens per batch when a memory is built.
+        batch_tokens: maximum number of tokens per batch when a memory is built; None: suited to the device.
         decoding: settings of `pema.generate` for all texts, such as `max_new_tokens` and `stop`; training does not
             depend on them.
     """
@@ -111,7 +111,7 @@ class Job:
     seed: int
     budget: Budget
     device: str = "auto"
-    batch_tokens: int = BuildConfig.batch_tokens
+    batch_tokens: int | None = BuildConfig.batch_tokens
     decoding: Mapping[str, Any] = field(default_factory=dict)
 
 

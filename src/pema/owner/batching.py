@@ -1,11 +1,18 @@
-"""Batching of contexts: common prefixes, batches of similar length, padding."""
+"""Batching of contexts: common prefixes, batches of similar length that fit the device, padding."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from pema.console import note
+from pema.devices import lacks_memory
+from pema.errors import OwnerError
+
+Result = TypeVar("Result")
 
 
 def common_prefix(sequences: Sequence[Sequence[int]], at_most: int) -> int:
@@ -32,6 +39,57 @@ def length_batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
         rows = max(1, tokens // max(1, lengths[order[start]]))
         yield order[start : start + rows]
         start += rows
+
+
+class Fitting:
+    """Batches of contexts, halved where a device lacks the memory for them; a larger one is not tried again."""
+
+    def __init__(self) -> None:
+        self._most: int | None = None
+
+    def run(
+        self, batch: list[int], lengths: Sequence[int], compute: Callable[[list[int]], Result]
+    ) -> Iterator[tuple[list[int], Result]]:
+        """Yield the parts of a batch with their results: usually the batch itself.
+
+        Args:
+            batch: indices of contexts.
+            lengths: length of each context.
+            compute: computes a part.
+
+        Raises:
+            OwnerError: there is no memory even for one context.
+        """
+        parts = [batch]
+        while parts:
+            part = parts.pop()
+            tokens = len(part) * max(lengths[i] for i in part)
+            if len(part) == 1 or self._most is None or tokens <= self._most:
+                result = self._computed(part, tokens, compute)
+                if result is not None:
+                    yield part, result
+                    continue
+            middle = -(-len(part) // 2)
+            parts += [part[middle:], part[:middle]]
+
+    def _computed(self, part: list[int], tokens: int, compute: Callable[[list[int]], Result]) -> Result | None:
+        """Return the result; None if there is no memory for it."""
+        try:
+            return compute(part)
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
+            if len(part) == 1:
+                raise OwnerError(
+                    f"the PLM's device has no memory for a context of {tokens} tokens. Use shorter examples, a smaller "
+                    f"--dtype of the PLM, or --device-map auto on several devices. ({error})"
+                ) from error
+        # Outside of the handler, because the error holds the tensors of the attempt.
+        note(f"the PLM's device has no memory for a batch of {tokens:,} tokens: batches are halved (--batch-tokens).")
+        self._most = tokens // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
 
 
 def pad_right(sequences: Sequence[Sequence[int]]) -> Tensor:

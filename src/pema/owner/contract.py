@@ -33,6 +33,9 @@ STEP_BUCKET = 8
 BATCH_TOKENS = 8192
 """Default for the maximum tokens of a PLM batch."""
 
+ACCELERATOR_TOKENS = 65536
+"""The same on an accelerator, whose products are fast only if they are large."""
+
 BESIDE_API = "an API beside "
 """Beginning of the architecture of a PLM that consists of an API and a proxy."""
 
@@ -287,6 +290,15 @@ class SharesPrefix(Protocol):
         Returns:
             None if the texts could depend on it, or if encoding it separately does not save time.
         """
+
+
+@runtime_checkable
+class SizesBatches(Protocol):
+    """A PLM that knows the maximum tokens of a batch suited to its device."""
+
+    @property
+    def batch_tokens(self) -> int:
+        """Maximum tokens of a batch."""
 
 
 @runtime_checkable

@@ -31,7 +31,7 @@ class Job:
     """What all groups of a build have in common: its manifest without shards (JSON), and the tokens of a batch."""
 
     manifest: dict[str, Any]
-    batch_tokens: int
+    batch_tokens: int | None
 
 
 @contextlib.contextmanager
@@ -49,7 +49,7 @@ def encoding(plm: PLM, job: Job) -> Iterator[Callable[[Group, Tensor | None], An
     yield encode
 
 
-def write_with(replicas: Replicas, groups: Iterable[Group], batch_tokens: int, team: Team) -> None:
+def write_with(replicas: Replicas, groups: Iterable[Group], batch_tokens: int | None, team: Team) -> None:
     """Write the shards of the groups.
 
     Raises:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pema.devices import is_asynchronous
 from pema.owner import loading
-from pema.owner.batching import common_prefix, length_batches
-from pema.owner.contract import BATCH_TOKENS, ContextRepresentations, PLMDescription, Tap
+from pema.owner.batching import Fitting, common_prefix, length_batches
+from pema.owner.contract import ACCELERATOR_TOKENS, BATCH_TOKENS, ContextRepresentations, PLMDescription, Tap
 from pema.owner.derivation import derive_head
 from pema.owner.head import Head
 from pema.owner.loading import DeviceMap
@@ -83,6 +84,7 @@ class LocalPLM:
         self._eos = loading.eos_token_ids(self.model, tokenizer)
         self._runner = Runner(self.model, tap, self._eos)
         self._short_cuts = ShortCuts(self._runner, self.max_length)
+        self._fitting = Fitting()
 
     @classmethod
     def load(
@@ -152,6 +154,11 @@ class LocalPLM:
     def max_length(self) -> int:
         """Maximum number of tokens of a context."""
         return loading.max_length(self.model, self._tokenizer)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Maximum tokens of a batch suited to the device; see `contract.SizesBatches`."""
+        return ACCELERATOR_TOKENS if is_asynchronous(device_of(self.model)) else BATCH_TOKENS
 
     def represent(
         self,
@@ -241,16 +248,19 @@ class LocalPLM:
         fits = pays(shared, rows) and self._runner.positions.of(shared) == encoding
         prefix = self._runner.prefix(rows[0][:shared]) if fits else None
         shorter = 0 if prefix is None else prefix.length
-        for batch in length_batches(
-            [len(row) - shorter for row in rows], batch_tokens if self._short_cuts.padding else 0
-        ):
-            chosen = [pieces[place] for place in batch]
-            if all(i in skip for i, _, _ in chosen):
+        lengths = [len(row) - shorter for row in rows]
+
+        def represented(batch: list[int]) -> Tensor:
+            starts = [pieces[place][1] - shorter for place in batch]
+            return self._runner.teacher([rows[place][shorter:] for place in batch], starts, prefix)
+
+        for batch in length_batches(lengths, batch_tokens if self._short_cuts.padding else 0):
+            if all(pieces[place][0] in skip for place in batch):
                 continue
-            starts = [first - shorter for _, first, _ in chosen]
-            f = self._runner.teacher([rows[place][shorter:] for place in batch], starts, prefix)
-            split = torch.split(f, [last - first + 1 for _, first, last in chosen])
-            yield from ((piece, rows) for piece, rows in zip(chosen, split, strict=True) if piece[0] not in skip)
+            for part, f in self._fitting.run(batch, lengths, represented):
+                chosen = [pieces[place] for place in part]
+                split = torch.split(f, [last - first + 1 for _, first, last in chosen])
+                yield from ((piece, rows) for piece, rows in zip(chosen, split, strict=True) if piece[0] not in skip)
 
     def _predict(
         self, prompts: Sequence[Sequence[int]], steps: Sequence[int], batch_tokens: int, skip: frozenset[int]
@@ -259,14 +269,18 @@ class LocalPLM:
             return
         prefix = self._greedy_prefix(prompts)
         lengths = [len(prompt) + count for prompt, count in zip(prompts, steps, strict=True)]
+
+        def predicted(batch: list[int]) -> list[tuple[Tensor, Tensor]]:
+            contexts = self._growing([prompts[i] for i in batch], prefix)
+            return greedy(contexts, [steps[i] for i in batch], self._eos)
+
         for batch in length_batches(lengths, batch_tokens if self._short_cuts.padding else 0):
             if skip.issuperset(batch):
                 continue
-            contexts = self._growing([prompts[i] for i in batch], prefix)
-            results = greedy(contexts, [steps[i] for i in batch], self._eos)
-            for i, (representations, generated) in zip(batch, results, strict=True):
-                if i not in skip:
-                    yield ContextRepresentations(i, representations, generated)
+            for part, results in self._fitting.run(batch, lengths, predicted):
+                for i, (representations, generated) in zip(part, results, strict=True):
+                    if i not in skip:
+                        yield ContextRepresentations(i, representations, generated)
 
     def _greedy_prefix(self, prompts: Sequence[Sequence[int]]) -> Prefix | None:
         if len(prompts) < 2 or not self._short_cuts.greedy_prefix:
