@@ -73,3 +73,18 @@ def test_devices_are_named():
     assert device_named("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(AdapterError, match=r"device='abacus' cannot be used on this machine: .* Use device='auto'"):
         device_named("abacus")
+
+
+@pytest.mark.parametrize(
+    ("error", "lacks"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory is a book"), False),
+    ],
+)
+def test_a_lack_of_memory_is_told_from_other_errors(error, lacks):
+    assert devices.lacks_memory(error) == lacks

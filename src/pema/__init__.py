@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pema.cluster.opening import replicas
     from pema.errors import (
         AdapterError,
+        CapacityError,
         ConfigError,
         DataError,
         ExternalMemoryError,
@@ -67,8 +68,8 @@ _HOMES = {
     "api": ("PLM",),
     "cluster.opening": ("replicas",),
     "errors": (
-        *("AdapterError", "ConfigError", "DataError", "ExternalMemoryError", "MismatchError", "OwnerError"),
-        *("PemaError", "ProcessError", "StorageError"),
+        *("AdapterError", "CapacityError", "ConfigError", "DataError", "ExternalMemoryError", "MismatchError"),
+        *("OwnerError", "PemaError", "ProcessError", "StorageError"),
     ),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.perplexity": ("perplexity",),
@@ -98,6 +99,7 @@ __all__ = [
     "Adapter",
     "AdapterError",
     "BuildConfig",
+    "CapacityError",
     "ConfigError",
     "Constant",
     "DataError",

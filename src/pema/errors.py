@@ -17,6 +17,10 @@ class OwnerError(PemaError):
     """A PLM that cannot be loaded or reached, or whose head is not supported."""
 
 
+class CapacityError(OwnerError):
+    """A context for which the PLM's device has no memory."""
+
+
 class ExternalMemoryError(PemaError):
     """An external memory that is damaged, incomplete or in another format."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pema.errors import ConfigError, DataError, OwnerError
+from pema.errors import CapacityError, ConfigError, DataError
 from pema.owner.batching import common_prefix, length_batches, pad_left, pad_right
 from pema.owner.derivation import find_final_norm
 from pema.owner.local import LocalPLM, growing, running
@@ -161,7 +161,7 @@ def test_a_context_for_which_the_device_has_no_memory(tiny_plm, small_device):
     plm, (sequences, starts) = tiny_plm(), examples()
     list(plm.represent(sequences, starts))
     small_device(0)
-    with pytest.raises(OwnerError, match=r"no memory for a context of \d+ tokens\. Use shorter examples, .* memory"):
+    with pytest.raises(CapacityError, match=r"no memory for a context of \d+ tokens\. Use shorter examples, .* memory"):
         list(plm.represent(sequences, starts))
 
 

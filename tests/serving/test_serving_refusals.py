@@ -218,13 +218,20 @@ def test_a_plm_that_cannot_be_loaded_is_not_healthy():
         refusal(client.get("/readyz"), 503, "loading")
 
 
-def test_no_memory_left_on_the_device(client, monkeypatch, plm):
+@pytest.mark.parametrize("place", ["represent", "a context"])
+def test_no_memory_left_on_the_device(client, monkeypatch, plm, place):
     import torch
+
+    from pema.owner.local.running import Runner
 
     def full(*_, **__):
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(plm, "represent", full)
+    if place == "represent":
+        monkeypatch.setattr(plm, "represent", full)
+    else:
+        client.post("/v1/represent", json=GOOD)  # the shortcuts are chosen
+        monkeypatch.setattr(Runner, "teacher", full)
     answer = client.post("/v1/represent", json=GOOD)
     refusal(answer, 503, "no_room")
     assert answer.headers["Retry-After"] == "1"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pema.console import note
 from pema.devices import lacks_memory
-from pema.errors import OwnerError
+from pema.errors import CapacityError
 
 Result = TypeVar("Result")
 
@@ -58,7 +58,7 @@ class Fitting:
             compute: computes a part.
 
         Raises:
-            OwnerError: there is no memory even for one context.
+            CapacityError: there is no memory even for one context.
         """
         parts = [batch]
         while parts:
@@ -80,7 +80,7 @@ class Fitting:
             if not lacks_memory(error):
                 raise
             if len(part) == 1:
-                raise OwnerError(
+                raise CapacityError(
                     f"the PLM's device has no memory for a context of {tokens} tokens. Use shorter examples, a smaller "
                     f"--dtype of the PLM, or --device-map auto on several devices. ({error})"
                 ) from error

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from pema import __version__
-from pema.errors import DataError
+from pema.errors import CapacityError, DataError
 from pema.serving import contexts_api, operations_api, sessions_api
 from pema.serving.connections import Connections
 from pema.serving.gate import Gate, log
@@ -85,6 +85,7 @@ def create_app(
     async def unusable(request: Request, error: DataError) -> JSONResponse:
         return await refused(request, Refusal(422, "invalid", str(error), "Change the request."))
 
+    @app.exception_handler(CapacityError)
     @app.exception_handler(torch.OutOfMemoryError)
     async def no_room(request: Request, _error: Exception) -> JSONResponse:
         message = "The PLM has no memory left for this request."
