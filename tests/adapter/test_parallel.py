@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 
 from launched import LIMIT, launch, settings
 from pema.adapter import sampled
+from pema.adapter.checkpoint import Checkpoint
 from pema.adapter.config import SAMPLE
 from pema.adapter.dropout import Dropout
+from pema.adapter.joint import JointRun
 from pema.adapter.optimisation import add_gradients
 from pema.adapter.presets import preset
 from pema.adapter.training import train
@@ -190,3 +192,17 @@ def test_the_sample_of_a_step_is_the_same_in_all_processes(memories):
     head, tokens = memories["wide"].head(), memories["wide"].view().targets_seen()
     first, second = (sampled.SampledCrossEntropy(head, tokens, seed=3) for _ in range(2))
     assert torch.equal(first.at(4).W_hd, second.at(4).W_hd)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_process_without_pairs_reads_no_prompts(memories, tmp_path, dropout):
+    settings = {"rank": 16, "copy_width": 8, "batch_size": 2, "dropout": dropout}
+    config = preset("best", **COMMON | settings)
+    run = JointRun(memories["prompts"], config, tmp_path, Checkpoint(tmp_path, config, "0"), tensorboard=False)
+    for rank in (0, 2):  # of the two pairs of a batch the first of three processes has none
+        run.processes = Processes(rank, 3)
+        parts = list(run.parts())
+        assert {len(part.batch.rows) for part, _ in parts} == {rank // 2}
+        for part, context in parts:
+            assert (context is None) == (rank == 0)
+            assert context is None or len(context.prompt) == (len(part.rows) if dropout else 1)

@@ -208,7 +208,7 @@ class JointRun:
             saves = config.checkpoint_every and state.step % config.checkpoint_every == 0
             if not self.runs_ahead or logs or saves or state.step % READ_EVERY == 0:
                 total, reconstruction, prediction = losses.tolist()
-                self.read(sums, rate)
+                self.read(sums)
                 note = f"epoch {state.epoch + 1}/{config.epochs} loss {total:.3f}"
             advance(n, note=note)
             if logs:
@@ -218,7 +218,7 @@ class JointRun:
                 self.log.write("step", state.step, {"epoch": state.epoch + 1} | values)
             if saves:
                 self.save()
-        self.read(sums, learning_rate_at(max(state.step - 1, 0), self.steps, config))
+        self.read(sums)
 
     def parts(self) -> Iterator[tuple[Part, ContextTokens | None]]:
         """Yield this process's part of each batch of the epoch, on its device, with what copying reads."""
@@ -228,13 +228,15 @@ class JointRun:
         def read() -> Iterator[tuple[Part, ContextTokens | None]]:
             parts = self.train_view.parts(config.batch_size, processes, shuffle_seed=seed, device=self.device)
             for part in parts:
-                # The masks of copying belong to the tokens of the whole batch.
-                context = self.adapter.context(self.memory, part.rows if self.dropout.cut else part.batch.rows)
+                context = None
+                if len(part.batch.rows):
+                    # The masks of copying belong to the tokens of the whole batch.
+                    context = self.adapter.context(self.memory, part.rows if self.dropout.cut else part.batch.rows)
                 yield part, None if context is None else context.to(self.device)
 
         return prefetch(read()) if self.runs_ahead else read()
 
-    def read(self, sums: Tensor, rate: float) -> None:
+    def read(self, sums: Tensor) -> None:
         """Read the sums of the epoch from the device.
 
         Raises:
@@ -243,6 +245,7 @@ class JointRun:
         state, when = self.state, "by" if self.runs_ahead else "at"
         values = tuple(sums.tolist())
         if not math.isfinite(values[1]):
+            rate = learning_rate_at(max(state.step - 1, 0), self.steps, self.config)
             raise AdapterError(
                 where_not_finite(
                     self.train_view,
