@@ -11,7 +11,7 @@ from pema.experiments.records import Results
 from reproduction.lines import SUFFIX, files
 from reproduction.paths import RESULTS
 from reproduction.tables.markdown import head, row, source
-from reproduction.tables.results import Line, lines_of, read_results
+from reproduction.tables.results import DEV, Line, lines_of, read_results, title_of
 
 FOLDER = RESULTS / "compare"
 SPENT = {
@@ -39,15 +39,16 @@ def comparison(name: str) -> str:
     about = results.about
     parts = ", ".join(f"{getattr(about.data, part):,} {part}" for part in ("train", "dev", "test"))
     text = f"### {about.title}\n\n"
-    text += head(["", *map(metric_name, results.metrics), *SPENT.values(), "needs"])
+    text += head(["", *map(metric_name, results.metrics), title_of(DEV), *SPENT.values(), "needs"])
     for line in lines_of(results):
         scores = [score(line, name) for name in results.metrics]
-        text += row([line.label, *scores, *costs(line, SPENT), needs_text(line.runs[0].needs)])
+        text += row([line.label, *scores, line.text(DEV), *costs(line, SPENT), needs_text(line.runs[0].needs)])
     seeds = len(about.seeds)
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     text += (
         f"\n{about.plm['name']} ({about.plm['parameters'] / 1e6:.1f} M parameters), examples: {parts}; {spread}. "
-        f"**+** and **-**: better and worse than {about.reference}, p < 0.05 (paired bootstrap). "
+        f"**+** and **-**: better and worse than {about.reference}, p < 0.05 (paired bootstrap). Dev perplexity: of a "
+        "token of the dev targets. "
     )
     not_run = [label for label in about.runs or () if label not in results.runs]
     if not_run:
