@@ -23,11 +23,12 @@ ON_DEVICE = ("building", "joint_training", "generation")
 
 
 def load(options: Options) -> dict[str, Any]:
-    """Import every benchmark, so that each process starts from the same memory, and set torch's threads."""
+    """Import every benchmark of the device, so that each process starts from the same memory; set torch's threads."""
     import torch
 
     torch.set_num_threads(options.threads)
-    return {name: importlib.import_module(f"reproduction.benchmarks.{name}") for name in NAMES}
+    names = NAMES if options.device == "cpu" else ON_DEVICE
+    return {name: importlib.import_module(f"reproduction.benchmarks.{name}") for name in names}
 
 
 def measure(name: str, options: Options, folder: Path) -> dict[str, Any]:
