@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from pema import errors
 from pema.cluster.config import EngineConfig
@@ -43,11 +45,30 @@ def test_settings_of_ray_need_it(name):
         ([{"CPU": 2.0}], 5, False, (5, 1, 0)),
         ([{"CPU": 2.0}, {"CPU": 30.0}], 2, False, (2, 2, 0)),
         ([{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 4.0}], None, True, (8, 2, 1)),
+        ([{"CPU": 16.0}, {"CPU": 16.0}], 3, False, (3, 8, 0)),
+        ([{"CPU": 8.0, "GPU": 4.0}, {"CPU": 64.0}], None, True, (4, 2, 1)),
+        ([{"memory": 1e9}, {"CPU": 4.0}, {"CPU": 4.0}], None, False, (2, 4, 0)),
+        ([{}], None, False, (1, 1, 0)),
     ],
 )
 def test_replicas_divide_a_cluster(nodes, workers, on_gpu, expected):
     count, options = resources(nodes, workers, on_gpu, "device_map")
     assert (count, options["num_cpus"], options["num_gpus"]) == expected
+
+
+@given(
+    machines=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), min_size=1, max_size=5),
+    workers=st.none() | st.integers(1, 12),
+    on_gpu=st.booleans(),
+)
+def test_all_replicas_have_a_place_wherever_one_cpu_each_gives_them_one(machines, workers, on_gpu):
+    assume(not on_gpu or any(gpus for _, gpus in machines))
+    count, options = resources([{"CPU": c, "GPU": g} for c, g in machines], workers, on_gpu, "device_map")
+
+    def have_places(cpus):
+        return sum(min(c // cpus, g) if on_gpu else c // cpus for c, g in machines) >= count
+
+    assert have_places(options["num_cpus"]) or (options["num_cpus"] == 1 and not have_places(1))
 
 
 def test_a_cluster_without_gpus_is_refused_for_a_plm_on_gpus():

@@ -67,21 +67,29 @@ def resources(
 ) -> tuple[int, dict[str, Any]]:
     """Return the number of workers, and what each takes of a cluster's machines.
 
+    A worker runs on one machine, so what each takes is chosen so that all of them have a place at the same time.
+
     Args:
         nodes: the resources of each machine, by Ray's names.
-        workers: the number of workers; None is one for each GPU, or for each machine.
+        workers: the number of workers; None is one for each GPU, or for each machine with CPUs.
         on_gpu: whether each takes a GPU.
         setting: the setting that says so, for the message.
 
     Raises:
         ConfigError: they take GPUs, and there are none.
     """
-    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    places = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
+    gpus = sum(on_node for _, on_node in places)
     if on_gpu and not gpus:
         raise ConfigError(f"{setting} is set, but the machines of the Ray cluster have no GPU: omit it.")
-    count = workers or (gpus if on_gpu else len(nodes))
-    cpus = [int(node.get("CPU", 0)) for node in nodes]
-    each = max(1, min(sum(cpus) // count, min((n for n in cpus if n), default=1)))
+    usable = [(cpus, on_node) for cpus, on_node in places if cpus and (on_node or not on_gpu)]
+    count = workers or (gpus if on_gpu else max(1, len(usable)))
+    most = min((cpus for cpus, _ in usable), default=1)
+
+    def fitting(each: int) -> int:
+        return sum(min(cpus // each, on_node) if on_gpu else cpus // each for cpus, on_node in usable)
+
+    each = next((n for n in range(most, 1, -1) if fitting(n) >= count), 1)
     return count, {"num_cpus": each, "num_gpus": 1 if on_gpu else 0, "scheduling_strategy": "SPREAD"}
 
 
