@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from pema import errors
 from pema.cluster.config import EngineConfig
 from pema.cluster.connection import resources, wanted
 from pema.cluster.opening import replicas
+from pema.cluster.replicas import Replicas
 from pema.cluster.worker import told, value
 from pema.errors import ConfigError, OwnerError, ProcessError
 
@@ -74,6 +76,34 @@ def test_all_replicas_have_a_place_wherever_one_cpu_each_gives_them_one(machines
 def test_a_cluster_without_gpus_is_refused_for_a_plm_on_gpus():
     with pytest.raises(ConfigError, match="device_map is set, but the machines of the Ray cluster have no GPU"):
         resources([{"CPU": 8.0}], None, True, "device_map")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"workers": 0}, "workers=0 is too small"),
+        ({"address": "a\nb"}, "address"),
+        ({"dtyp": "float16"}, "dtyp.*dtype"),
+        ({"dtype": "float12"}, "dtype"),
+        ({"device_map": "cuda", "tap": "norm_input"}, "tap=norm_input has no effect with a function, which opens"),
+    ],
+)
+def test_replicas_refuse_what_would_have_no_effect(given, message):
+    with pytest.raises(ConfigError, match=message), replicas(dict, **given):
+        pass
+
+
+def test_the_head_of_a_replica_is_sent_as_bytes(tiny_plm):
+    for tap in ("head_input", "norm_input"):
+        plm = tiny_plm(tap=tap)
+        answers, pool = [], object.__new__(Replicas)
+        pool.ask = lambda function, plm=plm, answers=answers: answers.append(function(plm)) or answers[-1]
+        head = pool.head()
+        assert [type(value) for answer in answers for value in answer.values()] == [bytes]  # a tensor has a device
+        assert head.fingerprint == plm.head().fingerprint
+        assert head.settings == plm.head().settings
+        for name, tensor in plm.head().state_dict().items():
+            assert torch.equal(head.state_dict()[name], tensor)
 
 
 def test_an_error_keeps_its_kind_and_its_text():
