@@ -44,6 +44,23 @@ def open_refusing():
     return FakePLM(change=change)
 
 
+def open_failing():
+    """A PLM that fails at its first answer, by an error of its own, and never afterwards."""
+    answers = iter(range(10_000))
+
+    def change(given, sequence):
+        if next(answers) == 0:
+            raise RuntimeError("the device has no memory left")
+        return given
+
+    return FakePLM(change=change)
+
+
+def pid_of(plm):
+    """A question to a replica: the number of its process."""
+    return {"pid": os.getpid()}
+
+
 def open_nothing():
     raise OwnerError("the PLM is not on this machine.")
 

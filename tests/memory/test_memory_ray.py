@@ -1,5 +1,7 @@
 """Builds on a Ray cluster: the bytes of one process, whichever of its processes dies."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,7 +10,17 @@ from pathlib import Path
 
 import pytest
 from fake_plm import FakePLM, build, files
-from ray_builds import EXAMPLES, open_fatal, open_mortal, open_nothing, open_numbered, open_refusing, open_slow
+from ray_builds import (
+    EXAMPLES,
+    open_failing,
+    open_fatal,
+    open_mortal,
+    open_nothing,
+    open_numbered,
+    open_refusing,
+    open_slow,
+    pid_of,
+)
 
 from pema.cli import main
 from pema.cluster.opening import replicas
@@ -32,6 +44,22 @@ def test_the_files_are_those_of_one_process(ray, alone, tmp_path):
         for name, kind in KINDS.items():
             build(tmp_path / name, EXAMPLES, plm=plm, **kind)
             assert files(tmp_path / name) == alone[name]
+
+
+def test_replicas_outlive_an_error_of_each_and_a_death_between_two_calls(ray, alone, tmp_path, capsys):
+    with replicas(open_failing, workers=2) as plm:
+        plm.wait_for_all()
+        with pytest.raises(RuntimeError, match="the device has no memory left"):
+            build(tmp_path / "m", EXAMPLES, plm=plm)
+        plm.ask(pid_of)
+        while plm._left:  # the other one has failed too, which is dropped
+            plm._step({})
+        build(tmp_path / "m", EXAMPLES, plm=plm)
+        assert files(tmp_path / "m") == alone["teacher"]
+        first = plm.ask(pid_of)["pid"]
+        os.kill(first, signal.SIGKILL)
+        assert plm.ask(pid_of)["pid"] != first
+        assert "A worker has ended, its work is given to another" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -65,8 +93,14 @@ def test_an_error_of_the_plm_ends_the_build_and_it_resumes_without_ray(ray, alon
 
 @pytest.mark.slow
 def test_a_plm_that_cannot_be_opened_is_told(ray):
-    with pytest.raises(OwnerError, match="the PLM is not on this machine"), replicas(open_nothing, workers=2):
+    message = "the PLM is not on this machine"
+    with pytest.raises(OwnerError, match=message) as error, replicas(open_nothing, workers=2):
         pass
+    deadline = time.monotonic() + LIMIT
+    while ray.available_resources().get("CPU") != 2:  # the workers have ended, though the error refers to them
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert error.traceback
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ of its result, is the business of who distributes it (`memory.engines.ray`, `gen
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,11 +18,11 @@ from pema.cluster.connection import last_line, wanted
 from pema.cluster.worker import Answer, Begin, Worker, value
 from pema.errors import MismatchError, ProcessError
 from pema.owner.contract import PLM, Contexts, Metered, PLMDescription
+from pema.owner.head import Head
+from pema.owner.wire import pack, unpack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from pema.owner.head import Head
 
 MOST_DEATHS = 3
 """Number of actors that may die with one unit of work before the work ends."""
@@ -68,10 +69,13 @@ class Replicas:
         self._left: dict[Any, Any] = {}
         self._actors: list[Any] = []
         self._failures, self._workers = 0, workers
-        for _ in range(workers):
-            self._start()
-        face = self.ask(_face)
-        self.tokenizer, self._head = face["tokenizer"], face["head"]
+        try:
+            for _ in range(workers):
+                self._start()
+            self.tokenizer = self.ask(_tokenizer)["tokenizer"]
+        except BaseException:
+            self.close()  # a program that keeps its connection would keep the actors, and their devices
+            raise
 
     def wait_for_all(self) -> None:
         """Wait until every replica has opened the PLM; without it, work begins with the first.
@@ -83,9 +87,14 @@ class Replicas:
             self._step({})
 
     def head(self) -> Head:
-        """Return the head bundle."""
-        head: Head = self._head
-        return head
+        """Return the head bundle, on this machine's CPU.
+
+        Raises:
+            PemaError: as raised in a replica.
+            ProcessError: replicas have ended.
+        """
+        tensors, texts = unpack(self.ask(_head)["head"])
+        return Head.of(tensors, json.loads(texts["settings"]), texts["fingerprint"])
 
     def forecast(self, contexts: Contexts, lengths: Sequence[int]) -> list[str]:
         """Check the requests of a build; see `pema.owner.contract.Metered`."""
@@ -95,16 +104,27 @@ class Replicas:
     def ask(self, function: Callable[..., Answer], *arguments: Any) -> Answer:  # noqa: ANN401
         """Return what a function of the PLM, and of these arguments, returns in a replica.
 
+        A replica that has ended is replaced, and another one is asked.
+
         Raises:
             PemaError: as raised there.
-            ProcessError: the replica has ended.
+            ProcessError: the question ended several replicas, or there are none left.
         """
-        while not self._idle:
-            self._step({})
-        try:
-            return value(self._ray.get(self._idle[0].ask.remote(function, *arguments)))
-        except self._deaths as error:
-            raise ProcessError(f"a worker of the Ray cluster has ended: {last_line(error)}") from error
+        deaths = 0
+        while True:
+            while not self._idle:
+                self._step({})
+            actor = self._idle[0]
+            try:
+                return value(self._ray.get(actor.ask.remote(function, *arguments)))
+            except self._deaths as error:
+                self._idle.remove(actor)
+                self._replace(error)
+                deaths += 1
+                if deaths == MOST_DEATHS:
+                    raise ProcessError(
+                        f"{deaths} workers of the Ray cluster ended when they were asked: {last_line(error)}"
+                    ) from error
 
     def work(
         self,
@@ -159,6 +179,9 @@ class Replicas:
                             ) from error
                         waiting.appendleft((number, unit))
                         continue
+                    except self._ray.exceptions.RayTaskError:  # an error that is none of pema's; the actor lives
+                        self._idle.append(actor)
+                        raise
                     self._idle.append(actor)
                     value(answer)
                     send()
@@ -202,8 +225,12 @@ class Replicas:
         except self._deaths as error:
             self._replace(error)
             return
-        if is_new:
-            self._admit(value(answer))
+        except self._ray.exceptions.RayTaskError:
+            if is_new:
+                raise
+        else:
+            if is_new:
+                self._admit(value(answer))
         self._idle.append(actor)
 
     def _admit(self, opened: Answer) -> None:
@@ -229,8 +256,14 @@ class Replicas:
         self._start()
 
 
-def _face(plm: PLM) -> Answer:
-    return {"tokenizer": plm.tokenizer, "head": plm.head()}
+def _tokenizer(plm: PLM) -> Answer:
+    return {"tokenizer": plm.tokenizer}
+
+
+def _head(plm: PLM) -> Answer:
+    # As bytes: a tensor of a device that this process has and the other one lacks could not be sent.
+    head = plm.head()
+    return {"head": pack(head.state_dict(), {"settings": json.dumps(head.settings), "fingerprint": head.fingerprint})}
 
 
 def _forecast(plm: PLM, contexts: Contexts, lengths: Sequence[int]) -> Answer:
