@@ -46,6 +46,25 @@ def test_the_files_are_those_of_one_process(ray, alone, tmp_path):
             assert files(tmp_path / name) == alone[name]
 
 
+def test_what_one_process_has_been_answered_is_forecast_as_asked_again_and_removed(ray, alone, tmp_path):
+    answers = iter(range(5))
+
+    def change(given, sequence):
+        if next(answers, None) is None:
+            raise OwnerError("429: over the quota of the day")
+        return given
+
+    with pytest.raises(OwnerError, match="429"):
+        build(tmp_path / "m", EXAMPLES, plm=FakePLM(change=change))
+    assert list((tmp_path / "m").glob("*.journal"))
+    asked = []
+    with replicas(FakePLM, workers=1) as plm:
+        plm.forecast = lambda contexts, lengths: asked.append(len(lengths)) or []
+        build(tmp_path / "m", EXAMPLES, plm=plm)
+    assert asked == [EXAMPLES]
+    assert files(tmp_path / "m") == alone["teacher"]
+
+
 def test_replicas_outlive_an_error_of_each_and_a_death_between_two_calls(ray, alone, tmp_path, capsys):
     with replicas(open_failing, workers=2) as plm:
         plm.wait_for_all()

@@ -231,13 +231,13 @@ def _forecast(
     """Refuse what the PLM's owner does not allow, and say what the rest of the build takes of its quotas."""
     if not isinstance(plm, Metered):
         return
-    asked = manifest.asked
-    left = [
-        i
-        for index, group in remaining.items()
-        for i in np.delete(group, list(Journal(output, index, group, asked).answers))
-    ]
-    notes = plm.forecast(asked.contexts, plan.tokens[left].tolist())
+
+    def answered(index: int, group: range) -> list[int]:
+        # Replicas do not see the journals of a build in this process, and ask for whole groups.
+        return [] if isinstance(plm, Replicas) else list(Journal(output, index, group, manifest.asked).answers)
+
+    left = [i for index, group in remaining.items() for i in np.delete(group, answered(index, group))]
+    notes = plm.forecast(manifest.asked.contexts, plan.tokens[left].tolist())
     replies = sum(any(turn.role == "assistant" for turn in example.history) for example in examples)
     if manifest.contexts == "predicted" and replies:
         notes.append(

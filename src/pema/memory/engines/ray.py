@@ -15,8 +15,10 @@ from torch import Tensor
 
 from pema.cluster.replicas import Replicas
 from pema.cluster.worker import Answer
+from pema.files import discard
 from pema.memory.encoder import Encoder
 from pema.memory.groups import Group
+from pema.memory.journal import journal_name
 from pema.memory.manifest import Manifest, ShardEntry
 from pema.memory.shard import packed, write_packed
 from pema.owner.contract import PLM, ContextRepresentations
@@ -76,4 +78,5 @@ def write_with(replicas: Replicas, groups: Iterable[Group], batch_tokens: int | 
         entry = from_json(ShardEntry, shard["entry"])
         write_packed(register.folder, entry, shard["data"])
         team.enter(group, entry)
+        discard(register.folder / journal_name(group.index))  # that a build in one process has left
         team.advance(float(group.costs.sum()), f"example {group.examples.stop:,}")
