@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from faulty_files import Fault
 
+from pema.cli import main
 from pema.errors import ConfigError, ExternalMemoryError, StorageError
 from pema.memory.places import MEMORY
 from pema.memory.reader import Memory
@@ -37,6 +38,41 @@ def test_an_address_in_a_path_is_refused():
     with pytest.raises(ConfigError, match="s3:/bucket/memory is an address in a Path, which drops a slash"):
         Memory.open(Path("s3://bucket/memory"))
     assert not is_address(Path("results:/memory"))  # a folder's name, not a protocol
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("S3://me:secret@bucket/memory", r"^S3://\.\.\. is not an address: .* in small letters"),
+        ("simplecache::s3://bucket/memory", r"^simplecache::s3://\.\.\. is not an address: .* without a chain"),
+        (" s3://bucket/memory", r"^ s3://\.\.\. is not an address"),
+        ("s3:/me:secret@bucket/memory", r"^s3:/\.\.\. has one slash: an address has two, such as s3://bucket/folder"),
+    ],
+)
+def test_what_is_nearly_an_address_is_no_folder_of_this_machine(place, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message), destination(place, MEMORY):
+        pass
+    assert not list(tmp_path.iterdir())
+    assert not is_address("results:/memory")  # a folder's name, not a protocol
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", "adapter", "--plm", "embedded", "--input", "in.txt", "-o", "s3://bucket/out.txt"),
+        ("classify", "adapter", "--plm", "embedded", "--input", "in.txt", "--labels", "l", "-o", "s3://bucket/out.txt"),
+        ("compare", "experiment.toml", "-o", "s3://bucket/results"),
+        ("sweep", "experiment.toml", "--work", "s3://bucket/runs"),
+    ],
+)
+def test_commands_that_write_locally_refuse_an_address(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["pema", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "pema: s3://... is an address, where only memories, adapters and head bundles" in capsys.readouterr().err
 
 
 def test_local_places_stay_as_they_are(tmp_path):

@@ -29,6 +29,7 @@ from pema.cli.settings import Options, declared
 from pema.cli.sources import read_inputs
 from pema.cluster.config import EngineConfig
 from pema.generation.config import GenerateConfig
+from pema.storage.address import require_local
 
 CLASSIFYING = Options(GenerateConfig, ("schedule", "lambda_max", "batch_size"))
 
@@ -78,6 +79,7 @@ def classify(
     GenerateConfig.split(settings)
     engine = EngineConfig(**running)
     require_generating(engine, plm)
+    require_local(output)
     require_writable(output)
     names = require_labels(read_lines(labels))
     sources = read_inputs(inputs, data, source_field)

@@ -10,6 +10,7 @@ import typer
 
 from pema.cli.options import AsJSON, require_plm, show
 from pema.errors import PemaError
+from pema.storage.address import require_local
 
 if TYPE_CHECKING:
     from pema.experiments.experiment import Experiment, Kind
@@ -50,6 +51,8 @@ def run(
     from pema.evaluation.notation import is_style
     from pema.experiments.config import on_device, read_description
 
+    require_local(output)
+    require_local(work)
     experiment = read_description(config, kind, data_root)
     for plm in experiment.plms():
         require_plm(plm)

@@ -29,6 +29,7 @@ from pema.cli.settings import Options, declared
 from pema.cli.sources import read_inputs
 from pema.cluster.config import EngineConfig
 from pema.generation.config import GenerateConfig, with_own_ending
+from pema.storage.address import require_local
 
 GENERATING = Options(
     GenerateConfig,
@@ -80,6 +81,7 @@ def generate(
     GenerateConfig.split(settings)
     engine = EngineConfig(**running)
     require_generating(engine, plm)
+    require_local(output)
     require_writable(output)
     sources = read_inputs(inputs, data, source_field)
     config = read_config(adapter)

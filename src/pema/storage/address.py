@@ -17,14 +17,38 @@ def is_address(place: str | Path) -> bool:
     """Return whether a place is an address and not a local path.
 
     Raises:
-        ConfigError: it is an address that became a `Path`, which drops one of its slashes.
+        ConfigError: it is neither, and as a path it would be a folder of this machine: an address that became a `Path`,
+            which drops one of its slashes, one with a single slash, or one that does not begin with a protocol.
     """
     if isinstance(place, str):
-        return ADDRESS.match(place) is not None
+        if ADDRESS.match(place):
+            return True
+        protocol, colon, _ = place.partition("://")
+        if colon:
+            raise ConfigError(
+                f"{protocol}://... is not an address: it begins with one of fsspec's protocols, in small letters and "
+                "without a chain (::), such as s3://bucket/folder."
+            )
     match = AS_PATH.match(str(place))
     if match and _is_protocol(match[1]):
-        raise ConfigError(f"{place} is an address in a Path, which drops a slash: give it as a str.")
+        if isinstance(place, Path):
+            raise ConfigError(f"{place} is an address in a Path, which drops a slash: give it as a str.")
+        raise ConfigError(f"{match[1]}:/... has one slash: an address has two, such as {match[1]}://bucket/folder.")
     return False
+
+
+def require_local(path: Path) -> None:
+    """Refuse an address as the place of a file or folder that is always local.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    match = AS_PATH.match(str(path))
+    if match and _is_protocol(match[1]):
+        raise ConfigError(
+            f"{match[1]}://... is an address, where only memories, adapters and head bundles are written: give a local "
+            "file or folder, and copy it."
+        )
 
 
 def shown(place: str | Path) -> str:
