@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pema.errors import DataError, OwnerError, StorageError
 from pema.memory import journal as journal_module
 from pema.memory.build import build_memory
-from pema.memory.journal import Journal, _record, journal_name
+from pema.memory.journal import Journal, _record, clear_journals, journal_name
 from pema.memory.manifest import Manifest
 from pema.owner.contract import ContextRepresentations
 from pema.owner.local import LocalPLM
@@ -68,6 +68,14 @@ def test_whatever_ends_a_build_the_answers_stay(tmp_path, error, capsys):
     assert [len(skipped) for skipped in plm.skipped] == [5]
     assert "5 of 8 examples were answered before" in capsys.readouterr().err
     assert not list((tmp_path / "m").glob("*.journal"))
+
+
+def test_journals_are_known_by_their_number(tmp_path):
+    names = [journal_name(index) for index in (7, 99_998, 99_999, 100_000)]
+    for name in (*names, "answers-x.journal"):
+        (tmp_path / name).touch()
+    clear_journals(tmp_path, 99_999)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((*names[2:], "answers-x.journal"))
 
 
 def test_a_group_whose_answers_are_all_there_asks_for_nothing(tmp_path, monkeypatch):

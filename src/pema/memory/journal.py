@@ -168,7 +168,8 @@ def clear_journals(folder: Path, shards: int) -> None:
         StorageError: one cannot be removed.
     """
     for path in folder.glob(f"answers-*{SUFFIX}"):
-        if path.name < journal_name(shards):
+        number = path.name.removeprefix("answers-").removesuffix(SUFFIX)
+        if number.isascii() and number.isdecimal() and int(number) < shards:
             discard(path)
 
 
