@@ -11,6 +11,7 @@ from pema.adapter.presets import preset
 from pema.adapter.reconstruction import closed_form
 from pema.adapter.training import train
 from pema.errors import AdapterError, ConfigError, StorageError
+from pema.memory.reader import View
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +210,19 @@ def test_an_accelerator_trains_the_same_adapter_and_is_rarely_waited_for(name, m
     ends = [per_epoch * epoch for epoch in (1, 2, 3)]
     due = [step for step in range(1, ends[-1] + 1) if step % joint.READ_EVERY == 0 or step % 50 == 0]
     assert sorted(steps) == sorted(due + ends)
+
+
+def test_batches_go_to_the_device_of_the_weights_whatever_the_current_one_of_a_thread(memory, tmp_path, monkeypatch):
+    # "cuda" is the current GPU of the thread that uses it; "cpu:0" is to "cpu" what it is to "cuda:1".
+    parts, devices = View.parts, []
+
+    def watching(view, *given, device, **further):
+        devices.append(device)
+        return parts(view, *given, device=device, **further)
+
+    monkeypatch.setattr(View, "parts", watching)
+    adapter, _ = train(memory, preset("paper", epochs=1, device="cpu:0"), tmp_path / "adapter")
+    assert devices == [adapter.A.device]
 
 
 def test_a_loss_on_an_accelerator_that_is_not_finite(memory, tmp_path, accelerator):

@@ -72,7 +72,8 @@ class JointRun:
         self.processes = processes
         self.train_view, self.held_out = _split(memory, config)
         own = processes.device if config.device == "auto" else None
-        self.device = own or device_named(config.device)
+        # With its number: a GPU without one is the current one of a thread, and that of another thread is the first.
+        self.device = torch.empty(0, device=own or device_named(config.device)).device
         self.runs_ahead = is_asynchronous(self.device)
         tokens = memory.view().targets_seen() if config.vocabulary in ("seen", "own") else None
         self.adapter = Adapter(adapter_config(memory, config), tokens, seed=config.seed)
