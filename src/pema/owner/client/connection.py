@@ -10,7 +10,6 @@ import ipaddress
 import json
 import logging
 import math
-import os
 import random
 import secrets
 import ssl
@@ -21,6 +20,7 @@ from typing import Any
 import httpx2
 
 from pema.errors import ConfigError, DataError, MismatchError, OwnerError
+from pema.owner.api_keys import api_key
 from pema.owner.wire import IDENTITY, ROUTE
 
 logger = logging.getLogger(__name__)
@@ -87,9 +87,7 @@ class Connection:
     ) -> None:
         self.url = url.rstrip("/")
         require_private(self.url)
-        key = key or os.environ.get(KEY)
-        if key and not (key.isascii() and key.isprintable()):
-            raise ConfigError(f"the API key contains invalid characters: check {KEY}.")
+        key = api_key(KEY, key)
         self.plm: str | None = None
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._patience, self._timeout = patience, timeout

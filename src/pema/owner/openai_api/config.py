@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pema.errors import ConfigError, OwnerError
+from pema.owner.api_keys import api_key
 from pema.schema import check, documented, from_json, option
 
 Endpoint = Literal["chat", "completions"]
@@ -88,9 +88,9 @@ class APIConfig:
         """The API key.
 
         Raises:
-            ConfigError: the environment variable is not set.
+            ConfigError: the environment variable is not set, or contains what no key does.
         """
-        value = os.environ.get(self.key, "").strip()
+        value = api_key(self.key)
         if not value:
             raise ConfigError(f"the environment variable {self.key} is not set: set it to the key of {self.base_url}.")
         return value
