@@ -63,6 +63,14 @@ def test_what_cannot_be_meant_is_bad_usage(run, arguments, message):
     assert message in " ".join(err.split())
 
 
+def test_a_secret_that_is_missing_is_said_before_the_address(run, tmp_path):
+    key = f'[[keys]]\nname = "acme"\nsha256 = "{"a" * 64}"\nhead = "masked"\nmask_secret = "acme.kye"\n'
+    (tmp_path / "policy.toml").write_text(key, encoding="utf-8")
+    code, out, err = run("serve", "embedded", "--port", "0", "--policy", "policy.toml")
+    assert (code, out) == (1, "")
+    assert "the mask's secret acme.kye does not exist: check the path" in " ".join(err.split())
+
+
 def test_a_plm_that_cannot_be_loaded_is_one_line_and_exit_code_1(run, tmp_path, monkeypatch):
     code, out, err = run("serve", str(tmp_path), "--port", "0")
     assert (code, out) == (1, "")

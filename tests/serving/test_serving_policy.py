@@ -69,11 +69,11 @@ def test_an_empty_policy_is_the_default(tmp_path):
     [
         ("[limts]\n", "unknown setting 'limts': .*did you mean 'limits'"),
         ("[limits]\nbody_byte = 5\n", r"unknown setting 'limits.body_byte': .*did you mean 'body_bytes'"),
-        ("[limits]\nbody_bytes = 0\n", r"limits.body_bytes: input should be greater than or equal to 1"),
-        ('[limits]\nbody_bytes = "5"\n', r"limits.body_bytes: input should be a valid integer"),
+        ("[limits]\nbody_bytes = 0\n", r"limits.body_bytes: it must be greater than or equal to 1, not 0"),
+        ('[limits]\nbody_bytes = "5"\n', r"limits.body_bytes: it must be a valid integer, not '5'"),
         ("[batching]\nzzzz = 5\n", r"unknown setting 'batching.zzzz': use window_ms"),
         (KEY + 'haed = "none"\n', r"unknown setting 'keys\[0\].haed' of key acme: .*did you mean 'head'"),
-        (KEY + 'head = "full"\n', r"keys\[0\].head \(key acme\): input should be 'plain', 'masked' or 'none'"),
+        (KEY + 'head = "full"\n', r"keys\[0\].head \(key acme\): it must be 'plain', 'masked' or 'none', not 'full'"),
         (KEY + 'endpoints = ["predict", "prdict"]\n', r"keys\[0\].endpoints\[1\] \(key acme\)"),
         (KEY + "requests_per_second = 0\n", r"keys\[0\].requests_per_second \(key acme\)"),
         (KEY + 'head = "masked"\n', r'key acme has head = "masked" and there is no mask'),
@@ -81,9 +81,15 @@ def test_an_empty_policy_is_the_default(tmp_path):
         (KEY + KEY, r"two keys have the name acme"),
         (KEY + KEY.replace("acme", "b"), r"two keys have the sha256 aaaa"),
         ('[[keys]]\nname = "a b"\nsha256 = "c"\n', r"keys\[0\].name \(key a b\)"),
-        ('[[keys]]\nname = "acme"\nsha256 = "the key itself"\n', r"keys\[0\].sha256 \(key acme\)"),
-        ("keys = 3\n", "keys: input should be a valid tuple"),
-        ("keys = [3]\n", r"keys\[0\]: input should be a valid dictionary"),
+        (
+            '[[keys]]\nname = "acme"\nsha256 = "the key itself"\n',
+            r"keys\[0\].sha256 \(key acme\): it must be the 64 hex",
+        ),
+        ('[[keys]]\nname = "acme"\n', r"keys\[0\].sha256 \(key acme\): field required"),
+        (KEY + 'contexts = "predicted"\n', r"\(key acme\): it must be a list, in brackets, not 'predicted'"),
+        (KEY.replace("[[keys]]", "[keys]"), r"keys: each key must be a table of its own, .* the line \[\[keys\]\]"),
+        ("keys = 3\n", r"keys: each key must be a table"),
+        ("keys = [3]\n", r"keys\[0\]: each key must be a table"),
         ("[limits\n", "policy.toml is not TOML"),
     ],
 )
@@ -91,6 +97,12 @@ def test_what_is_no_policy_is_refused_by_file_and_key(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message) as caught:
         read(tmp_path, text)
     assert str(tmp_path / "policy.toml") in str(caught.value)
+
+
+def test_a_key_in_the_place_of_its_hash_is_not_repeated(tmp_path):
+    with pytest.raises(ConfigError, match="not the key itself") as caught:
+        read(tmp_path, KEY.replace(HASH, "pema_SECRET"))
+    assert "SECRET" not in str(caught.value)
 
 
 def test_a_file_that_cannot_be_read(tmp_path):

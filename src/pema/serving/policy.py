@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pema.errors import ConfigError
 from pema.owner.contract import Contexts, Tap
-from pema.schema import unknown
+from pema.schema import short, unknown
 
 Endpoint = Literal["plm", "tokenizer", "head", "represent", "predict", "sessions", "metrics"]
 """The endpoints that a key may use."""
@@ -201,9 +201,23 @@ def _first(error: ValidationError, content: dict[str, Any]) -> str:
     if first["type"] == "extra_forbidden":
         names = list(_MODELS.get(place[0], Policy).model_fields) if len(place) > 1 else list(Policy.model_fields)
         return unknown("setting", place[-1], names, of, _path(place[:-1]))
-    message = first["msg"].removeprefix("Value error, ")
+    message = _reason(first["type"], place, first["msg"], first["input"])
     where = _path(place) + (f" ({of})" if of else "")
     return f"{where}: {message[0].lower()}{message[1:]}." if where else f"{message}."
+
+
+def _reason(kind: str, place: tuple[int | str, ...], message: str, value: object) -> str:
+    """Say what is wrong with a value, in the words of TOML."""
+    if place == ("keys",) or (place[:1] == ("keys",) and kind == "model_type"):
+        return "each key must be a table of its own, which begins with the line [[keys]]"
+    if place[-1:] == ("sha256",) and kind != "missing" and not message.startswith("Value error"):
+        # The value may be the key itself, which belongs in no log.
+        return "it must be the 64 hexadecimal digits that `pema serve-key` prints, not the key itself"
+    if kind == "tuple_type":
+        message = "it must be a list, in brackets"
+    if kind in ("missing", "value_error"):
+        return message.removeprefix("Value error, ")
+    return f"{message.replace('Input should be', 'it must be')}, not {short(value)}"
 
 
 def _path(place: tuple[int | str, ...]) -> str:

@@ -10,6 +10,16 @@ from pema.owner.mask import Mask, MaskedPLM
 from pema.serving.policy import Key, Policy
 
 
+def require_secrets(policy: Policy) -> None:
+    """Read all secrets of a policy, used or not: before the server prints its address and loads the PLM.
+
+    Raises:
+        OwnerError: a mask's secret cannot be read.
+    """
+    for secret in {policy.mask_secret, *(key.mask_secret for key in policy.keys)} - {None}:
+        Mask.read(Path(str(secret)))
+
+
 class Views:
     """The views of one PLM. Keys with the same secret share a view; a view stays the same when a policy is reread.
 
