@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pema.errors import DataError
-from pema.tasks.readers import read_examples
+from pema.errors import ConfigError, DataError
+from pema.tasks.readers import read, read_examples
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(str.strip)
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -50,7 +50,7 @@ def test_csv_round_trips(tmp_path, pairs, separator, end, quoting, start):
     writer.writerow(["target", "", "source"])
     writer.writerows([b, i, a] for i, (a, b) in enumerate(pairs))
     examples = read_examples(put(tmp_path / "d.csv", start + file.getvalue()))
-    assert pairs_of(examples) == pairs
+    assert pairs_of(examples) == [(a.replace("\r\n", "\n"), b.replace("\r\n", "\n")) for a, b in pairs]
 
 
 def test_rows_of_csv_are_named_by_the_line_that_they_begin_at(tmp_path):
@@ -65,6 +65,51 @@ def test_csv_without_names_has_numbers(tmp_path):
     assert pairs_of(read_examples(path, source_field="3", target_field="2")) == [("b", "a"), ("d", "c")]
     path = put(tmp_path / "n.csv", "1,2\na,b\n")
     assert pairs_of(read_examples(path, source_field="1", target_field="2")) == [("a", "b")]
+
+
+@pytest.mark.parametrize("separator", ",;\t")
+def test_the_separator_of_csv_is_what_divides_the_rows_evenly(tmp_path, separator):
+    """Commas in texts or in names of columns are no separators, whether the first line names the columns or not."""
+    other = ";" if separator == "," else ","
+    names = [f"mail{other} new", f"reply{other} a{other} b"]
+    pairs = [(f"a{other} b{other} c", "x"), (f"d{other} e\nf", f"y{separator}")]
+    for rows, source, target in ((pairs, "1", "2"), ([names, *pairs], *names)):
+        file = io.StringIO(newline="")
+        csv.writer(file, delimiter=separator).writerows(rows)
+        path = put(tmp_path / "d.csv", file.getvalue())
+        assert pairs_of(read_examples(path, source_field=source, target_field=target)) == pairs
+
+
+def test_a_separator_that_the_rows_do_not_tell_is_refused_without_names(tmp_path):
+    path = put(tmp_path / "d.csv", "a, b;c\nd, e;f\n")
+    with pytest.raises(DataError, match="separated by commas or semicolons, and the first rows do not tell: enclose"):
+        read_examples(path, source_field="1", target_field="2")
+    path = put(tmp_path / "q.csv", '"a, b";c\nd;"e, f"\n')
+    assert pairs_of(read_examples(path, source_field="1", target_field="2")) == [("a, b", "c"), ("d", "e, f")]
+
+
+def test_the_line_that_tells_excel_the_separator_is_no_row(tmp_path):
+    assert pairs_of(read_examples(put(tmp_path / "d.csv", "\ufeffsep=;\r\nsource;target\r\na, b;c\r\n"))) == [
+        ("a, b", "c")
+    ]
+
+
+def test_columns_by_number_are_read_from_the_first_line_on(tmp_path):
+    path = put(tmp_path / "d.csv", "Mail;Reply\na;b\n")
+    assert str(read(path, source_field="1", target_field="2")) == (
+        f"{path}: 2 examples (columns 1 and 2, from the first line on)"
+    )
+    assert str(read(path, source_field="Mail", target_field="Reply")) == f"{path}: 1 examples (Mail and Reply)"
+
+
+def test_a_column_number_that_is_no_text_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="source_field=1 must be a text"):
+        read_examples(put(tmp_path / "d.csv", "a,b\n"), source_field=1, target_field=2)
+
+
+def test_line_breaks_in_cells_are_line_feeds(tmp_path):
+    """As in TSV, and as a spreadsheet means them."""
+    assert pairs_of(read_examples(put(tmp_path / "d.csv", 'source,target\r\n"a\r\nb",c\r\n'))) == [("a\nb", "c")]
 
 
 def test_long_cells(tmp_path):

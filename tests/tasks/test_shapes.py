@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pema.errors import DataError
+from pema.errors import ConfigError, DataError
 from pema.tasks.example import Example, Turn
 from pema.tasks.readers import read, read_examples, read_references
 
@@ -116,6 +116,12 @@ def test_references(tmp_path):
     assert references("r.jsonl", '{"targets": ["a", "b"]}\n{"targets": ["c"], "source": "x"}\n') == [("a", "b"), ("c",)]
     assert references("s.jsonl", '{"source": "x", "target": "a"}\n{"target": 1}\n') == [("a",), ("1",)]
     assert references("p.csv", "prompt,completion\nx,a\n") == [("a",)]
+    (tmp_path / "c.csv").write_text("\ufeffMail;Reply\nx;a\ny;b\n")
+    assert read_references(tmp_path / "c.csv", "Reply") == [("a",), ("b",)]
+    with pytest.raises(DataError, match=r"no column 'reply': the columns are 'Mail', 'Reply'"):
+        read_references(tmp_path / "c.csv", "reply")
+    with pytest.raises(ConfigError, match=r"target_field='Reply' names a column, and .*r\.txt has one text per line"):
+        read_references(tmp_path / "r.txt", "Reply")
     with pytest.raises(DataError, match=r"e\.jsonl is empty"):
         references("e.jsonl", "\n")
     with pytest.raises(DataError, match=r"m\.jsonl:1: target as well as targets are both there"):

@@ -95,12 +95,8 @@ def require(path: Path) -> None:
         raise DataError(f"{path} does not exist: check the path.")
 
 
-def raw_lines(path: Path, *, ends: bool = False) -> Iterator[bytes]:
-    """Yield the lines of a file as bytes, without a byte-order mark.
-
-    Args:
-        path: the file.
-        ends: whether line ends are kept.
+def raw_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file as bytes, without line ends and byte-order mark.
 
     Raises:
         DataError: the file is missing, empty, damaged or in another format, which the message names.
@@ -109,7 +105,7 @@ def raw_lines(path: Path, *, ends: bool = False) -> Iterator[bytes]:
     empty = True
     with opened(path) as file:
         for raw in file:
-            line = raw if ends else raw.removesuffix(b"\n").removesuffix(b"\r")
+            line = raw.removesuffix(b"\n").removesuffix(b"\r")
             if empty:
                 _require_text(line, path)
                 line = line.removeprefix(BOM)
@@ -121,13 +117,13 @@ def raw_lines(path: Path, *, ends: bool = False) -> Iterator[bytes]:
         raise DataError(f"{path} is empty.")
 
 
-def text_lines(path: Path, *, ends: bool = False) -> Iterator[tuple[int, str]]:
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield each line of a file with its number, counted from 1; see `raw_lines`.
 
     Raises:
         DataError: see `raw_lines`; or a line is not UTF-8.
     """
-    for number, raw in enumerate(raw_lines(path, ends=ends), start=1):
+    for number, raw in enumerate(raw_lines(path), start=1):
         yield number, decode(raw, path, number)
 
 

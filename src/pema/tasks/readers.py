@@ -103,6 +103,8 @@ def read(
         if source is not None or target is not None:
             raise ConfigError("give either data (with both texts) or source and target (two text files), not both.")
         fields = None
+        require("source_field", source_field, str | None)
+        require("target_field", target_field, str | None)
         if source_field is not None or target_field is not None:
             fields = (source_field or "source", target_field or "target")
         return _read_table(_table(data, fields), fields, limit)
@@ -135,17 +137,29 @@ def read_sources(data: object, source_field: str | None = None) -> list[Example]
     return _read_table(_table(data, fields), fields, None, SOURCES).examples
 
 
-def read_references(path: str | os.PathLike[str]) -> list[tuple[str, ...]]:
+def read_references(path: str | os.PathLike[str], target_field: str | None = None) -> list[tuple[str, ...]]:
     """Read the valid targets of each source: from a text file with one per line, or from rows as `read_examples` does.
 
     Rows with `target` or `targets` need no source.
 
+    Args:
+        path: the file.
+        target_field: the column of the targets, where it is not recognised.
+
     Raises:
         DataError: see `read_examples`.
+        ConfigError: a column of a text file with one target per line.
     """
     path = Path(path)
     if not _has_rows(path):
+        if target_field is not None:
+            raise ConfigError(
+                f"target_field={target_field!r} names a column, and {path} has one text per line: leave it out."
+            )
         return [(line,) for line in read_lines(path)]
+    if target_field is not None:
+        fields = (target_field, target_field)
+        return [example.references for example in _read_table(_file_table(path, fields), fields, None).examples]
     converter = Converter(None, {}, REFERENCES)
     examples = converter.examples(_file_table(path, None).read(None))
     return [example.references for example in _some(list(examples), path)]
@@ -210,7 +224,8 @@ def _read_table(
     names = {field: _class_names(table.features, field) for field in fields_read}
     converter = Converter(shape, names, shapes)
     examples = _some(list(islice(converter.examples(table.read(columns)), limit)), table.name)
-    return Reading(examples, table.name, "" if converter.shape is None else converter.shape.name)
+    name = "" if converter.shape is None else converter.shape.name
+    return Reading(examples, table.name, f"columns {name}, from the first line on" if table.numbered else name)
 
 
 def _class_names(features: Any, field: str) -> Sequence[str] | None:  # noqa: ANN401 - features of an optional package

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 LONGEST_CELL = 1 << 30
 """Maximum number of characters of a CSV cell; the csv module's own default is 128 KiB."""
 
+FIRST_ROWS = 100
+"""Number of rows that tell what separates the cells."""
+
+ANNOUNCED = re.compile(r"sep=([,;\t])")
+"""The line with which some programs tell Excel the separator, before the first row."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -33,12 +40,14 @@ class Table:
         read: returns the rows, with only the columns that it is given, or all; called once.
         columns: the columns of every row; None if only the rows tell.
         features: the types of the columns of a Hugging Face data set, which name its classes.
+        numbered: whether the columns have numbers for names, so that the first line is a row.
     """
 
     name: str
     read: Callable[[Sequence[str] | None], Rows]
     columns: tuple[str, ...] | None = None
     features: Any = None
+    numbered: bool = False
 
 
 def json_table(path: Path) -> Table:
@@ -134,10 +143,15 @@ def tsv_table(path: Path, fields: tuple[str, str] | None) -> Table:
 def csv_table(path: Path, fields: tuple[str, str] | None) -> Table:
     """Return the rows of a CSV file, whose first line names the columns; see `tsv_table`.
 
-    Cells are separated by commas, or by semicolons or tabs if the first line contains those and no comma.
+    Cells are separated by commas, semicolons or tabs. If the first line contains several of these, the one that divides
+    the first rows into the same number of cells is the separator.
     """
-    separator = _separator(next(text_lines(path))[1])
+    first = next(text_lines(path))[1]
+    announced = ANNOUNCED.fullmatch(first)
+    separator = announced[1] if announced else _separator(path, first, fields)
     rows = _csv_rows(path, separator)
+    if announced:
+        next(rows)
     number, header = next(rows, (1, []))
     if _are_numbers(fields) and not set(fields or ()) <= set(header):
         return _sheet(path, (), chain([(number, header)], rows), SEPARATORS[separator])
@@ -146,7 +160,8 @@ def csv_table(path: Path, fields: tuple[str, str] | None) -> Table:
 
 def _csv_rows(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))
-    lines = (line for _, line in text_lines(path, ends=True))
+    # A line break inside a cell is a line feed, whatever ends the lines of the file.
+    lines = (f"{line}\n" for _, line in text_lines(path))
     reader = csv.reader(lines, delimiter=separator, strict=True)
     number = 1
     try:
@@ -162,9 +177,33 @@ def _csv_rows(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
         ) from error
 
 
-def _separator(line: str) -> str:
-    """Return what separates the cells of the first line."""
-    return next((separator for separator in SEPARATORS if separator in line), ",")
+def _separator(path: Path, first: str, fields: tuple[str, str] | None) -> str:
+    """Return what separates the cells of a file.
+
+    Raises:
+        DataError: the first rows do not tell, and no names of columns can show that it was the wrong one.
+    """
+    possible = [separator for separator in SEPARATORS if separator in first]
+    if len(possible) < 2:
+        return next(iter(possible), ",")
+    even = [separator for separator in possible if _is_even(path, separator)]
+    if len(even) == 1:
+        return even[0]
+    if _are_numbers(fields):
+        raise DataError(
+            f"{path}: the cells may be separated by {' or '.join(SEPARATORS[each] for each in possible)}, and the "
+            "first rows do not tell: enclose the cells in quotation marks, or name the columns in the first line."
+        )
+    return (even or possible)[0]
+
+
+def _is_even(path: Path, separator: str) -> bool:
+    """Return whether a separator divides the first rows into the same number of cells, more than one."""
+    try:
+        widths = {len(cells) for _, cells in islice(_csv_rows(path, separator), FIRST_ROWS)}
+    except DataError:
+        return False
+    return len(widths) == 1 and widths != {1}
 
 
 def _are_numbers(fields: tuple[str, str] | None) -> bool:
@@ -193,4 +232,4 @@ def _sheet(path: Path, names: Sequence[str], rows: Iterator[tuple[int, list[str]
             columns = names or [str(i + 1) for i in range(len(cells))]
             yield f"{path}:{number}", dict(zip(columns, cells, strict=True))
 
-    return Table(str(path), read, tuple(names) or None)
+    return Table(str(path), read, tuple(names) or None, numbered=not names)
