@@ -430,6 +430,18 @@ def test_references_may_be_several(run, folder):
     assert "|n:2|refs:4|" in json.loads(out)["exact_match"]["signature"]
 
 
+def test_the_column_of_the_references_may_be_named(run, folder):
+    (folder / "refs.csv").write_text("\ufeffMail;Antwort\nx;das Haus\ny;ein Hund\n", "utf-8")
+    (folder / "hyp.txt").write_text("das Haus\nein Hund\n", "utf-8")
+    command = ("evaluate", "--task", "qa", "--hypotheses", "hyp.txt", "--references", "refs.csv")
+    code, out, _ = run(*command, "--target-field", "Antwort", "--json")
+    assert code == 0
+    assert json.loads(out)["exact_match"]["value"] == 100
+    code, _, err = run(*command)
+    assert code == 1
+    assert "target_field" in err
+
+
 def test_formal_and_informal_go_together(run):
     files = ("--hypotheses", "train.de", "--references", "train.de", "--formal", "train.de")
     code, _, err = run("evaluate", "--task", "translation", *files)

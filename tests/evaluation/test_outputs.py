@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pema.errors import ConfigError, DataError, StorageError
-from pema.evaluation.outputs import read_hypotheses, require_writable, write_hypotheses
+from pema.evaluation.outputs import read_hypotheses, require_line_breaks, require_writable, write_hypotheses
 from pema.tasks.readers import read_lines
 
 ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
@@ -81,3 +81,25 @@ def test_writes_are_atomic(tmp_path):
         write_hypotheses(path, broken())
     assert read_lines(path) == ["before"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_line_breaks_that_were_written_as_two_characters_are_refused(tmp_path):
+    """They would cost several points of BLEU without a word."""
+    path = tmp_path / "h.txt"
+    write_hypotheses(path, ["Hello.", "Dear Ann,\nthank you."])
+    texts = read_hypotheses(path)
+    with pytest.raises(DataError, match=r"h\.txt:2: contains \\n as two characters.*generate into a \.jsonl file"):
+        require_line_breaks(path, texts, [("Hello.",), ("Dear Ann,\nthanks.",)])
+    require_line_breaks(path, texts, [("Hello.",), (r"Dear Ann,\nthanks.",)])  # both sides are written so
+    kept = tmp_path / "h.jsonl"
+    write_hypotheses(kept, [r"echo '\n'"])
+    require_line_breaks(kept, read_hypotheses(kept), [("echo '\n'",)])
+
+
+@pytest.mark.parametrize("name", ["h.csv", "h.tsv", "h.json", "h.parquet"])
+def test_hypotheses_in_another_format_are_not_read_as_lines(tmp_path, name):
+    (tmp_path / name).write_text("text\na\n")
+    with pytest.raises(
+        DataError, match=r"texts are read from text \(one per line\) or JSON Lines: write it as \.jsonl"
+    ):
+        read_hypotheses(tmp_path / name)

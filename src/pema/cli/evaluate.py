@@ -17,8 +17,11 @@ def evaluate(
         Path, typer.Option("--hypotheses", help="Generated texts, one per line, or JSONL with the field `text`.")
     ],
     references: Annotated[
-        Path, typer.Option("--references", help="Reference texts, one per line, or JSONL with targets.")
+        Path, typer.Option("--references", help="Reference texts, one per line, or data with targets: JSONL, CSV, ...")
     ],
+    target_field: Annotated[
+        str | None, typer.Option("--target-field", help="Column of --references; default: recognised.")
+    ] = None,
     formal: Annotated[
         Path | None, typer.Option("--formal", help="Formal references with CoCoA-MT formality marks, for M-ACC.")
     ] = None,
@@ -56,7 +59,7 @@ def evaluate(
     from pema.evaluation.elsewhere import ExternalScores
     from pema.evaluation.evaluate import evaluate as evaluated
     from pema.evaluation.notation import is_style, score_text
-    from pema.evaluation.outputs import read_hypotheses
+    from pema.evaluation.outputs import read_hypotheses, require_line_breaks
     from pema.evaluation.score import score
     from pema.tasks.readers import read_lines, read_references
     from pema.tasks.registry import get_task
@@ -66,7 +69,8 @@ def evaluate(
     for metric in filter(is_style, metrics or ()):
         ClassifierName.of(metric).require()
     annotated = None if formal is None or informal is None else (read_lines(formal), read_lines(informal))
-    texts = read_hypotheses(hypotheses), read_references(references)
+    texts = read_hypotheses(hypotheses), read_references(references, target_field)
+    require_line_breaks(hypotheses, *texts)
     results = evaluated(
         get_task(task),
         *texts,

@@ -73,13 +73,36 @@ def write_hypotheses(path: Path, hypotheses: Iterable[str], details: Sequence[Ma
         )
 
 
+def require_line_breaks(path: Path, hypotheses: Sequence[str], references: Sequence[tuple[str, ...]]) -> None:
+    r"""Refuse hypotheses whose line breaks were written as `\n`, if the references have line breaks.
+
+    Args:
+        path: the file that they were read from.
+        hypotheses: the texts.
+        references: the valid texts of each.
+
+    Raises:
+        DataError: a text contains `\n` as two characters, which the metrics would count as wrong.
+    """
+    if is_json_lines(path) or not any("\n" in each for several in references for each in several):
+        return
+    for number, text in enumerate(hypotheses, 1):
+        if "\\n" in text:
+            raise DataError(
+                f"{path}:{number}: contains \\n as two characters, as texts of several lines are written to a text "
+                "file, and the references have line breaks: generate into a .jsonl file."
+            )
+
+
 def read_hypotheses(path: Path, field: str = TEXT) -> list[str]:
     """Read one text per line: a field of each object of a file in JSON Lines, or each line of a text file.
 
     Raises:
-        DataError: the file is missing, empty or malformed.
+        DataError: the file is missing, empty, malformed or in another format.
     """
     if not is_json_lines(path):
+        if stem(path).endswith(OTHER):
+            raise DataError(f"{path}: texts are read from text (one per line) or JSON Lines: write it as .jsonl.")
         return read_lines(path)
     texts = []
     for number, line in text_lines(path):
