@@ -52,7 +52,7 @@ class Plan:
 
     def __init__(self, plms, policy, folder, path):
         self.environments, self.started = [{}] * len(plms), []
-        self._plms, self._policy, self._folder, self._path = plms, policy, folder, path
+        self._plms, self._policy, self._folder, self.policy = plms, policy, folder, path
         self.store = folder / "quotas.sqlite" if policy.quota_file is None else Path(policy.quota_file)
 
     def start(self, index):
@@ -60,11 +60,11 @@ class Plan:
         path = self._folder / f"{name}.sock"
 
         def load(metrics):
-            policy = self._policy if self._path is None else Policy.read(self._path)
+            policy = self._policy if self.policy is None else Policy.read(self.policy)
             return Service(self._plms[index], policy, metrics, Store(self.store), name)
 
         self.started.append(index)
-        process = Thread(create_app(load, policy=self._path), path)
+        process = Thread(create_app(load, policy=self.policy), path)
         return Worker(index, name, process, httpx2.AsyncHTTPTransport(uds=str(path), trust_env=False))
 
 
@@ -75,7 +75,7 @@ def routed(plms, policy=None, *, path=None, local_only=False, ready=None, **limi
     address, connections = Address(port=0), Connections(policy.limits.connections)
     with tempfile.TemporaryDirectory(prefix="pema-") as folder:
         plan = Plan(plms, policy, Path(folder), path)
-        fleet = Fleet(plan, Store(plan.store))
+        fleet = Fleet(plan, Store(plan.store), policy, connections)
         listener = address.listen()
         listener.connections = connections
         app = create_router(fleet, connections, local_only=local_only)

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import get_args
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -155,6 +156,34 @@ def test_a_key_that_was_removed_is_refused_by_all_workers_within_a_second(plms, 
             answer = client.post(f"{session}/advance", json={"step": 1, "tokens": [7]})
             refusal(answer, 401, "unknown_key")
         until(lambda: [len(service(worker).sessions) for worker in fleet.ready] == [0, 0], 30)
+
+
+def test_the_limit_of_connections_follows_the_policy(plms, tmp_path):
+    path = tmp_path / "policy.toml"
+
+    def text(most):
+        return f"[limits]\nconnections = {most}\n" + entry("acme")
+
+    path.write_text(text(5), encoding="utf-8")
+    with routed(plms[:1], Policy.read(path), path=path) as (url, fleet), contextlib.ExitStack() as stack:
+        address = urlsplit(url)
+        for most, others in ((2, 3), (5, 0)):
+            path.write_text(text(most), encoding="utf-8")
+            fleet.request_reread()
+            until(lambda most=most: fleet._connections.most == most)
+            opened = [stack.enter_context(socket.create_connection((address.hostname, address.port))) for _ in range(5)]
+            closed = 0
+            for connection in opened:
+                connection.settimeout(0.5)
+                with contextlib.suppress(TimeoutError):
+                    closed += connection.recv(1) == b""
+            assert closed == others
+            for connection in opened:
+                connection.close()
+        path.write_text(text(9).replace("[limits]", "[limitz]"), encoding="utf-8")
+        fleet.request_reread()
+        until(lambda: fleet._number == fleet._store.rereads() == 3)
+        assert fleet._connections.most == 5
 
 
 async def broken(_request):

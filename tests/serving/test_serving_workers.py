@@ -26,6 +26,8 @@ from pema.owner.client.connection import Connection
 from pema.owner.client.remote import RemotePLM
 from pema.owner.local import LocalPLM
 from pema.serving import workers
+from pema.serving.connections import Connections
+from pema.serving.policy import Policy
 from pema.serving.store import Store
 from pema.serving.workers import DEVICES, Fleet, Plan, Worker, environments
 
@@ -66,7 +68,7 @@ socketserver.ThreadingUnixStreamServer(sys.argv[1], Handler).serve_forever()
 class Programs:
     """A plan whose workers are small programs: `kinds[i]` is what the i-th process that is started does."""
 
-    store = None
+    store = policy = None
 
     def __init__(self, folder, count, *kinds):
         self.environments, self.folder, self.kinds, self.started = [{}] * count, folder, kinds, []
@@ -78,6 +80,10 @@ class Programs:
         process = subprocess.Popen([sys.executable, "-S", "-c", PROGRAM, str(path), kind])
         self.started.append((index, time.monotonic()))
         return Worker(index, str(number), process, httpx2.AsyncHTTPTransport(uds=str(path)))
+
+
+def fleet_of(plan, store=None):
+    return Fleet(plan, store or Store(), Policy(), Connections(1))
 
 
 @pytest.fixture
@@ -107,7 +113,7 @@ def watched(fleet, condition):
 
 def test_the_first_worker_is_ready_before_the_others_start(short):
     plan = Programs(short, 3)
-    fleet = Fleet(plan, Store())
+    fleet = fleet_of(plan)
     counts = []
 
     def ready():
@@ -120,7 +126,7 @@ def test_the_first_worker_is_ready_before_the_others_start(short):
 
 
 def test_a_worker_that_cannot_start_ends_the_server(short):
-    fleet = Fleet(Programs(short, 2, "fails"), Store())
+    fleet = fleet_of(Programs(short, 2, "fails"))
     watched(fleet, lambda: fleet.failure is not None)
     assert not fleet.healthy
     with pytest.raises(ProcessError, match="a worker ended with exit code 3 before it was ready, see above"):
@@ -129,7 +135,7 @@ def test_a_worker_that_cannot_start_ends_the_server(short):
 
 def test_a_later_worker_that_cannot_start_is_tried_again_with_growing_pauses(short, caplog):
     plan = Programs(short, 2, "good", "fails", "fails", "fails")
-    fleet = Fleet(plan, Store())
+    fleet = fleet_of(plan)
     watched(fleet, lambda: len(fleet.ready) == 2)
     assert [index for index, _ in plan.started] == [0, 1, 1, 1, 1]
     lines = [record.fields for record in caplog.records if "started again" in record.getMessage()]
@@ -144,7 +150,7 @@ def test_a_system_without_a_free_process_is_waited_for(short, caplog):
     plan, failures = Programs(short, 1), [OSError(11, "Resource temporarily unavailable")] * 2
     start = plan.start
     plan.start = lambda index: start(index) if not failures else _raise(failures.pop())
-    fleet = Fleet(plan, Store())
+    fleet = fleet_of(plan)
     watched(fleet, lambda: fleet.ready)
     lines = [record.fields for record in caplog.records if "started again" in record.getMessage()]
     assert [line["seconds"] for line in lines] == [0.05, 0.1]
@@ -158,13 +164,13 @@ def _raise(error):
 def test_a_worker_whose_plm_does_not_run_is_replaced(short, monkeypatch):
     monkeypatch.setattr(workers, "HEALTH_SECONDS", 0.1)
     plan = Programs(short, 1, "broken")
-    fleet = Fleet(plan, Store())
+    fleet = fleet_of(plan)
     watched(fleet, lambda: len(plan.started) == 2 and fleet.ready)
 
 
 def test_a_worker_that_does_not_end_is_killed(short):
     plan = Programs(short, 1, "stubborn")
-    fleet, process = Fleet(plan, Store()), []
+    fleet, process = fleet_of(plan), []
 
     def ready():
         process.extend(worker.process for worker in fleet.ready)
@@ -177,7 +183,7 @@ def test_a_worker_that_does_not_end_is_killed(short):
 def test_a_request_to_reread_waits_for_the_store(short, monkeypatch):
     monkeypatch.setattr("pema.serving.store.PATIENCE", 0.01)
     store, other = Store(short / "quotas.sqlite"), Store(short / "quotas.sqlite")
-    fleet = Fleet(Programs(short, 1), store)
+    fleet = fleet_of(Programs(short, 1), store)
     other.execute("BEGIN IMMEDIATE")
     fleet.request_reread()
     began = time.monotonic()
@@ -234,7 +240,7 @@ def test_the_gpus_that_are_visible(monkeypatch):
 def test_a_path_that_is_too_long_for_a_socket(tmp_path):
     folder = tmp_path / ("x" * 100)
     plan = Plan("embedded", {}, None, tmp_path / "quotas.sqlite", folder, [{}])
-    fleet = Fleet(plan, Store())
+    fleet = fleet_of(plan)
     watched(fleet, lambda: fleet.failure is not None)
     with pytest.raises(ConfigError, match=r"x{100}/\w+\.sock is too long for a socket: set TMPDIR"):
         raise fleet.failure

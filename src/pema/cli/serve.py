@@ -113,7 +113,7 @@ def _serve_with_workers(
         store = Store(file)
         listener = address.listen()
         log_to_stderr()
-        fleet = Fleet(Plan(plm, loaded, policy, file, folder, divided), store)
+        fleet = Fleet(Plan(plm, loaded, policy, file, folder, divided), store, rules, connections)
         app = create_router(fleet, connections, local_only=local_only)
         run(app, fleet, fleet.request_reread, address, listener, connections, plm)
 

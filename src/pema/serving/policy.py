@@ -173,6 +173,29 @@ class Policy(_Table):
         return _beside(path, policy.model_copy(update={"keys": keys}), "mask_secret", "quota_file")
 
 
+def reread(path: Path, current: Policy) -> Policy:
+    """Read the policy file of a running server again.
+
+    Args:
+        path: the file.
+        current: the policy in force.
+
+    Raises:
+        ConfigError: it is no valid policy, or one that cannot follow the current one.
+    """
+    policy = Policy.read(path)
+    if current.keys and not policy.keys:
+        raise ConfigError(
+            f"the policy {path} has no keys any more, which would let everybody in: add a key, or stop the server."
+        )
+    if policy.quota_file != current.quota_file:
+        raise ConfigError(
+            f"the policy {path} names another quota_file, and a running server keeps the one that it counts in: start "
+            "it again."
+        )
+    return policy
+
+
 ANYBODY = Key(name="anybody", sha256="0" * 64, endpoints=get_args(Endpoint))
 """The key of all requests to a server without keys."""
 

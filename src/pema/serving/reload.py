@@ -14,7 +14,7 @@ from pathlib import Path
 from pema.errors import ConfigError, PemaError
 from pema.serving.connections import Connections
 from pema.serving.lifecycle import Lifecycle
-from pema.serving.policy import Policy
+from pema.serving.policy import Policy, reread
 from pema.serving.refusal import POLICY_CHANGED, Refusal
 from pema.serving.service import Service
 
@@ -90,15 +90,4 @@ class Reloader:
     def _read(self, service: Service) -> Policy:
         if self._path is None:
             raise ConfigError("the server was started without a policy file (--policy): start it again with one.")
-        policy = Policy.read(self._path)
-        if service.policy.keys and not policy.keys:
-            raise ConfigError(
-                f"the policy {self._path} has no keys any more, which would let everybody in: add a key, or stop the "
-                "server."
-            )
-        if policy.quota_file != service.policy.quota_file:
-            raise ConfigError(
-                f"the policy {self._path} names another quota_file, and a running server keeps the one that it counts "
-                "in: start it again."
-            )
-        return policy
+        return reread(self._path, service.policy)

@@ -23,6 +23,8 @@ import httpx2
 
 from pema.errors import ConfigError, PemaError, ProcessError
 from pema.lifeline import PYTHON, environment
+from pema.serving.connections import Connections
+from pema.serving.policy import Policy, reread
 from pema.serving.refusal import Refusal, draining, loading
 from pema.serving.state import State
 from pema.serving.store import Store
@@ -166,14 +168,17 @@ class Fleet(State):
     Args:
         plan: what they run.
         store: the store that they share.
+        policy: the policy in force.
+        connections: those of this process, whose limit follows the policy.
     """
 
-    def __init__(self, plan: Plan, store: Store) -> None:
+    def __init__(self, plan: Plan, store: Store, policy: Policy, connections: Connections) -> None:
         super().__init__()
-        self._plan, self._store = plan, store
+        self._plan, self._store, self._policy, self._connections = plan, store, policy, connections
         self._places = [_Place() for _ in plan.environments]
         self._begun = False  # whether a worker has ever been ready
         self._reread = False
+        self._number = -1  # of requests to reread the policy, as of the last one that was followed
         self._requests = 0
 
     @property
@@ -219,10 +224,11 @@ class Fleet(State):
                 self._start()
                 await asyncio.sleep(WATCH_SECONDS)
                 await asyncio.gather(*(self._look(place, place.worker) for place in self._places if place.worker))
-                if self._reread:
-                    with contextlib.suppress(Refusal):  # the store is unavailable, which is logged; the next time
+                with contextlib.suppress(Refusal):  # the store is unavailable, which is logged; the next time
+                    if self._reread:
                         self._store.request_reread()
                         self._reread = False
+                    self._follow()
         except PemaError as error:
             self.failure = error
 
@@ -235,6 +241,16 @@ class Fleet(State):
         for worker in workers:
             await worker.transport.aclose()
         self._store.close()
+
+    def _follow(self) -> None:
+        """Follow a policy that was reread: connections are limited here, and everything else by the workers."""
+        number = self._store.rereads()
+        if self._plan.policy is None or number == self._number:
+            return
+        self._number = number
+        with contextlib.suppress(ConfigError):  # the workers keep the old one too, and log why
+            self._policy = reread(self._plan.policy, self._policy)
+            self._connections.resize(self._policy.limits.connections)
 
     def _start(self) -> None:
         if self.draining:
