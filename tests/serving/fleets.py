@@ -52,19 +52,18 @@ class Plan:
 
     def __init__(self, plms, policy, folder, path):
         self.environments, self.started = [{}] * len(plms), []
-        self._plms, self._policy, self._folder, self.policy = plms, policy, folder, path
+        self._plms, self._folder, self.policy = plms, folder, path
         self.store = folder / "quotas.sqlite" if policy.quota_file is None else Path(policy.quota_file)
 
-    def start(self, index):
+    def start(self, index, rules, number):
         name = secrets.token_hex(4)
         path = self._folder / f"{name}.sock"
 
         def load(metrics):
-            policy = self._policy if self.policy is None else Policy.read(self.policy)
-            return Service(self._plms[index], policy, metrics, Store(self.store), name)
+            return Service(self._plms[index], rules, metrics, Store(self.store), name)
 
         self.started.append(index)
-        process = Thread(create_app(load, policy=self.policy), path)
+        process = Thread(create_app(load, policy=self.policy, number=number), path)
         return Worker(index, name, process, httpx2.AsyncHTTPTransport(uds=str(path), trust_env=False))
 
 

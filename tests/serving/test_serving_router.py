@@ -186,6 +186,23 @@ def test_the_limit_of_connections_follows_the_policy(plms, tmp_path):
         assert fleet._connections.most == 5
 
 
+def test_a_worker_that_is_started_again_does_not_read_a_file_that_nobody_asked_to_reread(plms, tmp_path, monkeypatch):
+    monkeypatch.setattr("pema.serving.workers.FIRST_PAUSE", 0.05)
+    path = tmp_path / "policy.toml"
+    path.write_text(entry("acme"), encoding="utf-8")
+    with routed(plms[:1], Policy.read(path), path=path) as (url, fleet):
+        until(lambda: fleet._number == 0)
+        path.write_text(entry("other"), encoding="utf-8")
+        before = fleet.ready[0]
+        before.process.kill()
+        until(lambda: fleet.ready and fleet.ready[0] is not before)
+        time.sleep(0.5)  # longer than the reread would take
+        assert httpx2.get(f"{url}/v1/plm", headers=bearer()).status_code == 200
+        fleet.request_reread()
+        until(lambda: httpx2.get(f"{url}/v1/plm", headers=bearer()).status_code == 401)
+        assert httpx2.get(f"{url}/v1/plm", headers=bearer("other")).status_code == 200
+
+
 async def broken(_request):
     raise httpx2.ReadError("the worker was killed")
 

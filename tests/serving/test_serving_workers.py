@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from fleets import until
-from served import KEYS, bearer
+from served import KEYS, bearer, key
 from test_client_process import POLICY, SOURCES, TASK
 from test_serving_process import PATIENCE, PEMA
 
@@ -25,9 +25,9 @@ from pema.generation.decoding import generate
 from pema.owner.client.connection import Connection
 from pema.owner.client.remote import RemotePLM
 from pema.owner.local import LocalPLM
-from pema.serving import workers
+from pema.serving import worker, workers
 from pema.serving.connections import Connections
-from pema.serving.policy import Policy
+from pema.serving.policy import Limits, Policy
 from pema.serving.store import Store
 from pema.serving.workers import DEVICES, Fleet, Plan, Worker, environments
 
@@ -73,7 +73,7 @@ class Programs:
     def __init__(self, folder, count, *kinds):
         self.environments, self.folder, self.kinds, self.started = [{}] * count, folder, kinds, []
 
-    def start(self, index):
+    def start(self, index, rules, number):
         number = len(self.started)
         kind = self.kinds[number] if number < len(self.kinds) else "good"
         path = self.folder / f"{number}.sock"
@@ -244,6 +244,26 @@ def test_a_path_that_is_too_long_for_a_socket(tmp_path):
     watched(fleet, lambda: fleet.failure is not None)
     with pytest.raises(ConfigError, match=r"x{100}/\w+\.sock is too long for a socket: set TMPDIR"):
         raise fleet.failure
+
+
+def test_a_worker_has_the_policy_in_force_and_not_the_file(short, monkeypatch):
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(json.loads(command[-1])))
+    monkeypatch.setattr(worker, "run", lambda app, lifecycle, reread, listener: apps.append((app, lifecycle)))
+    monkeypatch.setattr(worker.LocalPLM, "load", lambda name, **_: name)
+    monkeypatch.setattr(worker, "Service", lambda plm, policy, metrics, store, name: services.append((plm, policy)))
+    rules = Policy(keys=(key(tokens_per_day=7, requests_per_second=0.5),), limits=Limits(connections=9))
+    with tempfile.TemporaryDirectory(prefix="pema-") as name:
+        folder, apps, services = Path(name), [], []
+        (folder / "policy.toml").write_text("[limits]\nconnec", encoding="utf-8")
+        plan = Plan("embedded", {}, folder / "policy.toml", folder / "quotas.sqlite", folder, [{}])
+        plan.start(0, rules, 3)
+        worker.work(started[0])
+        app, lifecycle = apps[0]
+        lifecycle._load()
+        assert services == [("embedded", rules)]
+        assert app.state.reloader._number == 3
+        assert not list(folder.glob("*.json"))
 
 
 def children(number):

@@ -37,6 +37,7 @@ def create_app(
     connections: Connections | None = None,
     *,
     policy: Path | None = None,
+    number: int | None = None,
     local_only: bool = False,
 ) -> FastAPI:
     """Make the application; `app.state.lifecycle` is its state, `app.state.reloader` rereads its policy.
@@ -45,12 +46,13 @@ def create_app(
         load: makes the service once the application runs.
         connections: those of the process; None if something else accepts them.
         policy: the policy file to reread.
+        number: see `Reloader`.
         local_only: whether to answer only requests sent to this machine by its own name, and not by web pages.
     """
     metrics = Metrics()
     connections = Connections(1) if connections is None else connections
     lifecycle = Lifecycle(lambda: load(metrics), metrics.usage)
-    reloader = Reloader(policy, lifecycle, connections)
+    reloader = Reloader(policy, lifecycle, connections, number)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

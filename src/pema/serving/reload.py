@@ -32,12 +32,15 @@ class Reloader:
         path: the policy file; None if the server was started without one.
         lifecycle: has the service, once it is loaded.
         connections: of the process.
+        number: the request to reread that the policy in force follows, of those in the store; None if that is unknown.
     """
 
-    def __init__(self, path: Path | None, lifecycle: Lifecycle, connections: Connections) -> None:
+    def __init__(
+        self, path: Path | None, lifecycle: Lifecycle, connections: Connections, number: int | None = None
+    ) -> None:
         self._path, self._lifecycle, self._connections = path, lifecycle, connections
         self._requested = False
-        self._number: int | None = None  # of requests in the store, as of the last reread
+        self._number = number
 
     def request(self) -> None:
         """Ask for the policy to be reread soon; safe in a signal handler."""

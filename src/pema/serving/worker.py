@@ -27,14 +27,15 @@ def work(given: dict[str, Any]) -> None:
     Raises:
         PemaError: the PLM or the policy cannot be used.
     """
-    path = None if given["policy"] is None else Path(given["policy"])
-    policy = Policy() if path is None else Policy.read(path)
+    path, rules = None if given["policy"] is None else Path(given["policy"]), Path(given["rules"])
+    policy = Policy.model_validate_json(rules.read_bytes())
+    rules.unlink()
 
     def load(metrics: Metrics) -> Service:
         plm = LocalPLM.load(given["plm"], **given["loaded"])
         return Service(plm, policy, metrics, Store(Path(given["store"])), given["name"])
 
-    app = create_app(load, policy=path)
+    app = create_app(load, policy=path, number=given["number"])
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(given["socket"])
         listener.listen(2048)

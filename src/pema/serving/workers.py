@@ -72,8 +72,13 @@ class Plan:
     folder: Path
     environments: Sequence[Mapping[str, str]]
 
-    def start(self, index: int) -> Worker:
+    def start(self, index: int, rules: Policy, number: int | None) -> Worker:
         """Start a worker.
+
+        Args:
+            index: its number.
+            rules: the policy in force; the file may have been changed since it was read.
+            number: the request to reread that it follows, of those in the store; None if that is unknown.
 
         Raises:
             ConfigError: the path of its socket is too long.
@@ -87,10 +92,13 @@ class Plan:
             "loaded": dict(self.loaded),
             "policy": None if self.policy is None else str(self.policy),
             "store": str(self.store),
+            "rules": str(path.with_suffix(".json")),
+            "number": number,
             "socket": str(path),
             "name": name,
             "index": index,
         }
+        path.with_suffix(".json").write_text(rules.model_dump_json(), encoding="utf-8")
         process = subprocess.Popen(
             [*PYTHON, "-m", "pema.serving.worker", json.dumps(given)],
             stdin=subprocess.PIPE,  # its end is the end of the worker; see `pema.lifeline`
@@ -178,7 +186,7 @@ class Fleet(State):
         self._places = [_Place() for _ in plan.environments]
         self._begun = False  # whether a worker has ever been ready
         self._reread = False
-        self._number = -1  # of requests to reread the policy, as of the last one that was followed
+        self._number: int | None = None  # of requests to reread the policy, as of the last one that was followed
         self._requests = 0
 
     @property
@@ -245,9 +253,11 @@ class Fleet(State):
     def _follow(self) -> None:
         """Follow a policy that was reread: connections are limited here, and everything else by the workers."""
         number = self._store.rereads()
-        if self._plan.policy is None or number == self._number:
+        if number == self._number:
             return
         self._number = number
+        if self._plan.policy is None:
+            return
         with contextlib.suppress(ConfigError):  # the workers keep the old one too, and log why
             self._policy = reread(self._plan.policy, self._policy)
             self._connections.resize(self._policy.limits.connections)
@@ -258,7 +268,7 @@ class Fleet(State):
         for index, place in enumerate(self._places if self._begun else self._places[:1]):
             if place.worker is None and time.monotonic() >= place.empty_until:
                 try:
-                    place.worker = self._plan.start(index)
+                    place.worker = self._plan.start(index, self._policy, self._number)
                 except OSError as error:  # the system has no process or no file left
                     self._wait(place, worked=False, fields={"worker": index, "why": str(error)})
 
