@@ -48,6 +48,7 @@ def run(tmp_path):
 
 PAIR = ("--source", "two.txt", "--target", "two.txt")
 BUILD = ("build", "--plm", "embedded", "--task", "qa", *PAIR, "-o")
+SERVE = ("serve", "embedded", "--insecure-network", "--host", "203.0.113.7")
 EVALUATE = ("evaluate", "--task", "translation", "--hypotheses", "two.txt", "--references")
 
 
@@ -128,6 +129,7 @@ def test_help_has_an_example_and_the_result_as_json_without_torch(run, verb):
         (("memory", "sample", "empty", "-o", "m", "--pairs", 3), 1, "empty is not a memory"),
         (("audit", "nowhere", "--members", "m", "--non-members", "n"), 1, "nowhere is not a folder with an adapter"),
         (("serve", "p", "--policy", "bad.toml"), 2, "the policy bad.toml is not TOML"),
+        ((*SERVE, "--workers", 2), 2, "cannot listen on 203.0.113.7"),  # the process in front of workers
         (("serve", "p", "--port", 65536), 2, "--port=65536 is too large"),
         (("release", "p", "-o", "h", "--mask", "mirror"), 2, "unknown --mask 'mirror'"),
         ((*BUILD, "m", "--plm", "empty"), 1, "the folder empty contains no config.json"),

@@ -62,11 +62,9 @@ def serve(
     from pema.serving.connections import Connections
     from pema.serving.server import Address
     from pema.serving.server import serve as run
-    from pema.serving.views import require_secrets
 
     address = Address(host, port, tls_cert, tls_key)
     address.check(rules, insecure=insecure_network)
-    require_secrets(rules)
     connections, local_only = Connections(rules.limits.connections), address.local_only(rules)
     if workers > 1:
         _serve_with_workers(workers, plm, loaded, policy, rules, address, connections, local_only)
@@ -77,6 +75,9 @@ def serve(
     from pema.serving.logs import log_to_stderr
     from pema.serving.metrics import Metrics
     from pema.serving.service import Service
+    from pema.serving.views import require_secrets
+
+    require_secrets(rules)  # of several workers the first one does: this process would need torch for it
 
     def load(metrics: Metrics) -> Service:
         return Service(LocalPLM.load(plm, **loaded), rules, metrics)
