@@ -21,6 +21,7 @@ from pema.cli.options import (
     PLMName,
     TemplateText,
     loading,
+    local_path,
     require_generating,
     require_plm,
     show,
@@ -29,7 +30,6 @@ from pema.cli.settings import Options, declared
 from pema.cli.sources import read_inputs
 from pema.cluster.config import EngineConfig
 from pema.generation.config import GenerateConfig
-from pema.storage.address import require_local
 
 CLASSIFYING = Options(GenerateConfig, ("schedule", "lambda_max", "batch_size"))
 
@@ -47,6 +47,7 @@ def classify(
         typer.Option(
             "-o",
             "--output",
+            callback=local_path,
             help="Output file, in the order of the sources: one label per line, or (.jsonl) one JSON object per line "
             "with the label (`text`) and its probability among the labels.",
         ),
@@ -79,7 +80,6 @@ def classify(
     GenerateConfig.split(settings)
     engine = EngineConfig(**running)
     require_generating(engine, plm)
-    require_local(output)
     require_writable(output)
     names = require_labels(read_lines(labels))
     sources = read_inputs(inputs, data, source_field)

@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pema.cli.options import AsJSON, require_plm, show
+from pema.cli.options import AsJSON, local_path, require_plm, show
 from pema.errors import PemaError
-from pema.storage.address import require_local
 
 if TYPE_CHECKING:
     from pema.experiments.experiment import Experiment, Kind
 
 Config = Annotated[Path, typer.Argument(help="TOML file: methods, data, budget, seeds.", metavar="CONFIG")]
-Results = Annotated[Path, typer.Option("-o", "--output", help="Gets a folder with one result file per run.")]
-Work = Annotated[Path, typer.Option("--work", help="Folder of memories and trained models; what exists there is used.")]
+Results = Annotated[
+    Path, typer.Option("-o", "--output", callback=local_path, help="Gets a folder with one result file per run.")
+]
+Work = Annotated[
+    Path,
+    typer.Option(
+        "--work", callback=local_path, help="Folder of memories and trained models; what exists there is used."
+    ),
+]
 DataRoot = Annotated[
     Path | None, typer.Option("--data-root", help="Folder that the config's data paths start from; default: its own.")
 ]
@@ -51,8 +57,6 @@ def run(
     from pema.evaluation.notation import is_style
     from pema.experiments.config import on_device, read_description
 
-    require_local(output)
-    require_local(work)
     experiment = read_description(config, kind, data_root)
     for plm in experiment.plms():
         require_plm(plm)

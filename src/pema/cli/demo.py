@@ -7,19 +7,30 @@ from typing import Annotated
 
 import typer
 
-from pema.cli.options import AsJSON, Seed, require_plm, show
+from pema.cli.options import AsJSON, Seed, local_path, require_plm, show
 
 
 def demo(
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Also write all results to this file, .json.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            "-o", "--output", callback=local_path, help="Also write all results to this file, .json.", metavar="FILE"
+        ),
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option("--keep", help="Keep memories, adapters and outputs in this folder.", metavar="DIR")
+        Path | None,
+        typer.Option(
+            "--keep", callback=local_path, help="Keep memories, adapters and outputs in this folder.", metavar="DIR"
+        ),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option("--report", help="Also write the report to this file: .html, .md, .tex or .csv.", metavar="FILE"),
+        typer.Option(
+            "--report",
+            callback=local_path,
+            help="Also write the report to this file: .html, .md, .tex or .csv.",
+            metavar="FILE",
+        ),
     ] = None,
     seed: Seed = 0,
     as_json: AsJSON = False,

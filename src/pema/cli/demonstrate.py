@@ -15,6 +15,7 @@ from pema.cli.options import (
     TargetColumn,
     TaskName,
     TemplateText,
+    local_path,
     show,
 )
 
@@ -24,7 +25,10 @@ def demonstrate(
     pool: Annotated[
         str, typer.Option("--pool", help="Data of solved examples, such as the training data; read as --data is.")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Output file in JSON Lines.", metavar="FILE.jsonl")],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", callback=local_path, help="Output file in JSON Lines.", metavar="FILE.jsonl"),
+    ],
     k: Annotated[int, typer.Option("-k", help="Number of demonstrations in front of each source.", min=1)] = 3,
     inputs: InputLines = None,
     data: PairsData = None,

@@ -21,6 +21,7 @@ from pema.cli.options import (
     PLMName,
     TemplateText,
     loading,
+    local_path,
     require_generating,
     require_plm,
     show,
@@ -29,7 +30,6 @@ from pema.cli.settings import Options, declared
 from pema.cli.sources import read_inputs
 from pema.cluster.config import EngineConfig
 from pema.generation.config import GenerateConfig, with_own_ending
-from pema.storage.address import require_local
 
 GENERATING = Options(
     GenerateConfig,
@@ -48,6 +48,7 @@ def generate(
         typer.Option(
             "-o",
             "--output",
+            callback=local_path,
             help="Output file, in the order of the sources: one text per line, or (.jsonl) one JSON object per line, "
             "which keeps texts of several lines.",
         ),
@@ -81,7 +82,6 @@ def generate(
     GenerateConfig.split(settings)
     engine = EngineConfig(**running)
     require_generating(engine, plm)
-    require_local(output)
     require_writable(output)
     sources = read_inputs(inputs, data, source_field)
     config = read_config(adapter)

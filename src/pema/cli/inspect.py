@@ -17,6 +17,7 @@ from pema.cli.options import (
     PLMName,
     TemplateText,
     loading,
+    local_path,
     require_plm,
     show,
 )
@@ -32,7 +33,9 @@ def inspect(
     adapter: AdapterPlace,
     plm: PLMName,
     text: Annotated[str, typer.Option("--text", help="The source text.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where the page goes, e.g. page.html.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", callback=local_path, help="Where the page goes, e.g. page.html.")
+    ],
     settings: dict[str, Any],
     loaded: dict[str, Any],
     reference: Annotated[

@@ -20,6 +20,7 @@ from pema.owner.openai_api.config import APIConfig, is_described
 from pema.owner.sources.names import CAUSAL, require_model
 from pema.owner.sources.served import is_served, served
 from pema.schema import SEED, Field, require
+from pema.storage.address import require_local
 
 PLM = "A packaged PLM (smollm2-135m; 'embedded', for tests), a hub name, a transformers folder, a GGUF file"
 PLMName = Annotated[
@@ -70,6 +71,17 @@ SystemPrompt = Annotated[
     str | None, typer.Option("--system", help="System prompt of the chat; default: the chat template's own.")
 ]
 OwnSystemPrompt = Annotated[str | None, typer.Option("--system", help="System prompt; default: the adapter's.")]
+
+
+def local_path(place: Path | None) -> Path | None:
+    """Check what a command writes to this machine only; for `typer.Option(callback=local_path)`.
+
+    Raises:
+        ConfigError: it is an address.
+    """
+    if place is not None:
+        require_local(place)
+    return place
 
 
 InputLines = Annotated[Path | None, typer.Option("--input", help="Source texts, one per line.")]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pema.cli.options import AsJSON, show
+from pema.cli.options import AsJSON, local_path, show
 from pema.cli.settings import Options, declared
 from pema.owner.logprobs.config import RecoveryConfig
 
@@ -29,7 +29,13 @@ def recover(
     ],
     output: Annotated[
         Path,
-        typer.Option("-o", "--output", help="Folder for the head bundle and the tokenizer's files.", metavar="HEAD"),
+        typer.Option(
+            "-o",
+            "--output",
+            callback=local_path,
+            help="Folder for the head bundle and the tokenizer's files.",
+            metavar="HEAD",
+        ),
     ],
     recovering: dict[str, Any],
     as_json: AsJSON = False,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pema.cli.options import AsJSON, LocalPLMName, loading, require_plm, show
+from pema.cli.options import AsJSON, LocalPLMName, loading, local_path, require_plm, show
 from pema.cli.settings import declared
 from pema.console import note
 from pema.errors import ConfigError
@@ -34,7 +34,8 @@ def release(
         ),
     ] = "none",
     secret: Annotated[
-        Path | None, typer.Option("--secret", help="File of the mask's secret; created if it does not exist.")
+        Path | None,
+        typer.Option("--secret", callback=local_path, help="File of the mask's secret; created if it does not exist."),
     ] = None,
     as_json: AsJSON = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pema.cli.options import AsJSON, show
+from pema.cli.options import AsJSON, local_path, show
 
 
 def report(
@@ -20,6 +20,7 @@ def report(
         typer.Option(
             "-o",
             "--output",
+            callback=local_path,
             help="File of the report; its suffix decides: .html is the page, .md, .tex and .csv are the tables.",
             metavar="FILE",
         ),
