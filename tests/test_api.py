@@ -1,6 +1,7 @@
 """The Python API: the same results as the step-by-step functions, the command line and the method of comparisons."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -311,3 +312,74 @@ def test_importing_pema_is_quick():
     code = "import json, sys, pema; dir(pema); pema.preset, pema.ConfigError; print(json.dumps('torch' in sys.modules))"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(child.stdout) is False
+
+
+@pytest.fixture(scope="module")
+def arguments(plm, folder, examples):
+    """Arguments that suit."""
+    adapter = plm.adapt(examples, "translation", CONFIG, folder / "arguments")
+    return {"plm": plm, "adapter": adapter, "memory": pema.Memory.open(folder / "arguments" / "memory")}
+
+
+LISTS = "must be a list of texts, not the text 'The dog.'"
+ADAPTER = r"adapter='x' must be of type Adapter: read one with pema\.Adapter\.from_pretrained"
+NAME = r"plm='x' is a name: open the PLM with pema\.PLM\.from_pretrained\('x'\)"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda o: o["plm"].generate("The dog.", o["adapter"]), f"sources {LISTS}"),
+        (lambda o: o["plm"].classify("The dog.", ["a", "b"], o["adapter"]), f"sources {LISTS}"),
+        (lambda o: o["plm"].classify(["a"], "The dog.", o["adapter"]), f"labels {LISTS}"),
+        (lambda o: pema.generate(o["plm"], o["adapter"], "The dog."), f"sources {LISTS}"),
+        (lambda o: o["plm"].generate(["a", None], o["adapter"]), "source 2 is of type NoneType: give a text, or an"),
+        (lambda o: o["plm"].generate(["a"], "x"), ADAPTER),
+        (lambda o: o["plm"].generate(["a"], "x", task="translation"), ADAPTER),
+        (lambda o: o["plm"].classify(["a"], ["b", "c"], "x"), ADAPTER),
+        (lambda o: o["plm"].use("x").__enter__(), ADAPTER),
+        (lambda o: pema.tune(o["plm"], "x", [pema.Example("a", "b")]), ADAPTER),
+        (lambda o: pema.generate(o["adapter"], o["plm"], ["a"]), r"adapter=PLM\('plm'.*must be of type Adapter"),
+        (lambda o: pema.generate("x", o["adapter"], ["a"]), NAME),
+        (lambda o: pema.classify("x", o["adapter"], ["a"], ["b", "c"]), NAME),
+        (lambda o: pema.build_memory("x", [pema.Example("a", "b")], "translation", "never"), NAME),
+        (lambda o: pema.train("x", CONFIG, "never"), r"memory='x' must be of type Memory: .*pema\.Memory\.open"),
+        (
+            lambda o: pema.train(o["memory"], "best", "never"),
+            r"config='best' must be of type TrainConfig: .*pema\.preset",
+        ),
+        (lambda o: pema.tune(o["plm"], o["adapter"], ["a"]), "example 1 is of type str, not an Example: read the data"),
+        (lambda o: pema.demonstrate(["a"], [pema.Example("a", "b")], 1, "translation"), "example 1 is of type str"),
+        (lambda o: pema.demonstrate([pema.Example("a", "b")], ["a"], 1, "translation"), "example 1 is of type str"),
+        (lambda o: pema.evaluate(3, ["a"], ["b"]), r"task=3 is no task: give a name \(translation, "),
+        (
+            lambda o: o["plm"].adapt([], epochs=3),
+            r"epochs is a setting of the training: give config=pema\.preset\('best', ep",
+        ),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused_by_name(arguments, call, message, tmp_path, monkeypatch):
+    """A text is a sequence of characters: in the place of a list it gave one result per character."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((pema.ConfigError, pema.DataError), match=message):
+        call(arguments)
+
+
+def test_a_task_may_be_named_wherever_one_is_taken(arguments, examples, tmp_path):
+    plm, adapter, task = arguments["plm"], arguments["adapter"], pema.get_task("translation")
+    built = [pema.build_memory(plm, examples, each, tmp_path / str(n)) for n, each in enumerate((task, "translation"))]
+    assert built[0].manifest == built[1].manifest
+    for call in (
+        lambda each: pema.generate(plm, adapter, SOURCES[:1], each),
+        lambda each: pema.classify(plm, adapter, SOURCES[:1], ["a", "b"], each).choices,
+        lambda each: pema.tune(plm, adapter, examples[:1], task=each, schedules=[]).to_dict(),
+        lambda each: pema.evaluate(each, ["a b"], ["a c"]),
+        lambda each: pema.demonstrate(examples[:1], examples, 1, each),
+    ):
+        assert call("translation") == call(task)
+
+
+def test_what_a_notebook_shows(arguments):
+    assert repr(arguments["plm"]).startswith("PLM('plm': LlamaForCausalLM, d=32, V=320")
+    assert re.match(r"Adapter\(\s*d=32, rank=8, V=320, .*task='translation', plm='plm'", repr(arguments["adapter"]))
+    assert re.match(r"Memory\('.*memory': 6 examples, [\d,]+ pairs, teacher, plm\)", repr(arguments["memory"]))

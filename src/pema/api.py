@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pema.adapter.config import TrainConfig
-from pema.adapter.module import Adapter
+from pema.adapter.module import Adapter, require_adapter
 from pema.adapter.presets import preset
 from pema.adapter.task import require_task, task_of
 from pema.errors import ConfigError
@@ -29,7 +29,7 @@ from pema.owner.contract import BATCH_TOKENS, GivesProposals, Metered, SharesPre
 from pema.owner.opening import open_plm
 from pema.schema import known, short
 from pema.storage.address import name_of
-from pema.tasks.registry import Task, get_task
+from pema.tasks.registry import Task, chosen_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,6 +51,10 @@ class PLM:
         """Wrap an open PLM: a `LocalPLM`, a `RemotePLM`, a masked one."""
         self._plm = plm
         self._used: _Used | None = None
+
+    def __repr__(self) -> str:
+        about = self.description
+        return f"PLM({about.name!r}: {about.architecture}, d={about.d}, V={about.vocabulary_size:,}, tap={about.tap!r})"
 
     @classmethod
     def from_pretrained(cls, name_or_address: str | Path, **settings: Any) -> Self:  # noqa: ANN401
@@ -99,9 +103,14 @@ class PLM:
             DataError: no examples, or one that cannot be used.
             PemaError: as `build_memory` and `train`.
         """
+        training = [name for name in building if name in TrainConfig.__dataclass_fields__]
+        if training:
+            raise ConfigError(
+                f"{training[0]} is a setting of the training: give config=pema.preset('best', {training[0]}=...)."
+            )
         known(BuildConfig, building)
         build = BuildConfig(**building)
-        chosen = get_task(task) if isinstance(task, str) else task
+        chosen = chosen_task(task)
         settings = preset(config) if isinstance(config, str) else config
         if not isinstance(settings, TrainConfig):
             raise ConfigError(f"config={short(config)} must be a preset's name or a TrainConfig.")
@@ -123,9 +132,10 @@ class PLM:
             lambda_max: the weight that a named schedule, or the adapter's own, begins with.
 
         Raises:
-            ConfigError: a schedule that cannot be, or an adapter is in use already.
+            ConfigError: a schedule that cannot be, not an adapter, or one is in use already.
             MismatchError: the adapter belongs to another PLM or chat template.
         """
+        require_adapter(adapter)
         mixture = schedule_of(adapter, schedule, lambda_max)
         prompt_overhead_tokens = None
         if adapter.config.template is not None:
@@ -181,7 +191,7 @@ class PLM:
         **settings: Any,  # noqa: ANN401
     ) -> GeneratedTexts:
         """Generate as `generate` does, and return counts with the texts."""
-        chosen = get_task(task) if isinstance(task, str) else task
+        chosen = None if task is None else chosen_task(task)
         used = self._used
         if used is None or adapter not in (None, used.adapter):
             return generate_counted(self, adapter, sources, chosen, schedule, **settings)
@@ -225,7 +235,7 @@ class PLM:
             ConfigError: no labels, a label that is blank or given twice, an invalid setting; neither adapter nor task.
             MismatchError: the adapter belongs to another PLM, task or template.
         """
-        chosen = get_task(task) if isinstance(task, str) else task
+        chosen = None if task is None else chosen_task(task)
         settings: dict[str, Any] = {"batch_size": batch_size, "probabilities": probabilities}
         used = self._used
         if used is None or adapter not in (None, used.adapter):

@@ -177,6 +177,32 @@ def require(name: str, value: Any, hint: Any, **limits: Any) -> Any:  # noqa: AN
     return _value(name, value, hint, limits)
 
 
+def require_instance(name: str, value: object, kind: type, remedy: str) -> None:
+    """Check the type of an argument that a setting's type and limits cannot describe.
+
+    Args:
+        name: name of the argument.
+        value: what was given.
+        kind: the type.
+        remedy: how to get one.
+
+    Raises:
+        ConfigError: it is something else; the message names it and the remedy.
+    """
+    if not isinstance(value, kind):
+        raise ConfigError(f"{name}={short(value)} must be of type {kind.__name__}: {remedy}.")
+
+
+def require_texts(name: str, values: object) -> None:
+    """Refuse one text in the place of several: it would be read as one text per character.
+
+    Raises:
+        ConfigError: it is a text.
+    """
+    if isinstance(values, str):
+        raise ConfigError(f"{name} must be a list of texts, not the text {short(values)}.")
+
+
 def parse(name: str, text: str, hint: Any, **limits: Any) -> Any:  # noqa: ANN401
     """Parse a value typed by a user, and check it against a type and limits; see `option`.
 

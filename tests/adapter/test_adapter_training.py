@@ -11,7 +11,7 @@ from pema.adapter.presets import preset
 from pema.adapter.reconstruction import closed_form
 from pema.adapter.training import train
 from pema.errors import AdapterError, ConfigError, StorageError
-from pema.memory.reader import View
+from pema.memory.reader import Memory, View
 
 
 @pytest.fixture(scope="module")
@@ -260,8 +260,11 @@ def test_a_device_that_is_not_there(memory, tmp_path):
 def test_a_memory_without_pairs(memory, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "verify", lambda *_: None, raising=False)
 
-    class Empty:
+    class Empty(Memory):
         d, pairs, path, manifest = memory.d, 0, "empty", memory.manifest
+
+        def __init__(self):
+            pass
 
     with pytest.raises(AdapterError, match="empty contains no pairs to train on"):
         train(Empty(), preset("paper"), tmp_path / "adapter")

@@ -147,3 +147,19 @@ def test_texts_that_are_not_aligned_are_refused():
     with pytest.raises(DataError, match="nothing to score: there are no hypotheses and no references"):
         evaluate(get_task("translation"), [], [])
     require_aligned(hypotheses=["a"], references=["b"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "metrics", "message"),
+    [
+        (("ab", ["a", "b"]), None, "hypotheses must be a list of texts, not the text 'ab'"),
+        ((["a", "b"], "ab"), None, "references must be a list of texts, not the text 'ab'"),
+        ((["a"], ["b"]), "chrf", "metrics must be a list of texts, not the text 'chrf'"),
+        ((["a", None], ["b", "c"]), None, "hypotheses, number 2: None is not a text"),
+        ((["a"], [["b", 3]]), None, "references, number 1: a list of 2 items is not a text"),
+    ],
+)
+def test_what_is_not_a_list_of_texts_is_refused(arguments, metrics, message):
+    """The characters of a text were scored as texts."""
+    with pytest.raises((ConfigError, DataError), match=message):
+        evaluate("translation", *arguments, metrics=metrics)

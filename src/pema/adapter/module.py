@@ -19,6 +19,7 @@ from pema.memory.prompts import ContextTokens
 from pema.memory.reader import Memory
 from pema.owner.contract import PLMDescription
 from pema.owner.head import Head
+from pema.schema import require_instance
 from pema.storage.address import name_of
 from pema.storage.publishing import destination
 
@@ -219,6 +220,12 @@ class Adapter(nn.Module):
         adapter.name = name
         return adapter.eval()
 
+    def extra_repr(self) -> str:
+        """Return what `repr` shows of the adapter."""
+        config = self.config
+        size = f"d={config.d}, rank={config.rank}, V={config.vocabulary_size}"
+        return f"{size}, vocabulary={config.vocabulary!r}, task={config.task!r}, plm={config.plm and config.plm.name!r}"
+
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
     ) -> str:
@@ -236,3 +243,12 @@ def _is_vocabulary(tokens: Tensor, vocabulary_size: int) -> bool:
     if tokens.dtype != torch.int64 or tokens.dim() != 1 or not len(tokens):
         return False
     return bool(tokens[0] >= 0 and tokens[-1] < vocabulary_size and (tokens[1:] > tokens[:-1]).all())
+
+
+def require_adapter(adapter: object) -> None:
+    """Refuse what is not an adapter, such as the folder of one.
+
+    Raises:
+        ConfigError: it is something else; the message names the remedy.
+    """
+    require_instance("adapter", adapter, Adapter, "read one with pema.Adapter.from_pretrained(folder)")

@@ -20,6 +20,7 @@ from pema.locks import exclusive
 from pema.memory.reader import Memory
 from pema.memory.verify import verify
 from pema.processes import Processes, join
+from pema.schema import require_instance
 from pema.storage.publishing import destination
 
 
@@ -55,6 +56,8 @@ def train(
         ConfigError: the settings do not fit the memory; TensorBoard with `dp_epsilon`; Opacus is not installed.
         StorageError: writing failed, or another process trains in the folder; the last checkpoint is kept.
     """
+    require_instance("memory", memory, Memory, "open one with pema.Memory.open(folder)")
+    require_instance("config", config, TrainConfig, "take a preset, such as pema.preset('best', epochs=5)")
     processes = join()
     if processes.count > 1 and config.dp_epsilon is not None:
         raise ConfigError(

@@ -17,8 +17,8 @@ from pema.evaluation.slots import SlotErrors
 from pema.evaluation.summarisation import rouge
 from pema.evaluation.translation import bleu, chrf
 from pema.own import is_own
-from pema.schema import unknown
-from pema.tasks.registry import Task
+from pema.schema import require_texts, unknown
+from pema.tasks.registry import Task, chosen_task
 
 FORMALITY = "formality_accuracy"
 WITH_SOURCES: dict[str, Callable[[Sequence[str] | None], Metric]] = {"sari": Sari, "slot_errors": SlotErrors}
@@ -46,7 +46,7 @@ sacreBLEU tokenizer; `formality_accuracy` needs annotated references, those of `
 
 
 def evaluate(
-    task: Task,
+    task: str | Task,
     hypotheses: Sequence[str],
     references: Sequence[Reference],
     *,
@@ -59,7 +59,7 @@ def evaluate(
     """Score hypotheses against references.
 
     Args:
-        task: the task; its metrics are computed unless `metrics` names others.
+        task: the task or its name; its metrics are computed unless `metrics` names others.
         hypotheses: one per source.
         references: aligned with the hypotheses; for each a text, or several valid ones.
         sources: aligned with the hypotheses; `sari`, `slot_errors` and `style_improvement` read them.
@@ -76,9 +76,10 @@ def evaluate(
         ConfigError: a metric is unknown, or lacks its inputs (annotated references, a classifier, sources, labels).
         OwnerError: a classifier cannot be loaded.
     """
+    require_texts("metrics", metrics)
     aligned = {"hypotheses": hypotheses, "references": references}
     require_aligned(**aligned if sources is None else aligned | {"sources": sources})
-    names = list(task.metrics if metrics is None else metrics)
+    names = list(chosen_task(task).metrics if metrics is None else metrics)
     if metrics is None and annotated is not None and FORMALITY not in names:
         names.append(FORMALITY)
     if LABEL_ACCURACY in names and chosen is None:

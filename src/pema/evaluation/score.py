@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pema.errors import DataError
+from pema.schema import require_texts, short
 
 Array = npt.NDArray[np.float64]
 Reference = str | Sequence[str]
@@ -92,8 +93,16 @@ def require_aligned(**texts: Sequence[Reference]) -> None:
     """Check that lists have equal lengths and are not empty.
 
     Raises:
-        DataError: they do not; the message gives the names and lengths of the lists.
+        ConfigError: one of them is a text, whose characters would each be scored.
+        DataError: they do not; the message gives the names and lengths of the lists. Or an item is not a text, nor
+            several.
     """
+    for name, lines in texts.items():
+        require_texts(name, lines)
+        for number, line in enumerate(lines, start=1):
+            several = line if isinstance(line, list | tuple) else (line,)
+            if not all(isinstance(each, str) for each in several):
+                raise DataError(f"{name}, number {number}: {short(line)} is not a text. Give one text for each source.")
     lengths = {name: len(lines) for name, lines in texts.items()}
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{length} {name}" for name, length in lengths.items())

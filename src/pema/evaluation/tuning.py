@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pema.adapter.module import Adapter, require_adapter
 from pema.adapter.schedule import Constant, GradualUnrolling, Linear, NamedSchedule, NoAdapter
 from pema.errors import ConfigError, DataError
 from pema.evaluation.choice import TEXTS, rank
 from pema.evaluation.evaluate import evaluate, get_metric
 from pema.generation.decoding import adapters_task, generate
 from pema.schema import require
+from pema.tasks.example import Example, require_examples
 from pema.tasks.held_out import spread
+from pema.tasks.registry import Task, chosen_task
 
 if TYPE_CHECKING:
-    from pema.adapter.module import Adapter
     from pema.cluster.replicas import Replicas
     from pema.owner.contract import PLM
-    from pema.tasks.example import Example
-    from pema.tasks.registry import Task
 
 CANDIDATES: tuple[NamedSchedule, ...] = (
     *map(Constant, (0.5, 0.7, 0.9, 1.0)),
@@ -86,7 +86,7 @@ def tune(
     metric: str | None = None,
     texts: int = TEXTS,
     schedules: Sequence[NamedSchedule] = CANDIDATES,
-    task: Task | None = None,
+    task: str | Task | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> Tuning:
     """Choose the adapter's schedule by the texts that it generates, and make it the adapter's own.
@@ -101,7 +101,7 @@ def tune(
         metric: name of the metric; None: the task's first one.
         texts: maximum number of examples that a text is generated for, evenly spaced over all of them.
         schedules: candidates; the adapter's own schedule is one too.
-        task: the task; None: the adapter's own.
+        task: the task or its name; None: the adapter's own.
         settings: settings of generation; see `pema.generate`.
 
     Raises:
@@ -115,7 +115,9 @@ def tune(
     for name in ("schedule", "lambda_max"):
         if name in settings:
             raise ConfigError(f"{name} is what is chosen here: name candidates with schedules=[...].")
-    task = task or adapters_task(adapter)
+    require_adapter(adapter)
+    task = adapters_task(adapter) if task is None else chosen_task(task)
+    examples = require_examples(examples)
     name = task.metrics[0] if metric is None else metric
     chosen = [examples[i] for i in spread(len(examples), texts)]
     references = [example.references for example in chosen]

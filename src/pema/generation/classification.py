@@ -27,12 +27,12 @@ from pema.generation.plugin import attach_to
 from pema.generation.replicated import requires_alike, search_with
 from pema.generation.search import Part, RowInputs, Scores, search_part
 from pema.generation.settings import without_own_settings
-from pema.owner.contract import BATCH_TOKENS
+from pema.owner.contract import BATCH_TOKENS, require_open
 from pema.owner.positions import PositionEncoding
 from pema.schema import require
-from pema.tasks.example import Example
+from pema.tasks.example import Example, require_sources
 from pema.tasks.labels import require_labels
-from pema.tasks.registry import Task
+from pema.tasks.registry import Task, chosen_task
 from pema.tasks.template import EncodedExample
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def classify(
     adapter: Adapter | None,
     sources: Sequence[str | Example],
     labels: Sequence[str],
-    task: Task | None = None,
+    task: str | Task | None = None,
     schedule: Schedule | str | None = None,
     *,
     lambda_max: float | None = None,
@@ -99,7 +99,7 @@ def classify(
         adapter: the adapter, or None for the PLM alone.
         sources: the texts that fill the template's slot; an example stands for its source and its history.
         labels: the labels to choose from, as they are written in the targets of training.
-        task: the task, whose template builds the prompts; None means the adapter's own task.
+        task: the task or its name; its template builds the prompts. None means the adapter's own task.
         schedule: the adapter's weight per step, or the name of a schedule; None means the adapter's own schedule.
         lambda_max: the weight that a named schedule, or the adapter's own, begins with.
         batch_size: maximum number of sources per batch.
@@ -112,22 +112,23 @@ def classify(
             invalid; or no task is given.
         MismatchError: the adapter belongs to another PLM, task or template.
     """
-    task = task or adapters_task(adapter)
+    require_open(plm)
+    chosen = adapters_task(adapter) if task is None else chosen_task(task)
     mixture = schedule_of(adapter, schedule, lambda_max)
     if adapter is not None:
-        task = require_task(adapter.config, task, plm.tokenizer)
+        chosen = require_task(adapter.config, chosen, plm.tokenizer)
     if isinstance(plm, Replicas):
         if adapter is not None:
             adapter.require(plm.description)
         searched = partial(search_with, plm, adapter, mixture, every=probabilities)
         settings: dict[str, Any] = {"batch_size": batch_size, "probabilities": probabilities}
-        return _choose(plm, sources, labels, task, searched, alike=requires_alike(plm), **settings)
+        return _choose(plm, sources, labels, chosen, searched, alike=requires_alike(plm), **settings)
     with contextlib.ExitStack() as stack:
         inputs: RowInputs | None = None
         if adapter is not None:
             inputs = stack.enter_context(attach_to(plm, adapter, mixture)).inputs
         return choose_labels(
-            plm, plm.generator, sources, labels, task, inputs, batch_size=batch_size, probabilities=probabilities
+            plm, plm.generator, sources, labels, chosen, inputs, batch_size=batch_size, probabilities=probabilities
         )
 
 
@@ -186,8 +187,9 @@ def _choose(
     """Choose labels by the scores of `searched`, which searches in this process or elsewhere; see `choose_labels`."""
     require("batch_size", batch_size, int, least=1, most=LARGEST)
     labels = require_labels(labels)
-    prompts = task.template.encode_prompts(plm.tokenizer, list(sources))
-    trees = label_trees(task.template, plm.tokenizer, list(sources), prompts, labels)
+    given = require_sources(sources)
+    prompts = task.template.encode_prompts(plm.tokenizer, given)
+    trees = label_trees(task.template, plm.tokenizer, given, prompts, labels)
     window = min(plm.description.max_length, max_length or plm.description.max_length)
     for number, (prompt, tree) in enumerate(zip(prompts, trees, strict=True), 1):
         if len(prompt.prompt) + len(tree.levels) > window:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, cast
 
+from pema.adapter.module import Adapter, require_adapter
 from pema.adapter.schedule import NoAdapter, Schedule
 from pema.adapter.task import require_task, task_of
 from pema.cluster.replicas import Replicas
@@ -19,17 +20,16 @@ from pema.generation.proposed import write_proposed
 from pema.generation.replicated import require_decoding, requires_alike, write_with
 from pema.generation.settings import OF_THE_HISTORY, check, without_own_settings
 from pema.generation.texts import FinishReason, finished
-from pema.owner.contract import GivesProposals
+from pema.owner.contract import GivesProposals, require_open
 from pema.owner.positions import PositionEncoding
 from pema.schema import require
-from pema.tasks.example import Example
-from pema.tasks.registry import Task
+from pema.tasks.example import Example, require_sources
+from pema.tasks.registry import Task, chosen_task
 from pema.tasks.template import EncodedExample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from pema.adapter.module import Adapter
     from pema.owner.contract import PLM, Proposer
 
 
@@ -62,7 +62,7 @@ def generate(
     plm: PLM | Replicas,
     adapter: Adapter | None,
     sources: Sequence[str | Example],
-    task: Task | None = None,
+    task: str | Task | None = None,
     schedule: Schedule | str | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> list[str]:
@@ -79,7 +79,7 @@ def generate(
             the same.
         adapter: the adapter, or None for the PLM alone.
         sources: the texts that fill the template's slot; an example stands for its source and its history.
-        task: the task, whose template builds the prompts; None means the adapter's own task.
+        task: the task or its name; its template builds the prompts. None means the adapter's own task.
         schedule: the adapter's weight per step, or the name of a schedule; None means the adapter's own schedule.
         settings: fields of `GenerateConfig`, and further settings of the model's `generate`, such as `temperature` or
             `repetition_penalty` (see `pema.generation.settings`), `logits_processor`, `stopping_criteria`, and
@@ -104,37 +104,39 @@ def generate_counted(
     plm: PLM | Replicas,
     adapter: Adapter | None,
     sources: Sequence[str | Example],
-    task: Task | None = None,
+    task: str | Task | None = None,
     schedule: Schedule | str | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> GeneratedTexts:
     """Generate one text per source as `generate` does, and return the counts as well."""
-    task = task or adapters_task(adapter)
+    require_open(plm)
+    chosen = adapters_task(adapter) if task is None else chosen_task(task)
     mixture = schedule_of(adapter, schedule, settings.pop("lambda_max", None))
     if adapter is not None:
-        task = require_task(adapter.config, task, plm.tokenizer)
+        chosen = require_task(adapter.config, chosen, plm.tokenizer)
     ending = with_own_ending(None if adapter is None else adapter.config, settings)
     if isinstance(plm, Replicas):
-        return _decode_with(plm, adapter, mixture, sources, task, **ending)
+        return _decode_with(plm, adapter, mixture, sources, chosen, **ending)
     with contextlib.ExitStack() as stack:
         inputs: Inputs = plain
         if isinstance(plm, GivesProposals) and plm.proposer is not None:
-            return _decode_proposals(plm, plm.proposer, adapter, mixture, sources, task, **ending)
+            return _decode_proposals(plm, plm.proposer, adapter, mixture, sources, chosen, **ending)
         if adapter is not None:
             inputs = stack.enter_context(attach_to(plm, adapter, mixture)).inputs
-        return decode(plm, plm.generator, sources, task, inputs, **ending)
+        return decode(plm, plm.generator, sources, chosen, inputs, **ending)
 
 
 def adapters_task(adapter: Adapter | None) -> Task:
     """Return the task that an adapter was trained with.
 
     Raises:
-        ConfigError: there is no adapter, or it does not record its task.
+        ConfigError: there is no adapter, or it does not record its task; or it is not an adapter.
     """
     if adapter is None:
         raise ConfigError(
             "without an adapter the task is unknown: give task, for example pema.get_task('translation')."
         )
+    require_adapter(adapter)
     return task_of(adapter.config)
 
 
@@ -153,6 +155,7 @@ def schedule_of(adapter: Adapter | None, schedule: Schedule | str | None, lambda
         return schedule
     if adapter is None:
         return NoAdapter()
+    require_adapter(adapter)
     return adapter.config.choose_schedule(schedule, lambda_max)
 
 
@@ -280,7 +283,7 @@ def _prompts(
     plm: PLM | Replicas, sources: Sequence[str | Example], task: Task, config: GenerateConfig, max_length: int | None
 ) -> tuple[list[EncodedExample], list[int]]:
     """Return the prompts, and the maximum number of new tokens of each."""
-    prompts = task.template.encode_prompts(plm.tokenizer, list(sources))
+    prompts = task.template.encode_prompts(plm.tokenizer, require_sources(sources))
     window = min(plm.description.max_length, max_length or plm.description.max_length)
     return prompts, [token_limit(n, prompt, window, config.max_new_tokens) for n, prompt in enumerate(prompts, 1)]
 

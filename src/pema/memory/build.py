@@ -34,15 +34,15 @@ from pema.memory.planning import Plan
 from pema.memory.reader import Memory
 from pema.memory.register import Register, clear_receipts, read_receipts
 from pema.memory.shard import ShardFile
-from pema.owner.contract import PLM, Metered
+from pema.owner.contract import PLM, Metered, require_open
 from pema.processes import join
 from pema.schema import known
 from pema.storage.publishing import destination
 from pema.tasks.example import Example, one_target_each
+from pema.tasks.registry import Task, chosen_task
 from pema.tasks.target_statistics import TargetStatistics
 
 if TYPE_CHECKING:
-    from pema.tasks.registry import Task
     from pema.tasks.template import Template
 
 DEFAULT = BuildConfig()
@@ -60,7 +60,7 @@ class FollowsPolicy(Protocol):
 def build_memory(
     plm: PLM | Replicas,
     examples: Iterable[Example],
-    task: Task,
+    task: str | Task,
     output: Path | str,
     config: BuildConfig = DEFAULT,
     *,
@@ -79,8 +79,8 @@ def build_memory(
         plm: the frozen language model; or `OnPolicy`, for the contexts that an adapter reaches; or `replicas` of a PLM
             on a Ray cluster.
         examples: the pairs of texts; each of several targets of a source (`Example.alternatives`) is a pair.
-        task: its template builds the prompts. If it leaves open whether they are a chat, those of a memory in `output`
-            decide, or else the PLM's tokenizer.
+        task: the task or its name; its template builds the prompts. If it leaves open whether they are a chat, those of
+            a memory in `output` decide, or else the PLM's tokenizer.
         output: folder of the memory, or its address in object storage: it is then built on the local disk, and
             published once it is complete (`pema.storage.publishing.destination`).
         config: the settings; `batch_tokens` may change when a build is resumed.
@@ -101,7 +101,8 @@ def build_memory(
         StorageError: a write failed, or another process builds in `output`; files written before stay valid.
     """
     known(BuildConfig, changes)
-    config = replace(config, **changes)
+    require_open(plm)
+    config, task = replace(config, **changes), chosen_task(task)
     examples = list(one_target_each(islice(examples, config.limit)))
     if not examples:
         raise DataError("there are no examples to build a memory from: check the input files.")

@@ -49,6 +49,10 @@ class Memory:
         self.manifest = manifest
         self.shards = [ShardFile(path, entry, manifest) for entry in manifest.shards]
 
+    def __repr__(self) -> str:
+        plm, contexts = self.manifest.plm.name, self.manifest.contexts
+        return f"Memory({str(self.path)!r}: {self.examples:,} examples, {self.pairs:,} pairs, {contexts}, {plm})"
+
     @classmethod
     def open(cls, path: Path | str) -> Memory:
         """Open the memory at `path`; one at an address is copied to the local disk first (`pema.storage`).

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from pema.errors import MismatchError
-from pema.schema import check, from_json, option
+from pema.errors import ConfigError, MismatchError
+from pema.schema import check, from_json, option, short
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -382,3 +383,13 @@ class GivesProposals(Protocol):
     @property
     def proposer(self) -> Proposer | None:
         """The side that gives proposals; None if the PLM decodes itself."""
+
+
+def require_open(plm: object) -> None:
+    """Refuse the name of a PLM in the place of an open one.
+
+    Raises:
+        ConfigError: it is a name or a path.
+    """
+    if isinstance(plm, str | Path):
+        raise ConfigError(f"plm={short(str(plm))} is a name: open the PLM with pema.PLM.from_pretrained({str(plm)!r}).")

@@ -15,15 +15,14 @@ from pema.console import note
 from pema.errors import DataError
 from pema.schema import require
 from pema.tasks.encoding import Encoding
-from pema.tasks.example import Example, Turn
+from pema.tasks.example import Example, Turn, require_examples
 from pema.tasks.forms import SLOT
+from pema.tasks.registry import Task, chosen_task
 from pema.tasks.selection import Nearest
 from pema.tasks.template import EncodedExample, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from pema.tasks.registry import Task
 
 SEPARATOR = "\n\n"
 """Text after a demonstration of a plain prompt."""
@@ -134,7 +133,9 @@ def _after(template: Template, demonstrations: Sequence[Example], example: Examp
     return replace(example, history=(*first, *turns, *(turn for turn in example.history if turn.role != "system")))
 
 
-def demonstrate(examples: Iterable[Example], pool: Iterable[Example], k: int, task: Task | Template) -> list[Example]:
+def demonstrate(
+    examples: Iterable[Example], pool: Iterable[Example], k: int, task: str | Task | Template
+) -> list[Example]:
     """Put demonstrations in front of examples, as the first turns of their conversations.
 
     Those of an example are the k of `pool` with the most similar sources (BM25, `pema.tasks.retrieval`), the most
@@ -145,23 +146,24 @@ def demonstrate(examples: Iterable[Example], pool: Iterable[Example], k: int, ta
         examples: training data, or sources to generate for (with a blank target).
         pool: solved examples, such as the training data; of each source the first without a history is used.
         k: number of demonstrations of each example; fewer if the pool has no more of other sources.
-        task: the task that the examples are used with, or its template: it writes the turns of the demonstrations.
+        task: the task that the examples are used with, its name or its template: it writes the turns of the
+            demonstrations.
 
     Returns:
         The examples with longer histories; a system turn stays the first.
 
     Raises:
         ConfigError: k is below 1.
-        DataError: every example of the pool has a history.
+        DataError: every example of the pool has a history; or one of them, or of `examples`, is not an `Example`.
     """
     require("k", k, int, least=1)
-    template = task if isinstance(task, Template) else task.template
-    solved = one_of_each_source(each for each in pool if not each.history)
+    template = task if isinstance(task, Template) else chosen_task(task).template
+    solved = one_of_each_source(each for each in require_examples(pool) if not each.history)
     if not solved:
         raise DataError("no example of the pool can be a demonstration: all have earlier turns, or there are none.")
     nearest, found = Nearest(solved), dict[str, Sequence[Example]]()
     demonstrated = []
-    for example in examples:
+    for example in require_examples(examples):
         if example.source not in found:
             others = [each for each in nearest.select(example.source, k + 1) if each.source != example.source]
             found[example.source] = others[-k:]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from typing import Any, Literal
 
 from pema.errors import DataError
-from pema.schema import require
+from pema.schema import require, require_texts
 
 Role = Literal["system", "user", "assistant"]
 
@@ -75,18 +76,49 @@ class Example:
         return cls(source, target, history=turns, alternatives=tuple(alternatives))
 
 
+def require_examples(examples: Iterable[Example]) -> list[Example]:
+    """Return examples as a list.
+
+    Raises:
+        DataError: one is not an `Example`.
+    """
+    return list(map(_required, count(1), examples))
+
+
+def require_sources(sources: Iterable[str | Example]) -> list[str | Example]:
+    """Return the sources that texts are generated for as a list.
+
+    Raises:
+        ConfigError: it is one text, whose characters would each be a source.
+        DataError: a source is neither a text nor an `Example`.
+    """
+    require_texts("sources", sources)
+    given = list(sources)
+    for number, source in enumerate(given, start=1):
+        if not isinstance(source, str | Example):
+            raise DataError(
+                f"source {number} is of type {type(source).__name__}: give a text, or an Example of "
+                "pema.read_examples(data)."
+            )
+    return given
+
+
+def _required(number: int, example: object) -> Example:
+    if not isinstance(example, Example):
+        raise DataError(
+            f"example {number} is of type {type(example).__name__}, not an Example: read the data with "
+            "pema.read_examples(data)."
+        )
+    return example
+
+
 def one_target_each(examples: Iterable[Example]) -> Iterator[Example]:
     """Yield an example for each valid target of each example, in order: what training consists of.
 
     Raises:
         DataError: one is not an `Example`.
     """
-    for number, example in enumerate(examples, start=1):
-        if not isinstance(example, Example):
-            raise DataError(
-                f"example {number} is of type {type(example).__name__}, not an Example: read the data with "
-                "pema.read_examples(data)."
-            )
+    for example in map(_required, count(1), examples):
         if not example.alternatives:
             yield example
             continue

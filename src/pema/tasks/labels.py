@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from pema.errors import ConfigError
-from pema.schema import short
+from pema.schema import require_texts, short
 from pema.tasks.example import Example
 
 
@@ -15,8 +15,7 @@ def require_labels(labels: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: there are none, or one is not a text, blank, or given twice.
     """
-    if isinstance(labels, str):
-        raise ConfigError(f"labels must be a list of texts, not the text {short(labels)}.")
+    require_texts("labels", labels)
     chosen = list(labels)
     if not chosen:
         raise ConfigError("there are no labels to choose from: give at least one.")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from pema.errors import ConfigError
 from pema.own import is_own, own
-from pema.schema import among
+from pema.schema import among, short
 from pema.tasks.template import Template
 
 
@@ -76,6 +76,20 @@ TASKS: dict[str, Task] = {
 }
 """Every task has a source and a target. In `qa` the source is the question alone, or `context\\nquestion` in one text;
 a template such as `"Context and question: \\n{source}\\nAnswer:"` changes the wording, not the number of slots."""
+
+
+def chosen_task(task: str | Task) -> Task:
+    """Return a task that may be given by its name.
+
+    Raises:
+        ConfigError: the name is unknown, or it is neither a name nor a task.
+    """
+    if isinstance(task, str):
+        return get_task(task)
+    if not hasattr(task, "template"):
+        known = ", ".join(TASKS)
+        raise ConfigError(f"task={short(task)} is no task: give a name ({known}), or pema.get_task(name, template).")
+    return task
 
 
 def get_task(name: str, template: str | None = None, *, chat: bool | None = None, system: str | None = None) -> Task:
