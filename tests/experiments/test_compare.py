@@ -93,8 +93,9 @@ def test_what_was_trained_is_used_by_another_experiment(folder, compared, monkey
 def test_a_result_of_other_settings_is_refused_by_name(folder, compared):
     changed = (folder / "tiny.toml").read_text(encoding="utf-8").replace("rank = 16", "rank = 8")
     (folder / "changed.toml").write_text('name = "tiny"\n' + changed, encoding="utf-8")
-    with pytest.raises(MismatchError, match=r"pema-seed0.json was run with another settings.rank: 16, not 8"):
+    with pytest.raises(MismatchError, match=r"pema-seed0.json was run with another settings.rank: 16, not 8") as caught:
         run_experiment(read_config(folder / "changed.toml", "compare"), folder / "results", folder / "work")
+    assert "The same holds for pema-seed1; another `name` in the file keeps all." in str(caught.value)
 
 
 def test_all_methods_share_decoding_settings_by_default_from_the_training_targets(folder, compared):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pema.console import keeping, note, progress
-from pema.errors import PemaError
+from pema.errors import MismatchError, PemaError
 from pema.evaluation.evaluate import LABEL_ACCURACY, evaluate
 from pema.evaluation.notation import metric_name, score_text
 from pema.experiments.choice import best, trials
@@ -93,12 +93,19 @@ def unfinished(experiment: Experiment, workplace: Workplace, folder: Path) -> se
         DataError: the result of a run is damaged.
     """
     workplace.require_all()
-    names = set()
+    names, others = set(), dict[str, MismatchError]()
     for line, seed in experiment.runs():
         name = run_name(line.label, seed)
         file = folder / f"{name}.json"
-        if not (file.exists() and finished(file, _config(experiment, workplace, line))):
-            names.add(name)
+        try:
+            if not (file.exists() and finished(file, _config(experiment, workplace, line))):
+                names.add(name)
+        except MismatchError as error:
+            others[name] = error
+    if others:
+        first, *further = others
+        rest = f" The same holds for {', '.join(further)}; another `name` in the file keeps all." if further else ""
+        raise MismatchError(f"{others[first]}{rest}")
     return names
 
 

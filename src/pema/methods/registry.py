@@ -46,8 +46,11 @@ def get_method(name: str) -> type[Method]:
         bundled: type[Method] = getattr(importlib.import_module(f"pema.methods.{module}"), kind)
         return bundled
     method = own(name, "method")
-    if not (isinstance(method, type) and issubclass(method, Method)) or inspect.isabstract(method):
-        raise ConfigError(f"method {name!r} must be a subclass of pema.methods.contract.Method with all stages.")
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise ConfigError(f"method {name!r} must be a subclass of pema.methods.contract.Method.")
+    if inspect.isabstract(method):
+        missing = ", ".join(sorted(method.__abstractmethods__))
+        raise ConfigError(f"method {name!r} is not complete: define {missing}, as in pema.methods.contract.Method.")
     if not re.fullmatch(r"[\w.+-]+", getattr(method, "name", "")):
         raise ConfigError(f"method {name!r} needs a class attribute `name` of letters, digits and '-_.+'.")
     return method
