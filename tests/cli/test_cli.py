@@ -13,7 +13,7 @@ from pema.cli.settings import with_line_breaks
 from pema.evaluation.evaluate import evaluate
 from pema.evaluation.outputs import LINE_ENDS
 from pema.files import read_json
-from pema.memory.reader import Memory
+from pema.memory import places
 from pema.tasks.registry import get_task
 
 TEXTS = [
@@ -371,7 +371,7 @@ def test_a_lack_of_memory_has_a_remedy(run, monkeypatch, error):
     def full(path):
         raise error
 
-    monkeypatch.setattr(Memory, "open", full)
+    monkeypatch.setattr(places, "read_manifest", full)
     code, _, err = run("memory", "info", "memory")
     assert code == 1
     assert "not enough memory: use a smaller batch (--batch-size, --batch-tokens)" in err
