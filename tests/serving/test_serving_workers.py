@@ -149,7 +149,7 @@ def test_a_later_worker_that_cannot_start_is_tried_again_with_growing_pauses(sho
 def test_a_system_without_a_free_process_is_waited_for(short, caplog):
     plan, failures = Programs(short, 1), [OSError(11, "Resource temporarily unavailable")] * 2
     start = plan.start
-    plan.start = lambda index: start(index) if not failures else _raise(failures.pop())
+    plan.start = lambda *given: start(*given) if not failures else _raise(failures.pop())
     fleet = fleet_of(plan)
     watched(fleet, lambda: fleet.ready)
     lines = [record.fields for record in caplog.records if "started again" in record.getMessage()]
