@@ -61,6 +61,7 @@ def options(tmp_path_factory, tiny_model, tiny_tokenizer):
 def folder(tmp_path_factory, options):
     folder = tmp_path_factory.mktemp("inputs")
     plm_memory(options, folder)
+    synthetic_memory(options, options.shapes[0], folder)
     return folder
 
 
