@@ -25,7 +25,7 @@ from pema.generation.decoding import (
 from pema.generation.plugin import AttachedAdapter, attach
 from pema.generation.rounds import adapt
 from pema.memory.config import BuildConfig
-from pema.owner.contract import BATCH_TOKENS, GivesProposals, Metered, SharesPrefix, SizesBatches
+from pema.owner.contract import BATCH_TOKENS, GivesProposals, Metered, SharesPrefix, suited_tokens
 from pema.owner.opening import open_plm
 from pema.schema import known, short
 from pema.storage.address import name_of
@@ -295,7 +295,7 @@ class PLM:
     @property
     def batch_tokens(self) -> int:
         """Maximum tokens of a batch suited to the PLM's device."""
-        return self._plm.batch_tokens if isinstance(self._plm, SizesBatches) else BATCH_TOKENS
+        return suited_tokens(self._plm)
 
     def forecast(self, contexts: Contexts, lengths: Sequence[int]) -> list[str]:
         """Check the requests of a build against the owner's limits; see `pema.owner.contract.Metered.forecast`."""

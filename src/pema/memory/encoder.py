@@ -16,7 +16,7 @@ from pema.memory.manifest import Manifest
 from pema.memory.pairing import NO_TARGET, agreeing, pair
 from pema.memory.precision import StorageLoss
 from pema.memory.shard import Contents, StoredPrompts, channel_scales_of, restore, store
-from pema.owner.contract import BATCH_TOKENS, PLM, ContextRepresentations, PLMDescription, SizesBatches
+from pema.owner.contract import PLM, ContextRepresentations, PLMDescription, suited_tokens
 from pema.tasks.spelling import speller_of
 
 
@@ -36,8 +36,7 @@ class Encoder:
             batch_tokens: maximum tokens of a batch; None: suited to the PLM's device.
         """
         self.asked = manifest.asked
-        suited = plm.batch_tokens if isinstance(plm, SizesBatches) else BATCH_TOKENS
-        self._plm, self._batch_tokens = plm, batch_tokens or suited
+        self._plm, self._batch_tokens = plm, batch_tokens or suited_tokens(plm)
         self._dtype, self._on_policy = manifest.dtype, self.asked is not manifest
         self._loss, self._speller = StorageLoss(plm.head(), manifest.dtype), speller_of(plm.tokenizer)
 

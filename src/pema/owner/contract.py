@@ -302,6 +302,11 @@ class SizesBatches(Protocol):
         """Maximum tokens of a batch."""
 
 
+def suited_tokens(plm: object) -> int:
+    """Return the maximum tokens of a batch suited to a PLM's device; the default if it does not know it."""
+    return plm.batch_tokens if isinstance(plm, SizesBatches) else BATCH_TOKENS
+
+
 @runtime_checkable
 class Metered(Protocol):
     """A PLM whose owner limits what may be requested of it, as one on a server."""
