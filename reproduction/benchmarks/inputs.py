@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import OPTConfig, OPTForCausalLM
 
 from pema.adapter.config import AdapterConfig
 from pema.adapter.module import Adapter
@@ -28,8 +27,10 @@ from pema.owner.local import LocalPLM
 from pema.tasks.example import Example
 from pema.tasks.readers import read_examples
 from pema.tasks.registry import Task, get_task
-from reproduction.benchmarks.options import DEMO, NONE, PLMS, RESTAURANTS, Options, Shape
+from reproduction.benchmarks.options import DEMO, NONE, RESTAURANTS, Options, Shape
 from reproduction.million_pairs.source import tokenizer as word_tokenizer
+from reproduction.models.opt import opt
+from reproduction.paper_shape.options import SHAPES
 
 PAIRS_PER_EXAMPLE = 16
 PAIRS_PER_SHARD = 8192
@@ -45,21 +46,12 @@ GENERATING = (*TIMED, "best")
 
 def open_plm(options: Options) -> LocalPLM:
     """Open the PLM on its device: from its folder, or with random weights in bfloat16 where that is fast."""
-    if options.plm not in PLMS:
+    if options.plm not in SHAPES:
         return LocalPLM.load(options.plm, device_map=None if options.device == "cpu" else options.device)
-    shape, device = PLMS[options.plm], torch.device(options.device)
-    config = OPTConfig(
-        vocab_size=shape.V,
-        hidden_size=shape.d,
-        word_embed_proj_dim=shape.d,
-        ffn_dim=shape.ffn,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-    )
+    shape, device = SHAPES[options.plm], torch.device(options.device)
     torch.manual_seed(options.seed)
-    with device:
-        dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
-        model = OPTForCausalLM._from_config(config, dtype=dtype)
+    dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
+    model = opt(shape, device, layers=shape.layers, dtype=dtype)
     return LocalPLM(model.eval(), word_tokenizer(shape.V), name=shape.name)
 
 

@@ -21,24 +21,11 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class PLMShape(Shape):
-    """Shape of OPT: that of its head, its layers, and the width and heads of each."""
-
-    layers: int
-    ffn: int
-    heads: int
-
-
-PLMS = {shape.name: shape for shape in (PLMShape("opt-1.3b", 2048, 50272, 24, 8192, 32),)}
-"""PLMs with random weights."""
-
-
-@dataclass(frozen=True)
 class Options:
     """Extent of the measurements.
 
     Attributes:
-        plm: the PLM of the benchmarks that need one: "embedded", a folder, or a name in `PLMS` (random weights).
+        plm: the PLM of the benchmarks that need one: "embedded", a folder, or one of the shapes of `paper_shape`.
         corpus: "demo", the sentences that the package ships; "restaurants", its records and texts; a TSV file; or
             "none", made-up sentences.
         examples: most examples of the corpus.

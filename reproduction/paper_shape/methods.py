@@ -21,7 +21,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
-from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
+from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 
 from pema.adapter.module import Adapter
 from pema.adapter.schedule import Constant
@@ -32,6 +32,7 @@ from pema.memory.reader import Memory
 from pema.owner.head import Head
 from reproduction.benchmarks import inputs, options
 from reproduction.benchmarks.timing import alternate, paired_ratio, significant
+from reproduction.models.opt import opt
 from reproduction.paper_shape.options import METHODS, Setting, Shape, kept_layers
 
 LORA_RANK = 16
@@ -40,18 +41,8 @@ NEIGHBOURS = 1024
 
 
 def language_model(shape: Shape, device: torch.device, *, layers: int, dtype: torch.dtype) -> OPTForCausalLM:
-    """Build OPT with random weights, without a copy in another dtype."""
-    config = OPTConfig(
-        vocab_size=shape.V,
-        hidden_size=shape.d,
-        word_embed_proj_dim=shape.d,
-        ffn_dim=shape.ffn,
-        num_hidden_layers=layers,
-        num_attention_heads=shape.heads,
-        dropout=0.0,
-    )
-    with torch.device(device):
-        model: OPTForCausalLM = OPTForCausalLM._from_config(config, dtype=dtype)
+    """Build OPT with random weights, for training."""
+    model = opt(shape, device, layers=layers, dtype=dtype)
     model.config.use_cache = False
     return model
 

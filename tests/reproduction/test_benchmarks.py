@@ -29,7 +29,9 @@ from reproduction.benchmarks import (
 )
 from reproduction.benchmarks.__main__ import memory_table_of, name_of, table_of
 from reproduction.benchmarks.inputs import open_plm, plm_memory, random_adapter, rows_of, synthetic_memory
-from reproduction.benchmarks.options import ON_ACCELERATOR, PLMS, Options, PLMShape, Shape
+from reproduction.benchmarks.options import ON_ACCELERATOR, Options, Shape
+from reproduction.paper_shape.options import SHAPES
+from reproduction.paper_shape.options import Shape as PLMShape
 from reproduction.tables import benchmarks as tables
 
 
@@ -244,7 +246,7 @@ def test_the_published_rows_are_those_of_the_memory(options, folder):
 
 
 def test_a_plm_of_random_weights_has_the_shape_that_its_name_says(options, monkeypatch):
-    monkeypatch.setitem(PLMS, "toy", PLMShape("toy", 16, 48, 2, 24, 4))
+    monkeypatch.setitem(SHAPES, "toy", PLMShape("toy", 16, 2, 4, 24, V=48))
     one = building.BuildingCase(replace(options, plm="toy"), Path("unused"))
     model = one.plm.model
     assert (one.plm.description.d, one.plm.description.vocabulary_size) == (16, 48)
@@ -252,7 +254,7 @@ def test_a_plm_of_random_weights_has_the_shape_that_its_name_says(options, monke
     one.represent()
     again = open_plm(replace(options, plm="toy"))
     assert again.description.fingerprint == one.plm.description.fingerprint
-    shape = PLMS["opt-1.3b"]  # of its config on the hub
+    shape = SHAPES["opt-1.3b"]  # of its config on the hub
     assert (shape.d, shape.V, shape.layers, shape.ffn, shape.heads) == (2048, 50272, 24, 8192, 32)
 
 
