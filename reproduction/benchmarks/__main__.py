@@ -99,15 +99,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="pema-benchmarks-") as name:
         folder = Path(name)
         with CONSOLE.status("preparing the inputs") as status:
-            child("prepare", options, folder)
-            parts = child("list", options, folder)
+            parts = {}
+            if given.device == "cpu":
+                child("prepare", options, folder)
+                parts = child("list", options, folder)
             imports = child("imports", options, folder)["resident_bytes"]
             for benchmark in given.only or (NAMES if given.device == "cpu" else ON_DEVICE):
                 status.update(f"{benchmark}: timing")
                 result = child(benchmark, options, folder)
                 whole = result.pop("resident_bytes") - imports
                 sizes = {}
-                for part in parts[benchmark] if given.device == "cpu" else ():
+                for part in parts.get(benchmark, ()):
                     status.update(f"{benchmark}: peak memory of {part}")
                     once = dataclasses.replace(options, repeats=1, published_steps=2)
                     measured = child("part", once, folder, name=benchmark, part=part)

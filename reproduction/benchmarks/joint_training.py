@@ -146,11 +146,11 @@ def at_shape(options: Options, shape: Shape, folder: Path) -> dict[str, Any]:
             "batch_size": config.batch_size,
             "measured": measured,
             "share_of_bare_products": share,
-            "where_it_goes": {
-                "seconds of a pass, each alone": stages(loop, products, memory, times, options.repeats),
-                "a pass, profiled": breakdown(loop.a_pass),
-            },
+            "where_it_goes": {"a pass, profiled": breakdown(loop.a_pass)},
         }
+        if device.type == "cpu":  # an accelerator does not carry out one stage after the other
+            alone = stages(loop, products, memory, times, options.repeats)
+            result["presets"][name]["where_it_goes"]["seconds of a pass, each alone"] = alone
         if "published loop" in runs:
             result["presets"][name]["published_batch_size"] = options.published_batch
             result["presets"][name]["published_pairs"] = published_pairs

@@ -83,11 +83,11 @@ class Options:
 ON_ACCELERATOR = Options(
     plm="opt-1.3b",
     corpus=NONE,
-    examples=4000,
+    examples=2000,
     words=60,
     batch_tokens=65536,
     shapes=(Shape("OPT-1.3B", 2048, 50272), Shape("Llama 3 8B", 4096, 128256)),
-    pairs=1 << 18,
+    pairs=1 << 16,
     new_tokens=64,
     repeats=3,
 )

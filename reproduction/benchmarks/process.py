@@ -63,8 +63,7 @@ def prepare(options: Options, folder: Path) -> None:
     load(options)
     from reproduction.benchmarks.inputs import plm_memory, synthetic_memory
 
-    if options.device == "cpu":
-        plm_memory(options, folder)
+    plm_memory(options, folder)
     for shape in options.shapes:
         synthetic_memory(options, shape, folder)
 

@@ -101,14 +101,15 @@ def progress(description: str, total: float | None, unit: str) -> Iterator[Calla
         _Left(),
         TextColumn("{task.fields[note]}", style="dim"),
     )
-    with Progress(*columns, console=stderr, transient=True, disable=stderr.quiet or not stderr.is_terminal) as bars:
+    shown = stderr.is_terminal  # which the library finds out anew each time, from the environment
+    with Progress(*columns, console=stderr, transient=True, disable=stderr.quiet or not shown) as bars:
         task = bars.add_task(description, total=total, unit=unit, note="", before=0.0)
         printed = [bars.get_time()]
 
         def advance(n: float, note: str = "", *, earlier: bool = False) -> None:
             before = bars.tasks[0].fields["before"] + (n if earlier else 0.0)
             bars.update(task, advance=n, note=note, before=before)
-            if not stderr.is_terminal and bars.get_time() - printed[0] >= LINE_SECONDS:
+            if not shown and bars.get_time() - printed[0] >= LINE_SECONDS:
                 printed[0] = bars.get_time()
                 stderr.print(printable(_line(bars.tasks[0])), markup=False, soft_wrap=True)
 

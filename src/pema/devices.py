@@ -44,6 +44,24 @@ def device_named(name: str, setting: str = "device") -> torch.device:
     return device
 
 
+def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor of the CPU on a device, which copies it while the program goes on."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    with torch.cuda.device(device):  # pinned memory belongs to the current device of a thread
+        return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def fetched(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of a device on the CPU; from a GPU in pinned memory, which it writes several times as fast."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    with torch.cuda.device(tensor.device):
+        there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+    return there
+
+
 def is_asynchronous(device: torch.device) -> bool:
     """Return whether the program goes on while the device computes: what it waits for then costs time."""
     return device.type != "cpu"

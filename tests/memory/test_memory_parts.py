@@ -8,10 +8,10 @@ from fake_plm import FakePLM, build, some_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pema.memory.buffer import Batch
+from pema.memory.buffer import Batch, Buffer
 from pema.memory.reader import View
 from pema.memory.verify import verify
-from pema.processes import Processes
+from pema.processes import ALONE, Processes
 
 KINDS = {
     "float32": {},
@@ -74,9 +74,9 @@ def test_a_process_does_not_read_the_representations_of_the_others(memories, mon
     view, read = memories["float32"].view(), []
     fill = View._fill
 
-    def watching(self, buffer, blocks, rest, own):
+    def watching(self, buffer, blocks, rest, *given):
         buffer.representations.fill_(torch.nan)
-        fill(self, buffer, blocks, rest, own)
+        fill(self, buffer, blocks, rest, *given)
         read.append(int(buffer.representations.isfinite().all(1).sum()))
 
     monkeypatch.setattr(View, "_fill", watching)
@@ -114,3 +114,20 @@ def test_a_batch_is_restored_on_the_device(memories, name):
         assert [len(batch.rows) for batch in there] == [len(batch.rows) for batch in view.batches(7, **how)]
     here = next(view.batches(7))
     assert {getattr(here, each.name).device.type for each in fields(Batch)} == {"cpu"}
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+@pytest.mark.parametrize("seed", [None, 3])
+def test_batches_of_pairs_on_the_device_are_those_from_the_disk(memories, name, seed):
+    memory = memories[name]
+    whole = memory.view()
+    fills = whole._fills(7, None, 1 << 20, torch.device("cpu"), ALONE)
+    resident = Buffer.joined([filled.buffer.take(which) for filled in fills for which in filled.places()])
+    for view in (whole, memory.split(0.3, 1)[0]):
+        for read, taken in zip(
+            view.batches(7, shuffle_seed=seed, buffer_bytes=300),
+            view.batches(7, shuffle_seed=seed, buffer_bytes=300, resident=resident),
+            strict=True,
+        ):
+            for each in fields(Batch):
+                assert torch.equal(getattr(read, each.name), getattr(taken, each.name)), each.name

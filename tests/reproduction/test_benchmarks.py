@@ -274,7 +274,7 @@ def test_another_device_is_measured_at_the_shapes_of_large_plms(tmp_path, monkey
     given = ["--device", "cuda", "-o", str(tmp_path / "results.jsonl"), "--threads", "2"]
     monkeypatch.setattr(sys, "argv", ["benchmarks", *given])
     main.main()
-    assert [what for what, _, _ in asked] == ["prepare", "list", "imports", *process.ON_DEVICE]
+    assert [what for what, _, _ in asked] == ["imports", *process.ON_DEVICE]
     assert {options for _, options, _ in asked} == {replace(ON_ACCELERATOR, device="cuda", threads=2)}
     monkeypatch.setattr(tables, "FILE", tmp_path / "results.jsonl")
     (command,) = tables.commands().values()
@@ -327,9 +327,12 @@ def test_timings():
     assert waiting["a"][0] < 0.1
     assert timing.row("x", 1.0, "s", "y", 0.9, ">= 0.85")["met"]
     assert not timing.row("x", 1.0, "s", "y", 1.06, "<= 1.05")["met"]
-    assert timing.kind_of("aten::addmm") == "matrix products"
-    assert timing.kind_of("aten::_softmax") == "softmax and cross-entropy"
-    assert timing.kind_of("aten::add") == "other operators"
+    assert timing.kind_of("addmm") == "matrix products"
+    assert timing.kind_of("_softmax") == "softmax and cross-entropy"
+    assert timing.kind_of("add") == "other operators"
+    assert timing.kind_of("nvjet_tst_64x8_64x16_4x1_v_bz_TNT", timing.KERNELS) == "matrix products"
+    assert timing.kind_of("_kernel", timing.KERNELS) == "softmax and cross-entropy"
+    assert timing.kind_of("void at::native::vectorized_elementwise_kernel<4>", timing.KERNELS) == "other operators"
 
 
 def test_a_run_is_named_by_what_is_not_usual():

@@ -134,11 +134,13 @@ class Copying(nn.Module):
     def keys(self, tokens: ContextTokens, W_hd: Tensor, drop: Callable[[Tensor], Tensor] | None = None) -> Keys:
         """Return the keys of prompts; `drop` is applied to the rows of W_hd."""
         candidates = torch.cat((tokens.prompt, tokens.spellings), 1)
-        # Marks of the tokens that occur: faster than sorting. The last one is that of blanks.
-        occurs = torch.zeros(len(W_hd) + 1, dtype=torch.bool, device=candidates.device)
-        occurs[candidates.flatten()] = True
-        ids = occurs[:-1].nonzero()[:, 0]
-        numbers = torch.full((len(occurs),), len(ids), device=ids.device)
+        ids = tokens.ids
+        if ids is None:
+            # Marks of the tokens that occur: faster than sorting. The last one is that of blanks.
+            occurs = torch.zeros(len(W_hd) + 1, dtype=torch.bool, device=candidates.device)
+            occurs[candidates.flatten()] = True
+            ids = occurs[:-1].nonzero()[:, 0]
+        numbers = torch.full((len(W_hd) + 1,), len(ids), device=ids.device)
         numbers[ids] = torch.arange(len(ids), device=ids.device)
         places = numbers[candidates]
         rows = W_hd[ids].to(self.query.dtype)

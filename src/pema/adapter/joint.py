@@ -13,19 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pema.adapter.captured import Captured
 from pema.adapter.checkpoint import Checkpoint, State, optimizer_shapes, optimizer_tensors, restore_optimizer
 from pema.adapter.config import TrainConfig
 from pema.adapter.dropout import Dropout
 from pema.adapter.fitted import fit_schedule
 from pema.adapter.log import Log, NoLog
-from pema.adapter.loss import CrossEntropy, JointLoss, Losses, OwnCrossEntropy
+from pema.adapter.loss import CrossEntropy, JointLoss, OwnCrossEntropy
 from pema.adapter.module import Adapter
 from pema.adapter.optimisation import (
     EarlyStopping,
     adapter_config,
-    descend,
     learning_rate_at,
     make_optimizer,
+    set_rate,
+    step_down,
     uses_bfloat16,
 )
 from pema.adapter.reconstruction import (
@@ -91,7 +93,9 @@ class JointRun:
         self.agree()
         self.adapter.to(self.device)
         self.parameters = dict(self.adapter.named_parameters())
-        self.optimizer = make_optimizer(self.adapter.groups(), config)
+        # The work of a step depends on the shapes of its batch alone, unless prompts are read or processes wait.
+        captures = self.device.type == "cuda" and processes.count == 1 and self.adapter.copying is None
+        self.optimizer = make_optimizer(self.adapter.groups(), config, captured=captures)
         self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
         if stored:
             for name, parameter in self.parameters.items():
@@ -111,7 +115,10 @@ class JointRun:
             core = frequent(counts).to(self.device)
             complete = len(core) == int(counts.count_nonzero())
             self.sampled = SampledCrossEntropy(head, core, config.seed, bfloat16=bfloat16, complete=complete)
+        self.trained = self.loss if self.sampled is None else self.joint(self.sampled)
         self.dropout = Dropout(config.dropout, config.seed, self.device)
+        self.captured = Captured(self.update, [self.dropout.random]) if captures else None
+        self.resident = self.train_view.resident(self.device) if processes.count == 1 else None
         self.steps_per_epoch = math.ceil(self.train_view.pairs / config.batch_size)
         self.steps = config.epochs * self.steps_per_epoch
         if not stored:
@@ -202,7 +209,7 @@ class JointRun:
             losses, rate = self.step(part, context)
             n = len(part.rows)
             sums[0] += n
-            sums[1:] += n * losses.double()
+            sums[1:].add_(losses, alpha=n)
             state.batch = k + 1
             pairs += n
             logs = config.log_every and state.step % config.log_every == 0
@@ -227,7 +234,9 @@ class JointRun:
         seed = config.seed * 1_000_003 + self.state.epoch
 
         def read() -> Iterator[tuple[Part, ContextTokens | None]]:
-            parts = self.train_view.parts(config.batch_size, processes, shuffle_seed=seed, device=self.device)
+            parts = self.train_view.parts(
+                config.batch_size, processes, shuffle_seed=seed, device=self.device, resident=self.resident
+            )
             for part in parts:
                 context = None
                 if len(part.batch.rows):
@@ -235,7 +244,7 @@ class JointRun:
                     context = self.adapter.context(self.memory, part.rows if self.dropout.cut else part.batch.rows)
                 yield part, None if context is None else context.to(self.device)
 
-        return prefetch(read()) if self.runs_ahead else read()
+        return prefetch(read()) if self.runs_ahead and self.adapter.copying is not None else read()
 
     def read(self, sums: Tensor) -> None:
         """Read the sums of the epoch from the device.
@@ -259,36 +268,41 @@ class JointRun:
     def step(self, part: Part, context: ContextTokens | None) -> tuple[Tensor, float]:
         """Take an optimizer step on a batch, of which `part` is this process's; return its losses and learning rate.
 
-        The losses of the whole batch, (3,) float32, stay on the device: reading them would wait for it.
+        The losses of the whole batch, (3,) float32, stay on the device: reading them would wait for it. The next step
+        may overwrite them.
         """
-        config, state = self.config, self.state
+        config, state, batch, pairs = self.config, self.state, part.batch, len(part.rows)
         rate = learning_rate_at(state.step, self.steps, config)
-        losses = self.losses(part, context)
-        values = torch.zeros(3, device=self.device)
-        if losses is not None:
-            values = torch.stack(losses).detach()
-        if self.processes.count > 1:
-            self.processes.add(values.mul_(part.weight))
-        descend(
-            self.optimizer,
-            None if losses is None else losses.total,
-            self.parameters.values(),
-            rate,
-            config.clip,
-            share=part.weight,
-            processes=self.processes,
-        )
+        set_rate(self.optimizer, rate)
+        self.dropout.at(state.step, part.first, pairs if self.processes.count > 1 else 0)
+        if self.sampled is not None:
+            self.sampled.at(state.step)
+        if self.captured is None:
+            values = self.update(batch.representations, batch.targets, context, part.weight)
+        else:
+            values = self.captured(batch.representations, batch.targets)
         state.step += 1
         return values, rate
 
-    def losses(self, part: Part, context: ContextTokens | None) -> Losses | None:
-        """Return the losses of this process's part of a batch; None if it is empty."""
-        batch, pairs = part.batch, len(part.rows)
-        if not len(batch.targets):
-            return None
-        dropout = self.dropout.at(self.state.step, part.first, pairs if self.processes.count > 1 else 0)
-        loss = self.loss if self.sampled is None else self.joint(self.sampled.at(self.state.step))
-        return loss(self.adapter, batch.representations, batch.targets, dropout, context=context, forced=True)
+    def update(self, f: Tensor, targets: Tensor, context: ContextTokens | None = None, weight: float = 1.0) -> Tensor:
+        """Take an optimizer step with these pairs, a share `weight` of the batch; return the losses of the batch."""
+        if len(targets):
+            dropout = self.dropout if self.dropout.cut else None
+            losses = self.trained(self.adapter, f, targets, dropout, context=context, forced=True)
+            values = torch.stack(losses).detach()
+        else:
+            losses, values = None, torch.zeros(3, device=self.device)
+        if self.processes.count > 1:
+            self.processes.add(values.mul_(weight))
+        step_down(
+            self.optimizer,
+            None if losses is None else losses.total,
+            self.parameters.values(),
+            self.config.clip,
+            share=weight,
+            processes=self.processes,
+        )
+        return values
 
     def end_epoch(self, seconds: float, pairs: float) -> None:
         """Measure the held-out loss, keep the weights if it is the lowest, and decide whether to continue."""

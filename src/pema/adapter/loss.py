@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from pema.adapter.copying import NEVER, Copied
 from pema.adapter.dropout import Dropout
+from pema.adapter.fused import is_usable, losses_of
 from pema.adapter.module import Adapter
 from pema.devices import is_asynchronous
 from pema.errors import AdapterError
@@ -98,6 +100,8 @@ class JointLoss:
             return -copied.mixed(-self.cross_entropy.each(h, targets), targets).mean()
         log_copy = copied.log_p(targets)
         is_copy = log_copy > NEVER / 2
+        if is_asynchronous(h.device):  # which is not waited for to know how many others there are
+            return self.cross_entropy(h, targets, ~is_copy) - torch.where(is_copy, log_copy, copied.log_rest).mean()
         others = is_copy.logical_not().nonzero()[:, 0]
         total = log_copy[is_copy].sum() + copied.log_rest[others].sum()
         if len(others):
@@ -147,13 +151,20 @@ class CrossEntropy:
         self._rounded = torch.empty(0, dtype=torch.bfloat16, device=device)
         self._widened = torch.empty(0, device=device)
 
-    def __call__(self, h: Tensor, targets: Tensor) -> Tensor:
+    @functools.cached_property
+    def is_fused(self) -> bool:
+        """Whether softmax, loss and gradient are one kernel."""
+        return self.dtype == torch.bfloat16 and is_usable(self.W_hd.device)
+
+    def __call__(self, h: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the mean loss of h (n, d) with token ids `targets` (n,): a scalar, differentiable in h.
+
+        With `weights` (n,), the loss of each row is multiplied by its weight.
 
         Raises:
             AdapterError: a target is outside the vocabulary.
         """
-        loss: Tensor = _Chunked.apply(h, self.places(targets), self)  # type: ignore[no-untyped-call]
+        loss: Tensor = _Chunked.apply(h, self.places(targets), weights, self)  # type: ignore[no-untyped-call]
         return loss
 
     def places(self, targets: Tensor) -> Tensor:
@@ -175,22 +186,30 @@ class CrossEntropy:
         """Return the loss of each row of h (n, d) with token ids `targets` (n,): (n,) float32, without a gradient."""
         return self.sweep(h.float(), self.places(targets), gradient=False)[2]
 
-    def sweep(self, h: Tensor, targets: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+    def sweep(
+        self, h: Tensor, targets: Tensor, gradient: bool, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return the mean loss, its gradient in h, and the loss of each row, computed chunk by chunk."""
         n = h.shape[0]
         dh = torch.empty(h.shape, dtype=torch.float32, device=h.device) if gradient else None
         losses = torch.empty(n, device=h.device)
-        total = torch.zeros((), dtype=torch.float64, device=h.device)
         for start in range(0, n, self.rows):
             rows = slice(start, min(start + self.rows, n))
             losses[rows] = self.chunk(h[rows], targets[rows], None if dh is None else dh[rows])
-            total += losses[rows].sum(dtype=torch.float64)
         if dh is not None:
-            dh *= self.scale / n
-        return (total / n).float(), dh, losses
+            dh *= self.scale / n if weights is None else (weights * (self.scale / n))[:, None]
+        if weights is not None:
+            losses *= weights
+        return losses.mean(dtype=torch.float64).float(), dh, losses
 
     def chunk(self, h: Tensor, y: Tensor, dh: Tensor | None) -> Tensor:
         """Return the loss of each row of h (c, d) with targets y (c,); write the gradient of their sum into `dh`."""
+        if self.is_fused:
+            x = torch.mm((h * self.scale).to(self.dtype), self.W_hd.t())
+            losses = losses_of(x, y, self.bias, self.soft_cap)
+            if dh is not None:
+                dh.copy_(torch.mm(x, self.W_hd))
+            return losses
         p = self.logits(h)
         slope = self.slope(p) if dh is not None else None
         x_y = p.gather(1, y[:, None])[:, 0]
@@ -266,9 +285,12 @@ class OwnCrossEntropy:
         self._position[adapter.tokens] = torch.arange(len(adapter.tokens), device=adapter.tokens.device)
         self.dtype = torch.bfloat16 if bfloat16 else torch.float32
 
-    def __call__(self, h: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss of h (n, d) with token ids `targets` (n,): a scalar."""
-        return cross_entropy(self._adapter.logits(h, self._head), self._position[targets])
+    def __call__(self, h: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the mean loss of h (n, d) with token ids `targets` (n,), times `weights` (n,): a scalar."""
+        logits, places = self._adapter.logits(h, self._head), self._position[targets]
+        if weights is None:
+            return cross_entropy(logits, places)
+        return (cross_entropy(logits, places, reduction="none") * weights).mean()
 
     @torch.no_grad()
     def each(self, h: Tensor, targets: Tensor) -> Tensor:
@@ -277,7 +299,12 @@ class OwnCrossEntropy:
 
 
 def _view(buffer: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Return a (rows, columns) view of a buffer, and the buffer: the given one, or a new one if that is too small."""
+    """Return a (rows, columns) view of a buffer, and the buffer: the given one, or a new one if that is too small.
+
+    Memory of an accelerator is new each time: its allocator keeps it, and a captured step has memory of its own.
+    """
+    if is_asynchronous(buffer.device):
+        return buffer, buffer.new_empty(rows, columns)
     if buffer.numel() < rows * columns:
         buffer = buffer.new_empty(rows * columns)
     return buffer, buffer[: rows * columns].view(rows, columns)
@@ -297,12 +324,18 @@ class _Chunked(torch.autograd.Function):
     """Autograd function of `CrossEntropy.sweep`."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, targets: Tensor, cross_entropy: CrossEntropy) -> Tensor:  # noqa: ANN401
-        loss, ctx.dh, _ = cross_entropy.sweep(h.detach().float(), targets, ctx.needs_input_grad[0])
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        h: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        cross_entropy: CrossEntropy,
+    ) -> Tensor:
+        loss, ctx.dh, _ = cross_entropy.sweep(h.detach().float(), targets, ctx.needs_input_grad[0], weights)
         ctx.dtype = h.dtype
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
-        return (ctx.dh * gradient).to(ctx.dtype), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
+        return (ctx.dh * gradient).to(ctx.dtype), None, None, None

@@ -48,19 +48,31 @@ def descend(
     share: float = 1.0,
     processes: Processes = ALONE,
 ) -> None:
-    """Take an optimizer step on a loss, with a learning rate and with the gradient's norm at most `clip`.
+    """Take an optimizer step on a loss, with a learning rate; for the rest see `step_down`."""
+    set_rate(optimizer, rate)
+    step_down(optimizer, loss, parameters, clip, share=share, processes=processes)
+
+
+def step_down(
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor | None,
+    parameters: Iterable[nn.Parameter],
+    clip: float,
+    *,
+    share: float = 1.0,
+    processes: Processes = ALONE,
+) -> None:
+    """Take an optimizer step on a loss, with the gradient's norm at most `clip`.
 
     Args:
         optimizer: optimizer of the parameters.
         loss: scalar loss, the mean over this process's part of the batch; None if that is empty.
         parameters: trained parameters.
-        rate: learning rate of this step.
         clip: maximum norm of the gradient; 0: no clipping.
         share: share of the batch's pairs in this process's part.
         processes: the processes with the other parts, which take the same step.
     """
     parameters = list(parameters)
-    set_rate(optimizer, rate)
     optimizer.zero_grad(set_to_none=True)
     if loss is not None:
         (loss if processes.count == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
@@ -87,7 +99,11 @@ def add_gradients(parameters: Sequence[nn.Parameter], processes: Processes) -> N
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of an optimizer, and in proportion that of groups with a relative rate."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("relative", 1.0)
+        own = rate * group.get("relative", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(own)
+        else:
+            group["lr"] = own
 
 
 @dataclass
@@ -122,16 +138,21 @@ def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter] | list[dict[str, Any]], config: TrainConfig
+    parameters: Iterable[nn.Parameter] | list[dict[str, Any]], config: TrainConfig, *, captured: bool = False
 ) -> torch.optim.Optimizer:
     """Create the optimizer of the settings: Adam or AdamW.
 
     Args:
         parameters: the parameters, or groups of them, whose "relative" rate is a multiple of the learning rate.
         config: the settings.
+        captured: whether its steps are captured as a CUDA graph, which reads the learning rate from the device.
     """
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    rate = config.learning_rate
+    optimizer = kind(parameters, lr=rate, weight_decay=config.weight_decay, fused=True, capturable=captured)
+    for group in optimizer.param_groups if captured else ():
+        group["lr"] = torch.tensor(rate, device=group["params"][0].device)
+    return optimizer
 
 
 def adapter_config(

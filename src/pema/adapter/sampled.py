@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pema.adapter.config import CORE, SAMPLE
 from pema.adapter.loss import CrossEntropy, normalise
+from pema.devices import is_asynchronous, move
 from pema.owner.head import Head
 
 
@@ -53,13 +54,14 @@ class SampledCrossEntropy(CrossEntropy):
         self._head_weight, self._head_bias = head.weight.detach(), head.bias
         self._log_weight = math.log(len(self.others) / SAMPLE)
         self._random = torch.Generator()
-        self._sample = self.others[:SAMPLE]
+        self._sample = self.others[:SAMPLE].clone()
 
     def at(self, step: int) -> SampledCrossEntropy:
         """Draw the sample of `step`; it depends only on the seed and the step."""
         self._random.manual_seed((self.seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 1) % (1 << 63))
         drawn = torch.randint(len(self.others), (SAMPLE,), generator=self._random)
-        self._sample = sample = self.others[drawn.to(self.others.device)]
+        # In place, here and below: a captured step reads them.
+        sample = torch.index_select(self.others, 0, move(drawn, self.others.device), out=self._sample)
         # On a CPU `index_select` copies whole rows, ten times faster than indexing.
         self.W_hd[self.core :] = self._head_weight.index_select(0, sample).to(self.W_hd.dtype)
         if self.bias is not None and self._head_bias is not None:
@@ -77,25 +79,33 @@ class SampledCrossEntropy(CrossEntropy):
         slope = self.slope(p) if dh is not None else None
         p[:, self.core :] += self._log_weight
         places = y if self.complete else self.position[y]
-        rare = places.new_empty(0) if self.complete else (places < 0).nonzero()[:, 0]
+        is_rare = places < 0
+        if self.complete:
+            rare = places.new_empty(0)
+        elif is_asynchronous(places.device):  # which is not waited for to know how many they are
+            rare = torch.arange(len(places), device=places.device)
+        else:
+            rare = is_rare.nonzero()[:, 0]
         column = places.clamp(min=0)[:, None]
         x_y = p.gather(1, column)[:, 0]
         if len(rare):
+            own = is_rare[rare]
             rows, x = self._own(h[rare], y[rare])
-            x_y[rare] = x
-            p[rare, self.core :] = self._without(p[rare, self.core :], y[rare])
+            x_y[rare] = torch.where(own, x, x_y[rare])
+            sampled = p[rare, self.core :]
+            p[rare, self.core :] = torch.where(own[:, None], self._without(sampled, y[rare]), sampled)
         log_Z = normalise(p)
         if len(rare):
-            whole = torch.logaddexp(log_Z[rare], x)
+            whole = torch.logaddexp(log_Z[rare], x.masked_fill(~own, -torch.inf))
             p[rare] *= (log_Z[rare] - whole).exp()[:, None]
             log_Z[rare] = whole
         if dh is not None:
             p.scatter_add_(1, column, -(places >= 0).to(p.dtype)[:, None])
             self.step_back(p if slope is None else p.mul_(slope), dh)
             if len(rare):
-                own = (x - whole).exp() - 1
+                dx = ((x - whole).exp() - 1).masked_fill(~own, 0.0)
                 slope = self.slope(x)
-                dh.index_add_(0, rare, rows * (own if slope is None else own * slope)[:, None])
+                dh.index_add_(0, rare, rows * (dx if slope is None else dx * slope)[:, None])
         return log_Z - x_y
 
     def _own(self, h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

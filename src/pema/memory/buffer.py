@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pema.devices import move
+from pema.memory.pairing import NO_TARGET
 from pema.memory.shard import Integers, restore
 from pema.owner.head import Head
 from pema.processes import Processes
@@ -58,14 +60,6 @@ class Part:
         return len(self.batch.targets) / len(self.rows)
 
 
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the CPU on a device, which copies it while the program goes on."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    with torch.cuda.device(device):  # pinned memory belongs to the current device of a thread
-        return tensor.pin_memory().to(device, non_blocking=True)
-
-
 def copy_rows(source: np.ndarray, rows: Integers | slice, out: np.ndarray) -> None:
     """Copy the given rows of `source` into `out`."""
     if isinstance(rows, slice):
@@ -77,7 +71,7 @@ def copy_rows(source: np.ndarray, rows: Integers | slice, out: np.ndarray) -> No
 
 @dataclass(frozen=True)
 class Buffer:
-    """A buffer of n pairs in RAM, in their stored form.
+    """A buffer of n pairs in their stored form: in RAM, or the first four of its tensors on an accelerator.
 
     Attributes:
         representations: (n, d_tap) in the memory's dtype.
@@ -98,12 +92,14 @@ class Buffer:
     rows: Tensor
 
     @classmethod
-    def empty(cls, n: int, d_tap: int, dtype: torch.dtype) -> Buffer:
-        """Allocate a buffer for n pairs."""
+    def empty(cls, n: int, d_tap: int, dtype: torch.dtype, *, pinned: bool = False) -> Buffer:
+        """Allocate a buffer for n pairs; a `pinned` one is copied to a GPU without an intermediate copy."""
         int8 = dtype == torch.int8
-        scales, shards = (torch.empty((n, 1)), torch.empty(n, dtype=torch.int64)) if int8 else (None, None)
-        columns = [torch.empty(n, dtype=torch.int64) for _ in range(4)]
-        return cls(torch.empty((n, d_tap), dtype=dtype), scales, shards, *columns)
+        scales = torch.empty((n, 1), pin_memory=pinned) if int8 else None
+        shards = torch.empty(n, dtype=torch.int64, pin_memory=pinned) if int8 else None
+        targets = torch.empty(n, dtype=torch.int64, pin_memory=pinned)
+        columns = [torch.empty(n, dtype=torch.int64) for _ in range(3)]
+        return cls(torch.empty((n, d_tap), dtype=dtype, pin_memory=pinned), scales, shards, targets, *columns)
 
     @property
     def columns(self) -> list[Tensor]:
@@ -113,13 +109,39 @@ class Buffer:
 
     def take(self, which: slice | Tensor) -> Buffer:
         """Select pairs: views for a slice, copies for indices."""
+        device = self.representations.device
+        there = which if isinstance(which, slice) else move(which, device)
 
         def select(column: Tensor) -> Tensor:
-            return column[which] if isinstance(which, slice) else column.index_select(0, which)
+            index = there if column.device == device else which
+            return column[index] if isinstance(index, slice) else column.index_select(0, index)
 
         scales, shards = (None if column is None else select(column) for column in (self.scales, self.shards))
         columns = (select(self.targets), select(self.steps), select(self.lengths), select(self.rows))
         return Buffer(select(self.representations), scales, shards, *columns)
+
+    @property
+    def paired(self) -> Tensor:
+        """(n,) bool in RAM, whether each pair has a target."""
+        return (self.targets != NO_TARGET).cpu()
+
+    @classmethod
+    def joined(cls, buffers: Sequence[Buffer]) -> Buffer:
+        """Return the pairs of several buffers in one."""
+
+        def join(name: str) -> Tensor | None:
+            columns = [getattr(buffer, name) for buffer in buffers]
+            return None if columns[0] is None else torch.cat(columns)
+
+        return cls(**{each.name: join(each.name) for each in fields(cls)})  # type: ignore[arg-type]
+
+    def on(self, device: torch.device) -> Buffer:
+        """Return the buffer on an accelerator, which may still be copying a pinned one."""
+        scales, shards = (
+            None if column is None else column.to(device, non_blocking=True) for column in (self.scales, self.shards)
+        )
+        f, targets = (column.to(device, non_blocking=True) for column in (self.representations, self.targets))
+        return replace(self, representations=f, scales=scales, shards=shards, targets=targets)
 
     def batch(self, which: slice | Tensor, head: Head | None, channel_scales: Tensor) -> Batch:
         """Return the selected pairs as the adapter's input.
@@ -127,17 +149,54 @@ class Buffer:
         Args:
             which: the pairs.
             head: the layers between the tap and W_hd; None if there are none.
-            channel_scales: (k, d_tap), (0, 0) without int8; the pairs are moved, as stored, to their device.
+            channel_scales: (k, d_tap), (0, 0) without int8; on the device of the buffer.
         """
-        taken, device = self.take(which), channel_scales.device
-        f = moved(taken.representations, device)
+        taken = self.take(which)
         if taken.scales is None or taken.shards is None:
-            f = f.float()
+            f = taken.representations.float()
         else:
-            by_row = channel_scales[0] if len(channel_scales) == 1 else channel_scales[moved(taken.shards, device)]
-            f = restore(f, moved(taken.scales[:, 0], device), by_row)
+            by_row = channel_scales[0] if len(channel_scales) == 1 else channel_scales[taken.shards]
+            f = restore(taken.representations, taken.scales[:, 0], by_row)
         f = f if head is None else head.normalise(f).float()
-        return Batch(f, moved(taken.targets, device), taken.steps, taken.lengths, taken.rows)
+        return Batch(f, taken.targets, taken.steps, taken.lengths, taken.rows)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A filled buffer and the places of its batches.
+
+    Attributes:
+        buffer: the pairs.
+        paired: (n,) bool in RAM, whether each has a target.
+        order: (n,) int64, the shuffled places; None: the batches are ranges of the buffer.
+        cuts: the batches, as ranges of `order`.
+    """
+
+    buffer: Buffer
+    paired: Tensor
+    order: Tensor | None
+    cuts: Sequence[slice]
+
+    def places(self) -> Iterator[slice | Tensor]:
+        """Yield the place of each batch in the buffer."""
+        for cut in self.cuts:
+            yield cut if self.order is None else self.order[cut]
+
+
+def moved(fills: Iterator[Filled], device: torch.device) -> Iterator[Filled]:
+    """Yield buffers on an accelerator, in the order of their batches, copied beside what it computes."""
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    for filled in fills:
+        with torch.cuda.stream(stream):
+            buffer, paired = filled.buffer.on(device), filled.paired
+            if filled.order is not None:
+                buffer, paired = buffer.take(filled.order), paired[filled.order]
+            if stream is not None:
+                stream.synchronize()  # the next buffer may be filled into the same memory
+                for tensor in (buffer.representations, buffer.targets, buffer.scales, buffer.shards):
+                    if tensor is not None:  # its memory is not free before the batches have been computed
+                        tensor.record_stream(torch.cuda.default_stream(device))
+        yield Filled(buffer, paired, None, filled.cuts)
 
 
 def needed(cuts: Sequence[slice], order: Tensor | None, n: int, processes: Processes) -> Flags:

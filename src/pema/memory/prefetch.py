@@ -1,4 +1,4 @@
-"""Batches that are read while the accelerator computes on earlier ones."""
+"""What is read while the accelerator computes on what was read before."""
 
 from __future__ import annotations
 

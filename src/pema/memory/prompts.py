@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pema.devices import is_asynchronous, move
 from pema.memory.shard import Integers, ShardFile
 
 BLANK = -1
@@ -25,16 +26,25 @@ class ContextTokens:
             `pema.tasks.spelling`. `BLANK` if there is none.
         spans: (b, S) int64.
         written: (b, W) int64, `BLANK`, then the tokens that follow the prompt; the last column holds the last token.
+        ids: (u,) int64, the distinct tokens of prompts and spellings, sorted; None: not determined yet.
     """
 
     prompt: Tensor
     spellings: Tensor
     spans: Tensor
     written: Tensor
+    ids: Tensor | None = None
 
     def to(self, device: torch.device) -> ContextTokens:
-        """Return the same tokens on a device."""
-        return ContextTokens(*(each.to(device) for each in (self.prompt, self.spellings, self.spans, self.written)))
+        """Return the same tokens on a device; one that would be waited for later has the distinct tokens at once."""
+        ids = self.ids
+        if ids is None and is_asynchronous(device) and not is_asynchronous(self.prompt.device):
+            found = np.unique(torch.cat((self.prompt, self.spellings)).numpy())
+            ids = torch.from_numpy(found[found != BLANK])
+        prompt, spellings, spans, written = (
+            move(each, device) for each in (self.prompt, self.spellings, self.spans, self.written)
+        )
+        return ContextTokens(prompt, spellings, spans, written, None if ids is None else move(ids, device))
 
 
 class Prompts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pema.devices import is_asynchronous
 from pema.errors import ExternalMemoryError
-from pema.memory.buffer import Batch, Buffer, Flags, Part, copy_rows, needed
+from pema.memory.buffer import Batch, Buffer, Filled, Flags, Part, copy_rows, moved, needed
 from pema.memory.manifest import HEAD, RESTORE, Manifest
 from pema.memory.pairing import NO_TARGET
 from pema.memory.places import MEMORY
+from pema.memory.prefetch import prefetch
 from pema.memory.prompts import Prompts
 from pema.memory.shard import DTYPES, Integers, ShardFile
 from pema.owner.head import Head
@@ -33,6 +35,12 @@ BUFFER_BYTES = 1 << 26
 
 UNSHUFFLED_BYTES = 1 << 22
 """The same without shuffling: small enough for a processor's cache."""
+
+RESIDENT = 0.25
+"""Maximum share of a GPU's free memory that the pairs of a memory take, to be read from the disk only once."""
+
+AT_ONCE = 1 << 12
+"""Number of pairs that are copied to a GPU at a time if all are."""
 
 BLOCKS_PER_BUFFER = 32
 """Number of parts of the memory that a shuffled buffer mixes."""
@@ -213,13 +221,40 @@ class _Block:
     pairs: int
 
 
-def _with_targets(filled: Iterator[tuple[Buffer, slice | Tensor]]) -> Iterator[tuple[Buffer, slice | Tensor]]:
+@dataclass(frozen=True)
+class _Plan:
+    """What is read into a buffer after the rest of the one before, and its batches.
+
+    Attributes:
+        blocks: what is read.
+        following: what is read next.
+        pairs: n, number of pairs with that rest.
+        order: (n,) int64, the shuffled places; None: as they are.
+        cuts: the batches, as ranges of `order`.
+    """
+
+    blocks: Sequence[_Block]
+    following: Sequence[_Block]
+    pairs: int
+    order: Tensor | None
+    cuts: Sequence[slice]
+
+    @property
+    def stop(self) -> int:
+        """End of the last batch: what follows is the rest."""
+        return self.cuts[-1].stop if self.cuts else 0
+
+    def needed(self, processes: Processes) -> Flags:
+        """Return which of the n rows this process needs: its parts of the batches, and the rows in none of these."""
+        return needed(self.cuts, self.order, self.pairs, processes)
+
+
+def _with_targets(filled: Filled) -> Iterator[slice | Tensor]:
     """Yield the batches without contexts that have no target, and without batches of these only."""
-    for buffer, which in filled:
-        places = _places(which)
-        chosen = places[buffer.targets[places] != NO_TARGET]
+    for which in map(_places, filled.places()):
+        chosen = which[filled.paired[which]]
         if len(chosen):
-            yield buffer, chosen
+            yield chosen
 
 
 def _places(which: slice | Tensor) -> Tensor:
@@ -286,6 +321,7 @@ class View:
         shuffle_seed: int | None = None,
         buffer_bytes: int = BUFFER_BYTES,
         device: torch.device = CPU,
+        resident: Buffer | None = None,
     ) -> Iterator[Batch]:
         """Yield every pair once, in batches of `batch_size`; the last one may be smaller.
 
@@ -299,6 +335,7 @@ class View:
             shuffle_seed: the same seed gives the same order; None keeps the order of the memory.
             buffer_bytes: size of the shuffled buffer in stored bytes.
             device: device of the representations and the targets, which restores the stored form.
+            resident: all pairs of the memory on the device, by `View.resident`, if they are there.
 
         Raises:
             ConfigError: `batch_size` is below 1.
@@ -307,9 +344,12 @@ class View:
         require("batch_size", batch_size, int, least=1)
         require("shuffle_seed", shuffle_seed, int | None, least=0)
         head, channel_scales = self._restoring(device)
-        filled = self._filled(batch_size, shuffle_seed, buffer_bytes, ALONE)
-        filled = _with_targets(filled) if self.memory.manifest.targets == "matched" else filled
-        return (buffer.batch(which, head, channel_scales) for buffer, which in filled)
+        every = self.memory.manifest.targets != "matched"
+        return (
+            filled.buffer.batch(which, head, channel_scales)
+            for filled in self._fills(batch_size, shuffle_seed, buffer_bytes, device, ALONE, resident)
+            for which in (filled.places() if every else _with_targets(filled))
+        )
 
     def parts(
         self,
@@ -319,6 +359,7 @@ class View:
         shuffle_seed: int | None = None,
         buffer_bytes: int = BUFFER_BYTES,
         device: torch.device = CPU,
+        resident: Buffer | None = None,
     ) -> Iterator[Part]:
         """Yield one process's part of each batch of `batches`, which are the same for any number of processes.
 
@@ -331,20 +372,23 @@ class View:
             shuffle_seed: see `batches`.
             buffer_bytes: see `batches`.
             device: see `batches`.
+            resident: see `batches`; for one process.
         """
         if processes.count == 1:
-            for batch in self.batches(batch_size, shuffle_seed=shuffle_seed, buffer_bytes=buffer_bytes, device=device):
+            for batch in self.batches(
+                batch_size, shuffle_seed=shuffle_seed, buffer_bytes=buffer_bytes, device=device, resident=resident
+            ):
                 yield Part(batch, 0, batch.rows)
             return
         head, channel_scales = self._restoring(device)
-        for buffer, which in self._filled(batch_size, shuffle_seed, buffer_bytes, processes):
-            places = _places(which)
-            cut = processes.part(len(places))
-            exists = buffer.targets[places] != NO_TARGET
-            if bool(exists.any()):
-                own = places[cut][exists[cut]]
-                first = int(exists[: cut.start].sum())
-                yield Part(buffer.batch(own, head, channel_scales), first, buffer.rows[places[exists]])
+        for filled in self._fills(batch_size, shuffle_seed, buffer_bytes, device, processes):
+            for places in map(_places, filled.places()):
+                cut, exists = processes.part(len(places)), filled.paired[places]
+                if bool(exists.any()):
+                    own = places[cut][exists[cut]]
+                    first = int(exists[: cut.start].sum())
+                    batch = filled.buffer.batch(own, head, channel_scales)
+                    yield Part(batch, first, filled.buffer.rows[places[exists]])
 
     def share(self, processes: Processes) -> View:
         """Return one process's part of the view: consecutive examples, about as many as the others' parts."""
@@ -360,15 +404,46 @@ class View:
             head = copy.deepcopy(head).to(device)  # a module moves in place
         return head, channel_scales.to(device)
 
-    def _filled(
-        self, batch_size: int, shuffle_seed: int | None, buffer_bytes: int, processes: Processes
-    ) -> Iterator[tuple[Buffer, slice | Tensor]]:
-        """Yield the place of each batch in a buffer; of the representations only this process's part is there."""
-        description = self.memory.manifest.plm
-        row_bytes = description.d_tap * DTYPES[self.memory.manifest.dtype].itemsize
+    def resident(self, device: torch.device) -> Buffer | None:
+        """Copy all pairs of the memory to a GPU, from which `batches` and `parts` then take them.
+
+        Returns:
+            The pairs, in order; None on another device, or if they take more than `RESIDENT` of its free memory.
+        """
+        memory = self.memory
+        if device.type != "cuda" or memory.pairs * self._row_bytes > RESIDENT * torch.cuda.mem_get_info(device)[0]:
+            return None
+        fills = memory.view()._fills(AT_ONCE, None, BUFFER_BYTES, device, ALONE)
+        return Buffer.joined([filled.buffer.take(which) for filled in fills for which in filled.places()])
+
+    @property
+    def _row_bytes(self) -> int:
+        """Bytes of a stored representation."""
+        manifest = self.memory.manifest
+        return manifest.plm.d_tap * DTYPES[manifest.dtype].itemsize
+
+    def _fills(
+        self,
+        batch_size: int,
+        shuffle_seed: int | None,
+        buffer_bytes: int,
+        device: torch.device,
+        processes: Processes,
+        resident: Buffer | None = None,
+    ) -> Iterator[Filled]:
+        """Yield the filled buffers on a device; an accelerator computes on one while the next is prepared."""
         shuffle = None if shuffle_seed is None else np.random.default_rng(shuffle_seed)
         buffer_bytes = min(buffer_bytes, UNSHUFFLED_BYTES) if shuffle is None else buffer_bytes
-        buffer_pairs = max(buffer_bytes // row_bytes, batch_size)
+        groups = self._grouped(max(buffer_bytes // self._row_bytes, batch_size), shuffle)
+        plans = self._planned(groups, batch_size, shuffle)
+        if resident is not None:
+            return prefetch(self._taken(plans, resident))
+        largest = 0 if shuffle is None else max(sum(block.pairs for block in group) for group in groups) + batch_size
+        fills = self._filled(plans, processes, largest, pinned=device.type == "cuda")
+        return prefetch(moved(fills, device)) if is_asynchronous(device) else fills
+
+    def _grouped(self, buffer_pairs: int, shuffle: np.random.Generator | None) -> list[list[_Block]]:
+        """Return what is read into each buffer."""
         blocks = list(self._blocks(buffer_pairs if shuffle is None else max(buffer_pairs // BLOCKS_PER_BUFFER, 1)))
         if shuffle is not None:
             blocks = [blocks[i] for i in shuffle.permutation(len(blocks))]
@@ -380,23 +455,46 @@ class View:
                 free = buffer_pairs
             fills[-1].append(block)
             free -= block.pairs
-        # Batches from a shuffled buffer are copies, so the buffer is reused; unshuffled batches may be views.
-        largest = max((sum(block.pairs for block in fill) for fill in fills), default=0) + batch_size
-        shuffle_buffer = None if shuffle is None else self._allocate(largest)
-        rest: Buffer | None = None
-        for k, fill in enumerate(fills):
-            if k + 1 < len(fills):
-                for block in fills[k + 1]:
-                    self.memory.shards[block.shard].read_ahead(*self._span(block))
-            n = sum(block.pairs for block in fill) + (0 if rest is None else len(rest.targets))
-            buffer = self._allocate(n) if shuffle_buffer is None else shuffle_buffer.take(slice(n))
+        return fills
+
+    def _planned(
+        self, groups: Sequence[Sequence[_Block]], batch_size: int, shuffle: np.random.Generator | None
+    ) -> Iterator[_Plan]:
+        """Yield how each buffer is filled, and where in it the batches are."""
+        rest = 0
+        for group, following in itertools.zip_longest(groups, groups[1:], fillvalue=()):
+            n = rest + sum(block.pairs for block in group)
             order = None if shuffle is None else torch.from_numpy(shuffle.permutation(n))
-            stop = n if k + 1 == len(fills) else n - n % batch_size
-            cuts = [slice(start, min(start + batch_size, stop)) for start in range(0, stop, batch_size)]
-            self._fill(buffer, fill, rest, None if processes.count == 1 else needed(cuts, order, n, processes))
-            for cut in cuts:
-                yield buffer, cut if order is None else order[cut]
-            rest = buffer.take(torch.arange(stop, n) if order is None else order[stop:])
+            stop = n - n % batch_size if following else n
+            cuts = [slice(first, min(first + batch_size, stop)) for first in range(0, stop, batch_size)]
+            yield _Plan(group, following, n, order, cuts)
+            rest = n - stop
+
+    def _taken(self, plans: Iterable[_Plan], resident: Buffer) -> Iterator[Filled]:
+        """Yield the filled buffers, whose pairs are on the device already."""
+        rest, paired = torch.empty(0, dtype=torch.int64), resident.paired
+        for plan in plans:
+            rows = torch.cat([rest, *(torch.from_numpy(self._places(block)) for block in plan.blocks)])
+            rows = rows if plan.order is None else rows[plan.order]
+            yield Filled(resident.take(rows), paired[rows], None, plan.cuts)
+            rest = rows[plan.stop :]
+
+    def _filled(self, plans: Iterable[_Plan], processes: Processes, largest: int, *, pinned: bool) -> Iterator[Filled]:
+        """Yield the filled buffers in RAM; of the representations only this process's part is there.
+
+        What is yielded is read before the next buffer is filled, so one for the `largest` is reused if its pairs are
+        shuffled: batches are then copies.
+        """
+        reused = self._allocate(largest, pinned) if largest else None
+        rest: Buffer | None = None
+        for plan in plans:
+            for block in plan.following:
+                self.memory.shards[block.shard].read_ahead(*self._span(block))
+            n, order = plan.pairs, plan.order
+            buffer = self._allocate(n, pinned) if reused is None else reused.take(slice(n))
+            self._fill(buffer, plan.blocks, rest, None if processes.count == 1 else plan.needed(processes))
+            yield Filled(buffer, buffer.paired, order, plan.cuts)
+            rest = buffer.take(torch.arange(plan.stop, n) if order is None else order[plan.stop :])
 
     def _blocks(self, pairs: int) -> Iterator[_Block]:
         """Split the view into runs of about `pairs` pairs, none across shards."""
@@ -424,6 +522,11 @@ class View:
         starts, stops = offsets[block.examples], offsets[block.examples + 1]
         return np.repeat(starts - first, stops - starts) + self._steps(block)
 
+    def _places(self, block: _Block) -> Integers:
+        """Return the places of the block's rows in the memory."""
+        places: Integers = (self.memory._first_rows[block.shard] + np.arange(*self._span(block)))[self._rows(block)]
+        return places
+
     def _steps(self, block: _Block) -> Integers:
         """Return the positions t of the block's rows."""
         offsets = self.memory.shards[block.shard].example_offsets
@@ -431,12 +534,12 @@ class View:
         steps: Integers = np.arange(block.pairs) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return steps
 
-    def _allocate(self, n: int) -> Buffer:
+    def _allocate(self, n: int, pinned: bool) -> Buffer:
         """Allocate a buffer for n pairs."""
         manifest = self.memory.manifest
-        return Buffer.empty(n, manifest.plm.d_tap, DTYPES[manifest.dtype])
+        return Buffer.empty(n, manifest.plm.d_tap, DTYPES[manifest.dtype], pinned=pinned)
 
-    def _fill(self, buffer: Buffer, blocks: list[_Block], rest: Buffer | None, own: Flags | None) -> None:
+    def _fill(self, buffer: Buffer, blocks: Sequence[_Block], rest: Buffer | None, own: Flags | None) -> None:
         """Fill a buffer with the rest of the previous buffer, then with blocks; `own`: the rows that are needed."""
         kept = 0 if rest is None else len(rest.targets)
         if rest is not None:
@@ -464,7 +567,7 @@ class View:
                 buffer.shards[here] = self.memory._channel_scales[1][block.shard]
             targets[here] = file.targets(first, last)[chosen]
             steps[here] = self._steps(block)
-            places[here] = (self.memory._first_rows[block.shard] + np.arange(first, last))[chosen]
+            places[here] = self._places(block)
             lengths = file.example_offsets[block.examples + 1] - file.example_offsets[block.examples]
             source_lengths[here] = np.repeat(file.source_lengths[block.examples], lengths)
             at += block.pairs

@@ -31,6 +31,9 @@ class Spelling(NamedTuple):
     span: int
 
 
+_NONE = Spelling(NONE, 0)
+
+
 class Speller:
     """The spellings of token sequences in one vocabulary.
 
@@ -54,7 +57,7 @@ class Speller:
         names = [self._names.get(token, "") for token in tokens]
         inside = (name[-1:].isalnum() for name in ["", *names])
         return [
-            Spelling(NONE, 0) if before or not name[:1].isalnum() else self._at(names[i : i + LONGEST])
+            _NONE if before or not name[:1].isalnum() else self._at(names[i : i + LONGEST])
             for i, (name, before) in enumerate(zip(names, inside, strict=False))
         ]
 
@@ -62,7 +65,7 @@ class Speller:
         # An unnamed token (a control token) ends the word.
         most = names.index("") if "" in names else len(names)
         written = ((self._ids.get(self._marker + "".join(names[:n]), NONE), n) for n in range(most, 0, -1))
-        return next((Spelling(*each) for each in written if each[0] != NONE), Spelling(NONE, 0))
+        return next((Spelling(*each) for each in written if each[0] != NONE), _NONE)
 
 
 _SPELLERS: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, Speller] = weakref.WeakKeyDictionary()

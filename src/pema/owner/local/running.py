@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from pema.devices import fetched
 from pema.owner.batching import pad_right
 from pema.owner.causal_lm import output_embedding, state_argument, state_of
 from pema.owner.contract import Tap
@@ -105,7 +106,7 @@ class Runner:
         representations, _ = self.forward(
             tokens, lambda x: x.flatten(0, -2).index_select(0, wanted.to(x.device)), **arguments
         )
-        return representations.cpu()
+        return fetched(representations)
 
     @torch.inference_mode()
     def prefix(self, tokens: Sequence[int]) -> Prefix | None:
