@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 from fake_plm import FakePLM, build, some_examples
@@ -131,3 +132,7 @@ def test_batches_of_pairs_on_the_device_are_those_from_the_disk(memories, name, 
         ):
             for each in fields(Batch):
                 assert torch.equal(getattr(read, each.name), getattr(taken, each.name)), each.name
+
+
+def test_an_empty_view_has_no_batches(memories):
+    assert list(View(memories["float32"], np.empty(0, np.int64)).batches(4, shuffle_seed=1)) == []

@@ -53,7 +53,9 @@ class Captured:
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
+        device = self._inputs[0].device
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         # Other threads go on to copy what is read.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             self._output = self._run(*self._inputs)
         self._graph = graph

@@ -118,7 +118,7 @@ class JointRun:
         self.trained = self.loss if self.sampled is None else self.joint(self.sampled)
         self.dropout = Dropout(config.dropout, config.seed, self.device)
         self.captured = Captured(self.update, [self.dropout.random]) if captures else None
-        self.resident = self.train_view.resident(self.device) if processes.count == 1 else None
+        self.resident = memory.resident(self.device) if processes.count == 1 else None
         self.steps_per_epoch = math.ceil(self.train_view.pairs / config.batch_size)
         self.steps = config.epochs * self.steps_per_epoch
         if not stored:

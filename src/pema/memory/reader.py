@@ -176,6 +176,22 @@ class Memory:
         """Return a view of all pairs."""
         return View(self, None)
 
+    def resident(self, device: torch.device) -> Buffer | None:
+        """Copy all pairs to a GPU, from which the batches of views then take them.
+
+        Returns:
+            The pairs, in order; None on another device, or if they take more than `RESIDENT` of its free memory.
+        """
+        if device.type != "cuda" or self.pairs * self._row_bytes > RESIDENT * torch.cuda.mem_get_info(device)[0]:
+            return None
+        fills = self.view()._fills(AT_ONCE, None, BUFFER_BYTES, device, ALONE)
+        return Buffer.joined([filled.buffer.take(which) for filled in fills for which in filled.places()])
+
+    @property
+    def _row_bytes(self) -> int:
+        """Bytes of a stored representation."""
+        return self.manifest.plm.d_tap * DTYPES[self.manifest.dtype].itemsize
+
     def split(self, dev_fraction: float, seed: int) -> tuple[View, View]:
         """Split the examples at random into a training view and a held-out view.
 
@@ -335,7 +351,7 @@ class View:
             shuffle_seed: the same seed gives the same order; None keeps the order of the memory.
             buffer_bytes: size of the shuffled buffer in stored bytes.
             device: device of the representations and the targets, which restores the stored form.
-            resident: all pairs of the memory on the device, by `View.resident`, if they are there.
+            resident: all pairs of the memory on the device, by `Memory.resident`, if they are there.
 
         Raises:
             ConfigError: `batch_size` is below 1.
@@ -404,24 +420,6 @@ class View:
             head = copy.deepcopy(head).to(device)  # a module moves in place
         return head, channel_scales.to(device)
 
-    def resident(self, device: torch.device) -> Buffer | None:
-        """Copy all pairs of the memory to a GPU, from which `batches` and `parts` then take them.
-
-        Returns:
-            The pairs, in order; None on another device, or if they take more than `RESIDENT` of its free memory.
-        """
-        memory = self.memory
-        if device.type != "cuda" or memory.pairs * self._row_bytes > RESIDENT * torch.cuda.mem_get_info(device)[0]:
-            return None
-        fills = memory.view()._fills(AT_ONCE, None, BUFFER_BYTES, device, ALONE)
-        return Buffer.joined([filled.buffer.take(which) for filled in fills for which in filled.places()])
-
-    @property
-    def _row_bytes(self) -> int:
-        """Bytes of a stored representation."""
-        manifest = self.memory.manifest
-        return manifest.plm.d_tap * DTYPES[manifest.dtype].itemsize
-
     def _fills(
         self,
         batch_size: int,
@@ -434,12 +432,12 @@ class View:
         """Yield the filled buffers on a device; an accelerator computes on one while the next is prepared."""
         shuffle = None if shuffle_seed is None else np.random.default_rng(shuffle_seed)
         buffer_bytes = min(buffer_bytes, UNSHUFFLED_BYTES) if shuffle is None else buffer_bytes
-        groups = self._grouped(max(buffer_bytes // self._row_bytes, batch_size), shuffle)
+        groups = self._grouped(max(buffer_bytes // self.memory._row_bytes, batch_size), shuffle)
         plans = self._planned(groups, batch_size, shuffle)
         if resident is not None:
             return prefetch(self._taken(plans, resident))
-        largest = 0 if shuffle is None else max(sum(block.pairs for block in group) for group in groups) + batch_size
-        fills = self._filled(plans, processes, largest, pinned=device.type == "cuda")
+        largest = max((sum(block.pairs for block in group) for group in groups), default=0) + batch_size
+        fills = self._filled(plans, processes, 0 if shuffle is None else largest, pinned=device.type == "cuda")
         return prefetch(moved(fills, device)) if is_asynchronous(device) else fills
 
     def _grouped(self, buffer_pairs: int, shuffle: np.random.Generator | None) -> list[list[_Block]]:
@@ -474,7 +472,7 @@ class View:
         """Yield the filled buffers, whose pairs are on the device already."""
         rest, paired = torch.empty(0, dtype=torch.int64), resident.paired
         for plan in plans:
-            rows = torch.cat([rest, *(torch.from_numpy(self._places(block)) for block in plan.blocks)])
+            rows = torch.cat([rest, *(torch.from_numpy(self._in_memory(block)) for block in plan.blocks)])
             rows = rows if plan.order is None else rows[plan.order]
             yield Filled(resident.take(rows), paired[rows], None, plan.cuts)
             rest = rows[plan.stop :]
@@ -522,7 +520,7 @@ class View:
         starts, stops = offsets[block.examples], offsets[block.examples + 1]
         return np.repeat(starts - first, stops - starts) + self._steps(block)
 
-    def _places(self, block: _Block) -> Integers:
+    def _in_memory(self, block: _Block) -> Integers:
         """Return the places of the block's rows in the memory."""
         places: Integers = (self.memory._first_rows[block.shard] + np.arange(*self._span(block)))[self._rows(block)]
         return places
@@ -567,7 +565,7 @@ class View:
                 buffer.shards[here] = self.memory._channel_scales[1][block.shard]
             targets[here] = file.targets(first, last)[chosen]
             steps[here] = self._steps(block)
-            places[here] = self._places(block)
+            places[here] = self._in_memory(block)
             lengths = file.example_offsets[block.examples + 1] - file.example_offsets[block.examples]
             source_lengths[here] = np.repeat(file.source_lengths[block.examples], lengths)
             at += block.pairs
