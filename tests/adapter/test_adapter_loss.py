@@ -46,6 +46,37 @@ def test_cross_entropy_and_its_gradient_are_autograds(kind, n):
 
 
 @pytest.mark.parametrize("kind", HEADS)
+def test_one_kernel_for_the_loss_and_its_gradient_is_the_same(kind, monkeypatch):
+    def losses_of(logits, targets, bias, soft_cap):
+        """What the kernel does, by autograd."""
+        with torch.enable_grad():
+            x = logits.detach().float().requires_grad_()
+            raw = x if bias is None else x + bias
+            raw = raw if soft_cap is None else soft_cap * torch.tanh(raw / soft_cap)
+            losses = torch.nn.functional.cross_entropy(raw, targets, reduction="none")
+            losses.sum().backward()
+        logits.copy_(x.grad)
+        return losses.detach()
+
+    head = make_head(D, V, **HEADS[kind])
+    h, y = batch(2 * LEAST_ROWS + 5)
+    weights = torch.rand(len(y))
+    separate, fused = (CrossEntropy(head, bfloat16=True, chunk_bytes=1) for _ in range(2))
+    assert not separate.is_fused
+    monkeypatch.setattr("pema.adapter.loss.losses_of", losses_of)
+    monkeypatch.setattr("pema.adapter.loss.is_usable", lambda device: True)
+    assert fused.is_fused
+    results = []
+    for cross_entropy in (separate, fused):
+        mine = h.clone().requires_grad_()
+        loss = cross_entropy(mine, y, weights)
+        loss.backward()
+        results.append((loss.detach(), mine.grad, cross_entropy.each(h, y)))
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
 def test_a_large_head_in_half_precision_is_widened_a_piece_at_a_time(kind, stored, monkeypatch):
     monkeypatch.setattr("pema.adapter.loss.WIDENED_BYTES", 0)

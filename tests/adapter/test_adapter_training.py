@@ -186,7 +186,8 @@ def accelerator(monkeypatch):
         steps.append(run.state.step)
         read(run, *given)
 
-    monkeypatch.setattr(joint, "is_asynchronous", lambda device: True)
+    for module in ("adapter.joint", "adapter.loss", "adapter.sampled", "memory.reader", "memory.prompts"):
+        monkeypatch.setattr(f"pema.{module}.is_asynchronous", lambda device: True)
     monkeypatch.setattr(joint.JointRun, "read", watching)
     return steps
 
@@ -210,6 +211,24 @@ def test_an_accelerator_trains_the_same_adapter_and_is_rarely_waited_for(name, m
     ends = [per_epoch * epoch for epoch in (1, 2, 3)]
     due = [step for step in range(1, ends[-1] + 1) if step % joint.READ_EVERY == 0 or step % 50 == 0]
     assert sorted(steps) == sorted(due + ends)
+
+
+@pytest.mark.parametrize("core", [6, 100])  # with rare targets, and without
+@pytest.mark.parametrize(("name", "vocabulary"), [("residual", "sampled"), ("best", "full"), ("best", "sampled")])
+def test_what_an_accelerator_computes_for_all_rows_is_the_same(name, vocabulary, core, tmp_path, monkeypatch, request):
+    for module in ("config", "sampled", "training"):
+        monkeypatch.setattr(f"pema.adapter.{module}.SAMPLE", 5)
+    for module in ("config", "sampled"):
+        monkeypatch.setattr(f"pema.adapter.{module}.CORE", core)
+    memory = make_memory(tmp_path / "memory", examples=120, prompts=name == "best")
+    settings = {"epochs": 2, "batch_size": 16, "rank": 8, "precision": "float32", "log_every": 1, "copy_least": 0.0}
+    config = preset(name, vocabulary=vocabulary, **settings)
+    train(memory, config, tmp_path / "here")
+    request.getfixturevalue("accelerator")
+    train(memory, config, tmp_path / "there")
+    here, there = ([line["loss"] for line in log(tmp_path / folder, "step")] for folder in ("here", "there"))
+    assert len(here) > 50
+    assert there == pytest.approx(here, rel=1e-4)
 
 
 def test_batches_go_to_the_device_of_the_weights_whatever_the_current_one_of_a_thread(memory, tmp_path, monkeypatch):

@@ -95,7 +95,10 @@ def losses_of(logits: Tensor, targets: Tensor, bias: Tensor | None = None, soft_
 @functools.cache
 def is_usable(device: torch.device) -> bool:
     """Return whether the kernel can be compiled for a device; if it should be, a note says why it cannot."""
-    if triton is None or device.type != "cuda":
+    if device.type != "cuda":
+        return False
+    if triton is None:
+        note("the loss is computed by separate operators, because Triton is not installed: pip install triton")
         return False
     try:
         losses_of(

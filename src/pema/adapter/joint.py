@@ -93,8 +93,14 @@ class JointRun:
         self.agree()
         self.adapter.to(self.device)
         self.parameters = dict(self.adapter.named_parameters())
-        # The work of a step depends on the shapes of its batch alone, unless prompts are read or processes wait.
-        captures = self.device.type == "cuda" and processes.count == 1 and self.adapter.copying is None
+        # The work of a step depends on the shapes of its batch alone, unless prompts are read or processes wait, and
+        # these shapes are the same but for contexts without targets.
+        captures = (
+            self.device.type == "cuda"
+            and processes.count == 1
+            and self.adapter.copying is None
+            and memory.manifest.targets != "matched"
+        )
         self.optimizer = make_optimizer(self.adapter.groups(), config, captured=captures)
         self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
         if stored:
@@ -346,7 +352,8 @@ class JointRun:
     def measure(self, view: View) -> tuple[float, float, float]:
         """Return the mean losses (total, reconstruction, prediction) of the adapter over the pairs of `view`."""
         sums, pairs = torch.zeros(3, dtype=torch.float64, device=self.device), torch.zeros(1, dtype=torch.int64)
-        for batch in view.share(self.processes).batches(max(self.config.batch_size, 1024), device=self.device):
+        size, share = max(self.config.batch_size, 1024), view.share(self.processes)
+        for batch in share.batches(size, device=self.device, resident=self.resident):
             context, n = self.adapter.context(self.memory, batch.rows), len(batch.targets)
             loss = self.loss(self.adapter, batch.representations, batch.targets, context=context)
             sums += torch.stack(loss).double() * n
@@ -398,6 +405,8 @@ class JointRun:
             "signature": signature(config.to_dict(), config.seed),
         }
         self.adapter.eval().requires_grad_(False)
+        # A captured step refers to this run: without this, both would stay on the device after the training.
+        self.captured = self.resident = None
         fitted = None
         if self.held_out is not None:
             head = self.memory.head().to(self.device)

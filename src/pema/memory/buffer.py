@@ -136,11 +136,13 @@ class Buffer:
         return cls(**{each.name: join(each.name) for each in fields(cls)})  # type: ignore[arg-type]
 
     def on(self, device: torch.device) -> Buffer:
-        """Return the buffer on an accelerator, which may still be copying a pinned one."""
-        scales, shards = (
-            None if column is None else column.to(device, non_blocking=True) for column in (self.scales, self.shards)
-        )
-        f, targets = (column.to(device, non_blocking=True) for column in (self.representations, self.targets))
+        """Return the buffer on an accelerator; a GPU may still be copying a pinned one."""
+
+        def move_one(column: Tensor) -> Tensor:
+            return column.to(device, non_blocking=device.type == "cuda")
+
+        scales, shards = (None if column is None else move_one(column) for column in (self.scales, self.shards))
+        f, targets = move_one(self.representations), move_one(self.targets)
         return replace(self, representations=f, scales=scales, shards=shards, targets=targets)
 
     def batch(self, which: slice | Tensor, head: Head | None, channel_scales: Tensor) -> Batch:
@@ -182,21 +184,28 @@ class Filled:
         for cut in self.cuts:
             yield cut if self.order is None else self.order[cut]
 
+    def on(self, device: torch.device) -> Filled:
+        """Return the pairs on an accelerator, in the order of their batches."""
+        buffer, paired = self.buffer.on(device), self.paired
+        if self.order is not None:
+            buffer, paired = buffer.take(self.order), paired[self.order]
+        return Filled(buffer, paired, None, self.cuts)
+
 
 def moved(fills: Iterator[Filled], device: torch.device) -> Iterator[Filled]:
     """Yield buffers on an accelerator, in the order of their batches, copied beside what it computes."""
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
     for filled in fills:
-        with torch.cuda.stream(stream):
-            buffer, paired = filled.buffer.on(device), filled.paired
-            if filled.order is not None:
-                buffer, paired = buffer.take(filled.order), paired[filled.order]
-            if stream is not None:
-                stream.synchronize()  # the next buffer may be filled into the same memory
-                for tensor in (buffer.representations, buffer.targets, buffer.scales, buffer.shards):
-                    if tensor is not None:  # its memory is not free before the batches have been computed
-                        tensor.record_stream(torch.cuda.default_stream(device))
-        yield Filled(buffer, paired, None, filled.cuts)
+        if stream is None:
+            yield filled.on(device)
+            continue
+        with torch.cuda.device(device), torch.cuda.stream(stream):
+            there = filled.on(device)
+            stream.synchronize()  # the next buffer may be filled into the same memory
+        for tensor in (there.buffer.representations, there.buffer.targets, there.buffer.scales, there.buffer.shards):
+            if tensor is not None:  # its memory is not free before the batches have been computed
+                tensor.record_stream(torch.cuda.default_stream(device))
+        yield there
 
 
 def needed(cuts: Sequence[slice], order: Tensor | None, n: int, processes: Processes) -> Flags:
