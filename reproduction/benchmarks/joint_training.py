@@ -165,7 +165,7 @@ def stages(
     """Return the seconds of each stage of one pass alone; `other` is the rest of the pass."""
     config, steps = loop.config, len(products.batches)
     f = products.batches[0].float()
-    y = next(memory.view().batches(len(f), device=f.device)).targets
+    y = next(memory.view().batches(len(f))).targets
     assert isinstance(loop.run.loss.cross_entropy, CrossEntropy)
     cross_entropy, buffer = loop.run.loss.cross_entropy, products.buffers["p"][: len(f)]
     h = torch.randn_like(f)
@@ -192,7 +192,7 @@ def stages(
             "clipping and optimizer": optimise,
         }
         one["reading and shuffling"] = lambda: [
-            len(batch.targets) for batch in memory.view().batches(config.batch_size, shuffle_seed=0, device=f.device)
+            len(batch.targets) for batch in memory.view().batches(config.batch_size, shuffle_seed=0)
         ]
         times = alternate(one, repeats, warm_up=2) | passes
     median = {name: timing(t)["median_seconds"] for name, t in times.items()}

@@ -75,9 +75,9 @@ def test_a_process_does_not_read_the_representations_of_the_others(memories, mon
     view, read = memories["float32"].view(), []
     fill = View._fill
 
-    def watching(self, buffer, blocks, rest, *given):
+    def watching(self, buffer, blocks, rest, own):
         buffer.representations.fill_(torch.nan)
-        fill(self, buffer, blocks, rest, *given)
+        fill(self, buffer, blocks, rest, own)
         read.append(int(buffer.representations.isfinite().all(1).sum()))
 
     monkeypatch.setattr(View, "_fill", watching)

@@ -327,9 +327,9 @@ def test_timings():
     assert waiting["a"][0] < 0.1
     assert timing.row("x", 1.0, "s", "y", 0.9, ">= 0.85")["met"]
     assert not timing.row("x", 1.0, "s", "y", 1.06, "<= 1.05")["met"]
-    assert timing.kind_of("addmm") == "matrix products"
-    assert timing.kind_of("_softmax") == "softmax and cross-entropy"
-    assert timing.kind_of("add") == "other operators"
+    assert timing.kind_of("aten::addmm") == "matrix products"
+    assert timing.kind_of("aten::_softmax") == "softmax and cross-entropy"
+    assert timing.kind_of("aten::add") == "other operators"
     assert timing.kind_of("nvjet_tst_64x8_64x16_4x1_v_bz_TNT", timing.KERNELS) == "matrix products"
     assert timing.kind_of("_kernel", timing.KERNELS) == "softmax and cross-entropy"
     assert timing.kind_of("void at::native::vectorized_elementwise_kernel<4>", timing.KERNELS) == "other operators"

@@ -1,4 +1,4 @@
-"""A step of training as a CUDA graph: one launch in place of a hundred."""
+"""A step of training as a CUDA graph: one launch in place of one for each kernel."""
 
 from __future__ import annotations
 

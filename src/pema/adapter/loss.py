@@ -205,7 +205,7 @@ class CrossEntropy:
     def chunk(self, h: Tensor, y: Tensor, dh: Tensor | None) -> Tensor:
         """Return the loss of each row of h (c, d) with targets y (c,); write the gradient of their sum into `dh`."""
         if self.is_fused:
-            x = torch.mm((h * self.scale).to(self.dtype), self.W_hd.t())
+            x = torch.mm(self.scaled(h).to(self.dtype), self.W_hd.t())
             losses = losses_of(x, y, self.bias, self.soft_cap)
             if dh is not None:
                 dh.copy_(torch.mm(x, self.W_hd))
@@ -219,9 +219,13 @@ class CrossEntropy:
             self.step_back(p if slope is None else p.mul_(slope), dh)
         return losses
 
+    def scaled(self, h: Tensor) -> Tensor:
+        """Return h times the scale of the logits."""
+        return h * self.scale if self.scale != 1 else h
+
     def logits(self, h: Tensor) -> Tensor:
         """Compute the head's logits of (c, d): (c, V) float32, in a buffer that the next chunk reuses."""
-        h = h * self.scale if self.scale != 1 else h
+        h = self.scaled(h)
         self._logits, out = _view(self._logits, len(h), self.V)
         if self.dtype != torch.float32:
             self._rounded, rounded = _view(self._rounded, len(h), self.V)

@@ -260,10 +260,6 @@ class _Plan:
         """End of the last batch: what follows is the rest."""
         return self.cuts[-1].stop if self.cuts else 0
 
-    def needed(self, processes: Processes) -> Flags:
-        """Return which of the n rows this process needs: its parts of the batches, and the rows in none of these."""
-        return needed(self.cuts, self.order, self.pairs, processes)
-
 
 def _with_targets(filled: Filled) -> Iterator[slice | Tensor]:
     """Yield the batches without contexts that have no target, and without batches of these only."""
@@ -436,8 +432,9 @@ class View:
         plans = self._planned(groups, batch_size, shuffle)
         if resident is not None:
             return prefetch(self._taken(plans, resident))
-        largest = max((sum(block.pairs for block in group) for group in groups), default=0) + batch_size
-        fills = self._filled(plans, processes, 0 if shuffle is None else largest, pinned=device.type == "cuda")
+        sizes = (sum(block.pairs for block in group) for group in groups)
+        largest = 0 if shuffle is None else max(sizes, default=0) + batch_size
+        fills = self._filled(plans, processes, largest, pinned=device.type == "cuda")
         return prefetch(moved(fills, device)) if is_asynchronous(device) else fills
 
     def _grouped(self, buffer_pairs: int, shuffle: np.random.Generator | None) -> list[list[_Block]]:
@@ -490,7 +487,8 @@ class View:
                 self.memory.shards[block.shard].read_ahead(*self._span(block))
             n, order = plan.pairs, plan.order
             buffer = self._allocate(n, pinned) if reused is None else reused.take(slice(n))
-            self._fill(buffer, plan.blocks, rest, None if processes.count == 1 else plan.needed(processes))
+            own = None if processes.count == 1 else needed(plan.cuts, order, n, processes)
+            self._fill(buffer, plan.blocks, rest, own)
             yield Filled(buffer, buffer.paired, order, plan.cuts)
             rest = buffer.take(torch.arange(plan.stop, n) if order is None else order[plan.stop :])
 

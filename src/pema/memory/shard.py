@@ -194,8 +194,9 @@ def store(
     else:
         stored = f.to(DTYPES[dtype])
     # NaN is the largest and the smallest value. This is far faster than a mark for each value, of which few need one.
-    if len(f) and not all(torch.isfinite(torch.stack(torch.aminmax(stored if scales is None else scales)))):
-        finite = torch.isfinite(stored if scales is None else scales)
+    checked = stored if scales is None else scales
+    if len(f) and not all(torch.isfinite(torch.stack(torch.aminmax(checked)))):
+        finite = torch.isfinite(checked)
         broken = torch.isfinite(f).all(1).logical_not().nonzero()
         if len(broken):
             raise DataError(
